@@ -1,0 +1,128 @@
+//! The contract between a worker and what joins it to the other workers and producers:
+//! the embedded broker (`memory.rs`) or Redis (`redis/`).
+//!
+//! A worker tells its [`Broker`] what to subscribe and that texts wait; the broker tells
+//! the worker through [`Sink`]. All of it happens on the worker's thread. May not enter:
+//! sessions, sockets of clients.
+
+pub(crate) mod memory;
+pub(crate) mod redis;
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::endpoint::Channel;
+use crate::session::SessionKey;
+
+/// What a broker tells its worker. Calls come one after the other, never from within a call
+/// to [`Broker`].
+pub(crate) trait Sink {
+    /// Somebody published on a channel. Never waits: a reader that stalls is killed by Redis.
+    fn on_publication(&self, channel: &[u8], payload: &[u8]);
+    /// Nothing more is there at the moment: what was collected can leave.
+    fn on_pause(&self);
+    /// `channel` is subscribed: what is published from now on arrives.
+    fn on_subscribed(&self, channel: &[u8]);
+    /// The broker does not let us subscribe to `channel`.
+    fn on_refused(&self, channel: &[u8], refused: Refused);
+    /// The subscriptions are gone; they are made again by and by.
+    fn on_lost(&self);
+    /// All channels to subscribe.
+    fn wanted(&self) -> Vec<Channel>;
+    /// Texts to publish now, in order: at most about `max_bytes`, none when nothing waits.
+    fn take_texts(&self, max_bytes: usize) -> Vec<Text>;
+    /// What became of a text that was taken.
+    fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
+}
+
+/// A text on its way to the broker.
+#[derive(Debug)]
+pub(crate) struct Text {
+    pub(crate) channel: Channel,
+    pub(crate) payload: Bytes,
+    pub(crate) origin: Origin,
+}
+
+/// Who wants to know what became of a text.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// The session whose client sent it.
+    Session(SessionKey),
+    /// The caller of [`crate::Publisher::publish`].
+    Publisher(oneshot::Sender<Result<(), NotPublished>>),
+}
+
+/// Why a text was not published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotPublished {
+    /// The broker said no; the text was not published.
+    #[error("the broker refused the message: {0}")]
+    Refused(String),
+    /// The link broke before the answer came: the text may have been published or not,
+    /// so it is not sent again.
+    #[error("the link to the broker broke before it answered: nobody knows whether the message was published")]
+    Unknown,
+    /// It waited too long for a broker that is away.
+    #[error("the broker was away for too long; the message was not published")]
+    TimedOut,
+    /// The server has stopped, or too much waits already.
+    #[error("the server takes no messages now; the message was not published")]
+    Unavailable,
+}
+
+/// Why a channel was not subscribed, in words for an operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(pub(crate) Rc<str>);
+
+/// A worker's side of the broker.
+#[derive(Debug)]
+pub(crate) enum Broker {
+    Memory(memory::Port),
+    Redis(redis::Links),
+}
+
+impl Broker {
+    /// Subscribes `channel`; [`Sink::on_subscribed`] or [`Sink::on_refused`] follows.
+    pub(crate) fn subscribe(&self, channel: Channel) {
+        match self {
+            Self::Memory(port) => port.subscribe(channel),
+            Self::Redis(links) => links.subscribe(channel),
+        }
+    }
+
+    /// Unsubscribes `channel`, which was confirmed.
+    pub(crate) fn unsubscribe(&self, channel: Channel) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(links) => links.unsubscribe(channel),
+        }
+    }
+
+    /// Says that texts wait.
+    pub(crate) fn wake_publisher(&self) {
+        match self {
+            Self::Memory(port) => port.wake_publisher(),
+            Self::Redis(links) => links.wake_publisher(),
+        }
+    }
+
+    /// Whether a handshake has a chance of being subscribed in time.
+    pub(crate) fn is_reachable(&self) -> bool {
+        match self {
+            Self::Memory(_) => true,
+            Self::Redis(links) => links.is_reachable(),
+        }
+    }
+
+    /// Runs the broker's side of this worker for as long as the worker lives.
+    pub(crate) async fn run(&self, sink: Rc<dyn Sink>) {
+        match self {
+            Self::Memory(port) => port.run(sink).await,
+            Self::Redis(links) => links.run(sink).await,
+        }
+    }
+}

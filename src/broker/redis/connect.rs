@@ -1,0 +1,262 @@
+//! Makes a link: TCP, TLS or a Unix socket, then RESP3 with the crate's greeting.
+//!
+//! We open the stream ourselves, because a subscriber must see when it has nothing more
+//! to give (`poll_read` is pending): that is when collected frames are flushed.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::subscriber;
+use crate::config::{RedisAddress, RedisConfig, RedisUrl};
+
+/// Everything needed to make links, checked once at start.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    url: RedisUrl,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    connect_timeout: Duration,
+    pub(super) response_timeout: Duration,
+    pub(super) max_reconnect_delay: Duration,
+}
+
+/// Why links cannot be made with these settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    #[error("the Redis password file {path} cannot be read: {error}; check redis.password_file and its permissions")]
+    Password { path: PathBuf, error: io::Error },
+    #[error("the certificates in {path} cannot be read: {error}; redis.ca_file is a PEM file with CERTIFICATE blocks")]
+    Authorities { path: PathBuf, error: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the system has no trusted certificates: install ca-certificates or set redis.ca_file")]
+    NoAuthorities,
+    #[error("'{0}' is no host name TLS could check")]
+    ServerName(String),
+}
+
+/// Why a link was not made, or ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("{0} cannot be reached: {1}")]
+    Unreachable(String, io::Error),
+    #[error("{0} did not answer within {1:?}")]
+    Silent(String, Duration),
+    #[error("Redis refuses the link: {0} (user, password and ACL are under [redis]; RESP3 needs Redis 6 or newer)")]
+    Refused(redis::RedisError),
+    #[error("Redis ended the link: {0}")]
+    Ended(redis::RedisError),
+    #[error("Redis closed the link")]
+    Closed,
+}
+
+/// What moves a link's bytes, for as long as it is polled.
+type Driver = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Which of a worker's two links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Subscriber,
+    Publisher,
+}
+
+impl Settings {
+    /// Checks what can be checked without a connection.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a name that TLS cannot check.
+    pub(crate) fn try_new(
+        url: &RedisUrl,
+        config: &RedisConfig,
+        credential: Option<PathBuf>,
+    ) -> Result<Self, SettingsError> {
+        if let Some(database) = url.database.as_deref().filter(|database| *database != "0") {
+            tracing::warn!(database, "the database in the broker's address is ignored: Pub/Sub knows no databases");
+        }
+        let tls = match &url.address {
+            RedisAddress::Tls(host, _) => {
+                let name = ServerName::try_from(host.clone()).map_err(|_| SettingsError::ServerName(host.clone()))?;
+                Some((Arc::new(client_config(config.ca_file.as_deref())?), name))
+            }
+            RedisAddress::Tcp(..) | RedisAddress::Unix(_) => None,
+        };
+        let settings = Self {
+            url: url.clone(),
+            username: url.username.clone().or_else(|| config.username.clone()),
+            password_file: config.password_file.clone().or(credential),
+            tls,
+            connect_timeout: config.connect_timeout,
+            response_timeout: config.response_timeout,
+            max_reconnect_delay: config.max_reconnect_delay,
+        };
+        settings.password()?;
+        Ok(settings)
+    }
+
+    /// The password, read anew each time so that a rotated one is found.
+    fn password(&self) -> Result<Option<SecretString>, SettingsError> {
+        if let Some(password) = &self.url.password {
+            return Ok(Some(password.clone()));
+        }
+        let Some(path) = &self.password_file else { return Ok(None) };
+        let text =
+            std::fs::read_to_string(path).map_err(|error| SettingsError::Password { path: path.clone(), error })?;
+        let first = text.lines().next().unwrap_or_default();
+        Ok((!first.is_empty()).then(|| first.to_owned().into()))
+    }
+
+    /// Makes a link; its driver future must be polled for anything to happen on it.
+    pub(super) async fn connect(&self, role: Role) -> Result<(MultiplexedConnection, Driver), LinkError> {
+        tokio::time::timeout(self.connect_timeout, self.connect_patiently(role))
+            .await
+            .unwrap_or_else(|_| Err(LinkError::Silent(self.url.to_string(), self.connect_timeout)))
+    }
+
+    async fn connect_patiently(&self, role: Role) -> Result<(MultiplexedConnection, Driver), LinkError> {
+        let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
+        let transport = self.open().await.map_err(unreachable)?;
+        let password = self.password().map_err(|error| unreachable(io::Error::other(error)))?;
+        // CLIENT SETINFO is not in the least ACL the README names, so the crate's is skipped.
+        let mut greeting = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
+        if let Some(username) = &self.username {
+            greeting = greeting.set_username(username);
+        }
+        if let Some(password) = password {
+            greeting = greeting.set_password(password.expose_secret());
+        }
+        // Deadlines are ours: the crate's default of 500 ms would fail a slow server's answers.
+        let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
+        if role == Role::Subscriber {
+            config = config.set_push_sender(subscriber::on_push);
+        }
+        let stream = LinkStream { transport, role };
+        let (mut connection, driver) =
+            MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Refused)?;
+        let mut driver: Driver = Box::pin(driver);
+        let name = match role {
+            Role::Subscriber => "webws-subscriber",
+            Role::Publisher => "webws-publisher",
+        };
+        let mut set_name = redis::cmd("CLIENT");
+        set_name.arg("SETNAME").arg(name);
+        tokio::select! {
+            // Only a name for CLIENT LIST: an ACL may forbid it.
+            named = connection.send_packed_command(&set_name) => {
+                if let Err(error) = named {
+                    tracing::debug!(%error, "CLIENT SETNAME");
+                }
+            }
+            () = &mut driver => return Err(LinkError::Closed),
+        }
+        Ok((connection, driver))
+    }
+
+    async fn open(&self) -> io::Result<Transport> {
+        match &self.url.address {
+            RedisAddress::Unix(path) => Ok(Transport::Unix(UnixStream::connect(path).await?)),
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let Some((config, name)) = &self.tls else { return Ok(Transport::Tcp(stream)) };
+                let connector = TlsConnector::from(config.clone());
+                Ok(Transport::Tls(Box::new(connector.connect(name.clone(), stream).await?)))
+            }
+        }
+    }
+}
+
+fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> {
+    let mut roots = RootCertStore::empty();
+    match ca_file {
+        Some(path) => {
+            let fault = |error: Box<dyn std::error::Error + Send + Sync>| SettingsError::Authorities {
+                path: path.to_owned(),
+                error,
+            };
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.into()))? {
+                let certificate = certificate.map_err(|error| fault(error.into()))?;
+                roots.add(certificate).map_err(|error| fault(error.into()))?;
+            }
+            if roots.is_empty() {
+                return Err(fault("it holds none".into()));
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(SettingsError::NoAuthorities);
+            }
+        }
+    }
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+/// How bytes reach Redis.
+#[derive(Debug)]
+enum Transport {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+/// A link's stream; a subscriber's tells when it has nothing more to give.
+#[derive(Debug)]
+struct LinkStream {
+    transport: Transport,
+    role: Role,
+}
+
+impl AsyncRead for LinkStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = match &mut self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        if polled.is_pending() && self.role == Role::Subscriber {
+            subscriber::on_pause();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for LinkStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Redis as the broker: two links per worker, one to subscribe and one to publish, because
+//! the two must never share a connection.
+//!
+//! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever.
+//! The only room that names the redis crate. May not enter: sessions.
+
+mod connect;
+mod publisher;
+mod subscriber;
+mod supervisor;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Sink;
+use crate::endpoint::Channel;
+
+pub(crate) use connect::Settings;
+pub(crate) use supervisor::Health;
+
+/// A handshake is refused at once when the link has been away for this long; before, it
+/// waits for the link to come back. Chosen: a lost connection is back within it, a lost
+/// server is not.
+const BLIP: Duration = Duration::from_secs(1);
+
+/// What the subscriber shall do next, in order.
+#[derive(Debug)]
+enum Command {
+    Subscribe(Channel),
+    Unsubscribe(Channel),
+}
+
+/// A worker's links to Redis.
+#[derive(Debug)]
+pub(crate) struct Links {
+    settings: Arc<Settings>,
+    health: Arc<Health>,
+    commands: RefCell<VecDeque<Command>>,
+    commands_wait: Notify,
+    texts_wait: Notify,
+    /// Since when not all wanted channels are subscribed; `None` while they are.
+    deaf_since: Cell<Option<Instant>>,
+    hears_again: Notify,
+}
+
+impl Links {
+    pub(crate) fn new(settings: Arc<Settings>, health: Arc<Health>) -> Self {
+        Self {
+            settings,
+            health,
+            commands: RefCell::default(),
+            commands_wait: Notify::new(),
+            texts_wait: Notify::new(),
+            deaf_since: Cell::new(Some(Instant::now())),
+            hears_again: Notify::new(),
+        }
+    }
+
+    pub(super) fn subscribe(&self, channel: Channel) {
+        self.command(Command::Subscribe(channel));
+    }
+
+    pub(super) fn unsubscribe(&self, channel: Channel) {
+        self.command(Command::Unsubscribe(channel));
+    }
+
+    fn command(&self, command: Command) {
+        // Bounded: while the link is away nothing is unsubscribed, and handshakes are refused
+        // after a blip. The next link starts over with what the hub wants then.
+        self.commands.borrow_mut().push_back(command);
+        self.commands_wait.notify_one();
+    }
+
+    pub(super) fn wake_publisher(&self) {
+        self.texts_wait.notify_one();
+    }
+
+    pub(super) fn is_reachable(&self) -> bool {
+        self.deaf_since.get().is_none_or(|since| since.elapsed() < BLIP)
+    }
+
+    pub(super) async fn run(&self, sink: Rc<dyn Sink>) {
+        let _pushes = subscriber::PushTarget::set(sink.clone());
+        tokio::join!(subscriber::run(self, &*sink), publisher::run(self, &*sink));
+    }
+
+    fn is_deaf(&self) -> bool {
+        self.deaf_since.get().is_some()
+    }
+}

@@ -1,0 +1,123 @@
+//! A worker's publishing link: texts leave in order, all that wait in one pipeline.
+//!
+//! At most once: what was sent and not answered when the link breaks is reported as
+//! unknown and never sent again. While the worker's subscriptions are away nothing is
+//! sent, so that a client's own text comes back to it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, Value};
+
+use super::Links;
+use super::connect::{LinkError, Role};
+use super::supervisor::Backoff;
+use crate::broker::{NotPublished, Origin, Sink, Text};
+
+/// Bytes of one pipeline. Chosen: far under Redis' query buffer, and over what comes in a round trip.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Redis' `timeout` setting closes a publisher that is idle; and a dead link should be
+/// noticed before the next text is.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Keeps the link, forever.
+pub(super) async fn run(links: &Links, sink: &dyn Sink) {
+    let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
+    loop {
+        match links.settings.connect(Role::Publisher).await {
+            Err(error) => links.health.attempt_failed(&error),
+            Ok((mut connection, driver)) => {
+                links.health.link_is_up();
+                backoff.reset();
+                let error = tokio::select! {
+                    biased;
+                    () = driver => LinkError::Closed,
+                    error = serve(links, sink, &mut connection) => error,
+                };
+                links.health.link_is_lost(&error);
+            }
+        }
+        backoff.wait().await;
+    }
+}
+
+async fn serve(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnection) -> LinkError {
+    loop {
+        while links.is_deaf() {
+            links.hears_again.notified().await;
+        }
+        let texts = sink.take_texts(BATCH_BYTES);
+        let done = if !texts.is_empty() {
+            publish(links, sink, connection, texts).await
+        } else if tokio::time::timeout(PING_INTERVAL, links.texts_wait.notified()).await.is_err() {
+            ping(links, connection).await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = done {
+            return error;
+        }
+    }
+}
+
+async fn publish(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+    texts: Vec<Text>,
+) -> Result<(), LinkError> {
+    let mut pipeline = Pipeline::with_capacity(texts.len());
+    for text in &texts {
+        pipeline.cmd("PUBLISH").arg(&*text.channel).arg(&*text.payload);
+    }
+    let count = texts.len();
+    let unanswered = texts.into_iter().map(|text| (text.origin, text.payload.len())).collect();
+    let mut sent = Sent { sink, unanswered };
+    let timeout = links.settings.response_timeout;
+    let answers = tokio::time::timeout(timeout, connection.send_packed_commands(&pipeline, 0, count))
+        .await
+        .map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?
+        .map_err(LinkError::Ended)?;
+    for answer in answers {
+        sent.answer(match answer {
+            Value::ServerError(error) => {
+                Err(NotPublished::Refused(format!("{} {}", error.code(), error.details().unwrap_or_default())))
+            }
+            _ => Ok(()),
+        });
+    }
+    Ok(())
+}
+
+async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+    let timeout = links.settings.response_timeout;
+    match tokio::time::timeout(timeout, connection.send_packed_command(&redis::cmd("PING"))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(LinkError::Ended(error)),
+        Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
+    }
+}
+
+/// Texts that were sent. However this ends, every one of them is reported.
+struct Sent<'a> {
+    sink: &'a dyn Sink,
+    unanswered: VecDeque<(Origin, usize)>,
+}
+
+impl Sent<'_> {
+    fn answer(&mut self, outcome: Result<(), NotPublished>) {
+        if let Some((origin, bytes)) = self.unanswered.pop_front() {
+            self.sink.on_published(origin, bytes, outcome);
+        }
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        while !self.unanswered.is_empty() {
+            self.answer(Err(NotPublished::Unknown));
+        }
+    }
+}

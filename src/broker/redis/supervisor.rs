@@ -1,0 +1,123 @@
+//! What both links share: when to try again, and telling the operator once per change.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The pause before the first attempt to connect again.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+
+/// Pauses that double up to a limit, each cut by up to a half at random, so that many
+/// workers and nodes do not come back at the same instant.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(max: Duration) -> Self {
+        Self { next: FIRST_DELAY.min(max), max }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.next = FIRST_DELAY.min(self.max);
+    }
+
+    pub(super) async fn wait(&mut self) {
+        let pause = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
+        self.next = (self.next * 2).min(self.max);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The state of all links of a server, for one log line per change.
+#[derive(Debug)]
+pub(crate) struct Health {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Links that are not up.
+    down: usize,
+    /// Since when, and whether it was told.
+    since: Instant,
+    is_told: bool,
+    was_up: bool,
+}
+
+impl Health {
+    /// The health of `links` links, none of them up yet.
+    pub(crate) fn new(links: usize) -> Self {
+        Self { state: Mutex::new(State { down: links, since: Instant::now(), is_told: false, was_up: false }) }
+    }
+
+    /// A link is up.
+    pub(super) fn link_is_up(&self) {
+        self.change(|state| {
+            state.down = state.down.saturating_sub(1);
+            if state.down > 0 {
+                return;
+            }
+            if state.was_up {
+                tracing::info!(after = ?state.since.elapsed(), "Redis is back: all links are up and subscribed");
+            } else {
+                tracing::info!("Redis: all links are up");
+            }
+            state.was_up = true;
+            state.is_told = false;
+        });
+    }
+
+    /// A link that was up is lost.
+    pub(super) fn link_is_lost(&self, error: &dyn fmt::Display) {
+        self.change(|state| {
+            if state.down == 0 {
+                state.since = Instant::now();
+            }
+            state.down += 1;
+            state.tell(error);
+        });
+    }
+
+    /// A link could not be made.
+    pub(super) fn attempt_failed(&self, error: &dyn fmt::Display) {
+        self.change(|state| state.tell(error));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        // A panic while this is held can only come from tracing; the counts are right all the same.
+        change(&mut self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+}
+
+impl State {
+    fn tell(&mut self, error: &dyn fmt::Display) {
+        if std::mem::replace(&mut self.is_told, true) {
+            tracing::debug!(%error, "Redis is still away");
+        } else {
+            tracing::warn!(%error, "Redis is away: WebSockets stay open, new ones get 503, retrying");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_to_their_limit_and_start_anew() {
+        let mut backoff = Backoff::new(Duration::from_millis(400));
+        for longest in [50, 100, 200, 400, 400] {
+            let start = Instant::now();
+            backoff.wait().await;
+            let paused = start.elapsed().as_millis();
+            assert!((longest / 2..=longest + 1).contains(&paused), "{paused} of {longest}");
+        }
+        backoff.reset();
+        assert_eq!(backoff.next, FIRST_DELAY);
+    }
+}

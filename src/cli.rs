@@ -1,0 +1,66 @@
+//! The command line: arguments, help, completions and the man page from one definition.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use webws::{Broker, Listen};
+
+/// A sidecar beside nginx that joins browsers' WebSockets to Redis Pub/Sub channels.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Settings come from the defaults, then the file, then WEBWS_* variables (WEBWS_WORKERS=2,
+WEBWS_REDIS__USERNAME=web), then the options.
+
+Signals: SIGTERM and SIGINT close the connections over drain_time and end; a second one ends at once.
+Exit codes: 0 done, 1 could not go on, 64 wrong arguments, 78 wrong settings.
+Log lines: WEBWS_LOG=debug (or a tracing filter, as webws=debug) shows more than info.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve, until SIGTERM.
+    Run(RunArgs),
+    /// Check a configuration: list all its faults, or the settings that would be used.
+    Check {
+        /// The configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Try it out: a test page at http://127.0.0.1:8080/ and no Redis needed.
+    Dev {
+        /// The broker to use instead of the embedded one.
+        #[arg(long, value_name = "URL")]
+        broker: Option<Broker>,
+        /// Where to listen; may be repeated. Default: TCP 127.0.0.1:8080 and a Unix socket in the temporary directory.
+        #[arg(long, value_name = "unix:PATH|tcp:ADDR")]
+        listen: Vec<Listen>,
+    },
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page.
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to listen; may be repeated.
+    #[arg(long, value_name = "unix:PATH|tcp:ADDR")]
+    pub(crate) listen: Vec<Listen>,
+    /// The broker: "memory", redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH.
+    #[arg(long, value_name = "URL")]
+    pub(crate) broker: Option<Broker>,
+    /// Worker threads; 0 is one per core.
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+}

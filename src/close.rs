@@ -1,0 +1,109 @@
+//! Every way a session ends, in one table: what the peer is told, how it is
+//! counted, and whether the client should come back.
+//!
+//! Close codes are those of RFC 6455 §7.4.1 and the IANA registry (1013).
+//! May not enter: when a session ends (`session.rs` decides that).
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum CloseReason {
+    /// The client sent a close frame.
+    ClientClosed,
+    /// The client went without a close frame: FIN, RST or an error on the socket.
+    ClientGone,
+    /// The client broke RFC 6455.
+    ProtocolError,
+    /// A text was not UTF-8 (RFC 6455 §8.1).
+    InvalidText,
+    /// A frame or message was longer than the endpoint allows.
+    TooBig,
+    /// A text on an endpoint whose clients may not publish.
+    PublishDenied,
+    /// More bytes waited for the client than the endpoint allows.
+    SlowConsumer,
+    /// The client's socket took nothing for `stall_timeout`.
+    Stalled,
+    /// Not a byte from the client for `idle_timeout`.
+    Silent,
+    /// A text of the client could not be published in time, or nobody knows whether it was.
+    NotPublished,
+    /// The broker does not let us subscribe to the channel any more.
+    SubscriptionLost,
+    /// The sidecar stops.
+    GoingAway,
+    /// A fault of ours.
+    Internal,
+}
+
+/// What a [`CloseReason`] means on the wire and in the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CloseRow {
+    /// The code of our close frame; `None` where no frame of ours is sent
+    /// (a client's own close is answered by the wire, a gone client by nothing).
+    pub(crate) code: Option<u16>,
+    /// The reason in the close frame, ≤ 123 bytes (RFC 6455 §5.5).
+    pub(crate) text: &'static str,
+    /// The metric label.
+    pub(crate) label: &'static str,
+    /// Whether a client does well to connect again. Documentation for clients,
+    /// shown in the README's table.
+    pub(crate) come_back: bool,
+}
+
+impl CloseReason {
+    /// All reasons, in the order of the table in the README.
+    pub(crate) const ALL: [CloseReason; 13] = [
+        Self::ClientClosed,
+        Self::ClientGone,
+        Self::ProtocolError,
+        Self::InvalidText,
+        Self::TooBig,
+        Self::PublishDenied,
+        Self::SlowConsumer,
+        Self::Stalled,
+        Self::Silent,
+        Self::NotPublished,
+        Self::SubscriptionLost,
+        Self::GoingAway,
+        Self::Internal,
+    ];
+
+    /// The table.
+    pub(crate) const fn row(self) -> CloseRow {
+        let (code, text, label, come_back) = match self {
+            Self::ClientClosed => (None, "", "client_closed", false),
+            Self::ClientGone => (None, "", "client_gone", true),
+            Self::ProtocolError => (Some(1002), "protocol error", "protocol_error", false),
+            Self::InvalidText => (Some(1007), "text is not UTF-8", "invalid_text", false),
+            Self::TooBig => (Some(1009), "message too big", "too_big", false),
+            Self::PublishDenied => (Some(1008), "publishing is not allowed here", "publish_denied", false),
+            Self::SlowConsumer => (Some(1008), "too many bytes waiting: read faster", "slow_consumer", true),
+            Self::Stalled => (Some(1008), "no progress: nothing was read in time", "stalled", true),
+            Self::Silent => (Some(1001), "no sign of life from the client", "silent", true),
+            Self::NotPublished => {
+                (Some(1013), "a message could not be published: try again later", "not_published", true)
+            }
+            Self::SubscriptionLost => {
+                (Some(1013), "the channel cannot be subscribed: try again later", "subscription_lost", true)
+            }
+            Self::GoingAway => (Some(1001), "the server goes away: connect again", "going_away", true),
+            Self::Internal => (Some(1011), "internal error", "internal", true),
+        };
+        CloseRow { code, text, label, come_back }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_fits_a_control_frame_and_has_its_own_label() {
+        let mut labels = std::collections::HashSet::new();
+        for reason in CloseReason::ALL {
+            let row = reason.row();
+            assert!(row.text.len() <= 123, "{reason:?}");
+            assert!(labels.insert(row.label), "{reason:?}");
+        }
+    }
+}

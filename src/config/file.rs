@@ -1,0 +1,173 @@
+//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all
+//! faults in one go: a fault's lines are blanked and the text is read again.
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::{Config, ConfigError};
+
+/// More faults than this are not listed: the file is likely not ours.
+const MAX_FAULTS: usize = 50;
+
+impl Config {
+    /// Reads settings from the TOML `text` of the file called `name` and then from the
+    /// `WEBWS_*` variables in `environment`: `WEBWS_WORKERS=2`, `WEBWS_REDIS__USERNAME=web`
+    /// (two underscores lead into a table). What neither sets keeps its default.
+    ///
+    /// # Errors
+    /// Every unknown setting, wrong type or unreadable value, each with its place.
+    pub fn read(
+        name: &str,
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut faults = faults_in_text(name, text);
+        let mut table: Table = toml::from_str(text).unwrap_or_default();
+        for (variable, value) in environment {
+            let Some(path) = variable.strip_prefix("WEBWS_") else { continue };
+            let path = path.to_ascii_lowercase();
+            let keys: Vec<&str> = path.split("__").collect();
+            let value = to_value(&keys, &value);
+            // Alone first, so that the fault names the variable.
+            match Self::deserialize(nested(&keys, value.clone())) {
+                Ok(_) => merge(&mut table, nested(&keys, value)),
+                Err(error) => faults.push(format!("environment variable {variable}: {}", one_line(error.message()))),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(ConfigError::new(faults));
+        }
+        Self::deserialize(table)
+            .map_err(|error| ConfigError::new(vec![format!("{name}: {}", one_line(error.message()))]))
+    }
+}
+
+fn faults_in_text(name: &str, text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut lines: Vec<&str> = text.split('\n').collect();
+    while faults.len() < MAX_FAULTS {
+        let current = lines.join("\n");
+        let Err(error) = toml::from_str::<Config>(&current) else { break };
+        let Some(span) = error.span() else {
+            faults.push(format!("{name}: {}", one_line(error.message())));
+            break;
+        };
+        let line = current.get(..span.start).unwrap_or_default().matches('\n').count();
+        faults.push(format!("{name}, line {}: {}", line + 1, one_line(error.message())));
+        // Text that is no TOML has no further faults worth naming.
+        if toml::from_str::<Table>(&current).is_err() {
+            break;
+        }
+        let is_header = |line: &&str| line.trim_start().starts_with('[');
+        let mut rest = lines.iter_mut().skip(line);
+        let Some(first) = rest.next() else { break };
+        let whole_table = is_header(&&**first);
+        *first = "";
+        if whole_table {
+            rest.take_while(|line| !is_header(&&***line)).for_each(|line| *line = "");
+        }
+    }
+    faults
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// A variable's text as the type its setting wants: whole numbers, booleans and arrays are
+/// read as TOML, lists may be written `a,b`, everything else is a string.
+fn to_value(keys: &[&str], text: &str) -> Value {
+    if keys == ["listen"] && !text.trim_start().starts_with('[') {
+        return Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect());
+    }
+    match toml::from_str::<Table>(&format!("value = {text}")).ok().and_then(|mut table| table.remove("value")) {
+        Some(value @ (Value::Integer(_) | Value::Boolean(_) | Value::Array(_))) if keys != ["socket_mode"] => value,
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+fn nested(keys: &[&str], value: Value) -> Table {
+    let (Some(first), rest) = (keys.first(), keys.get(1..).unwrap_or_default()) else { return Table::new() };
+    let value = if rest.is_empty() { value } else { Value::Table(nested(rest, value)) };
+    Table::from_iter([((*first).to_owned(), value)])
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::read("webws.toml", text, environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(read("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn all_faults_of_a_file_are_named_with_their_lines() {
+        let error = read(
+            "workerz = 1\nworkers = \"two\"\n[limits]\nhandshake_timeout = \"soon\"\n[nonsense]\na = 1\nb = 2\n\
+             [[endpoint]]\nwire = \"perl\"\n",
+            &[],
+        )
+        .unwrap_err();
+        let faults: Vec<_> = error.faults().collect();
+        assert_eq!(faults.len(), 5, "{faults:#?}");
+        for place in ["line 1:", "line 2:", "line 4:", "line 5:", "line 9:"] {
+            assert!(faults.iter().any(|fault| fault.contains(place)), "{place} {faults:#?}");
+        }
+    }
+
+    #[test]
+    fn broken_toml_is_one_fault_with_its_line() {
+        let error = read("workers = 1\nlisten = [\n", &[]).unwrap_err();
+        assert_eq!(error.faults().count(), 1, "{error}");
+        assert!(error.to_string().starts_with("webws.toml, line "), "{error}");
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let config = read(
+            "workers = 1\n[redis]\nusername = \"a\"\nconnect_timeout = \"1s\"\n",
+            &[
+                ("WEBWS_WORKERS", "2"),
+                ("WEBWS_REDIS__USERNAME", "b"),
+                ("WEBWS_LISTEN", "unix:/a,tcp:127.0.0.1:1"),
+                ("WEBWS_SOCKET_MODE", "0600"),
+                ("PATH", "/bin"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.workers, 2);
+        assert_eq!(config.redis.username.as_deref(), Some("b"));
+        assert_eq!(config.redis.connect_timeout, Duration::from_secs(1));
+        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.socket_mode.0, 0o600);
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named() {
+        let error = read("", &[("WEBWS_WORKERS", "many"), ("WEBWS_NONSENSE", "1")]).unwrap_err().to_string();
+        assert!(error.contains("WEBWS_WORKERS") && error.contains("WEBWS_NONSENSE"), "{error}");
+    }
+
+    #[test]
+    fn effective_settings_can_be_read_again() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(read(&text, &[]).unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,190 @@
+//! Where the broker is: `memory`, `redis://`, `rediss://` or `unix://`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::ConfigError;
+
+/// Which broker joins the sessions.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Broker {
+    /// The embedded one: this process only, nothing to install.
+    Memory,
+    /// Redis, or what speaks its protocol.
+    Redis(RedisUrl),
+}
+
+/// Where a Redis is and who we are there. `Display` masks the password.
+#[derive(Debug, Clone)]
+pub struct RedisUrl {
+    pub(crate) address: RedisAddress,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<SecretString>,
+    pub(crate) database: Option<String>,
+}
+
+/// How a Redis is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RedisAddress {
+    /// `redis://HOST:PORT`
+    Tcp(String, u16),
+    /// `rediss://HOST:PORT`
+    Tls(String, u16),
+    /// `unix:///PATH`
+    Unix(PathBuf),
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self::Redis(RedisUrl {
+            address: RedisAddress::Tcp("127.0.0.1".to_owned(), 6379),
+            username: None,
+            password: None,
+            database: None,
+        })
+    }
+}
+
+impl FromStr for Broker {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        parse(text).map(Self::Redis).map_err(|what| {
+            // The text may hold a password, so it is not repeated.
+            ConfigError::new(vec![format!(
+                "the broker's address is wrong: {what}; write \"memory\", redis://HOST:PORT, \
+                 rediss://HOST:PORT or unix:///PATH (user and password before HOST as USER:PASSWORD@)"
+            )])
+        })
+    }
+}
+
+fn parse(text: &str) -> Result<RedisUrl, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let decoded = |text: &str| {
+        percent_decode_str(text).decode_utf8().map(Into::<String>::into).map_err(|_| "it is not UTF-8".to_owned())
+    };
+    let argument = |names: [&str; 2]| {
+        url.query_pairs().find(|(name, _)| names.contains(&name.as_ref())).map(|(_, value)| value.into_owned())
+    };
+    let path = decoded(url.path())?;
+    let host = || {
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or("it has no host")?;
+        Ok::<_, String>((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(6379)))
+    };
+    let (address, database) = match url.scheme() {
+        scheme @ ("redis" | "rediss") => {
+            let (host, port) = host()?;
+            let address =
+                if scheme == "rediss" { RedisAddress::Tls(host, port) } else { RedisAddress::Tcp(host, port) };
+            (address, Some(path.trim_start_matches('/').to_owned()))
+        }
+        "unix" | "redis+unix" => {
+            if !path.starts_with('/') || path.len() < 2 {
+                return Err("a Unix socket needs its full path, as unix:///run/redis/redis.sock".to_owned());
+            }
+            (RedisAddress::Unix(path.into()), argument(["db", "database"]))
+        }
+        other => return Err(format!("'{other}://' is not known")),
+    };
+    let username =
+        Some(decoded(url.username())?).filter(|name| !name.is_empty()).or_else(|| argument(["user", "username"]));
+    let password = url.password().map(decoded).transpose()?.or_else(|| argument(["pass", "password"]));
+    Ok(RedisUrl {
+        address,
+        username,
+        password: password.filter(|password| !password.is_empty()).map(Into::into),
+        database: database.filter(|database| !database.is_empty()),
+    })
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Redis(url) => url.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.address {
+            RedisAddress::Tcp(..) => "redis",
+            RedisAddress::Tls(..) => "rediss",
+            RedisAddress::Unix(..) => "unix",
+        };
+        write!(f, "{scheme}://")?;
+        if self.username.is_some() || self.password.is_some() {
+            let masked = if self.password.is_some() { ":***" } else { "" };
+            write!(f, "{}{masked}@", self.username.as_deref().unwrap_or_default())?;
+        }
+        match &self.address {
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) if host.contains(':') => {
+                write!(f, "[{host}]:{port}")
+            }
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => write!(f, "{host}:{port}"),
+            RedisAddress::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        let secret = |url: &Self| url.password.as_ref().map(|password| password.expose_secret().to_owned());
+        self.address == other.address
+            && self.username == other.username
+            && self.database == other.database
+            && secret(self) == secret(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> RedisUrl {
+        match text.parse() {
+            Ok(Broker::Redis(url)) => url,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_address_is_read() {
+        assert_eq!(url("redis://localhost").address, RedisAddress::Tcp("localhost".into(), 6379));
+        assert_eq!(url("redis://[::1]:7000").address, RedisAddress::Tcp("::1".into(), 7000));
+        assert_eq!(url("rediss://r.example:6380").address, RedisAddress::Tls("r.example".into(), 6380));
+        assert_eq!(url("unix:///run/redis.sock").address, RedisAddress::Unix("/run/redis.sock".into()));
+        assert_eq!(url("unix:///run/redis.sock?db=3").database.as_deref(), Some("3"));
+        assert_eq!(url("redis://localhost/2").database.as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn the_password_is_decoded_and_never_shown() {
+        let url = url("redis://web%40ws:p%2Fw@localhost:1");
+        assert_eq!(url.username.as_deref(), Some("web@ws"));
+        assert_eq!(url.password.as_ref().map(|p| p.expose_secret()), Some("p/w"));
+        for shown in [url.to_string(), format!("{url:?}")] {
+            assert!(!shown.contains("p/w") && !shown.contains("p%2Fw"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_address_is_refused_without_repeating_it() {
+        for wrong in ["redis:/secret", "http://secret", "unix://secret", "redis://", "secret"] {
+            let error = wrong.parse::<Broker>().unwrap_err().to_string();
+            assert!(error.contains("redis://HOST:PORT") && !error.contains("secret@"), "{error}");
+        }
+    }
+}

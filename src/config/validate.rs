@@ -1,0 +1,126 @@
+//! Checks what types alone cannot say, and reports all faults at once.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::{ChannelRule, Config, ConfigError, EndpointConfig, Listen};
+
+/// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
+const MAX_UNIX_PATH_BYTES: usize = 107;
+
+impl Config {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// All faults, one sentence each.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut faults = Vec::new();
+        for listen in &self.listen {
+            if let Listen::Unix(path) = listen
+                && path.as_os_str().len() > MAX_UNIX_PATH_BYTES
+            {
+                faults.push(format!(
+                    "listen: the path {} has more than {MAX_UNIX_PATH_BYTES} bytes, which no Unix socket can have",
+                    path.display()
+                ));
+            }
+        }
+        if self.workers > 1024 {
+            faults.push(format!("workers = {}: 0 (one per core) to 1024", self.workers));
+        }
+        let redis = &self.redis;
+        for (name, value) in [
+            ("redis.connect_timeout", redis.connect_timeout),
+            ("redis.response_timeout", redis.response_timeout),
+            ("redis.subscribe_timeout", redis.subscribe_timeout),
+            ("redis.max_reconnect_delay", redis.max_reconnect_delay),
+            ("limits.handshake_timeout", self.limits.handshake_timeout),
+        ] {
+            needs_time(&mut faults, name, value);
+        }
+        needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
+        if self.limits.max_handshakes == 0 {
+            faults.push("limits.max_handshakes = 0: nobody could connect".to_owned());
+        }
+        if self.endpoints.is_empty() {
+            faults.push("no endpoint is configured: leave [[endpoint]] out for /webws, or write one".to_owned());
+        }
+        let mut paths = HashSet::new();
+        for endpoint in &self.endpoints {
+            if !paths.insert(endpoint.path.as_str()) {
+                faults.push(format!("endpoint {}: two endpoints have this path", endpoint.path));
+            }
+            check_endpoint(&mut faults, endpoint);
+        }
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
+    }
+}
+
+fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
+    let at = |setting: &str| format!("endpoint {}: {setting}", endpoint.path);
+    let path = endpoint.path.as_str();
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"?#%".contains(&byte);
+    if !path.starts_with('/') || !path.bytes().all(is_plain) {
+        faults.push(at("path starts with '/' and has no blanks, '?', '#' or '%'"));
+    }
+    if endpoint.channel == ChannelRule::Path && path.ends_with('/') {
+        faults.push(at("path must not end with '/' when channel = \"path\": '/NAME' is added"));
+    }
+    if endpoint.channel != ChannelRule::Path && endpoint.argument.is_empty() {
+        faults.push(at("argument is empty"));
+    }
+    if !endpoint.subscribe && !endpoint.publish {
+        faults.push(at("neither subscribe nor publish: its clients could do nothing"));
+    }
+    for (name, value) in [
+        ("max_message_bytes", endpoint.max_message_bytes),
+        ("max_queue_bytes", endpoint.max_queue_bytes),
+        ("max_unpublished_bytes", endpoint.max_unpublished_bytes),
+    ] {
+        needs_bytes(faults, &at(name), value);
+    }
+    for (name, value) in [("stall_timeout", endpoint.stall_timeout), ("publish_timeout", endpoint.publish_timeout)] {
+        needs_time(faults, &at(name), value);
+    }
+    let (ping, idle) = (endpoint.ping_interval, endpoint.idle_timeout);
+    if !idle.is_zero() && (ping.is_zero() || idle <= ping) {
+        faults.push(at(
+            "idle_timeout must be longer than ping_interval, and 0s without pings: a silent client may be well",
+        ));
+    }
+}
+
+fn needs_time(faults: &mut Vec<String>, name: &str, value: Duration) {
+    if value.is_zero() || value > Duration::from_secs(86_400) {
+        faults.push(format!("{name} = \"{}\": more than 0s, at most one day", humantime::format_duration(value)));
+    }
+}
+
+fn needs_bytes(faults: &mut Vec<String>, name: &str, value: usize) {
+    if value == 0 || value > 1 << 30 {
+        faults.push(format!("{name} = {value}: 1 byte to 1 GiB"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid() {
+        Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let mut config = Config { workers: 5000, ..Config::default() };
+        config.listen = vec![Listen::Unix(format!("/{}", "x".repeat(120)).into())];
+        config.limits.handshake_timeout = Duration::ZERO;
+        let first = config.endpoints.first_mut().unwrap();
+        first.idle_timeout = Duration::from_secs(1);
+        first.max_message_bytes = 0;
+        config.endpoints.push(EndpointConfig { publish: false, subscribe: false, ..EndpointConfig::default() });
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.faults().count(), 7, "{error}");
+    }
+}

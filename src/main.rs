@@ -1,0 +1,147 @@
+//! The `webws` binary: arguments, configuration, logging, exit codes. Everything else is
+//! the library's.
+
+mod cli;
+mod logging;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use webws::{Config, ConfigError, EndpointConfig, Extra, ServerError};
+
+use cli::{Cli, Command, RunArgs};
+
+/// sysexits.h: the command was used wrongly.
+const EX_USAGE: u8 = 64;
+/// sysexits.h: something is wrong with the configuration.
+const EX_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for = !error.use_stderr();
+            // Help goes to stdout, which may be closed already.
+            drop(error.print());
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(EX_USAGE) };
+        }
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => {
+            let mut stderr = io::stderr().lock();
+            for line in message.lines() {
+                drop(writeln!(stderr, "webws: {line}"));
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Failure = (u8, String);
+
+fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => serve(run_config(args)?, Extra::None),
+        Command::Check { config } => check(&config),
+        Command::Dev { broker, listen } => {
+            let mut config = dev_config();
+            config.broker = broker.unwrap_or(webws::Broker::Memory);
+            if !listen.is_empty() {
+                config.listen = listen;
+            }
+            serve(config, Extra::TestPage)
+        }
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "webws", &mut out);
+            print(&out)
+        }
+        Command::Man => {
+            let mut out = Vec::new();
+            man_page(&mut out).map_err(|error| (1, error.to_string()))?;
+            print(&out)
+        }
+    }
+}
+
+fn run_config(args: RunArgs) -> Result<Config, Failure> {
+    let mut config = read_config(args.config.as_deref())?;
+    if !args.listen.is_empty() {
+        config.listen = args.listen;
+    }
+    config.broker = args.broker.unwrap_or(config.broker);
+    config.workers = args.workers.unwrap_or(config.workers);
+    config.validate().map_err(config_failure)?;
+    Ok(config)
+}
+
+fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
+    let (name, text) = match file {
+        None => ("configuration".to_owned(), String::new()),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                (EX_CONFIG, format!("the configuration file {} cannot be read: {error}", path.display()))
+            })?;
+            (path.display().to_string(), text)
+        }
+    };
+    // WEBWS_LOG is the logger's.
+    let environment = std::env::vars().filter(|(name, _)| name != "WEBWS_LOG");
+    Config::read(&name, &text, environment).map_err(config_failure)
+}
+
+fn config_failure(error: ConfigError) -> Failure {
+    (EX_CONFIG, error.to_string())
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
+    let config = read_config(Some(file))?;
+    config.validate().map_err(config_failure)?;
+    let settings = toml::to_string(&config).map_err(|error| (1, error.to_string()))?;
+    print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
+}
+
+fn dev_config() -> Config {
+    let mut config = Config::default();
+    let socket = std::env::temp_dir().join("webws-dev.sock");
+    config.listen = vec![webws::Listen::Tcp(([127, 0, 0, 1], 8080).into()), webws::Listen::Unix(socket)];
+    config.endpoints.push(EndpointConfig::plain());
+    config
+}
+
+fn serve(config: Config, extra: Extra) -> Result<(), Failure> {
+    logging::start().map_err(|error| (EX_CONFIG, error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| (1, format!("no runtime: {error}")))?;
+    runtime.block_on(webws::run_service(config, extra)).map_err(|error| match error {
+        ServerError::Config(error) => config_failure(error),
+        other => (1, other.to_string()),
+    })
+}
+
+fn man_page(out: &mut Vec<u8>) -> io::Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).section("8").render(out)?;
+    // One page for all: each subcommand's options follow.
+    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
+        let man = clap_mangen::Man::new(subcommand.clone());
+        writeln!(out, ".SH \"WEBWS {}\"", subcommand.get_name().to_uppercase())?;
+        man.render_description_section(out)?;
+        man.render_options_section(out)?;
+    }
+    Ok(())
+}
+
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err((1, format!("stdout: {error}"))),
+        _ => Ok(()),
+    }
+}

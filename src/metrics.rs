@@ -1,0 +1,156 @@
+//! What is counted, as an enum; one shard per worker, so that counting costs a plain add.
+//!
+//! May not enter: work on the message path beyond that add.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::close::CloseReason;
+
+/// Everything that is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counter {
+    /// Sessions that got their 101.
+    SessionsOpened,
+    /// Handshakes answered with another status.
+    HandshakesRefused,
+    /// Publications that came from the broker.
+    PublicationsReceived,
+    /// Frames handed to sessions.
+    FramesDelivered,
+    /// Clients' texts that the broker took.
+    TextsPublished,
+    /// Clients' texts that the broker did not take, or nobody knows.
+    TextsLost,
+    /// Times a worker lost its subscriptions.
+    SubscriptionsLost,
+    /// Sessions that ended, by reason.
+    SessionsClosed(CloseReason),
+}
+
+const PLAIN: [(Counter, &str); 7] = [
+    (Counter::SessionsOpened, "sessions_opened"),
+    (Counter::HandshakesRefused, "handshakes_refused"),
+    (Counter::PublicationsReceived, "publications_received"),
+    (Counter::FramesDelivered, "frames_delivered"),
+    (Counter::TextsPublished, "texts_published"),
+    (Counter::TextsLost, "texts_lost"),
+    (Counter::SubscriptionsLost, "subscriptions_lost"),
+];
+
+impl Counter {
+    const COUNT: usize = PLAIN.len() + CloseReason::ALL.len();
+
+    fn index(self) -> usize {
+        match self {
+            Self::SessionsOpened => 0,
+            Self::HandshakesRefused => 1,
+            Self::PublicationsReceived => 2,
+            Self::FramesDelivered => 3,
+            Self::TextsPublished => 4,
+            Self::TextsLost => 5,
+            Self::SubscriptionsLost => 6,
+            Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
+        }
+    }
+}
+
+/// One worker's counts. Only its worker adds; everybody may read.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    counts: [AtomicU64; Counter::COUNT],
+    sessions: AtomicU64,
+    beats: AtomicU64,
+}
+
+impl Shard {
+    pub(crate) fn new() -> Self {
+        Self {
+            counts: [const { AtomicU64::new(0) }; Counter::COUNT],
+            sessions: AtomicU64::new(0),
+            beats: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn add(&self, counter: Counter, n: u64) {
+        if let Some(count) = self.counts.get(counter.index()) {
+            count.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Sessions that are open or being opened.
+    pub(crate) fn set_sessions(&self, sessions: usize) {
+        self.sessions.store(sessions as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// The worker makes progress.
+    pub(crate) fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    fn get(&self, counter: Counter) -> u64 {
+        self.counts.get(counter.index()).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// A server's counts, readable from any thread. `Display` writes `name=value` pairs.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    shards: Arc<[Arc<Shard>]>,
+}
+
+impl Metrics {
+    pub(crate) fn new(shards: Arc<[Arc<Shard>]>) -> Self {
+        Self { shards }
+    }
+
+    /// Sessions that are open now.
+    pub fn sessions(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.sessions()).sum()
+    }
+
+    fn get(&self, counter: Counter) -> u64 {
+        self.shards.iter().map(|shard| shard.get(counter)).sum()
+    }
+}
+
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sessions={}", self.sessions())?;
+        for (counter, name) in PLAIN {
+            write!(f, " {name}={}", self.get(counter))?;
+        }
+        for reason in CloseReason::ALL {
+            match self.get(Counter::SessionsClosed(reason)) {
+                0 => {}
+                count => write!(f, " closed_{}={count}", reason.row().label)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_a_place_of_its_own() {
+        let shard = Shard::new();
+        let all = PLAIN.map(|(counter, _)| counter).into_iter();
+        let all: Vec<_> = all.chain(CloseReason::ALL.map(Counter::SessionsClosed)).collect();
+        for counter in &all {
+            shard.add(*counter, 1);
+        }
+        assert!(all.iter().all(|counter| shard.get(*counter) == 1));
+    }
+}

@@ -1,0 +1,205 @@
+//! Stream sockets: bind, accept, send, receive. All are CLOEXEC and non-blocking.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, getsockname, listen, recv,
+    send, sendmsg, shutdown, socket,
+};
+
+/// Connections that may wait to be accepted; beyond, a Unix client gets EAGAIN at once and
+/// nginx answers 502. Chosen: `somaxconn`'s default, the most the kernel grants.
+const BACKLOG: i32 = 4096;
+
+/// What stands at a socket's path.
+#[derive(Debug, PartialEq, Eq)]
+enum Occupant {
+    Nothing,
+    DeadSocket,
+    LiveSocket,
+    OtherFile,
+}
+
+/// The identity of a socket file we made, so that only ours is removed at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// Binds a Unix socket at `path` with permissions `mode` and, if given, the group of that
+/// name. A socket file that a dead process left is taken over.
+///
+/// # Errors
+/// With a sentence that says what stands in the way: a live process, another kind of file,
+/// a missing directory, an unknown group, missing rights.
+pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Result<(OwnedFd, FileId)> {
+    match occupant(path)? {
+        Occupant::Nothing => {}
+        Occupant::DeadSocket => std::fs::remove_file(path)?,
+        Occupant::LiveSocket => return Err(refusal("another process listens on it: stop that one first")),
+        Occupant::OtherFile => return Err(refusal("a file that is no socket stands there: remove or rename it")),
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    // Nobody can connect before listen(), so there is no moment with wrong permissions.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    if let Some(name) = group {
+        let group = nix::unistd::Group::from_name(name)?
+            .ok_or_else(|| refusal(&format!("there is no group '{name}' (socket_group)")))?;
+        nix::unistd::chown(path, None, Some(group.gid))?;
+    }
+    listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok((listener, file_id(path)?))
+}
+
+fn occupant(path: &Path) -> io::Result<Occupant> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
+        Err(error) => return Err(error),
+        Ok(file) if !file.file_type().is_socket() => return Ok(Occupant::OtherFile),
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Occupant::DeadSocket),
+        // EAGAIN is a full backlog: somebody listens.
+        Ok(_) => Ok(Occupant::LiveSocket),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Occupant::LiveSocket),
+        Err(error) => Err(error),
+    }
+}
+
+fn refusal(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::AddrInUse, what.to_owned())
+}
+
+fn file_id(path: &Path) -> io::Result<FileId> {
+    let file = std::fs::symlink_metadata(path)?;
+    Ok(FileId { device: file.dev(), inode: file.ino() })
+}
+
+/// Removes the socket file at `path` if it is still the one called `id`.
+pub(crate) fn remove_own(path: &Path, id: FileId) {
+    if file_id(path).is_ok_and(|found| found == id)
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        tracing::debug!(%error, path = %path.display(), "the socket file stays");
+    }
+}
+
+/// Makes a listener that came from elsewhere non-blocking.
+///
+/// # Errors
+/// When it is no open descriptor.
+pub(crate) fn set_nonblocking(listener: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL)?);
+    fcntl(listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Whether `socket` is of the TCP family rather than a Unix socket.
+pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
+    use nix::sys::socket::{SockaddrLike, SockaddrStorage};
+    getsockname::<SockaddrStorage>(socket.as_raw_fd())
+        .ok()
+        .and_then(|address| address.family())
+        .is_some_and(|family| family != AddressFamily::Unix)
+}
+
+/// Where a listener listens, in the notation of the configuration.
+pub(crate) fn address(socket: BorrowedFd<'_>) -> String {
+    use nix::sys::socket::SockaddrStorage;
+    match getsockname::<SockaddrStorage>(socket.as_raw_fd()) {
+        Ok(address) => match address.as_unix_addr() {
+            Some(unix) => format!("unix:{}", unix.path().unwrap_or(Path::new("?")).display()),
+            None => format!("tcp:{address}"),
+        },
+        Err(error) => format!("? ({error})"),
+    }
+}
+
+/// Accepts one connection.
+///
+/// # Errors
+/// `WouldBlock` when none waits; `EMFILE` and the like as accept(2) says.
+#[expect(unsafe_code, reason = "accept4 returns a number")]
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    // SAFETY: accept4 succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Switches Nagle's algorithm off on a TCP connection: frames leave at once.
+pub(crate) fn set_nodelay(socket: BorrowedFd<'_>) {
+    if let Err(error) = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpNoDelay, &true) {
+        tracing::debug!(%error, "TCP_NODELAY was not set");
+    }
+}
+
+/// Sends what the socket takes of `bytes`.
+///
+/// # Errors
+/// `WouldBlock` when it takes nothing now; else the connection is gone.
+pub(crate) fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?)
+}
+
+/// Sends what the socket takes of `slices`, in order.
+///
+/// # Errors
+/// As [`send_bytes`].
+pub(crate) fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    Ok(sendmsg::<UnixAddr>(socket.as_raw_fd(), slices, &[], flags, None)?)
+}
+
+/// Receives into `buffer`; 0 is the peer's FIN.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there; else the connection is gone.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+}
+
+/// Sends FIN.
+pub(crate) fn finish_sending(socket: &OwnedFd) {
+    // ENOTCONN: the peer was faster.
+    if let Err(error) = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Write) {
+        tracing::trace!(%error, "shutdown");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_sockets_file_is_taken_over_and_a_live_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let (live, id) = bind_unix(&path, 0o600, None).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(bind_unix(&path, 0o600, None).unwrap_err().to_string().contains("another process"));
+        drop(live);
+        remove_own(&path, id);
+        assert!(!path.exists());
+        std::fs::write(&path, "x").unwrap();
+        assert!(bind_unix(&path, 0o600, None).unwrap_err().to_string().contains("no socket"));
+        remove_own(&path, id);
+        assert!(path.exists(), "a file that is not ours is not removed");
+    }
+
+    #[test]
+    fn an_unknown_group_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = bind_unix(&dir.path().join("s"), 0o600, Some("no-such-group")).unwrap_err();
+        assert!(error.to_string().contains("no-such-group"), "{error}");
+    }
+}

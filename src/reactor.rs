@@ -1,0 +1,128 @@
+//! The sessions' readiness: one epoll per worker, awaited by tokio as a single descriptor.
+//!
+//! Edge-triggered. A session is registered for reading, and for writing only while it has
+//! something left to send: a socket that is writable all the time would wake us for every
+//! delivery. May not enter: what the bytes mean.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+use tokio::io::unix::AsyncFd;
+
+use crate::os;
+use crate::session::SessionKey;
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 1024;
+
+/// What a session waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// Bytes from the client.
+    Read,
+    /// Those, and room for bytes to the client.
+    ReadAndWrite,
+}
+
+/// What a session's socket is ready for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ready {
+    pub(crate) key: SessionKey,
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+}
+
+/// Registers sockets; the worker's half that is used while events are handled.
+#[derive(Debug)]
+pub(crate) struct Registrar(Registry);
+
+/// Waits for events.
+#[derive(Debug)]
+pub(crate) struct Reactor {
+    poll: AsyncFd<Poll>,
+    events: Events,
+}
+
+/// Makes a reactor, on the runtime that will await it.
+///
+/// # Errors
+/// When the process has no descriptor left.
+pub(crate) fn new() -> io::Result<(Reactor, Registrar)> {
+    let poll = Poll::new()?;
+    let registrar = Registrar(poll.registry().try_clone()?);
+    let poll = os::readiness::readable(poll)?;
+    Ok((Reactor { poll, events: Events::with_capacity(EVENTS) }, registrar))
+}
+
+impl Registrar {
+    /// Registers a socket. What is ready already is reported.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it, or `fs.epoll.max_user_watches` is reached.
+    pub(crate) fn add(&self, socket: BorrowedFd<'_>, key: SessionKey, wants: Wants) -> io::Result<()> {
+        self.0.register(&mut SourceFd(&socket.as_raw_fd()), token(key), interest(wants))
+    }
+
+    /// Changes what a socket waits for. What is ready already is reported again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn change(&self, socket: BorrowedFd<'_>, key: SessionKey, wants: Wants) -> io::Result<()> {
+        self.0.reregister(&mut SourceFd(&socket.as_raw_fd()), token(key), interest(wants))
+    }
+}
+
+impl Reactor {
+    /// Waits until some sockets are ready and hands each to `on`.
+    ///
+    /// # Errors
+    /// When epoll fails, which it does not while the reactor lives.
+    pub(crate) async fn turn(&mut self, mut on: impl FnMut(Ready)) -> io::Result<()> {
+        let mut guard = self.poll.readable_mut().await?;
+        guard.get_inner_mut().poll(&mut self.events, Some(std::time::Duration::ZERO))?;
+        if self.events.is_empty() {
+            guard.clear_ready();
+        }
+        for event in &self.events {
+            on(Ready {
+                key: key(event.token()),
+                // A closed or broken socket is found out by reading.
+                readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+                writable: event.is_writable(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn interest(wants: Wants) -> Interest {
+    match wants {
+        Wants::Read => Interest::READABLE,
+        Wants::ReadAndWrite => Interest::READABLE | Interest::WRITABLE,
+    }
+}
+
+// A token is a usize, and a session's key has 64 bits.
+const _: () = assert!(usize::BITS == 64, "webws needs a 64-bit target");
+
+fn token(key: SessionKey) -> Token {
+    Token((key.generation as usize) << 32 | key.index as usize)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the halves are taken apart as they were put together")]
+fn key(token: Token) -> SessionKey {
+    SessionKey { index: token.0 as u32, generation: (token.0 >> 32) as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_the_kernel() {
+        let original = SessionKey { index: 0xdead_beef, generation: 0x8765_4321 };
+        assert_eq!(key(token(original)), original);
+    }
+}

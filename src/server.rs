@@ -1,0 +1,453 @@
+//! A server: listeners, the acceptor that deals connections out, the workers' start and stop.
+//!
+//! May not enter: what connections say.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::broker::{NotPublished, memory, redis};
+use crate::config::{Broker, Config, ConfigError, Listen};
+use crate::endpoint::Channel;
+use crate::http::{Accepted, Pages, TEST_PAGE};
+use crate::metrics::{Metrics, Shard};
+use crate::os::{self, socket::FileId};
+use crate::throttle::Throttle;
+use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
+
+/// Connections accepted before the others have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// Messages of [`Publisher`]s that may wait for their worker.
+const MAX_REQUESTS: usize = 1_024;
+
+/// Descriptors kept back from sessions: listeners, links, logs, epolls, a spare.
+const RESERVED_DESCRIPTORS: usize = 128;
+
+/// Why a server does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The configuration has faults.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}{}", advice(.source))]
+    Listen {
+        /// The address as configured.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The sockets that systemd handed over are not what is expected.
+    #[error("socket activation: {0}")]
+    Activation(String),
+    /// A worker could not start or ended before its time.
+    #[error("worker {worker}: {source}")]
+    Worker {
+        /// Its number, from 0.
+        worker: usize,
+        /// What ended it.
+        source: io::Error,
+    },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; create the directory first (systemd: RuntimeDirectory= or the .socket unit)",
+        io::ErrorKind::PermissionDenied => "; check the rights on the directory, or run as a user that has them",
+        _ => "",
+    }
+}
+
+/// A WebSocket server on listeners of its own or yours. Made with [`Server::bind`] or
+/// [`Server::on`], run with [`Server::run`].
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let mut config = webws::Config::default();
+/// config.broker = "memory".parse()?;
+/// let listener = std::os::unix::net::UnixListener::bind(
+///     # { let dir = std::env::temp_dir().join(format!("webws-doc-{}", std::process::id()));
+///     # if dir.exists() { std::fs::remove_file(&dir)?; }
+///     # dir }
+/// )?;
+/// let server = webws::Server::on(config, vec![listener.into()])?;
+/// let publisher = server.publisher();
+/// let shutdown = async { /* when your program ends */ };
+/// server.run(shutdown).await?;
+/// assert!(publisher.publish("chat:zhang", "too late").await.is_err());
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    config: Arc<Config>,
+    listeners: Vec<Listener>,
+    seeds: Vec<BrokerSeed>,
+    metrics: Metrics,
+    shards: Arc<[Arc<Shard>]>,
+    pages: Pages,
+    requests: (mpsc::Sender<PublishRequest>, mpsc::Receiver<PublishRequest>),
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: OwnedFd,
+    /// The socket file we made, removed at the end.
+    file: Option<(PathBuf, FileId)>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some((path, id)) = &self.file {
+            os::socket::remove_own(path, *id);
+        }
+    }
+}
+
+impl Server {
+    /// A server that listens where `config.listen` says. The sockets accept from now on.
+    ///
+    /// # Errors
+    /// A fault in the configuration, a file it names that cannot be read, or an address that
+    /// cannot be listened on.
+    pub fn bind(config: Config) -> Result<Self, ServerError> {
+        let mut server = Self::on(config, Vec::new())?;
+        if server.config.listen.is_empty() {
+            return Err(ConfigError::new(vec!["listen is empty: write one address at least".to_owned()]).into());
+        }
+        for listen in &server.config.listen {
+            let bound = match listen {
+                Listen::Unix(path) => bind_unix(path, &server.config),
+                Listen::Tcp(address) => std::net::TcpListener::bind(address)
+                    .map(|listener| Listener { socket: listener.into(), file: None }),
+            };
+            let listener =
+                bound.and_then(|listener| os::socket::set_nonblocking(listener.socket.as_fd()).map(|()| listener));
+            server
+                .listeners
+                .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
+        }
+        Ok(server)
+    }
+
+    /// A server on listeners that exist already: `UnixListener` and `TcpListener` of std
+    /// both convert into `OwnedFd`. `config.listen` is not used.
+    ///
+    /// # Errors
+    /// A fault in the configuration, a file it names that cannot be read, or a descriptor that
+    /// is not open.
+    pub fn on(config: Config, listeners: Vec<OwnedFd>) -> Result<Self, ServerError> {
+        config.validate()?;
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let seeds = match &config.broker {
+            Broker::Memory => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),
+            Broker::Redis(url) => {
+                let credential = os::systemd::credential("redis-password");
+                let settings = redis::Settings::try_new(url, &config.redis, credential)
+                    .map_err(|error| ConfigError::new(vec![error.to_string()]))?;
+                let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(2 * workers)));
+                (0..workers).map(|_| BrokerSeed::Redis(settings.clone(), health.clone())).collect()
+            }
+        };
+        let shards: Arc<[_]> = (0..workers).map(|_| Arc::new(Shard::new())).collect();
+        let mut server = Self {
+            config: Arc::new(config),
+            listeners: Vec::new(),
+            seeds,
+            metrics: Metrics::new(shards.clone()),
+            shards,
+            pages: &[],
+            requests: mpsc::channel(MAX_REQUESTS),
+        };
+        for socket in listeners {
+            os::socket::set_nonblocking(socket.as_fd())
+                .map_err(|source| ServerError::Listen { address: "the given socket".to_owned(), source })?;
+            server.listeners.push(Listener { socket, file: None });
+        }
+        Ok(server)
+    }
+
+    /// Serves the test page at `/` as well.
+    #[must_use]
+    pub fn with_test_page(mut self) -> Self {
+        self.pages = TEST_PAGE;
+        self
+    }
+
+    /// Publishes through this server's broker, for as long as it runs.
+    pub fn publisher(&self) -> Publisher {
+        Publisher { requests: self.requests.0.clone() }
+    }
+
+    /// The server's counts.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
+    /// How many workers it has.
+    pub fn workers(&self) -> usize {
+        self.seeds.len()
+    }
+
+    /// Where it listens, for a log line.
+    pub(crate) fn addresses(&self) -> String {
+        let addresses = self.listeners.iter().map(|listener| os::socket::address(listener.socket.as_fd()));
+        addresses.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Serves until `shutdown` resolves, then drains: accepts no more, closes the sessions
+    /// with 1001 spread over `drain_time`, and ends. Needs a tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    /// When a worker cannot start or ends before its time.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the server at once: all connections are closed without a word.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+        self.start()?.run_until(shutdown).await
+    }
+
+    /// Starts the workers.
+    pub(crate) fn start(self) -> Result<Running, ServerError> {
+        let (orders, ordered) = watch::channel(Order::Serve);
+        let (mut inlets, mut ends) = (Vec::new(), Vec::new());
+        let mut requests = Some(self.requests.1);
+        let max_sessions = match self.config.limits.max_sessions {
+            0 => os::limit::descriptors().saturating_sub(RESERVED_DESCRIPTORS).max(1),
+            limit => limit,
+        };
+        for (number, (broker, shard)) in self.seeds.into_iter().zip(self.shards.iter()).enumerate() {
+            let (queue, accepted) = mpsc::channel(self.config.limits.max_handshakes);
+            let seed = WorkerSeed {
+                config: self.config.clone(),
+                broker,
+                shard: shard.clone(),
+                metrics: self.metrics.clone(),
+                max_sessions,
+                pages: self.pages,
+                accepted,
+                requests: requests.take(),
+                orders: ordered.clone(),
+            };
+            let (tell, ended) = oneshot::channel();
+            let thread = std::thread::Builder::new()
+                .name(format!("webws-{number}"))
+                .spawn(move || drop(tell.send(worker::run(seed))))
+                .map_err(|source| ServerError::Worker { worker: number, source })?;
+            inlets.push(Inlet { queue, shard: shard.clone() });
+            ends.push(End { ended, thread });
+        }
+        Ok(Running { listeners: self.listeners, inlets, ends, orders })
+    }
+}
+
+fn bind_unix(path: &Path, config: &Config) -> io::Result<Listener> {
+    let (socket, id) = os::socket::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
+    Ok(Listener { socket, file: Some((path.to_owned(), id)) })
+}
+
+/// A server whose workers run.
+#[derive(Debug)]
+pub(crate) struct Running {
+    listeners: Vec<Listener>,
+    inlets: Vec<Inlet>,
+    ends: Vec<End>,
+    orders: watch::Sender<Order>,
+}
+
+/// Where connections go into a worker.
+#[derive(Debug)]
+struct Inlet {
+    queue: mpsc::Sender<Accepted>,
+    shard: Arc<Shard>,
+}
+
+/// How a worker ends.
+#[derive(Debug)]
+struct End {
+    ended: oneshot::Receiver<io::Result<()>>,
+    thread: JoinHandle<()>,
+}
+
+impl Inlet {
+    /// Sessions it has and connections that wait to become one.
+    fn load(&self) -> u64 {
+        self.shard.sessions() + (self.queue.max_capacity() - self.queue.capacity()) as u64
+    }
+}
+
+impl End {
+    fn result(told: Result<io::Result<()>, oneshot::error::RecvError>) -> io::Result<()> {
+        told.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
+    }
+}
+
+impl Running {
+    /// Each worker's counts, for a watchdog.
+    pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {
+        self.inlets.iter().map(|inlet| inlet.shard.clone()).collect()
+    }
+
+    /// Serves until `shutdown` resolves, then drains.
+    pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+        tokio::select! {
+            () = shutdown => {}
+            error = accept_all(&self.listeners, &self.inlets) => return Err(error),
+            error = first_end(&mut self.ends) => return Err(error),
+        }
+        // Nobody new; what waits in the backlog stays there for the next process when the
+        // socket is systemd's, and is refused by the kernel when it was ours.
+        self.listeners.clear();
+        self.orders.send_replace(Order::Drain);
+        for (worker, End { ended, thread }) in self.ends.into_iter().enumerate() {
+            let result = End::result(ended.await);
+            // To tell its end was the thread's last act.
+            drop(thread.join());
+            result.map_err(|source| ServerError::Worker { worker, source })?;
+        }
+        Ok(())
+    }
+}
+
+async fn first_end(ends: &mut [End]) -> ServerError {
+    let ended = ends.iter_mut().enumerate().map(|(worker, end)| {
+        Box::pin(async move {
+            let result = End::result((&mut end.ended).await);
+            let source = result.err().unwrap_or_else(|| io::Error::other("it ended before its time"));
+            ServerError::Worker { worker, source }
+        })
+    });
+    first(ended.collect()).await
+}
+
+/// Accepts on all listeners; returns only when one cannot be used any more.
+async fn accept_all(listeners: &[Listener], inlets: &[Inlet]) -> ServerError {
+    let mut refusing = JoinSet::new();
+    let mut sockets = Vec::new();
+    for listener in listeners {
+        match os::readiness::readable(listener.socket.as_fd()) {
+            Ok(socket) => sockets.push(socket),
+            Err(source) => {
+                return ServerError::Listen { address: os::socket::address(listener.socket.as_fd()), source };
+            }
+        }
+    }
+    if sockets.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        let readable = sockets.iter().map(|socket| Box::pin(socket.readable()));
+        let mut guard = match first(readable.collect()).await {
+            Ok(guard) => guard,
+            Err(source) => return ServerError::Listen { address: "a listener".to_owned(), source },
+        };
+        for _ in 0..ACCEPTS_PER_TURN {
+            match os::socket::accept(guard.get_inner().as_fd()) {
+                Ok(socket) => deal(inlets, socket, &mut refusing),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    guard.clear_ready();
+                    break;
+                }
+                // The peer was faster.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
+                Err(error) => {
+                    wait_for_room(&error).await;
+                    break;
+                }
+            }
+        }
+        while refusing.try_join_next().is_some() {}
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The first of several futures; the others are dropped.
+async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
+    std::future::poll_fn(|cx| {
+        for future in &mut futures {
+            if let ready @ std::task::Poll::Ready(_) = std::pin::Pin::new(future).poll(cx) {
+                return ready;
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+/// Out of descriptors or memory: the backlog keeps what comes until there is room.
+async fn wait_for_room(error: &io::Error) {
+    static NO_ROOM: Throttle = Throttle::per_minute();
+    if NO_ROOM.allows() {
+        tracing::error!(%error, "connections cannot be accepted: raise LimitNOFILE or lower limits.max_sessions");
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+fn deal(inlets: &[Inlet], socket: OwnedFd, refusing: &mut JoinSet<()>) {
+    static OVERFLOW: Throttle = Throttle::per_minute();
+    let Some(inlet) = inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
+    if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
+        if OVERFLOW.allows() {
+            tracing::warn!("too many handshakes wait: answering 503 (limits.max_handshakes)");
+        }
+        if refusing.len() < MAX_REQUESTS {
+            refusing.spawn(refuse(full.into_inner().socket));
+        }
+    }
+}
+
+/// Answers 503 without looking at the request.
+async fn refuse(socket: OwnedFd) {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\n\
+        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 46\r\n\r\ntoo many handshakes wait: try again in a while\n";
+    let Ok(socket) = os::readiness::readable(socket) else { return };
+    // The request is read first: closing with unread bytes would reset the connection.
+    let request = async {
+        let mut buffer = [0; 4096];
+        let mut guard = socket.readable().await?;
+        guard.try_io(|socket| os::socket::receive(socket.as_fd(), &mut buffer)).unwrap_or(Ok(0))?;
+        os::socket::send_bytes(socket.as_fd(), ANSWER)
+    };
+    if !matches!(tokio::time::timeout(Duration::from_secs(1), request).await, Ok(Ok(_))) {
+        tracing::trace!("a refused client did not wait for its answer");
+    }
+}
+
+/// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    requests: mpsc::Sender<PublishRequest>,
+}
+
+impl Publisher {
+    /// Publishes `payload` on `channel` (its full name, as `chat:zhang`) and waits for the
+    /// broker's word. Messages of one publisher leave in the order of the calls.
+    ///
+    /// # Errors
+    /// When it was not published, or nobody knows: see [`NotPublished`].
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolves, the message may be published or not.
+    pub async fn publish(&self, channel: impl Into<Bytes>, payload: impl Into<Bytes>) -> Result<(), NotPublished> {
+        let (tell, told) = oneshot::channel();
+        let request = PublishRequest { channel: Channel::from(channel.into()), payload: payload.into(), tell };
+        self.requests.send(request).await.map_err(|_| NotPublished::Unavailable)?;
+        told.await.unwrap_or(Err(NotPublished::Unavailable))
+    }
+}

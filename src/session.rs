@@ -1,0 +1,426 @@
+//! One browser connection as data, and its transitions: readable, writable, tick, close.
+//!
+//! Between two calls a session is complete and portable: its channel and endpoint, the bytes
+//! it has read and not used, what it still has to send, its liveness clock. It knows its
+//! socket and nothing else. May not enter: the broker, the hub, tasks, other sessions.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::close::CloseReason;
+use crate::endpoint::{Channel, Endpoint};
+use crate::hub::SubscriberId;
+use crate::os;
+use crate::outbound::Outbound;
+use crate::reactor::Wants;
+use crate::wheel::{Millis, millis};
+use crate::wire::Wire;
+use crate::ws::frame;
+use crate::ws::reader::{Flow, Incoming, Reader};
+
+/// Bytes read from a socket at once. Chosen: a whole largest message of the Lua handler's
+/// limit and its header; one buffer per worker, not per session.
+pub(crate) const SCRATCH_BYTES: usize = 66 << 10;
+
+/// Reads of one session before the others have their turn.
+const READS_PER_TURN: usize = 4;
+
+/// How long a client's close frame is awaited after ours, and then its FIN after ours.
+/// Chosen: a browser answers within a round trip; the wire contract allows 2.5 s in all.
+const CLOSE_WAIT: Millis = 1_000;
+
+/// Which session of a worker. A key is never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub(crate) struct SessionKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Subscribed; its 101 has not left. What is published is queued.
+    Opening,
+    /// Messages go both ways.
+    Open,
+    /// A close frame is the last we send. `awaits_reply`: the client's is to come.
+    Closing { reason: CloseReason, until: Millis, awaits_reply: bool },
+    /// FIN is sent; what the client still sends is read off, because closing a socket
+    /// with unread bytes resets it, and a reset can destroy the close frame on its way.
+    Ending { reason: CloseReason, until: Millis },
+}
+
+/// What a transition asks of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing.
+    Stay,
+    /// The socket has more to read: call again when the others had their turn.
+    Again,
+    /// Close it for this reason: [`Session::close`].
+    Close(CloseReason),
+    /// It closes itself and needs no publications any more.
+    Closing,
+    /// It is over: drop it.
+    End(CloseReason),
+}
+
+/// One browser connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) endpoint: Rc<Endpoint>,
+    pub(crate) channel: Channel,
+    wire: Wire,
+    /// Its places in the hub: one today, several channels on one connection later.
+    pub(crate) subscriptions: Vec<SubscriberId>,
+    socket: Option<OwnedFd>,
+    phase: Phase,
+    reader: Reader,
+    outbound: Option<Box<Outbound>>,
+    /// When the client sent something last, and when it was last pinged.
+    heard_at: Millis,
+    pinged_at: Millis,
+    /// When it gave a sign of life: sent something, or took something of a backlog.
+    alive_at: Millis,
+    /// Its texts that the broker has not answered for: their bytes, their number, and since
+    /// when there was no progress with them.
+    unpublished_bytes: usize,
+    unpublished_texts: usize,
+    unpublished_since: Millis,
+    /// Whether its socket is not read, because too many of its texts wait.
+    is_paused: bool,
+    /// When the wheel shall bring it up; the worker's book-keeping.
+    pub(crate) due: Millis,
+    /// What its socket is registered for; the worker's book-keeping.
+    pub(crate) registered: Wants,
+}
+
+impl Session {
+    pub(crate) fn new(endpoint: Rc<Endpoint>, channel: Channel, wire: Wire, now: Millis) -> Self {
+        Self {
+            endpoint,
+            channel,
+            wire,
+            subscriptions: Vec::new(),
+            socket: None,
+            phase: Phase::Opening,
+            reader: Reader::default(),
+            outbound: None,
+            heard_at: now,
+            pinged_at: now,
+            alive_at: now,
+            unpublished_bytes: 0,
+            unpublished_texts: 0,
+            unpublished_since: now,
+            is_paused: false,
+            due: Millis::MAX,
+            registered: Wants::Read,
+        }
+    }
+
+    /// Gives the session its socket: the 101 has left. What waits is sent.
+    pub(crate) fn attach(&mut self, socket: OwnedFd, now: Millis) -> Outcome {
+        self.socket = Some(socket);
+        self.phase = Phase::Open;
+        (self.heard_at, self.pinged_at, self.alive_at) = (now, now, now);
+        self.on_writable(now)
+    }
+
+    pub(crate) fn socket(&self) -> Option<&OwnedFd> {
+        self.socket.as_ref()
+    }
+
+    /// What the socket should be registered for.
+    pub(crate) fn wants(&self) -> Wants {
+        if self.outbound.is_some() { Wants::ReadAndWrite } else { Wants::Read }
+    }
+
+    /// Sends whole frames, or queues what the socket does not take.
+    pub(crate) fn deliver(&mut self, frames: &Bytes, now: Millis) -> Outcome {
+        if matches!(self.phase, Phase::Closing { .. } | Phase::Ending { .. }) {
+            return Outcome::Stay;
+        }
+        self.push(frames, now)
+    }
+
+    fn push(&mut self, frames: &Bytes, now: Millis) -> Outcome {
+        if let Some(queue) = &mut self.outbound {
+            queue.push(frames.clone());
+        } else {
+            let sent = match &self.socket {
+                Some(socket) => match os::socket::send_bytes(socket.as_fd(), frames) {
+                    Ok(sent) if sent == frames.len() => return Outcome::Stay,
+                    Ok(sent) => sent,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                    Err(_) => return Outcome::End(CloseReason::ClientGone),
+                },
+                None => 0,
+            };
+            self.outbound = Some(Box::new(Outbound::with_rest(frames, sent, now)));
+        }
+        let waiting = self.outbound.as_ref().map_or(0, |queue| queue.cost());
+        if waiting > self.endpoint.config.max_queue_bytes && matches!(self.phase, Phase::Opening | Phase::Open) {
+            return Outcome::Close(CloseReason::SlowConsumer);
+        }
+        Outcome::Stay
+    }
+
+    /// The socket takes bytes again.
+    pub(crate) fn on_writable(&mut self, now: Millis) -> Outcome {
+        let (Some(socket), Some(queue)) = (&self.socket, &mut self.outbound) else { return self.finish_if_said(now) };
+        match queue.send(socket.as_fd(), now) {
+            Ok(is_empty) => {
+                self.alive_at = self.alive_at.max(queue.progress_at);
+                if is_empty {
+                    self.outbound = None;
+                }
+                self.finish_if_said(now)
+            }
+            Err(_) => Outcome::End(self.reason_or(CloseReason::ClientGone)),
+        }
+    }
+
+    /// Sends FIN when the close frame has left and no reply is awaited.
+    fn finish_if_said(&mut self, now: Millis) -> Outcome {
+        if let (Phase::Closing { reason, awaits_reply: false, .. }, None, Some(socket)) =
+            (self.phase, &self.outbound, &self.socket)
+        {
+            os::socket::finish_sending(socket);
+            self.phase = Phase::Ending { reason, until: now + CLOSE_WAIT };
+        }
+        Outcome::Stay
+    }
+
+    /// The socket has bytes, or its end. Texts go to `publish`, which says whether there is
+    /// room for more.
+    pub(crate) fn on_readable(
+        &mut self,
+        scratch: &mut [u8],
+        now: Millis,
+        mut publish: impl FnMut(&Channel, &str) -> Flow,
+    ) -> Outcome {
+        for _ in 0..READS_PER_TURN {
+            if self.is_paused {
+                return Outcome::Stay;
+            }
+            let Some(socket) = &self.socket else { return Outcome::Stay };
+            let read = match os::socket::receive(socket.as_fd(), scratch) {
+                Ok(0) => return Outcome::End(self.reason_or(CloseReason::ClientGone)),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Stay,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Outcome::End(self.reason_or(CloseReason::ClientGone)),
+            };
+            self.heard_at = now;
+            self.alive_at = now;
+            let is_drained = read < scratch.len();
+            match self.judge(scratch.get_mut(..read).unwrap_or_default(), now, &mut publish) {
+                // A short read left nothing behind (epoll(7), Q&A 9), so the next edge tells.
+                Outcome::Stay if is_drained => return Outcome::Stay,
+                Outcome::Stay => {}
+                other => return other,
+            }
+        }
+        Outcome::Again
+    }
+
+    /// Bytes that were read by somebody else (hyper's read-ahead), or earlier, while the
+    /// session was paused.
+    pub(crate) fn judge(
+        &mut self,
+        bytes: &mut [u8],
+        now: Millis,
+        publish: &mut impl FnMut(&Channel, &str) -> Flow,
+    ) -> Outcome {
+        let phase = self.phase;
+        match phase {
+            Phase::Open => {}
+            Phase::Closing { awaits_reply: true, .. } => {}
+            Phase::Opening | Phase::Closing { .. } | Phase::Ending { .. } => return Outcome::Stay,
+        }
+        // What a client sends before it saw that we go away is published all the same.
+        let takes_texts = matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. });
+        let mut replies = Vec::new();
+        let mut denied = false;
+        let mut closed = None;
+        let judged = self.reader.feed(bytes, self.endpoint.config.max_message_bytes, |incoming| match incoming {
+            Incoming::Text(_) if !takes_texts => Flow::Continue,
+            Incoming::Text(_) if !self.endpoint.config.publish => {
+                denied = true;
+                Flow::Stop
+            }
+            Incoming::Text(text) => {
+                if self.unpublished_texts == 0 {
+                    self.unpublished_since = now;
+                }
+                self.unpublished_texts += 1;
+                self.unpublished_bytes += text.len();
+                let flow = publish(&self.channel, text);
+                if flow == Flow::Pause || self.unpublished_bytes >= self.endpoint.config.max_unpublished_bytes {
+                    self.is_paused = true;
+                    return Flow::Pause;
+                }
+                Flow::Continue
+            }
+            Incoming::Ping(payload) => {
+                replies.extend_from_slice(&frame::pong(payload));
+                Flow::Continue
+            }
+            Incoming::Close(code) => {
+                closed = Some(code);
+                Flow::Stop
+            }
+            Incoming::Binary | Incoming::Pong => Flow::Continue,
+        });
+        if !replies.is_empty() && phase == Phase::Open {
+            match self.push(&Bytes::from(replies), now) {
+                Outcome::Stay => {}
+                other => return other,
+            }
+        }
+        match (judged, closed) {
+            (Err(reason), _) => Outcome::Close(reason),
+            (Ok(_), None) if denied => Outcome::Close(CloseReason::PublishDenied),
+            (Ok(_), None) => Outcome::Stay,
+            (Ok(_), Some(code)) => self.on_client_close(code, now),
+        }
+    }
+
+    fn on_client_close(&mut self, code: Option<u16>, now: Millis) -> Outcome {
+        if let Phase::Closing { awaits_reply, .. } = &mut self.phase {
+            *awaits_reply = false;
+            return self.finish_if_said(now);
+        }
+        let reply = self.wire.close_reply(code);
+        self.last_frame(CloseReason::ClientClosed, &reply, now)
+    }
+
+    /// Starts to close: the frame that `reason` says, then FIN.
+    pub(crate) fn close(&mut self, reason: CloseReason, now: Millis) -> Outcome {
+        let row = reason.row();
+        match (self.phase, row.code) {
+            (Phase::Open, Some(code)) => self.last_frame(reason, &frame::close(Some(code), row.text), now),
+            (Phase::Opening, _) | (_, None) => Outcome::End(reason),
+            (Phase::Closing { .. } | Phase::Ending { .. }, _) => {
+                // The peer breaks the protocol or stalls while it is being closed.
+                Outcome::End(self.reason_or(reason))
+            }
+        }
+    }
+
+    fn last_frame(&mut self, reason: CloseReason, frame: &Bytes, now: Millis) -> Outcome {
+        if matches!(reason, CloseReason::SlowConsumer | CloseReason::Stalled | CloseReason::ClientClosed)
+            && let Some(queue) = &mut self.outbound
+        {
+            // Nobody would read what waits; the frame that is half sent has to be finished.
+            queue.keep_begun_frame();
+        }
+        // A client that broke the protocol is not waited for (RFC 6455 §7.1.7).
+        let awaits_reply = !matches!(
+            reason,
+            CloseReason::ClientClosed | CloseReason::ProtocolError | CloseReason::InvalidText | CloseReason::TooBig
+        );
+        self.phase = Phase::Closing { reason, until: now + CLOSE_WAIT, awaits_reply };
+        self.is_paused = false;
+        if !awaits_reply {
+            self.reader = Reader::default();
+        }
+        match self.push(frame, now) {
+            Outcome::Stay => {
+                self.finish_if_said(now);
+                Outcome::Closing
+            }
+            other => other,
+        }
+    }
+
+    /// What time does to a session.
+    pub(crate) fn on_tick(&mut self, now: Millis) -> Outcome {
+        let config = &self.endpoint.config;
+        match self.phase {
+            Phase::Opening => Outcome::Stay,
+            Phase::Closing { reason, until, awaits_reply } if now >= until => {
+                if awaits_reply && self.outbound.is_none() {
+                    // The reply does not come; FIN may end it in order all the same.
+                    self.phase = Phase::Closing { reason, until, awaits_reply: false };
+                    return self.finish_if_said(now);
+                }
+                Outcome::End(reason)
+            }
+            Phase::Ending { reason, until } if now >= until => Outcome::End(reason),
+            Phase::Closing { .. } | Phase::Ending { .. } => Outcome::Stay,
+            Phase::Open => {
+                let waited = |since: Millis, limit| now.saturating_sub(since) >= millis(limit);
+                if !config.idle_timeout.is_zero() && waited(self.alive_at, config.idle_timeout) {
+                    return Outcome::Close(CloseReason::Silent);
+                }
+                if self.outbound.as_ref().is_some_and(|queue| waited(queue.progress_at, config.stall_timeout)) {
+                    return Outcome::Close(CloseReason::Stalled);
+                }
+                if self.unpublished_texts > 0 && waited(self.unpublished_since, config.publish_timeout) {
+                    return Outcome::Close(CloseReason::NotPublished);
+                }
+                if !config.ping_interval.is_zero() && waited(self.heard_at.max(self.pinged_at), config.ping_interval) {
+                    self.pinged_at = now;
+                    return self.push(&Bytes::from_static(frame::PING), now);
+                }
+                Outcome::Stay
+            }
+        }
+    }
+
+    /// When [`Session::on_tick`] should be called next, if nothing happens until then.
+    pub(crate) fn next_due(&self) -> Millis {
+        let config = &self.endpoint.config;
+        match self.phase {
+            Phase::Opening => Millis::MAX,
+            Phase::Closing { until, .. } | Phase::Ending { until, .. } => until,
+            Phase::Open => {
+                let limit = |since: Millis, limit: std::time::Duration| {
+                    if limit.is_zero() { Millis::MAX } else { since + millis(limit) }
+                };
+                let stalled = self.outbound.as_ref().map(|queue| limit(queue.progress_at, config.stall_timeout));
+                let unpublished =
+                    (self.unpublished_texts > 0).then(|| limit(self.unpublished_since, config.publish_timeout));
+                limit(self.heard_at.max(self.pinged_at), config.ping_interval)
+                    .min(limit(self.alive_at, config.idle_timeout))
+                    .min(stalled.unwrap_or(Millis::MAX))
+                    .min(unpublished.unwrap_or(Millis::MAX))
+            }
+        }
+    }
+
+    /// The broker took one of its texts of `bytes`. True when the session can be read again.
+    pub(crate) fn on_published(&mut self, bytes: usize, now: Millis) -> bool {
+        self.unpublished_texts = self.unpublished_texts.saturating_sub(1);
+        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes);
+        self.unpublished_since = now;
+        self.may_resume()
+    }
+
+    /// Whether a pause can end: half of its room for texts is free again.
+    pub(crate) fn may_resume(&self) -> bool {
+        self.is_paused && self.unpublished_bytes <= self.endpoint.config.max_unpublished_bytes / 2
+    }
+
+    /// Ends a pause: what was read and kept comes first.
+    pub(crate) fn resume(&mut self, now: Millis, publish: &mut impl FnMut(&Channel, &str) -> Flow) -> Outcome {
+        self.is_paused = false;
+        if self.reader.has_unread() { self.judge(&mut [], now, publish) } else { Outcome::Stay }
+    }
+
+    /// Whether a close of ours or the client's is under way.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. } | Phase::Ending { .. })
+    }
+
+    fn reason_or(&self, other: CloseReason) -> CloseReason {
+        match self.phase {
+            Phase::Closing { reason, .. } | Phase::Ending { reason, .. } => reason,
+            Phase::Opening | Phase::Open => other,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A worker's texts on their way to the broker, in the order they came.
+//!
+//! Bounded per session (`session.rs` stops reading) and per worker ([`Unpublished::is_full`]).
+//! A text outlives its session when the client merely left: what was sent is published.
+//! It does not when the client was told otherwise ([`Unpublished::abandon`]).
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::broker::{NotPublished, Origin, Text};
+use crate::session::SessionKey;
+use crate::wheel::Millis;
+
+/// Memory of a waiting text beside its payload, counted against the limit.
+const TEXT_COST: usize = 128;
+
+/// Texts that wait to be taken by the broker.
+#[derive(Debug)]
+pub(crate) struct Unpublished {
+    texts: VecDeque<(Text, Millis)>,
+    bytes: usize,
+    max_bytes: usize,
+    /// Sessions whose waiting texts must not be published: their clients were told so.
+    abandoned: HashSet<SessionKey>,
+}
+
+impl Unpublished {
+    /// A queue for about `max_bytes`.
+    pub(crate) fn new(max_bytes: usize) -> Self {
+        Self { texts: VecDeque::new(), bytes: 0, max_bytes, abandoned: HashSet::new() }
+    }
+
+    /// Whether clients should not be read for now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes >= self.max_bytes
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    pub(crate) fn push(&mut self, text: Text, now: Millis) {
+        self.bytes += text.payload.len() + TEXT_COST;
+        self.texts.push_back((text, now));
+    }
+
+    /// Never publishes what waits of `session`.
+    pub(crate) fn abandon(&mut self, session: SessionKey) {
+        if !self.texts.is_empty() {
+            self.abandoned.insert(session);
+        }
+    }
+
+    /// The next texts, about `max_bytes` of them.
+    pub(crate) fn take(&mut self, max_bytes: usize) -> Vec<Text> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while bytes < max_bytes
+            && let Some((text, _)) = self.pop()
+        {
+            if !matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
+                bytes += text.payload.len() + TEXT_COST;
+                taken.push(text);
+            }
+        }
+        taken
+    }
+
+    /// Drops the texts that have waited since before `since`. A session notices itself, by its
+    /// `publish_timeout`; this is for those whose session is gone. Returns how many were lost.
+    pub(crate) fn expire(&mut self, since: Millis) -> u64 {
+        let mut lost = 0;
+        while self.texts.front().is_some_and(|(_, at)| *at < since) {
+            let Some((text, _)) = self.pop() else { break };
+            match text.origin {
+                Origin::Session(key) if self.abandoned.contains(&key) => {}
+                Origin::Session(_) => lost += 1,
+                Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
+            }
+        }
+        lost
+    }
+
+    fn pop(&mut self) -> Option<(Text, Millis)> {
+        let Some((text, at)) = self.texts.pop_front() else {
+            // Nothing waits any more, so there is nothing left to hold back, nor memory to keep.
+            self.abandoned = HashSet::new();
+            self.texts = VecDeque::new();
+            return None;
+        };
+        self.bytes -= text.payload.len() + TEXT_COST;
+        Some((text, at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn text(session: u32, payload: &'static [u8]) -> Text {
+        let origin = Origin::Session(SessionKey { index: session, generation: 0 });
+        Text { channel: Bytes::new(), payload: Bytes::from_static(payload), origin }
+    }
+
+    fn payloads(texts: &[Text]) -> Vec<&[u8]> {
+        texts.iter().map(|text| &text.payload[..]).collect()
+    }
+
+    #[test]
+    fn texts_leave_in_order_and_the_limit_counts_what_they_cost() {
+        let mut queue = Unpublished::new(2 * TEXT_COST);
+        queue.push(text(1, b"a"), 0);
+        assert!(!queue.is_full());
+        queue.push(text(2, b"b"), 0);
+        assert!(queue.is_full());
+        assert_eq!(payloads(&queue.take(1)), [b"a"]);
+        assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn texts_of_a_client_that_was_told_otherwise_are_never_published() {
+        let mut queue = Unpublished::new(1_000);
+        queue.push(text(1, b"a"), 0);
+        queue.push(text(2, b"b"), 0);
+        queue.push(text(1, b"c"), 0);
+        queue.abandon(SessionKey { index: 1, generation: 0 });
+        assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
+        // The key may be used again once nothing of the old session waits.
+        queue.push(text(1, b"d"), 0);
+        assert_eq!(payloads(&queue.take(usize::MAX)), [b"d"]);
+    }
+
+    #[test]
+    fn what_waited_too_long_is_counted() {
+        let mut queue = Unpublished::new(1_000);
+        queue.push(text(1, b"a"), 0);
+        queue.push(text(1, b"b"), 10);
+        assert_eq!(queue.expire(10), 1);
+        assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
+    }
+}

@@ -1,0 +1,594 @@
+//! One thread with everything it needs: runtime, sessions, hub, its own links to the broker,
+//! reactor, timer wheel, counters. Nothing on the message path is shared between workers.
+//!
+//! Here the rooms meet: what a session's transition asks for is done ([`Core::settle`]), and
+//! what the broker says reaches the sessions ([`Sink`]). May not enter: HTTP, what bytes mean.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use slab::Slab;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::broker::{Broker, NotPublished, Origin, Refused, Sink, Text, memory, redis};
+use crate::close::CloseReason;
+use crate::config::Config;
+use crate::endpoint::{Channel, Endpoint};
+use crate::http::{self, Accepted, Pages};
+use crate::hub::{Batching, Hub};
+use crate::metrics::{Counter, Metrics, Shard};
+use crate::reactor::{self, Reactor, Ready, Registrar};
+use crate::session::{Outcome, SCRATCH_BYTES, Session, SessionKey};
+use crate::throttle::Throttle;
+use crate::unpublished::Unpublished;
+use crate::wheel::{Millis, TICK, Wheel, millis};
+use crate::wire::Wire;
+use crate::ws::reader::Flow;
+
+/// What the server asks of its workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Serve,
+    Drain,
+}
+
+/// A message from [`crate::Publisher`].
+#[derive(Debug)]
+pub(crate) struct PublishRequest {
+    pub(crate) channel: Channel,
+    pub(crate) payload: Bytes,
+    pub(crate) tell: oneshot::Sender<Result<(), NotPublished>>,
+}
+
+/// A worker's broker on its way to the worker's thread.
+#[derive(Debug)]
+pub(crate) enum BrokerSeed {
+    Memory(memory::PortSeed),
+    Redis(Arc<redis::Settings>, Arc<redis::Health>),
+}
+
+/// A worker on its way to its thread.
+#[derive(Debug)]
+pub(crate) struct WorkerSeed {
+    pub(crate) config: Arc<Config>,
+    pub(crate) broker: BrokerSeed,
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) metrics: Metrics,
+    pub(crate) max_sessions: usize,
+    pub(crate) pages: Pages,
+    pub(crate) accepted: mpsc::Receiver<Accepted>,
+    pub(crate) requests: Option<mpsc::Receiver<PublishRequest>>,
+    pub(crate) orders: watch::Receiver<Order>,
+}
+
+/// Why a handshake was not admitted. All but the last are answered 503.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("the server goes away: try again")]
+    Draining,
+    #[error("the server has as many connections as it may have: try again later")]
+    Full,
+    #[error("the message broker is away: try again later")]
+    BrokerAway,
+    #[error("the message broker did not confirm the subscription in time: try again later")]
+    BrokerSlow,
+    #[error("the message broker does not allow this channel")]
+    Channel(Refused),
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) config: Arc<Config>,
+    pub(crate) endpoints: Vec<Rc<Endpoint>>,
+    pub(crate) pages: Pages,
+    pub(crate) shard: Arc<Shard>,
+    broker: Broker,
+    core: RefCell<Core>,
+    metrics: Metrics,
+    max_sessions: usize,
+    started: Instant,
+    is_draining: Cell<bool>,
+    again: Notify,
+}
+
+/// What transitions work on, borrowed for one of them at a time.
+#[derive(Debug)]
+struct Core {
+    sessions: Slab<(u32, Session)>,
+    generation: u32,
+    hub: Hub,
+    wheel: Wheel,
+    unpublished: Unpublished,
+    registrar: Registrar,
+    scratch: Vec<u8>,
+    /// Sessions with more to read.
+    again: Vec<SessionKey>,
+    /// What a flush found, to be settled after it.
+    unsettled: Vec<(SessionKey, Outcome)>,
+    shard: Arc<Shard>,
+}
+
+/// Runs a worker until it has drained, or at once to its end when its server is gone.
+///
+/// # Errors
+/// When the thread's runtime or reactor cannot be made.
+pub(crate) fn run(seed: WorkerSeed) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let (reactor, registrar) = reactor::new()?;
+        let WorkerSeed { accepted, requests, mut orders, .. } = seed;
+        let worker = Rc::new(Worker {
+            endpoints: seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect(),
+            pages: seed.pages,
+            broker: match seed.broker {
+                BrokerSeed::Memory(seed) => Broker::Memory(memory::Port::new(seed)),
+                BrokerSeed::Redis(settings, health) => Broker::Redis(redis::Links::new(settings, health)),
+            },
+            core: RefCell::new(Core::new(&seed.config, registrar, seed.shard.clone())),
+            shard: seed.shard,
+            metrics: seed.metrics,
+            max_sessions: seed.max_sessions,
+            config: seed.config,
+            started: Instant::now(),
+            is_draining: Cell::new(false),
+            again: Notify::new(),
+        });
+        // Dropped, and so ended, with this future.
+        let mut tasks = JoinSet::new();
+        let of = |worker: &Rc<Worker>| worker.clone();
+        tasks.spawn_local({
+            let worker = of(&worker);
+            async move { worker.broker.run(worker.clone()).await }
+        });
+        tasks.spawn_local(of(&worker).react(reactor));
+        tasks.spawn_local(of(&worker).tick());
+        tasks.spawn_local(of(&worker).read_again());
+        tasks.spawn_local(http::serve(of(&worker), accepted));
+        if let Some(requests) = requests {
+            tasks.spawn_local(of(&worker).take_requests(requests));
+        }
+        tokio::select! {
+            () = worker.serve_and_drain(&mut orders) => Ok(()),
+            Some(ended) = tasks.join_next() => Err(match ended {
+                Err(panic) => std::io::Error::other(panic),
+                Ok(()) => std::io::Error::other("a task of the worker ended before its time"),
+            }),
+        }
+    })
+}
+
+impl Worker {
+    fn now(&self) -> Millis {
+        millis(self.started.elapsed())
+    }
+
+    async fn serve_and_drain(&self, orders: &mut watch::Receiver<Order>) {
+        if orders.wait_for(|order| *order == Order::Drain).await.is_err() {
+            return;
+        }
+        self.is_draining.set(true);
+        let mut open = self.core.borrow().keys();
+        fastrand::shuffle(&mut open);
+        let start = Instant::now();
+        let total = open.len();
+        // Evenly over the time, in steps that a timer can make.
+        while !open.is_empty() {
+            let share = start.elapsed().as_secs_f64() / self.config.drain_time.as_secs_f64().max(f64::MIN_POSITIVE);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total")]
+            let closed_by_now = ((share * total as f64) as usize + 1).min(total);
+            let now = self.now();
+            for key in open.split_off(open.len().saturating_sub(closed_by_now - (total - open.len()))) {
+                self.core.borrow_mut().settle(key, Outcome::Close(CloseReason::GoingAway), now);
+            }
+            if !open.is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        }
+        // The close frames' replies, and the texts that are on their way.
+        let patience = Instant::now() + std::time::Duration::from_secs(4);
+        while Instant::now() < patience && !self.core.borrow().is_idle() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Handles the sockets' readiness.
+    async fn react(self: Rc<Self>, mut reactor: Reactor) {
+        loop {
+            let now = self.now();
+            let turned = reactor.turn(|ready| self.guarded(ready.key, now, |core| core.on_ready(ready, now))).await;
+            self.after_reading();
+            if let Err(error) = turned {
+                tracing::error!(%error, "the worker cannot wait for its sockets any more");
+                return;
+            }
+        }
+    }
+
+    /// Reads on where a session had more than its turn, after the others had theirs.
+    async fn read_again(self: Rc<Self>) {
+        loop {
+            self.again.notified().await;
+            tokio::task::yield_now().await;
+            let now = self.now();
+            for key in std::mem::take(&mut self.core.borrow_mut().again) {
+                self.guarded(key, now, |core| core.on_ready(Ready { key, readable: true, writable: false }, now));
+            }
+            self.after_reading();
+        }
+    }
+
+    fn after_reading(&self) {
+        let core = self.core.borrow();
+        if !core.unpublished.is_empty() {
+            self.broker.wake_publisher();
+        }
+        if !core.again.is_empty() {
+            self.again.notify_one();
+        }
+    }
+
+    /// Keeps the fault of one session from the others.
+    fn guarded(&self, key: SessionKey, now: Millis, act: impl FnOnce(&mut Core)) {
+        if catch_unwind(AssertUnwindSafe(|| act(&mut self.core.borrow_mut()))).is_err() {
+            tracing::error!("a session's handling panicked; the session is closed, the others go on");
+            self.core.borrow_mut().settle(key, Outcome::End(CloseReason::Internal), now);
+        }
+    }
+
+    /// Pings, deadlines, lingering channels.
+    async fn tick(self: Rc<Self>) {
+        static TEXTS_LOST: Throttle = Throttle::per_minute();
+        let longest = self.config.endpoints.iter().map(|endpoint| millis(endpoint.publish_timeout)).max();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = self.now();
+            let mut core = self.core.borrow_mut();
+            for (key, at) in core.wheel.advance(now) {
+                core.on_due(key, at, now);
+            }
+            core.hub.expire(now, |channel| self.broker.unsubscribe(channel));
+            // A second later than the sessions' own deadline, which tells the client.
+            let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
+            self.shard.add(Counter::TextsLost, lost);
+            if lost > 0 && TEXTS_LOST.allows() {
+                tracing::warn!(lost, "messages of clients that have left could not be published in time");
+            }
+            if !core.again.is_empty() {
+                self.again.notify_one();
+            }
+            drop(core);
+            self.shard.beat();
+        }
+    }
+
+    async fn take_requests(self: Rc<Self>, mut requests: mpsc::Receiver<PublishRequest>) {
+        while let Some(PublishRequest { channel, payload, tell }) = requests.recv().await {
+            let now = self.now();
+            let unpublished = &mut self.core.borrow_mut().unpublished;
+            if unpublished.is_full() {
+                drop(tell.send(Err(NotPublished::Unavailable)));
+            } else {
+                unpublished.push(Text { channel, payload, origin: Origin::Publisher(tell) }, now);
+                self.broker.wake_publisher();
+            }
+        }
+        // All publishers are gone; the worker goes on.
+        std::future::pending::<()>().await;
+    }
+
+    /// Makes room for a session on `channel` and subscribes it; from then on what is published
+    /// waits for it.
+    ///
+    /// # Errors
+    /// Why there is no room, or no subscription within `redis.subscribe_timeout`.
+    pub(crate) async fn admit(
+        self: &Rc<Self>,
+        endpoint: &Rc<Endpoint>,
+        channel: Channel,
+        wire: Wire,
+    ) -> Result<Admission, Refusal> {
+        if self.is_draining.get() {
+            return Err(Refusal::Draining);
+        }
+        if self.metrics.sessions() >= self.max_sessions as u64 {
+            return Err(Refusal::Full);
+        }
+        if !self.broker.is_reachable() {
+            return Err(Refusal::BrokerAway);
+        }
+        let now = self.now();
+        let mut core = self.core.borrow_mut();
+        let key = core.insert(Session::new(endpoint.clone(), channel.clone(), wire, now));
+        let admission = Admission { worker: self.clone(), key: Some(key) };
+        if !endpoint.config.subscribe {
+            return Ok(admission);
+        }
+        let joined = core.hub.join(&channel, wire, key);
+        if let Some(session) = core.session(key) {
+            session.subscriptions.push(joined.subscriber);
+        }
+        drop(core);
+        if joined.is_first {
+            self.broker.subscribe(channel);
+        }
+        let Some(confirmation) = joined.confirmation else { return Ok(admission) };
+        match tokio::time::timeout(self.config.redis.subscribe_timeout, confirmation).await {
+            Ok(Ok(Ok(()))) => Ok(admission),
+            Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
+            Ok(Err(_)) | Err(_) => Err(Refusal::BrokerSlow),
+        }
+    }
+}
+
+/// A session that waits for its socket; dropped, the session is forgotten.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    worker: Rc<Worker>,
+    /// None once the session has its socket.
+    key: Option<SessionKey>,
+}
+
+impl Admission {
+    /// Gives the session its socket and the bytes that came behind the request.
+    pub(crate) fn attach(mut self, socket: OwnedFd, read_ahead: &[u8]) {
+        let Some(key) = self.key.take() else { return };
+        let worker = &self.worker;
+        let now = worker.now();
+        worker.shard.add(Counter::SessionsOpened, 1);
+        worker.guarded(key, now, |core| core.attach(key, socket, read_ahead, now));
+        if worker.is_draining.get() {
+            worker.core.borrow_mut().settle(key, Outcome::Close(CloseReason::GoingAway), now);
+        }
+        worker.after_reading();
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let now = self.worker.now();
+            self.worker.core.borrow_mut().remove(key, now);
+        }
+    }
+}
+
+impl Sink for Worker {
+    fn on_publication(&self, channel: &[u8], payload: &[u8]) {
+        self.shard.add(Counter::PublicationsReceived, 1);
+        let mut core = self.core.borrow_mut();
+        if core.hub.append(channel, payload) == Batching::Full {
+            core.flush(self.now());
+        }
+    }
+
+    fn on_pause(&self) {
+        let mut core = self.core.borrow_mut();
+        if core.hub.has_batches() {
+            core.flush(self.now());
+        }
+    }
+
+    fn on_subscribed(&self, channel: &[u8]) {
+        if !self.core.borrow_mut().hub.confirm(channel) {
+            self.broker.unsubscribe(Channel::copy_from_slice(channel));
+        }
+    }
+
+    fn on_refused(&self, channel: &[u8], refused: Refused) {
+        let now = self.now();
+        let mut core = self.core.borrow_mut();
+        for key in core.hub.refuse(channel, refused) {
+            core.settle_if_open(key, CloseReason::SubscriptionLost, now);
+        }
+    }
+
+    fn on_lost(&self) {
+        self.shard.add(Counter::SubscriptionsLost, 1);
+        self.core.borrow_mut().hub.unconfirm_all();
+    }
+
+    fn wanted(&self) -> Vec<Channel> {
+        self.core.borrow_mut().hub.wanted()
+    }
+
+    fn take_texts(&self, max_bytes: usize) -> Vec<Text> {
+        self.core.borrow_mut().unpublished.take(max_bytes)
+    }
+
+    fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>) {
+        static NOT_PUBLISHED: Throttle = Throttle::per_minute();
+        let counter = if outcome.is_ok() { Counter::TextsPublished } else { Counter::TextsLost };
+        self.shard.add(counter, 1);
+        let key = match origin {
+            Origin::Session(key) => key,
+            Origin::Publisher(tell) => return drop(tell.send(outcome)),
+        };
+        let now = self.now();
+        let mut core = self.core.borrow_mut();
+        if let Err(error) = outcome {
+            if NOT_PUBLISHED.allows() {
+                tracing::warn!(%error, "a client's message was not published; its connection is closed with 1013");
+            }
+            core.settle_if_open(key, CloseReason::NotPublished, now);
+            return;
+        }
+        if core.session(key).is_some_and(|session| session.on_published(bytes, now)) {
+            core.again.push(key);
+            self.again.notify_one();
+        }
+    }
+}
+
+impl Core {
+    fn new(config: &Config, registrar: Registrar, shard: Arc<Shard>) -> Self {
+        Self {
+            sessions: Slab::new(),
+            generation: 0,
+            hub: Hub::new(millis(config.redis.subscription_linger)),
+            wheel: Wheel::new(),
+            unpublished: Unpublished::new(config.limits.max_unpublished_bytes),
+            registrar,
+            scratch: vec![0; SCRATCH_BYTES],
+            again: Vec::new(),
+            unsettled: Vec::new(),
+            shard,
+        }
+    }
+
+    fn insert(&mut self, session: Session) -> SessionKey {
+        self.generation = self.generation.wrapping_add(1);
+        let index = self.sessions.insert((self.generation, session));
+        self.shard.set_sessions(self.sessions.len());
+        SessionKey { index: u32::try_from(index).unwrap_or(u32::MAX), generation: self.generation }
+    }
+
+    fn session(&mut self, key: SessionKey) -> Option<&mut Session> {
+        session_of(&mut self.sessions, key)
+    }
+
+    fn keys(&self) -> Vec<SessionKey> {
+        let key = |(index, (generation, _)): (usize, &(u32, Session))| SessionKey {
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            generation: *generation,
+        };
+        self.sessions.iter().map(key).collect()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && self.unpublished.is_empty()
+    }
+
+    fn attach(&mut self, key: SessionKey, socket: OwnedFd, read_ahead: &[u8], now: Millis) {
+        let Some((_, session)) = self.sessions.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation) else {
+            return;
+        };
+        let wants = session.wants();
+        if let Err(error) = self.registrar.add(socket.as_fd(), key, wants) {
+            tracing::warn!(%error, "a session could not be registered: raise fs.epoll.max_user_watches or add memory");
+            return self.settle(key, Outcome::End(CloseReason::Internal), now);
+        }
+        session.registered = wants;
+        let mut outcome = session.attach(socket, now);
+        if outcome == Outcome::Stay && !read_ahead.is_empty() {
+            let unpublished = &mut self.unpublished;
+            let mut bytes = read_ahead.to_vec();
+            outcome = session.judge(&mut bytes, now, &mut |channel, text| queue(unpublished, channel, text, key, now));
+        }
+        self.settle(key, outcome, now);
+    }
+
+    fn on_ready(&mut self, ready: Ready, now: Millis) {
+        let key = ready.key;
+        let Some(session) = session_of(&mut self.sessions, key) else { return };
+        let mut outcome = Outcome::Stay;
+        if ready.writable {
+            outcome = session.on_writable(now);
+        }
+        if ready.readable && outcome == Outcome::Stay {
+            let unpublished = &mut self.unpublished;
+            let mut publish = |channel: &Channel, text: &str| queue(unpublished, channel, text, key, now);
+            if session.may_resume() {
+                outcome = session.resume(now, &mut publish);
+            }
+            if outcome == Outcome::Stay {
+                outcome = session.on_readable(&mut self.scratch, now, publish);
+            }
+        }
+        self.settle(key, outcome, now);
+    }
+
+    fn on_due(&mut self, key: SessionKey, at: Millis, now: Millis) {
+        let Some(session) = self.session(key).filter(|session| session.due == at) else { return };
+        session.due = Millis::MAX;
+        let outcome = session.on_tick(now);
+        self.settle(key, outcome, now);
+    }
+
+    /// Hands every waiting batch to its subscribers.
+    fn flush(&mut self, now: Millis) {
+        let Self { hub, sessions, unsettled, .. } = self;
+        let delivered = hub.flush(|key, frames| {
+            let Some(session) = session_of(sessions, key) else { return };
+            let outcome = session.deliver(frames, now);
+            if outcome != Outcome::Stay || session.wants() != session.registered {
+                unsettled.push((key, outcome));
+            }
+        });
+        self.shard.add(Counter::FramesDelivered, delivered);
+        for (key, outcome) in std::mem::take(&mut self.unsettled) {
+            self.settle(key, outcome, now);
+        }
+    }
+
+    fn settle_if_open(&mut self, key: SessionKey, reason: CloseReason, now: Millis) {
+        if self.session(key).is_some_and(|session| !session.is_closing()) {
+            self.settle(key, Outcome::Close(reason), now);
+        }
+    }
+
+    /// Does what a transition asked for, and brings registration and timer up to date.
+    fn settle(&mut self, key: SessionKey, mut outcome: Outcome, now: Millis) {
+        let Self { sessions, hub, wheel, registrar, unpublished, .. } = self;
+        let Some(session) = session_of(sessions, key) else { return };
+        if let Outcome::Close(reason) = outcome {
+            if reason == CloseReason::NotPublished {
+                unpublished.abandon(key);
+            }
+            outcome = session.close(reason, now);
+        }
+        match outcome {
+            Outcome::End(reason) => {
+                self.shard.add(Counter::SessionsClosed(reason), 1);
+                return self.remove(key, now);
+            }
+            Outcome::Closing => session.subscriptions.drain(..).for_each(|subscriber| hub.leave(subscriber, now)),
+            Outcome::Again => self.again.push(key),
+            Outcome::Stay | Outcome::Close(_) => {}
+        }
+        let (wants, due) = (session.wants(), session.next_due());
+        if wants != session.registered
+            && let Some(socket) = session.socket()
+        {
+            if let Err(error) = registrar.change(socket.as_fd(), key, wants) {
+                tracing::warn!(%error, "a session's registration could not be changed");
+                return self.settle(key, Outcome::End(CloseReason::Internal), now);
+            }
+            session.registered = wants;
+        }
+        if due < session.due {
+            session.due = due;
+            wheel.schedule(key, due);
+        }
+    }
+
+    fn remove(&mut self, key: SessionKey, now: Millis) {
+        if self.session(key).is_none() {
+            return;
+        }
+        let (_, mut session) = self.sessions.remove(key.index as usize);
+        session.subscriptions.drain(..).for_each(|subscriber| self.hub.leave(subscriber, now));
+        self.shard.set_sessions(self.sessions.len());
+    }
+}
+
+fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&mut Session> {
+    let (generation, session) = sessions.get_mut(key.index as usize)?;
+    (*generation == key.generation).then_some(session)
+}
+
+/// Queues a client's text; says whether the client should be read on.
+fn queue(unpublished: &mut Unpublished, channel: &Channel, text: &str, key: SessionKey, now: Millis) -> Flow {
+    let payload = Bytes::copy_from_slice(text.as_bytes());
+    unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key) }, now);
+    if unpublished.is_full() { Flow::Pause } else { Flow::Continue }
+}

@@ -1,0 +1,9 @@
+//! The promises of webws, kept over real sockets: real nginx, real redis-server, one module a promise.
+//!
+//! `support` starts the programs and speaks raw WebSocket bytes; it knows nothing of what is promised.
+//! Every test has its own programs in a temporary directory, so all of them may run at once.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod golden;
+#[allow(dead_code, reason = "a helper may wait for its next test")]
+mod support;

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The test command: finds or installs the programs the tests talk to (a real nginx, a real Redis, a
+# real browser, systemd's tools), then runs all tests. Arguments go to `cargo test`:
+#
+#   tests/run.sh                      everything
+#   tests/run.sh --test main golden   what has "golden" in its name
+#
+# Exit status: that of cargo test; 2 if something is missing that this script may not install.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Debian keeps nginx in sbin, which is not in every user's PATH.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+[ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"
+export PATH
+
+say() { printf 'tests/run.sh: %s\n' "$*" >&2; }
+
+if ! command -v cargo >/dev/null; then
+    say "cargo is missing: install Rust as https://rustup.rs says, then run this again"
+    exit 2
+fi
+
+# program, and the Debian package it comes in
+needed=(
+    nginx                    nginx
+    redis-server             redis-server
+    redis-cli                redis-tools
+    chromium                 chromium
+    chromedriver             chromium-driver
+    systemd-analyze          systemd
+    systemd-socket-activate  systemd
+    # ring, the TLS library's cryptography, is partly C
+    cc                       gcc
+)
+
+# Prints the packages of what is missing, one a line, each once.
+missing_packages() {
+    local i
+    for ((i = 0; i < ${#needed[@]}; i += 2)); do
+        command -v "${needed[i]}" >/dev/null || echo "${needed[i + 1]}"
+    done | sort -u
+}
+
+# Installs packages without letting their services start. On a machine run by systemd a unit that is
+# masked until the next boot is left alone by the package's scripts; elsewhere (a container) RUNLEVEL=1
+# makes them believe that it is not the time for services. Units that exist already are not touched.
+install() {
+    local unit masked=() status=0
+    if [ -d /run/systemd/system ]; then
+        for unit in nginx.service redis-server.service; do
+            if ! "${as_root[@]}" systemctl cat "$unit" >/dev/null 2>&1; then
+                "${as_root[@]}" systemctl mask --runtime --quiet "$unit" && masked+=("$unit")
+            fi
+        done
+    fi
+    # An outdated list of packages names files that the mirror has no more.
+    "${as_root[@]}" apt-get update -qq || say "apt-get update failed; trying with the lists there are"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -y -qq --no-install-recommends "$@" || status=$?
+    for unit in "${masked[@]}"; do
+        "${as_root[@]}" systemctl unmask --runtime --quiet "$unit" || true
+        # The package enabled it for the next boot; it is here for the tests only.
+        "${as_root[@]}" systemctl disable --quiet "$unit" 2>/dev/null || true
+    done
+    return "$status"
+}
+
+mapfile -t packages < <(missing_packages)
+if [ "${#packages[@]}" -gt 0 ]; then
+    say "missing packages: ${packages[*]}"
+    if ! command -v apt-get >/dev/null; then
+        say "there is no apt-get here; the tests need these programs in PATH:"
+        for ((i = 0; i < ${#needed[@]}; i += 2)); do
+            command -v "${needed[i]}" >/dev/null || say "  ${needed[i]} (Debian package ${needed[i + 1]})"
+        done
+        exit 2
+    elif [ "$(id -u)" -eq 0 ]; then
+        as_root=(env)
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        as_root=(sudo)
+    else
+        say "this user may not install them (not root, and sudo asks for a password). Install them by:"
+        say "  sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages[*]}"
+        exit 2
+    fi
+    install "${packages[@]}" || {
+        say "apt-get failed; see above. By hand: apt-get install -y --no-install-recommends ${packages[*]}"
+        exit 2
+    }
+    mapfile -t packages < <(missing_packages)
+    if [ "${#packages[@]}" -gt 0 ]; then
+        say "still missing after installing: ${packages[*]} (Ubuntu has chromium as a snap: put chromium and chromedriver into PATH)"
+        exit 2
+    fi
+fi
+
+# 9,000 WebSockets through nginx and back are some 20,000 descriptors in the tests' own process.
+ulimit -n "$(ulimit -Hn)" || say "cannot raise the limit of open files ($(ulimit -n)); the big tests may fail"
+
+exec cargo test --locked "$@"

@@ -1,0 +1,114 @@
+//! What every test needs to start the real programs and to talk to them.
+//!
+//! Children live in temporary directories, on free ports or Unix sockets, and die with their handle.
+//! Nothing here sleeps to synchronise: `until` and `holds_within` ask again until a deadline.
+//! No judgement about webws belongs here.
+
+pub(crate) mod client;
+pub(crate) mod frame;
+pub(crate) mod nginx;
+pub(crate) mod redis;
+pub(crate) mod webws;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::Instant;
+
+/// A program that has not started by then never will; generous because tests share two cores.
+pub(crate) const START: Duration = Duration::from_secs(20);
+/// Anything prompt (a reply, a frame) that is not here by then is missing.
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
+/// Whether `condition` came true before the deadline.
+pub(crate) async fn holds_within<F: Future<Output = bool>>(
+    deadline: Duration,
+    mut condition: impl FnMut() -> F,
+) -> bool {
+    let end = Instant::now() + deadline;
+    loop {
+        if condition().await {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for `condition`; panics with `what` at the deadline.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, deadline: Duration, condition: impl FnMut() -> F) {
+    assert!(holds_within(deadline, condition).await, "not within {deadline:?}: {what}");
+}
+
+/// A child process that does not outlive its handle.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    at_drop: Signal,
+}
+
+impl Process {
+    /// Spawns `command`. A missing program panics with `remedy`, the line that installs it.
+    pub(crate) fn spawn(command: &mut Command, at_drop: Signal, remedy: &str) -> Process {
+        let child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {}: {e}; get it with: {remedy}", command.get_program().display()));
+        Process { child, at_drop }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().try_into().expect("a pid is an i32"));
+        kill(pid, signal).unwrap();
+    }
+
+    /// How it ended, or `None` while it lives.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Kills it without notice and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.exit_status().is_none() {
+            self.signal(self.at_drop);
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+/// A TCP port on 127.0.0.1 that nobody listens on.
+///
+/// Below the ephemeral range (`ip_local_port_range`, from 32768), where no outgoing connection can
+/// take it while a server is down between two starts.
+pub(crate) fn free_port() -> u16 {
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = u16::try_from(std::process::id() * 97 % u32::from(COUNT)).unwrap();
+    (0..COUNT)
+        .map(|_| FIRST + spread.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("no free port")
+}
+
+/// A captured log, as text; empty before the program has written any.
+pub(crate) fn read_log(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}

@@ -1,0 +1,237 @@
+//! A real redis-server of its own for each test, and a spy on its channels.
+//!
+//! It may be killed, started again on the same addresses, frozen and thawed.
+
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisResult, Value};
+use bytes::Bytes;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::{Process, START, free_port, read_log, until};
+
+#[derive(Debug)]
+pub(crate) struct Redis {
+    process: Process,
+    port: u16,
+    arguments: Vec<String>,
+    connection: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+    dir: TempDir,
+}
+
+impl Redis {
+    pub(crate) async fn start() -> Redis {
+        Redis::start_with(&[]).await
+    }
+
+    /// Starts with further arguments, such as `["--maxclients", "20"]`.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Redis {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let process = spawn(&dir, port, &arguments);
+        let connection = tokio::sync::Mutex::new(None);
+        let mut redis = Redis { process, port, arguments, connection, dir };
+        redis.ready().await;
+        redis
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn unix_url(&self) -> String {
+        format!("unix://{}", self.dir.path().join("redis.sock").display())
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// SIGKILL; all connections are reset.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after `kill`, on the same port and socket.
+    pub(crate) async fn start_again(&mut self) {
+        self.process = spawn(&self.dir, self.port, &self.arguments);
+        self.ready().await;
+    }
+
+    /// Stops it from running while its connections stay; `thaw` lets it go on.
+    pub(crate) fn freeze(&self) {
+        self.process.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    /// Runs one command and panics on an error reply.
+    pub(crate) async fn command(&self, words: &[&str]) -> Value {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.try_command(&words).await.unwrap_or_else(|e| panic!("redis: {e}"))
+    }
+
+    /// Publishes on the exact `channel` and returns the receivers; a `Spy` is one of them.
+    pub(crate) async fn publish(&self, channel: &[u8], payload: &[u8]) -> i64 {
+        match self.try_command(&[b"PUBLISH", channel, payload]).await {
+            Ok(Value::Int(receivers)) => receivers,
+            other => panic!("PUBLISH: {other:?}"),
+        }
+    }
+
+    /// How many connections have SUBSCRIBEd to `channel`; spies do not count.
+    pub(crate) async fn numsub(&self, channel: &[u8]) -> usize {
+        match self.try_command(&[b"PUBSUB", b"NUMSUB", channel]).await {
+            Ok(Value::Array(reply)) => match reply.last() {
+                Some(Value::Int(n)) => usize::try_from(*n).unwrap(),
+                other => panic!("NUMSUB: {other:?}"),
+            },
+            other => panic!("NUMSUB: {other:?}"),
+        }
+    }
+
+    /// The lines of CLIENT LIST, the harness' own connection included.
+    pub(crate) async fn clients(&self) -> Vec<String> {
+        match self.command(&["CLIENT", "LIST"]).await {
+            Value::VerbatimString { text, .. } => text.lines().map(str::to_owned).collect(),
+            Value::BulkString(text) => String::from_utf8_lossy(&text).lines().map(str::to_owned).collect(),
+            other => panic!("CLIENT LIST: {other:?}"),
+        }
+    }
+
+    /// Records all payloads on the exact `channel` from now on.
+    pub(crate) async fn spy(&self, channel: &[u8]) -> Spy {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&seen);
+        let config = config().set_push_sender(move |push: PushInfo| {
+            if let (PushKind::PMessage, [.., Value::BulkString(payload)]) = (push.kind, &push.data[..]) {
+                record.lock().unwrap().push(Bytes::copy_from_slice(payload));
+            }
+            Ok::<(), ()>(())
+        });
+        let client = Client::open(format!("{}/?protocol=resp3", self.url())).unwrap();
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
+        // A pattern, so that NUMSUB goes on counting webws alone.
+        connection.psubscribe(literal_pattern(channel)).await.unwrap();
+        Spy { seen, _connection: connection }
+    }
+
+    async fn try_command(&self, words: &[&[u8]]) -> RedisResult<Value> {
+        let mut command = Cmd::new();
+        for word in words {
+            command.arg(*word);
+        }
+        let mut connection = self.connect().await?;
+        match connection.send_packed_command(&command).await {
+            // The connection died with an earlier redis-server, or of CLIENT KILL.
+            Err(e) if e.is_io_error() && !e.is_timeout() => {
+                *self.connection.lock().await = None;
+                self.connect().await?.send_packed_command(&command).await
+            }
+            reply => reply,
+        }
+        .and_then(Value::extract_error)
+    }
+
+    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+        let mut kept = self.connection.lock().await;
+        if let Some(connection) = &*kept {
+            return Ok(connection.clone());
+        }
+        let client = Client::open(self.url())?;
+        let connection = client.get_multiplexed_async_connection_with_config(&config()).await?;
+        Ok(kept.insert(connection).clone())
+    }
+
+    async fn ready(&mut self) {
+        *self.connection.lock().await = None;
+        if let Some(status) = self.process.exit_status() {
+            panic!("redis-server: {status}\n{}", read_log(&self.dir.path().join("redis.log")));
+        }
+        let this = &*self;
+        until("redis-server answers PING", START, || async { this.try_command(&[b"PING"]).await.is_ok() }).await;
+    }
+}
+
+/// All payloads seen on one channel, in order.
+#[derive(Debug)]
+pub(crate) struct Spy {
+    seen: Arc<Mutex<Vec<Bytes>>>,
+    _connection: MultiplexedConnection,
+}
+
+impl Spy {
+    pub(crate) fn seen(&self) -> Vec<Bytes> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn spawn(dir: &TempDir, port: u16, arguments: &[String]) -> Process {
+    let mut command = Command::new("redis-server");
+    command
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+        .args(["--unixsocket", "redis.sock", "--logfile", "redis.log"])
+        .args(["--save", "", "--appendonly", "no"])
+        .args(arguments)
+        .current_dir(dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Process::spawn(&mut command, Signal::SIGKILL, "apt-get install redis-server")
+}
+
+/// Waits longer than any stall that a test makes (the crate's default is 500 ms).
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(Duration::from_secs(10)))
+        .set_response_timeout(Some(Duration::from_secs(10)))
+}
+
+/// The glob that matches exactly `channel` (<https://redis.io/commands/psubscribe>).
+fn literal_pattern(channel: &[u8]) -> Vec<u8> {
+    let escape = |&byte: &u8| {
+        let special = b"*?[]^\\".contains(&byte);
+        special.then_some(b'\\').into_iter().chain([byte])
+    };
+    channel.iter().flat_map(escape).collect()
+}
+
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn spies_see_all_and_do_not_count_as_subscribers() {
+        let redis = Redis::start().await;
+        let channel = b"chat:a*[\\?\xff\0";
+        let spy = redis.spy(channel).await;
+        assert_eq!(redis.numsub(channel).await, 0);
+        assert_eq!(redis.publish(b"chat:abc", b"elsewhere").await, 0);
+        for payload in ["one", "", "two"] {
+            assert_eq!(redis.publish(channel, payload.as_bytes()).await, 1);
+        }
+        until("the spy has seen three", START, async || spy.seen().len() == 3).await;
+        assert_eq!(spy.seen(), ["one", "", "two"]);
+    }
+
+    #[tokio::test]
+    async fn redis_freezes_and_thaws_and_comes_back_from_the_dead_on_its_port() {
+        let mut redis = Redis::start_with(&["--maxclients", "20"]).await;
+        redis.freeze();
+        let asked = tokio::time::timeout(Duration::from_millis(100), redis.numsub(b"x")).await;
+        assert!(asked.is_err(), "a frozen redis-server answers");
+        redis.thaw();
+        assert_eq!(redis.numsub(b"x").await, 0);
+        let port = redis.port();
+        redis.kill();
+        redis.start_again().await;
+        assert_eq!((redis.port(), redis.clients().await.len()), (port, 1));
+        let limit = redis.command(&["CONFIG", "GET", "maxclients"]).await;
+        assert!(format!("{limit:?}").contains("20"), "the arguments are gone: {limit:?}");
+    }
+}

@@ -1,0 +1,204 @@
+//! The program under test, as an operator runs it: a config file, a Unix socket, signals, a log.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+
+use super::client::Target;
+use super::{Process, START, free_port, holds_within, read_log};
+
+#[derive(Debug)]
+pub(crate) struct Webws {
+    process: Process,
+    tcp: SocketAddr,
+    dir: TempDir,
+}
+
+/// What goes into the config file, in its order, and into the environment.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    settings: String,
+    tables: String,
+    endpoints: String,
+    environment: Vec<(String, String)>,
+}
+
+impl Webws {
+    /// Starts with `config`, a config file without `listen`.
+    pub(crate) async fn start(config: &str) -> Webws {
+        Webws::builder().extra_toml(config).start().await
+    }
+
+    /// Starts with the default endpoint (`/webws`, lua wire) on that broker.
+    pub(crate) async fn on(broker: &str) -> Webws {
+        Webws::builder().broker(broker).start().await
+    }
+
+    pub(crate) fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The Unix socket it listens on.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("webws.sock")
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        Target::Unix(self.socket())
+    }
+
+    /// The TCP address it listens on as well.
+    pub(crate) fn tcp_target(&self) -> Target {
+        Target::Tcp(self.tcp)
+    }
+
+    /// Its temporary directory, which holds `webws.toml`, `webws.sock` and `webws.log`.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    pub(crate) fn term(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
+        let mut status = None;
+        holds_within(deadline, || {
+            status = self.process.exit_status();
+            std::future::ready(status.is_some())
+        })
+        .await;
+        status.unwrap_or_else(|| panic!("webws still runs after {deadline:?}:\n{}", self.log()))
+    }
+
+    /// What it has written to stdout and stderr so far.
+    pub(crate) fn log(&self) -> String {
+        read_log(&self.dir.path().join("webws.log"))
+    }
+
+    /// Resident memory (proc(5), VmRSS).
+    pub(crate) fn rss_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    pub(crate) fn fd_count(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+}
+
+impl Builder {
+    pub(crate) fn broker(self, url: &str) -> Builder {
+        self.setting(&format!("broker = {url:?}"))
+    }
+
+    pub(crate) fn workers(self, n: usize) -> Builder {
+        self.setting(&format!("workers = {n}"))
+    }
+
+    /// A line for the top of the file, such as `drain_time = "1s"`.
+    pub(crate) fn setting(mut self, line: &str) -> Builder {
+        self.settings += &format!("{line}\n");
+        self
+    }
+
+    /// Tables, such as `[limits]\nmax_sessions = 5`; top-level keys may come before the first.
+    pub(crate) fn extra_toml(mut self, toml: &str) -> Builder {
+        self.tables += &format!("{toml}\n");
+        self
+    }
+
+    /// The keys of one `[[endpoint]]`.
+    pub(crate) fn endpoint_toml(mut self, keys: &str) -> Builder {
+        self.endpoints += &format!("[[endpoint]]\n{keys}\n");
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Builder {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes the config file, starts webws and waits until it accepts.
+    pub(crate) async fn start(self) -> Webws {
+        let dir = tempfile::tempdir().unwrap();
+        let tcp = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let listen = [format!("unix:{}/webws.sock", dir.path().display()), format!("tcp:{tcp}")];
+        let Builder { settings, tables, endpoints, environment } = self;
+        let config = format!("listen = {listen:?}\n{settings}{tables}{endpoints}");
+        std::fs::write(dir.path().join("webws.toml"), &config).unwrap();
+        let log = File::create(dir.path().join("webws.log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_webws"));
+        command
+            .args(["run", "--config", "webws.toml"])
+            .envs(environment)
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let process = Process::spawn(&mut command, Signal::SIGKILL, "cargo build");
+        let mut webws = Webws { process, tcp, dir };
+        let socket = webws.socket();
+        let mut exit = None;
+        let ready = holds_within(START, || {
+            exit = webws.process.exit_status();
+            let (socket, ended) = (socket.clone(), exit.is_some());
+            async move { ended || UnixStream::connect(socket).await.is_ok() }
+        })
+        .await;
+        assert!(ready && exit.is_none(), "webws did not start ({exit:?}):\n{}\n{config}", webws.log());
+        webws
+    }
+}
+
+impl Drop for Webws {
+    /// A failing test shows the log before its directory goes.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.lines().rev().take(30).collect::<Vec<_>>();
+            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+            let text = format!("--- the end of webws' log ---\n{tail}\n---\n");
+            std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()).unwrap();
+        }
+    }
+}
+
+mod tests {
+    use super::*;
+    use crate::support::SOON;
+    use crate::support::client::Client;
+    use crate::support::redis::Redis;
+
+    #[tokio::test]
+    async fn webws_serves_both_its_listeners_and_exits_cleanly_on_term() {
+        let redis = Redis::start().await;
+        let mut webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
+        for target in [webws.target(), webws.tcp_target()] {
+            let mut client = Client::connect(&target, "/webws?channel=%22both%22").await;
+            client.send_text("here, ").await;
+            client.expect_text("here, both").await;
+            client.close().await;
+        }
+        assert!(webws.rss_kb() > 0 && webws.fd_count() > 3);
+        webws.term();
+        let status = webws.wait_exit(SOON).await;
+        assert!(status.success(), "{status}\n{}", webws.log());
+    }
+}
