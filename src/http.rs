@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -135,6 +136,9 @@ async fn negotiate(worker: &Rc<Worker>, accepted: Accepted) -> Option<Box<dyn St
 }
 
 /// As [`negotiate`], for one family of sockets.
+///
+/// The 101 is not hyper's to write: the session sends it, after it was attached to its
+/// audience, and hyper would add `close` to its `Connection` when the client said so.
 async fn answer_one<S: Stream + 'static>(
     worker: &Rc<Worker>,
     stream: io::Result<S>,
@@ -144,30 +148,42 @@ async fn answer_one<S: Stream + 'static>(
     let admitted = Rc::new(Cell::new(None));
     let service = service_fn(|request| {
         let (worker, admitted) = (worker.clone(), admitted.clone());
-        async move { Ok::<_, Infallible>(answer(&worker, &request, &admitted).await) }
+        Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, &admitted).await) })
     });
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(worker.config.limits.handshake_timeout)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
-        .title_case_headers(true)
         .half_close(true)
         .serve_connection(TokioIo::new(stream?), service);
+    let negotiated = std::future::poll_fn(|cx| {
+        let polled = connection.poll_without_shutdown(cx);
+        match admitted.take() {
+            Some(admitted) => Poll::Ready(Ok(Some(admitted))),
+            None => polled.map_ok(|()| None),
+        }
+    });
     let deadline = accepted_at + worker.config.limits.handshake_timeout;
-    let parts = tokio::time::timeout_at(deadline, connection.without_shutdown())
+    let negotiated = tokio::time::timeout_at(deadline, negotiated)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         .map_err(io::Error::other)?;
+    let parts = connection.into_parts();
     let stream = parts.io.into_inner();
-    match admitted.take() {
-        Some(admission) => {
-            let admission: Admission = admission;
-            admission.attach(into_socket(stream)?, &parts.read_buf);
+    match negotiated {
+        Some(Admitted { admission, head }) => {
+            admission.attach(into_socket(stream)?, &head, &parts.read_buf);
             Ok(None)
         }
         None => Ok(Some(Box::new(stream))),
     }
+}
+
+/// A handshake that succeeded: the session that waits for its socket, and its 101.
+struct Admitted {
+    admission: Admission,
+    head: Bytes,
 }
 
 /// Lets a refused client read its answer: closing with unread bytes would reset the
@@ -205,7 +221,7 @@ impl Refused {
 async fn answer(
     worker: &Rc<Worker>,
     request: &Request<Incoming>,
-    admitted: &Cell<Option<Admission>>,
+    admitted: &Cell<Option<Admitted>>,
 ) -> Response<Full<Bytes>> {
     if let Some(page) = worker.pages.iter().find(|page| page.path == request.uri().path())
         && request.method() == Method::GET
@@ -213,12 +229,10 @@ async fn answer(
         return page_response(page);
     }
     let refused = match handshake(worker, request).await {
-        Ok((admission, headers)) => {
-            admitted.set(Some(admission));
-            let mut response = Response::new(Full::default());
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            *response.headers_mut() = headers;
-            return response;
+        Ok(success) => {
+            admitted.set(Some(success));
+            // Whoever polls hyper sees it at once and takes the connection away.
+            return std::future::pending().await;
         }
         Err(refused) => refused,
     };
@@ -236,7 +250,7 @@ async fn answer(
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
-async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<(Admission, hyper::HeaderMap), Refused> {
+async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<Admitted, Refused> {
     let path = request.uri().path();
     let endpoint = worker
         .endpoints
@@ -259,14 +273,14 @@ async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<(
     let (channel, wire) = endpoint
         .channel(path, request.uri().query().unwrap_or_default())
         .map_err(|why| Refused::new(StatusCode::BAD_REQUEST, why))?;
-    let headers = handshake::accept(request.headers()).map_err(|why| match why {
+    let head = handshake::accept(request.headers()).map_err(|why| match why {
         HandshakeError::Version => {
             Refused::new(StatusCode::UPGRADE_REQUIRED, why).with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
         }
         _ => Refused::new(StatusCode::BAD_REQUEST, why),
     })?;
     match worker.admit(endpoint, channel, wire).await {
-        Ok(admission) => Ok((admission, headers)),
+        Ok(admission) => Ok(Admitted { admission, head }),
         Err(why) => Err(unavailable(worker, &why)),
     }
 }

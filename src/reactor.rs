@@ -31,6 +31,8 @@ pub(crate) enum Wants {
 pub(crate) struct Ready {
     pub(crate) key: SessionKey,
     pub(crate) readable: bool,
+    /// The peer may have sent its FIN: a short read does not mean that nothing follows.
+    pub(crate) hung_up: bool,
     pub(crate) writable: bool,
 }
 
@@ -90,6 +92,7 @@ impl Reactor {
                 key: key(event.token()),
                 // A closed or broken socket is found out by reading.
                 readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+                hung_up: event.is_read_closed() || event.is_error(),
                 writable: event.is_writable(),
             });
         }

@@ -121,9 +121,14 @@ impl Session {
         }
     }
 
-    /// Gives the session its socket: the 101 has left. What waits is sent.
-    pub(crate) fn attach(&mut self, socket: OwnedFd, now: Millis) -> Outcome {
+    /// Gives the session its socket. The 101, `head`, is sent, then what waits.
+    pub(crate) fn attach(&mut self, socket: OwnedFd, head: &[u8], now: Millis) -> Outcome {
+        // A socket that has not sent a byte takes the few of a head, or it is broken.
+        let sent = os::socket::send_bytes(socket.as_fd(), head);
         self.socket = Some(socket);
+        if sent.ok() != Some(head.len()) {
+            return Outcome::End(CloseReason::ClientGone);
+        }
         self.phase = Phase::Open;
         (self.heard_at, self.pinged_at, self.alive_at) = (now, now, now);
         self.on_writable(now)
@@ -194,11 +199,12 @@ impl Session {
         Outcome::Stay
     }
 
-    /// The socket has bytes, or its end. Texts go to `publish`, which says whether there is
+    /// The socket has bytes, or its end, which `hung_up` announces. Texts go to `publish`, which says whether there is
     /// room for more.
     pub(crate) fn on_readable(
         &mut self,
         scratch: &mut [u8],
+        hung_up: bool,
         now: Millis,
         mut publish: impl FnMut(&Channel, &str) -> Flow,
     ) -> Outcome {
@@ -216,7 +222,7 @@ impl Session {
             };
             self.heard_at = now;
             self.alive_at = now;
-            let is_drained = read < scratch.len();
+            let is_drained = read < scratch.len() && !hung_up;
             match self.judge(scratch.get_mut(..read).unwrap_or_default(), now, &mut publish) {
                 // A short read left nothing behind (epoll(7), Q&A 9), so the next edge tells.
                 Outcome::Stay if is_drained => return Outcome::Stay,

@@ -202,8 +202,11 @@ impl Worker {
     /// Handles the sockets' readiness.
     async fn react(self: Rc<Self>, mut reactor: Reactor) {
         loop {
-            let now = self.now();
-            let turned = reactor.turn(|ready| self.guarded(ready.key, now, |core| core.on_ready(ready, now))).await;
+            let on = |ready: Ready| {
+                let now = self.now();
+                self.guarded(ready.key, now, |core| core.on_ready(ready, now));
+            };
+            let turned = reactor.turn(on).await;
             self.after_reading();
             if let Err(error) = turned {
                 tracing::error!(%error, "the worker cannot wait for its sockets any more");
@@ -219,7 +222,9 @@ impl Worker {
             tokio::task::yield_now().await;
             let now = self.now();
             for key in std::mem::take(&mut self.core.borrow_mut().again) {
-                self.guarded(key, now, |core| core.on_ready(Ready { key, readable: true, writable: false }, now));
+                self.guarded(key, now, |core| {
+                    core.on_ready(Ready { key, readable: true, hung_up: true, writable: false }, now)
+                });
             }
             self.after_reading();
         }
@@ -339,13 +344,14 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Gives the session its socket and the bytes that came behind the request.
-    pub(crate) fn attach(mut self, socket: OwnedFd, read_ahead: &[u8]) {
+    /// Gives the session its socket: `head`, the 101, is the first it sends, and the bytes that
+    /// came behind the request the first it reads.
+    pub(crate) fn attach(mut self, socket: OwnedFd, head: &[u8], read_ahead: &[u8]) {
         let Some(key) = self.key.take() else { return };
         let worker = &self.worker;
         let now = worker.now();
         worker.shard.add(Counter::SessionsOpened, 1);
-        worker.guarded(key, now, |core| core.attach(key, socket, read_ahead, now));
+        worker.guarded(key, now, |core| core.attach(key, socket, head, read_ahead, now));
         if worker.is_draining.get() {
             worker.core.borrow_mut().settle(key, Outcome::Close(CloseReason::GoingAway), now);
         }
@@ -468,7 +474,7 @@ impl Core {
         self.sessions.is_empty() && self.unpublished.is_empty()
     }
 
-    fn attach(&mut self, key: SessionKey, socket: OwnedFd, read_ahead: &[u8], now: Millis) {
+    fn attach(&mut self, key: SessionKey, socket: OwnedFd, head: &[u8], read_ahead: &[u8], now: Millis) {
         let Some((_, session)) = self.sessions.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation) else {
             return;
         };
@@ -478,7 +484,7 @@ impl Core {
             return self.settle(key, Outcome::End(CloseReason::Internal), now);
         }
         session.registered = wants;
-        let mut outcome = session.attach(socket, now);
+        let mut outcome = session.attach(socket, head, now);
         if outcome == Outcome::Stay && !read_ahead.is_empty() {
             let unpublished = &mut self.unpublished;
             let mut bytes = read_ahead.to_vec();
@@ -501,7 +507,7 @@ impl Core {
                 outcome = session.resume(now, &mut publish);
             }
             if outcome == Outcome::Stay {
-                outcome = session.on_readable(&mut self.scratch, now, publish);
+                outcome = session.on_readable(&mut self.scratch, ready.hung_up, now, publish);
             }
         }
         self.settle(key, outcome, now);

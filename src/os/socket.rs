@@ -80,6 +80,9 @@ fn refusal(what: &str) -> io::Error {
 
 fn file_id(path: &Path) -> io::Result<FileId> {
     let file = std::fs::symlink_metadata(path)?;
+    if !file.file_type().is_socket() {
+        return Err(io::Error::other("no socket"));
+    }
     Ok(FileId { device: file.dev(), inode: file.ino() })
 }
 
