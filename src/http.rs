@@ -208,8 +208,8 @@ struct Refused {
 }
 
 impl Refused {
-    fn new(status: StatusCode, why: impl ToString) -> Self {
-        Self { status, why: why.to_string(), header: None }
+    fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { status, why: why.into(), header: None }
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -272,12 +272,11 @@ async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<A
     }
     let (channel, wire) = endpoint
         .channel(path, request.uri().query().unwrap_or_default())
-        .map_err(|why| Refused::new(StatusCode::BAD_REQUEST, why))?;
+        .map_err(|why| Refused::new(StatusCode::BAD_REQUEST, why.to_string()))?;
     let head = handshake::accept(request.headers()).map_err(|why| match why {
-        HandshakeError::Version => {
-            Refused::new(StatusCode::UPGRADE_REQUIRED, why).with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
-        }
-        _ => Refused::new(StatusCode::BAD_REQUEST, why),
+        HandshakeError::Version => Refused::new(StatusCode::UPGRADE_REQUIRED, why.to_string())
+            .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+        _ => Refused::new(StatusCode::BAD_REQUEST, why.to_string()),
     })?;
     match worker.admit(endpoint, channel, wire).await {
         Ok(admission) => Ok(Admitted { admission, head }),
@@ -287,7 +286,7 @@ async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<A
 
 fn unavailable(worker: &Worker, why: &Refusal) -> Refused {
     let seconds = worker.config.limits.retry_after.as_secs().max(1);
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, why).with(RETRY_AFTER, seconds.into())
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
 }
 
 fn page_response(page: &'static Page) -> Response<Full<Bytes>> {

@@ -171,7 +171,7 @@ impl Hub {
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> bool {
         let Some(entry) = self.by_name.get(channel).and_then(|id| self.channels.get_mut(*id)) else { return false };
         entry.is_confirmed = true;
-        entry.tell_waiting(Ok(()));
+        entry.tell_waiting(&Ok(()));
         true
     }
 
@@ -182,7 +182,7 @@ impl Hub {
         };
         entry.is_confirmed = false;
         entry.is_asked = false;
-        entry.tell_waiting(Err(refused));
+        entry.tell_waiting(&Err(refused));
         entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session)).collect()
     }
 
@@ -282,7 +282,7 @@ impl ChannelEntry {
         (index, audience.members.len() - 1)
     }
 
-    fn tell_waiting(&mut self, outcome: Result<(), Refused>) {
+    fn tell_waiting(&mut self, outcome: &Result<(), Refused>) {
         for waiting in std::mem::take(&mut self.waiting) {
             // Whoever gave up waiting does not need to know.
             drop(waiting.send(outcome.clone()));

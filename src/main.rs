@@ -74,7 +74,7 @@ fn run_config(args: RunArgs) -> Result<Config, Failure> {
     }
     config.broker = args.broker.unwrap_or(config.broker);
     config.workers = args.workers.unwrap_or(config.workers);
-    config.validate().map_err(config_failure)?;
+    config.validate().map_err(|error| config_failure(&error))?;
     Ok(config)
 }
 
@@ -90,16 +90,16 @@ fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
     };
     // WEBWS_LOG is the logger's.
     let environment = std::env::vars().filter(|(name, _)| name != "WEBWS_LOG");
-    Config::read(&name, &text, environment).map_err(config_failure)
+    Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
 }
 
-fn config_failure(error: ConfigError) -> Failure {
+fn config_failure(error: &ConfigError) -> Failure {
     (EX_CONFIG, error.to_string())
 }
 
 fn check(file: &Path) -> Result<(), Failure> {
     let config = read_config(Some(file))?;
-    config.validate().map_err(config_failure)?;
+    config.validate().map_err(|error| config_failure(&error))?;
     let settings = toml::to_string(&config).map_err(|error| (1, error.to_string()))?;
     print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
 }
@@ -119,7 +119,7 @@ fn serve(config: Config, extra: Extra) -> Result<(), Failure> {
         .build()
         .map_err(|error| (1, format!("no runtime: {error}")))?;
     runtime.block_on(webws::run_service(config, extra)).map_err(|error| match error {
-        ServerError::Config(error) => config_failure(error),
+        ServerError::Config(error) => config_failure(&error),
         other => (1, other.to_string()),
     })
 }

@@ -21,7 +21,7 @@ use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::{Channel, Endpoint};
 use crate::http::{self, Accepted, Pages};
-use crate::hub::{Batching, Hub};
+use crate::hub::{Batching, Hub, Joined};
 use crate::metrics::{Counter, Metrics, Shard};
 use crate::reactor::{self, Reactor, Ready, Registrar};
 use crate::session::{Outcome, SCRATCH_BYTES, Session, SessionKey};
@@ -311,18 +311,8 @@ impl Worker {
         if !self.broker.is_reachable() {
             return Err(Refusal::BrokerAway);
         }
-        let now = self.now();
-        let mut core = self.core.borrow_mut();
-        let key = core.insert(Session::new(endpoint.clone(), channel.clone(), wire, now));
-        let admission = Admission { worker: self.clone(), key: Some(key) };
-        if !endpoint.config.subscribe {
-            return Ok(admission);
-        }
-        let joined = core.hub.join(&channel, wire, key);
-        if let Some(session) = core.session(key) {
-            session.subscriptions.push(joined.subscriber);
-        }
-        drop(core);
+        let (admission, joined) = self.reserve(endpoint, &channel, wire);
+        let Some(joined) = joined else { return Ok(admission) };
         if joined.is_first {
             self.broker.subscribe(channel);
         }
@@ -332,6 +322,18 @@ impl Worker {
             Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
             Ok(Err(_)) | Err(_) => Err(Refusal::BrokerSlow),
         }
+    }
+
+    /// Makes a session without a socket and, where its endpoint receives, a subscriber of it.
+    fn reserve(self: &Rc<Self>, endpoint: &Rc<Endpoint>, channel: &Channel, wire: Wire) -> (Admission, Option<Joined>) {
+        let now = self.now();
+        let mut core = self.core.borrow_mut();
+        let key = core.insert(Session::new(endpoint.clone(), channel.clone(), wire, now));
+        let joined = endpoint.config.subscribe.then(|| core.hub.join(channel, wire, key));
+        if let (Some(joined), Some(session)) = (&joined, core.session(key)) {
+            session.subscriptions.push(joined.subscriber);
+        }
+        (Admission { worker: self.clone(), key: Some(key) }, joined)
     }
 }
 
