@@ -1,26 +1,98 @@
-//! webws
-pub(crate) mod broker;
-pub(crate) mod close;
-pub(crate) mod config;
-pub(crate) mod endpoint;
-pub(crate) mod http;
-pub(crate) mod hub;
-pub(crate) mod metrics;
-pub(crate) mod os;
-pub(crate) mod outbound;
-pub(crate) mod reactor;
-pub(crate) mod server;
-pub(crate) mod service;
-pub(crate) mod session;
-pub(crate) mod throttle;
-pub(crate) mod unpublished;
-pub(crate) mod wheel;
-pub(crate) mod wire;
-pub(crate) mod worker;
-pub(crate) mod ws;
+//! webws joins browsers' WebSockets to Redis Pub/Sub channels, as a sidecar beside nginx.
+//!
+//! A WebSocket opened as `/webws?channel="zhang"` receives what anyone `PUBLISH`es on
+//! `chat:zhang` and publishes there what the browser sends. It takes the place of an
+//! OpenResty handler in Lua, with the same bytes on the wire. As a library it runs inside
+//! another program: make a [`Config`], [`Server::bind`] it (or put it [`Server::on`] sockets
+//! of your own), and [`Server::run`] it; a [`Publisher`] publishes from within.
+//!
+//! # From a browser to Redis
+//! systemd or `server` binds the socket. The acceptor hands the connection to the `worker`
+//! with the fewest sessions, where it waits as a bare descriptor until one of 64 places for
+//! handshakes is free. hyper reads the request in `http`; the `endpoint` for its path says
+//! how the channel is named; `ws::handshake` checks the headers. The worker makes a
+//! `session` and a subscriber of it in the `hub`; for a channel's first, its link to Redis
+//! sends SUBSCRIBE, and the handshake waits for the confirmation. Then hyper gives back the raw
+//! socket and the bytes read ahead, and the session sends its 101 itself: from before its
+//! first byte it has its place in its audience. From now on the session is data: when the
+//! `reactor` says that its socket is readable, it reads into the worker's buffer,
+//! `ws::reader` judges the frames, and texts go to `unpublished`, in the order they came.
+//! The publishing link takes what waits, in one pipeline, and sends nothing while the
+//! subscribing link is away, so that a client's own text comes back to it. While Redis is
+//! behind, texts wait; when a session has too many waiting, its socket is not read, and
+//! backpressure goes through nginx to the browser. What cannot be published in time, or
+//! nobody knows about, ends the session with 1013.
+//!
+//! # From Redis to N browsers
+//! The subscribing link hands each message to its worker inside its own driver, and never
+//! waits. The `hub` finds the channel's audiences (those who get the same bytes), and each
+//! audience's `wire` frames the payload once, into the audience's batch. When the link's
+//! stream has nothing more at the moment, every touched audience is flushed: one `send` of the
+//! batch per subscriber. What a socket does not take stays in that session's `outbound`
+//! queue, by reference; only then is the reactor asked for writability, and the slow-consumer
+//! policy watches bytes and time.
+//!
+//! # Walls
+//! 1. The reader of a Redis link never waits for a client.
+//! 2. A publication is encoded once per wire and shared; there is no copy per subscriber.
+//! 3. A client sees its 101 only after its subscription is confirmed.
+//! 4. One publisher's messages on a channel reach every subscriber in Redis' order; one
+//!    client's texts are published in the order sent.
+//! 5. Every queue is bounded; full has a named outcome, a counter and a close code.
+//! 6. An idle session costs its struct: no task, no timer, no buffer.
+//! 7. What cannot be delivered is accounted for: a reason, a count and, where it matters, a
+//!    log line, once.
+//! 8. A session is portable between any two reads: channel, endpoint, unread bytes,
+//!    unfinished message, unsent bytes, liveness clock.
+//! 9. No session's fault, panics included, reaches another.
+//!
+//! # Rooms
+//! | room | what lives there |
+//! |---|---|
+//! | `config` | every setting: meaning, unit, default, why |
+//! | `service`, `server` | signals and systemd; listeners, acceptor, workers' start and stop |
+//! | `worker` | one thread: where sessions, hub, broker, reactor and timers meet |
+//! | `http`, `endpoint`, `ws` | the handshake; path and query to channel; frames judged and built |
+//! | `session`, `outbound`, `unpublished` | one connection as data; what it could not send; texts on their way |
+//! | `hub`, `wire` | channels, audiences, batches; how payloads look to clients |
+//! | `broker` | the contract, the embedded broker, Redis |
+//! | `reactor`, `wheel`, `os` | readiness, timers, system calls |
+//! | `close`, `metrics`, `throttle` | why sessions end, counts, log lines that could repeat |
+//!
+//! # Where this departs from its first design
+//! - tungstenite parses headers and knows close codes, but its context does not judge frames:
+//!   the unfinished message inside it could not be handed to another process (wall 8). A
+//!   property test compares both judges.
+//! - The 101 is written by the session, not by hyper: one system call, attached before its first
+//!   byte, and exact bytes (hyper appends `close` to `Connection` when the client said it).
+//! - Texts wait in one queue per worker, bounded per session, rather than in one queue per
+//!   session: they leave in the order they came, and an idle session owns no queue.
+
+mod broker;
+mod close;
+mod config;
+mod endpoint;
+mod http;
+mod hub;
+mod metrics;
+mod os;
+mod outbound;
+mod reactor;
+mod server;
+mod service;
+mod session;
+mod throttle;
+mod unpublished;
+mod wheel;
+mod wire;
+mod worker;
+mod ws;
 
 pub use broker::NotPublished;
-pub use config::*;
+pub use config::{
+    Broker, ChannelRule, Config, ConfigError, EndpointConfig, Limits, Listen, RedisAddress, RedisConfig, RedisUrl,
+    SocketMode, WireName,
+};
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
 pub use service::{Extra, run_service};

@@ -52,12 +52,8 @@ async fn expect(client: &mut Client, payload: &str) {
 async fn nine_thousand_channels_and_nine_thousand_subscribers_of_one_channel() {
     let redis = Redis::start().await;
     // These clients answer no pings.
-    let webws = Webws::builder()
-        .broker(&redis.url())
-        .workers(WORKERS)
-        .endpoint_toml("idle_timeout = \"0s\"")
-        .start()
-        .await;
+    let webws =
+        Webws::builder().broker(&redis.url()).workers(WORKERS).endpoint_toml("idle_timeout = \"0s\"").start().await;
     let nginx = Nginx::start_with_workers(&webws.socket(), 2).await;
 
     let mut clients = connect_all(&nginx, |n| format!("c{n}")).await;
