@@ -187,10 +187,10 @@ impl Hub {
     }
 
     /// Notes that the link is lost: nothing is confirmed until the broker says so again.
-    pub(crate) fn unconfirm_all(&mut self) {
-        for (_, entry) in &mut self.channels {
-            entry.is_confirmed = false;
-        }
+    /// Returns how many channels were.
+    pub(crate) fn unconfirm_all(&mut self) -> u64 {
+        let confirmed = |(_, entry): (usize, &mut ChannelEntry)| std::mem::replace(&mut entry.is_confirmed, false);
+        self.channels.iter_mut().map(confirmed).filter(|was_confirmed| *was_confirmed).count() as u64
     }
 
     /// All channels to subscribe on a new link. Those that linger are among them: somebody

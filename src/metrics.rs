@@ -23,7 +23,7 @@ pub(crate) enum Counter {
     TextsPublished,
     /// Clients' texts that the broker did not take, or nobody knows.
     TextsLost,
-    /// Times a worker lost its subscriptions.
+    /// Channels that were cut off from Redis for a while, each time.
     SubscriptionsLost,
     /// Sessions that ended, by reason.
     SessionsClosed(CloseReason),

@@ -185,7 +185,7 @@ impl Worker {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total")]
             let closed_by_now = ((share * total as f64) as usize + 1).min(total);
             let now = self.now();
-            for key in open.split_off(open.len().saturating_sub(closed_by_now - (total - open.len()))) {
+            for key in open.split_off(open.len().min(total - closed_by_now)) {
                 self.core.borrow_mut().settle(key, Outcome::Close(CloseReason::GoingAway), now);
             }
             if !open.is_empty() {
@@ -401,8 +401,8 @@ impl Sink for Worker {
     }
 
     fn on_lost(&self) {
-        self.shard.add(Counter::SubscriptionsLost, 1);
-        self.core.borrow_mut().hub.unconfirm_all();
+        let lost = self.core.borrow_mut().hub.unconfirm_all();
+        self.shard.add(Counter::SubscriptionsLost, lost);
     }
 
     fn wanted(&self) -> Vec<Channel> {
