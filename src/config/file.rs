@@ -43,17 +43,18 @@ impl Config {
 }
 
 fn faults_in_text(name: &str, text: &str) -> Vec<String> {
-    let mut faults = Vec::new();
+    let mut faults: Vec<(usize, String, String)> = Vec::new();
     let mut lines: Vec<&str> = text.split('\n').collect();
     while faults.len() < MAX_FAULTS {
         let current = lines.join("\n");
         let Err(error) = toml::from_str::<Config>(&current) else { break };
         let Some(span) = error.span() else {
-            faults.push(format!("{name}: {}", one_line(error.message())));
+            faults.push((lines.len(), String::new(), one_line(error.message())));
             break;
         };
         let line = current.get(..span.start).unwrap_or_default().matches('\n').count();
-        faults.push(format!("{name}, line {}: {}", line + 1, one_line(error.message())));
+        let key = lines.get(line).and_then(|text| text.split_once('=')).map_or("", |(key, _)| key.trim());
+        faults.push((line + 1, key.to_owned(), one_line(error.message())));
         // Text that is no TOML has no further faults worth naming.
         if toml::from_str::<Table>(&current).is_err() {
             break;
@@ -67,11 +68,18 @@ fn faults_in_text(name: &str, text: &str) -> Vec<String> {
             rest.take_while(|line| !is_header(&&***line)).for_each(|line| *line = "");
         }
     }
-    faults
+    faults.sort();
+    let sentence = |(line, key, what): (usize, String, String)| match key.as_str() {
+        "" => format!("{name}, line {line}: {what}"),
+        key => format!("{name}, line {line}, {key}: {what}"),
+    };
+    faults.into_iter().map(sentence).collect()
 }
 
 fn one_line(message: &str) -> String {
-    message.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    // serde names Rust's types; people who write settings need not know them.
+    line.replace("expected usize", "expected a whole number").replace("expected a boolean", "expected true or false")
 }
 
 /// A variable's text as the type its setting wants: whole numbers, booleans and arrays are
@@ -127,9 +135,11 @@ mod tests {
         .unwrap_err();
         let faults: Vec<_> = error.faults().collect();
         assert_eq!(faults.len(), 5, "{faults:#?}");
-        for place in ["line 1:", "line 2:", "line 4:", "line 5:", "line 9:"] {
-            assert!(faults.iter().any(|fault| fault.contains(place)), "{place} {faults:#?}");
+        let places = ["line 1, workerz:", "line 2, workers:", "line 4, handshake_timeout:", "line 5:", "line 9, wire:"];
+        for (fault, place) in faults.iter().zip(places) {
+            assert!(fault.starts_with(&format!("webws.toml, {place}")), "{place} {faults:#?}");
         }
+        assert!(faults[1].ends_with("expected a whole number"), "{faults:#?}");
     }
 
     #[test]
