@@ -74,6 +74,9 @@ mod config;
 mod endpoint;
 mod http;
 mod hub;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod metrics;
 mod os;
 mod outbound;

@@ -1,0 +1,84 @@
+//! The hot rooms, one by one: `cargo bench --features internals`.
+//!
+//! Figures of one machine say little; compare two versions on the same one.
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+use bytes::{BufMut, BytesMut};
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use webws::internals::{Fanout, Judge, channel, encode};
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = ["channel=%22zhang%22", "channel=12345", "a=1&b=2&channel=%22%E4%B8%AD%E6%96%87+x%22"])]
+fn channel_of_a_query(bencher: Bencher<'_, '_>, query: &str) {
+    bencher.bench(|| channel(black_box(query)).unwrap());
+}
+
+#[divan::bench(args = [16, 128, 4096, 65_536])]
+fn frame_of_a_publication(bencher: Bencher<'_, '_>, size: usize) {
+    let payload = vec![b'x'; size];
+    let mut out = BytesMut::with_capacity(2 * size);
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        out.clear();
+        encode(black_box(b"chat:zhang"), black_box(&payload), &mut out);
+    });
+}
+
+/// A masked text frame of `size` bytes.
+fn client_frame(size: usize) -> Vec<u8> {
+    let mut frame = vec![0x81];
+    match u8::try_from(size) {
+        Ok(short @ ..=125) => frame.put_u8(0x80 | short),
+        _ => {
+            frame.put_u8(0x80 | 126);
+            frame.put_u16(u16::try_from(size).unwrap());
+        }
+    }
+    frame.extend_from_slice(&[1, 2, 3, 4]);
+    // Not masked, but ASCII all the same once the mask is applied: letters XOR 1 to 4.
+    frame.resize(frame.len() + size, b'h');
+    frame
+}
+
+#[divan::bench(args = [16, 128, 4096, 65_535])]
+fn judge_a_text(bencher: Bencher<'_, '_>, size: usize) {
+    let frame = client_frame(size);
+    let mut judge = Judge::default();
+    bencher
+        .counter(BytesCount::new(size))
+        .with_inputs(|| frame.clone())
+        .bench_local_values(|mut bytes| judge.feed(&mut bytes).unwrap().len());
+}
+
+#[divan::bench]
+fn judge_a_pong(bencher: Bencher<'_, '_>) {
+    let mut judge = Judge::default();
+    bencher.bench_local(|| judge.feed(&mut [0x8a, 0x80, 0, 0, 0, 0]).unwrap().len());
+}
+
+#[divan::bench(args = [1, 1_000, 100_000])]
+fn publication_to_one_of_many_channels(bencher: Bencher<'_, '_>, channels: u32) {
+    let mut fanout = Fanout::new(channels, 1);
+    let names: Vec<_> = (0..channels).map(|n| format!("chat:c{n}")).collect();
+    let mut turn = names.iter().cycle();
+    bencher.bench_local(|| {
+        fanout.append(turn.next().unwrap().as_bytes(), b"payload");
+        fanout.flush_to_sockets()
+    });
+}
+
+#[divan::bench(args = [1, 16, 64])]
+fn messages_to_a_thousand_queues(bencher: Bencher<'_, '_>, batch: usize) {
+    let mut fanout = Fanout::new(1, 1_000);
+    let payload = [b'x'; 128];
+    bencher.counter(ItemsCount::new(1_000 * batch)).bench_local(|| {
+        for _ in 0..batch {
+            fanout.append(b"chat:c0", &payload);
+        }
+        fanout.flush();
+        fanout.drain();
+    });
+}

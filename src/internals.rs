@@ -1,0 +1,97 @@
+//! Doors into the hot rooms for benchmarks and fuzzers, behind the feature `internals`.
+//!
+//! Not part of the library's promises. May not enter: anything the sidecar uses.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::config::{Config, EndpointConfig};
+use crate::endpoint::{Channel, Endpoint};
+use crate::hub::Hub;
+use crate::outbound::Outbound;
+use crate::session::SessionKey;
+use crate::wire::Wire;
+use crate::ws::reader::{Flow, Incoming, Reader};
+
+/// The channel that a query names at the drop-in endpoint.
+pub fn channel(query: &str) -> Option<Bytes> {
+    Endpoint::new(EndpointConfig::default()).channel("/webws", query).ok().map(|(channel, _)| channel)
+}
+
+/// Whether `text` is a valid configuration.
+pub fn is_config(text: &str) -> bool {
+    Config::read("fuzz", text, []).is_ok_and(|config| config.validate().is_ok())
+}
+
+/// Appends the Lua wire's frame for a publication on `chat:` and a name.
+pub fn encode(channel: &[u8], payload: &[u8], out: &mut BytesMut) {
+    Wire::Lua { name_at: 5 }.encode(channel, payload, out);
+}
+
+/// What one client sends, judged.
+#[derive(Debug, Default)]
+pub struct Judge(Reader);
+
+impl Judge {
+    /// Judges the bytes that come next; the whole texts among them, or that the client broke
+    /// the protocol.
+    pub fn feed(&mut self, bytes: &mut [u8]) -> Option<Vec<String>> {
+        let mut texts = Vec::new();
+        let flow = self.0.feed(bytes, 65_535, |incoming| {
+            if let Incoming::Text(text) = incoming {
+                texts.push(text.to_owned());
+            }
+            Flow::Continue
+        });
+        flow.ok().map(|_| texts)
+    }
+}
+
+/// A hub with sessions that only queue.
+#[derive(Debug)]
+pub struct Fanout {
+    hub: Hub,
+    queues: Vec<Outbound>,
+}
+
+impl Fanout {
+    /// `channels` channels (`chat:c0`, `chat:c1`, …) with `subscribers` each.
+    pub fn new(channels: u32, subscribers: u32) -> Self {
+        let mut hub = Hub::new(0);
+        for n in 0..channels * subscribers {
+            let channel = Channel::from(format!("chat:c{}", n % channels));
+            hub.join(&channel, Wire::Lua { name_at: 5 }, SessionKey { index: n, generation: 0 });
+            hub.confirm(&channel);
+        }
+        let queues = (0..channels * subscribers).map(|_| Outbound::new(0)).collect();
+        Self { hub, queues }
+    }
+
+    /// Frames a publication into its audience's batch.
+    pub fn append(&mut self, channel: &[u8], payload: &[u8]) {
+        self.hub.append(channel, payload);
+    }
+
+    /// Puts the batches into the queues; returns the frames handed out.
+    pub fn flush(&mut self) -> u64 {
+        let queues = &mut self.queues;
+        self.hub.flush(|session, batch| {
+            if let Some(queue) = queues.get_mut(session.index as usize) {
+                queue.push(batch.clone());
+            }
+        })
+    }
+
+    /// As [`Fanout::flush`] to sockets that take everything.
+    pub fn flush_to_sockets(&mut self) -> u64 {
+        self.hub.flush(|session, batch| {
+            std::hint::black_box((session, batch));
+        })
+    }
+
+    /// Empties the queues.
+    pub fn drain(&mut self) {
+        for queue in &mut self.queues {
+            queue.keep_begun_frame();
+        }
+    }
+}
