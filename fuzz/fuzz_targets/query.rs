@@ -1,0 +1,11 @@
+//! The channel that a query names: never a panic, always within its prefix.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|query: &str| {
+    if let Some(channel) = webws::internals::channel(query) {
+        assert!(channel.starts_with(b"chat:"));
+        assert!(std::str::from_utf8(&channel).is_ok());
+    }
+});
