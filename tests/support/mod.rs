@@ -6,7 +6,9 @@
 
 pub(crate) mod client;
 pub(crate) mod frame;
+pub(crate) mod http;
 pub(crate) mod nginx;
+pub(crate) mod program;
 pub(crate) mod redis;
 pub(crate) mod webws;
 
