@@ -6,5 +6,6 @@
 
 mod cli;
 mod golden;
+mod service;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
