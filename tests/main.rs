@@ -9,3 +9,4 @@ mod golden;
 mod service;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
+mod units;
