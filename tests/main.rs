@@ -6,6 +6,7 @@
 
 mod cli;
 mod golden;
+mod nginx;
 mod service;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
