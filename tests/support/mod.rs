@@ -4,6 +4,7 @@
 //! Nothing here sleeps to synchronise: `until` and `holds_within` ask again until a deadline.
 //! No judgement about webws belongs here.
 
+pub(crate) mod browser;
 pub(crate) mod client;
 pub(crate) mod frame;
 pub(crate) mod http;
