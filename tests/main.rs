@@ -6,6 +6,7 @@
 
 mod browser;
 mod cli;
+mod embed;
 mod golden;
 mod nginx;
 mod service;
