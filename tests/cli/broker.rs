@@ -149,7 +149,7 @@ async fn a_password_file_that_cannot_be_read_is_named_and_exits_78() {
     if !nix::unistd::geteuid().is_root() {
         write(dir.path(), "closed", "x");
         let closed = dir.path().join("closed");
-        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         let closed = closed.display().to_string();
         let (code, _, stderr) = told(&run(dir.path(), &arguments, &[("WEBWS_REDIS__PASSWORD_FILE", &closed)]).await);
         assert!(code == Some(78) && stderr.contains(&closed), "{code:?} {stderr}");
