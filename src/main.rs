@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 use webws::{Config, ConfigError, EndpointConfig, Extra, ServerError};
 
@@ -22,6 +23,10 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(fault) = broker_fault(&error) {
+                drop(writeln!(io::stderr(), "error: {fault}\n\nFor more information, try '--help'."));
+                return ExitCode::from(EX_USAGE);
+            }
             let asked_for = !error.use_stderr();
             // Help goes to stdout, which may be closed already.
             drop(error.print());
@@ -37,6 +42,16 @@ fn main() -> ExitCode {
             }
             ExitCode::from(code)
         }
+    }
+}
+
+/// What is wrong with a broker's address. clap's own words would repeat it, password and all.
+fn broker_fault(error: &clap::Error) -> Option<String> {
+    match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(argument) if argument.starts_with("--broker") => {
+            Some(format!("{argument}: {}", std::error::Error::source(error)?))
+        }
+        _ => None,
     }
 }
 

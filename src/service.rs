@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::metrics::Shard;
@@ -44,19 +45,20 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION"));
     os::systemd::notify_ready(&format!("serving on {addresses}"));
     let watchdog = watchdog(running.shards());
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (tell, told) = oneshot::channel();
     let serving = running.run_until(async {
         first_of(&mut term, &mut interrupt).await;
         tracing::info!(sessions = metrics.sessions(), "stopping: no new connections, closing the open ones");
         os::systemd::notify_stopping("closing connections");
-        tell.send(()).ok();
+        // The streams themselves: a second signal may be in them already.
+        tell.send((term, interrupt)).ok();
     });
     tokio::select! {
         ended = serving => {
             tracing::info!("stopped: {metrics}");
             ended
         }
-        () = async { told.await.ok(); second_signal().await } => {
+        () = second_signal(told) => {
             tracing::warn!("stopped at once by a second signal: {metrics}");
             Ok(())
         }
@@ -85,11 +87,11 @@ async fn first_of(term: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-async fn second_signal() {
-    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return std::future::pending().await;
-    };
-    first_of(&mut term, &mut interrupt).await;
+async fn second_signal(told: oneshot::Receiver<(Signal, Signal)>) {
+    match told.await {
+        Ok((mut term, mut interrupt)) => first_of(&mut term, &mut interrupt).await,
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Feeds systemd's watchdog while every worker makes progress; resolves never.

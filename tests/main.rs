@@ -4,7 +4,13 @@
 //! Every test has its own programs in a temporary directory, so all of them may run at once.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod browser;
+mod cli;
+mod embed;
 mod golden;
+mod nginx;
 mod scale;
+mod service;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
+mod units;

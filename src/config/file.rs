@@ -21,8 +21,7 @@ impl Config {
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut faults = faults_in_text(name, text);
-        let mut table: Table = toml::from_str(text).unwrap_or_default();
+        let (mut faults, mut table) = faults_in_text(name, text);
         for (variable, value) in environment {
             let Some(path) = variable.strip_prefix("WEBWS_") else { continue };
             let path = path.to_ascii_lowercase();
@@ -34,16 +33,23 @@ impl Config {
                 Err(error) => faults.push(format!("environment variable {variable}: {}", one_line(error.message()))),
             }
         }
-        if !faults.is_empty() {
-            return Err(ConfigError::new(faults));
+        let config = Self::deserialize(table)
+            .map_err(|error| ConfigError::new(vec![format!("{name}: {}", one_line(error.message()))]));
+        if faults.is_empty() {
+            return config;
         }
-        Self::deserialize(table)
-            .map_err(|error| ConfigError::new(vec![format!("{name}: {}", one_line(error.message()))]))
+        // What could be read is checked now, so that one look shows everything.
+        if let Err(error) = config.and_then(|config| config.validate()) {
+            faults.extend(error.faults);
+        }
+        Err(ConfigError::new(faults))
     }
 }
 
-fn faults_in_text(name: &str, text: &str) -> Vec<String> {
+/// The faults of a text in the order of its lines, and the settings that have none.
+fn faults_in_text(name: &str, text: &str) -> (Vec<String>, Table) {
     let mut faults: Vec<(usize, String, String)> = Vec::new();
+    let mut endpoints_are_whole = true;
     let mut lines: Vec<&str> = text.split('\n').collect();
     while faults.len() < MAX_FAULTS {
         let current = lines.join("\n");
@@ -60,6 +66,8 @@ fn faults_in_text(name: &str, text: &str) -> Vec<String> {
             break;
         }
         let is_header = |line: &&str| line.trim_start().starts_with('[');
+        let header = lines.iter().take(line + 1).rfind(|line| is_header(line));
+        endpoints_are_whole &= header.is_none_or(|header| !header.trim_start().starts_with("[["));
         let mut rest = lines.iter_mut().skip(line);
         let Some(first) = rest.next() else { break };
         let whole_table = is_header(&&**first);
@@ -68,12 +76,17 @@ fn faults_in_text(name: &str, text: &str) -> Vec<String> {
             rest.take_while(|line| !is_header(&&***line)).for_each(|line| *line = "");
         }
     }
+    let mut sound: Table = toml::from_str(&lines.join("\n")).unwrap_or_default();
+    if !endpoints_are_whole {
+        // A default in the place of a faulty line may not fit the rest of its endpoint.
+        sound.remove("endpoint");
+    }
     faults.sort();
     let sentence = |(line, key, what): (usize, String, String)| match key.as_str() {
         "" => format!("{name}, line {line}: {what}"),
         key => format!("{name}, line {line}, {key}: {what}"),
     };
-    faults.into_iter().map(sentence).collect()
+    (faults.into_iter().map(sentence).collect(), sound)
 }
 
 fn one_line(message: &str) -> String {
@@ -140,6 +153,22 @@ mod tests {
             assert!(fault.starts_with(&format!("webws.toml, {place}")), "{place} {faults:#?}");
         }
         assert!(faults[1].ends_with("expected a whole number"), "{faults:#?}");
+    }
+
+    #[test]
+    fn faults_of_reading_and_of_checking_come_together_in_the_order_of_lines() {
+        let error = read(
+            "drain_time = 3\nworkers = 5000\n[redis]\nconnect_timeout = \"0s\"\n[[endpoint]]\npath = 1\n\
+             ping_interval = \"soon\"\nidle_timeout = \"2s\"\n[[endpoint]]\n[limits]\nretry_after = 1\n",
+            &[("WEBWS_NONSENSE", "1")],
+        )
+        .unwrap_err();
+        let faults: Vec<_> = error.faults().collect();
+        let places = ["line 1,", "line 6,", "line 7,", "line 11,", "WEBWS_NONSENSE", "workers", "redis.connect"];
+        assert_eq!(faults.len(), places.len(), "{faults:#?}");
+        for (fault, place) in faults.iter().zip(places) {
+            assert!(fault.contains(place), "{place} {faults:#?}");
+        }
     }
 
     #[test]

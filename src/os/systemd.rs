@@ -16,6 +16,10 @@ use sd_notify::NotifyState;
 /// Call it once: each call takes ownership of the same descriptors.
 #[expect(unsafe_code, reason = "descriptors arrive as numbers")]
 pub(crate) fn take_listeners() -> io::Result<Vec<(OwnedFd, String)>> {
+    // sd-notify takes names without sockets for a fault; a parent's variables leave that behind.
+    if sd_notify::listen_fds()?.len() == 0 {
+        return Ok(Vec::new());
+    }
     let received = sd_notify::listen_fds_with_names()?;
     Ok(received
         .map(|(raw, name)| {

@@ -4,9 +4,12 @@
 //! Nothing here sleeps to synchronise: `until` and `holds_within` ask again until a deadline.
 //! No judgement about webws belongs here.
 
+pub(crate) mod browser;
 pub(crate) mod client;
 pub(crate) mod frame;
+pub(crate) mod http;
 pub(crate) mod nginx;
+pub(crate) mod program;
 pub(crate) mod redis;
 pub(crate) mod webws;
 

@@ -29,18 +29,31 @@ impl Nginx {
     pub(crate) async fn start_with_workers(webws_socket: &Path, workers: usize) -> Nginx {
         let dir = tempfile::tempdir().unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let at = dir.path().display();
-        let sidecar = format!("server unix:{}", webws_socket.display());
-        ship(&dir, "webws-http.conf", "server unix:/run/webws/webws.sock", &sidecar);
-        ship(&dir, "webws-location.conf", "/var/log/nginx/webws.log", &format!("{at}/webws.log"));
+        ship_includes(&dir, webws_socket);
         std::fs::write(dir.path().join("nginx.conf"), main_conf(&dir, addr, workers)).unwrap();
-        let mut command = Command::new("nginx");
-        command
-            .args(["-p", &at.to_string(), "-c", &format!("{at}/nginx.conf")])
-            .args(["-e", &format!("{at}/error.log")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        Nginx::run(dir, addr).await
+    }
+
+    /// Starts the complete nginx.conf that is shipped, with `edit` applied to a file before it is used.
+    pub(crate) async fn start_complete(webws_socket: &Path, edit: impl Fn(&str, String) -> String) -> Nginx {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        ship_complete(&dir, webws_socket, addr);
+        for name in ["nginx.conf", "webws-http.conf", "webws-location.conf", "webws-canary.conf"] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, edit(name, std::fs::read_to_string(&path).unwrap())).unwrap();
+        }
+        let tested = command(&dir).arg("-t").stderr(Stdio::piped()).output();
+        let tested = tested.unwrap_or_else(|e| panic!("cannot start nginx: {e}; get it with: apt-get install nginx"));
+        assert!(tested.status.success(), "nginx -t: {}", String::from_utf8_lossy(&tested.stderr));
+        let text = String::from_utf8_lossy(&tested.stderr);
+        assert!(!text.contains("[warn]"), "nginx -t: {text}");
+        Nginx::run(dir, addr).await
+    }
+
+    async fn run(dir: TempDir, addr: SocketAddr) -> Nginx {
+        let mut command = command(&dir);
+        command.stderr(std::fs::File::create(dir.path().join("stderr.log")).unwrap());
         // SIGTERM: the master takes its workers along, which SIGKILL would orphan.
         let process = Process::spawn(&mut command, Signal::SIGTERM, "apt-get install nginx");
         let mut nginx = Nginx { process, addr, dir };
@@ -73,7 +86,7 @@ impl Nginx {
     }
 
     pub(crate) fn error_log(&self) -> String {
-        read_log(&self.dir.path().join("error.log"))
+        ["error.log", "stderr.log"].map(|name| read_log(&self.dir.path().join(name))).concat()
     }
 
     /// The access log that the shipped location writes.
@@ -82,12 +95,51 @@ impl Nginx {
     }
 }
 
-/// Copies one shipped file, with `from`, which must be in it, replaced by `to`.
-fn ship(dir: &TempDir, name: &str, from: &str, to: &str) {
+/// nginx on the nginx.conf in `dir`.
+fn command(dir: &TempDir) -> Command {
+    let at = dir.path().display();
+    let mut command = Command::new("nginx");
+    command
+        .args(["-p", &at.to_string(), "-c", &format!("{at}/nginx.conf")])
+        .args(["-e", &format!("{at}/error.log")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+fn ship_includes(dir: &TempDir, webws_socket: &Path) {
+    let log = format!("{}/webws.log", dir.path().display());
+    let sidecar = format!("server unix:{}", webws_socket.display());
+    ship(dir, "webws-http.conf", &[("server unix:/run/webws/webws.sock", &sidecar)]);
+    ship(dir, "webws-location.conf", &[("/var/log/nginx/webws.log", &log)]);
+}
+
+/// Everything nginx.conf needs; its addresses and the files it writes are moved, all else stays.
+fn ship_complete(dir: &TempDir, webws_socket: &Path, addr: SocketAddr) {
+    let at = dir.path().display();
+    ship_includes(dir, webws_socket);
+    ship(dir, "webws-canary.conf", &[("/var/log/nginx/access.log", &format!("{at}/lua.log"))]);
+    // nginx's workers would be another user than root, who alone may enter `dir`.
+    let user = if nix::unistd::geteuid().is_root() { "user root; daemon off;" } else { "daemon off;" };
+    let moved = [
+        ("daemon off;", user),
+        ("/tmp/webws-nginx", &format!("{at}/nginx")),
+        ("127.0.0.1:8088 reuseport", &format!("{addr} reuseport")),
+    ];
+    ship(dir, "nginx.conf", &moved);
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    std::os::unix::fs::symlink(page, dir.path().join("src")).unwrap();
+}
+
+/// Copies one shipped file with replacements, of which each must find something.
+fn ship(dir: &TempDir, name: &str, replacements: &[(&str, &str)]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("nginx").join(name);
-    let shipped = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-    assert!(shipped.contains(from), "{name} no longer contains {from:?}");
-    std::fs::write(dir.path().join(name), shipped.replace(from, to)).unwrap();
+    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+    for (from, to) in replacements {
+        assert!(text.contains(from), "{name} no longer contains {from:?}");
+        text = text.replace(from, to);
+    }
+    std::fs::write(dir.path().join(name), text).unwrap();
 }
 
 fn main_conf(dir: &TempDir, addr: SocketAddr, workers: usize) -> String {

@@ -1,0 +1,123 @@
+//! `rediss://`: the certificate must come from an authority that the settings, or the system, trust.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::write;
+use crate::support::client::Client;
+use crate::support::http::handshake;
+use crate::support::program::{Program, listen_in, of_level, run, target_in, told};
+use crate::support::redis::Redis;
+use crate::support::{START, free_port, until};
+
+const PATH: &str = "/webws?channel=%22zhang%22";
+
+fn openssl(dir: &Path, arguments: &str) {
+    let made = Command::new("openssl").args(arguments.split_whitespace()).current_dir(dir).output();
+    let made = made.unwrap_or_else(|e| panic!("cannot start openssl: {e}; get it with: apt-get install openssl"));
+    assert!(made.status.success(), "openssl {arguments}: {}", told(&made).2);
+}
+
+/// An authority NAME.pem with its key NAME.key.
+fn authority(dir: &Path, name: &str) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(dir, &format!("req -x509 {key} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 2"));
+}
+
+/// A certificate server.pem for `names`, from the authority called `by`.
+fn certificate(dir: &Path, by: &str, names: &str) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(dir, &format!("req -new {key} -keyout server.key -out server.csr -subj /CN=redis"));
+    write(dir, "server.ext", &format!("basicConstraints=critical,CA:FALSE\nsubjectAltName={names}\n"));
+    let by = format!("-CA {by}.pem -CAkey {by}.key -CAcreateserial");
+    openssl(dir, &format!("x509 -req -in server.csr {by} -out server.pem -days 2 -extfile server.ext"));
+}
+
+/// A Redis with that certificate, and its TLS port.
+async fn tls_redis(dir: &Path) -> (Redis, u16) {
+    let port = free_port();
+    let file = |name: &str| dir.join(name).display().to_string();
+    let redis = Redis::start_with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &file("server.pem"),
+        "--tls-key-file",
+        &file("server.key"),
+        "--tls-ca-cert-file",
+        &file("good.pem"),
+        "--tls-auth-clients",
+        "no",
+    ])
+    .await;
+    (redis, port)
+}
+
+async fn start(dir: &Path, broker: &str, ca_file: &str) -> Program {
+    let listen = listen_in(dir);
+    let environment = [("WEBWS_REDIS__CA_FILE", ca_file), ("WEBWS_LOG", "debug")];
+    let arguments = ["run", "--listen", &listen, "--broker", broker, "--workers", "1"];
+    Program::start(dir, &arguments, &environment[usize::from(ca_file.is_empty())..]).await
+}
+
+#[tokio::test]
+async fn redis_is_reached_by_tls_when_its_authority_is_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "good");
+    certificate(dir.path(), "good", "DNS:localhost,IP:127.0.0.1");
+    let (mut redis, port) = tls_redis(dir.path()).await;
+    for host in ["localhost", "127.0.0.1"] {
+        let program = start(dir.path(), &format!("rediss://{host}:{port}"), "good.pem").await;
+        let mut client = Client::connect(&target_in(dir.path()), PATH).await;
+        client.send_text("unread, ").await;
+        client.expect_text("unread, zhang").await;
+        // More than one TLS record, both ways.
+        let long = "x".repeat(60_000);
+        client.send_text(&long).await;
+        client.expect_text(&format!("{long}zhang")).await;
+
+        redis.kill();
+        redis.start_again().await;
+        until("subscribed again", START, async || redis.numsub(b"chat:zhang").await == 1).await;
+        client.send_text("after a restart, ").await;
+        client.expect_text("after a restart, zhang").await;
+        program.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_tls_cannot_trust_is_refused_and_the_reason_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "good");
+    authority(dir.path(), "bad");
+    certificate(dir.path(), "good", "DNS:redis.example");
+    let (_redis, port) = tls_redis(dir.path()).await;
+    let broker = format!("rediss://localhost:{port}");
+    // Another authority; the system's authorities; the right authority and another name.
+    for (ca_file, reason) in [("bad.pem", "UnknownIssuer"), ("", "UnknownIssuer"), ("good.pem", "not valid for name")] {
+        let program = start(dir.path(), &broker, ca_file).await;
+        let again = || program.lines().iter().filter(|line| line["message"] == "Redis is still away").count();
+        until("webws tries again", START, async || again() >= 4).await;
+        let said = of_level(&program.lines(), "WARN");
+        assert_eq!(said.len(), 1, "{said:#?}");
+        let error = said[0]["error"].as_str().unwrap();
+        assert!(error.contains(reason) && error.contains(&broker), "{ca_file}: {error}");
+        handshake(&target_in(dir.path()), PATH).await.assert_unavailable("2");
+        program.stop().await;
+        std::fs::remove_file(dir.path().join("webws.log")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_ca_file_without_certificates_exits_78() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "empty.pem", "");
+    write(dir.path(), "broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let listen = listen_in(dir.path());
+    for file in ["absent.pem", "empty.pem", "broken.pem"] {
+        let arguments = ["run", "--listen", &listen, "--broker", "rediss://localhost"];
+        let (code, _, stderr) = told(&run(dir.path(), &arguments, &[("WEBWS_REDIS__CA_FILE", file)]).await);
+        assert_eq!(code, Some(78), "{file}: {stderr}");
+        assert!(stderr.contains(file) && stderr.contains("redis.ca_file"), "{file}: {stderr}");
+    }
+}
