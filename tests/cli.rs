@@ -33,14 +33,14 @@ async fn check_lists_all_faults_at_once_with_their_lines_and_exits_78() {
     let (code, stdout, stderr) = told(&run(dir.path(), &["check", "--config", "webws.toml"], &[]).await);
     assert_eq!((code, stdout.as_str()), (Some(78), ""), "{stderr}");
     let expected = [
-        ("webws: webws.toml, line 1: ", "workerz"),
-        ("webws: webws.toml, line 2: ", "udp:1"),
-        ("webws: webws.toml, line 3: ", "redis://HOST:PORT"),
-        ("webws: webws.toml, line 4: ", "integer `3`"),
-        ("webws: webws.toml, line 6: ", "'soon' is no duration"),
-        ("webws: webws.toml, line 10: ", "nonsense"),
-        ("webws: webws.toml, line 13: ", "perl"),
-        ("webws: webws.toml, line 15: ", "integer `1`"),
+        ("webws: webws.toml, line 1, ", "workerz"),
+        ("webws: webws.toml, line 2, ", "udp:1"),
+        ("webws: webws.toml, line 3, ", "redis://HOST:PORT"),
+        ("webws: webws.toml, line 4, ", "integer `3`"),
+        ("webws: webws.toml, line 6, ", "'soon' is no duration"),
+        ("webws: webws.toml, line 10, ", "nonsense"),
+        ("webws: webws.toml, line 13, ", "perl"),
+        ("webws: webws.toml, line 15, ", "integer `1`"),
         // What is well written and makes no sense has a name instead of a line.
         ("webws: redis.connect_timeout", "more than 0s"),
         ("webws: limits.max_handshakes", "nobody could connect"),

@@ -75,7 +75,8 @@ async fn a_sidecar_that_is_down_is_a_502_that_says_when_to_come_back() {
 #[tokio::test]
 async fn refusals_of_the_sidecar_pass_as_they_are() {
     let mut redis = Redis::start().await;
-    let webws = Webws::builder().broker(&redis.url()).extra_toml("[limits]\nretry_after = \"7s\"").start().await;
+    let webws =
+        Webws::builder().broker(&redis.url()).workers(1).extra_toml("[limits]\nretry_after = \"7s\"").start().await;
     let nginx = Nginx::start_complete(&webws.socket(), unchanged).await;
     Client::connect(&nginx.target(), PATH).await.close().await;
     redis.kill();

@@ -92,7 +92,7 @@ async fn a_wrong_address_in_file_or_environment_exits_78() {
         write(dir.path(), "webws.toml", &format!("broker = {wrong:?}\n"));
         let file = run(dir.path(), &["run", "--config", "webws.toml"], &[]).await;
         let environment = run(dir.path(), &["run"], &[("WEBWS_BROKER", wrong)]).await;
-        for (ended, place) in [(file, "webws.toml, line 1:"), (environment, "WEBWS_BROKER:")] {
+        for (ended, place) in [(file, "webws.toml, line 1, broker:"), (environment, "WEBWS_BROKER:")] {
             let (code, _, stderr) = told(&ended);
             assert!(code == Some(78) && stderr.lines().count() == 1, "{wrong}: {code:?} {stderr}");
             assert!(stderr.contains(place) && stderr.contains("unix:///PATH"), "{wrong}: {stderr}");
