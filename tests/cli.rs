@@ -38,7 +38,7 @@ async fn check_lists_all_faults_at_once_with_their_lines_and_exits_78() {
         ("webws: webws.toml, line 3, ", "redis://HOST:PORT"),
         ("webws: webws.toml, line 4, ", "integer `3`"),
         ("webws: webws.toml, line 6, ", "'soon' is no duration"),
-        ("webws: webws.toml, line 10, ", "nonsense"),
+        ("webws: webws.toml, line 10: ", "nonsense"),
         ("webws: webws.toml, line 13, ", "perl"),
         ("webws: webws.toml, line 15, ", "integer `1`"),
         // What is well written and makes no sense has a name instead of a line.
