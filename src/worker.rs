@@ -221,7 +221,9 @@ impl Worker {
             self.again.notified().await;
             tokio::task::yield_now().await;
             let now = self.now();
-            for key in std::mem::take(&mut self.core.borrow_mut().again) {
+            // Bound first: in the head of the loop the borrow would last as long as the loop.
+            let again = std::mem::take(&mut self.core.borrow_mut().again);
+            for key in again {
                 self.guarded(key, now, |core| {
                     core.on_ready(Ready { key, readable: true, hung_up: true, writable: false }, now)
                 });
