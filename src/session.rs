@@ -160,7 +160,7 @@ impl Session {
                     Ok(sent) if sent == frames.len() => return Outcome::Stay,
                     Ok(sent) => sent,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                    Err(_) => return Outcome::End(CloseReason::ClientGone),
+                    Err(_) => return self.on_unsendable(),
                 },
                 None => 0,
             };
@@ -184,7 +184,19 @@ impl Session {
                 }
                 self.finish_if_said(now)
             }
-            Err(_) => Outcome::End(self.reason_or(CloseReason::ClientGone)),
+            Err(_) => self.on_unsendable(),
+        }
+    }
+
+    /// The client takes nothing any more. What it sent before it went is still in the socket and
+    /// is read first: the read that finds the end ends the session.
+    fn on_unsendable(&mut self) -> Outcome {
+        self.outbound = None;
+        match self.phase {
+            Phase::Open => Outcome::Again,
+            Phase::Opening | Phase::Closing { .. } | Phase::Ending { .. } => {
+                Outcome::End(self.reason_or(CloseReason::ClientGone))
+            }
         }
     }
 
@@ -281,16 +293,12 @@ impl Session {
             }
             Incoming::Binary | Incoming::Pong => Flow::Continue,
         });
-        if !replies.is_empty() && phase == Phase::Open {
-            match self.push(&Bytes::from(replies), now) {
-                Outcome::Stay => {}
-                other => return other,
-            }
-        }
+        let replied =
+            if replies.is_empty() || phase != Phase::Open { Outcome::Stay } else { self.push(&replies.into(), now) };
         match (judged, closed) {
             (Err(reason), _) => Outcome::Close(reason),
             (Ok(_), None) if denied => Outcome::Close(CloseReason::PublishDenied),
-            (Ok(_), None) => Outcome::Stay,
+            (Ok(_), None) => replied,
             (Ok(_), Some(code)) => self.on_client_close(code, now),
         }
     }

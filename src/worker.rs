@@ -384,6 +384,9 @@ impl Sink for Worker {
         if core.hub.has_batches() {
             core.flush(self.now());
         }
+        if !core.again.is_empty() {
+            self.again.notify_one();
+        }
     }
 
     fn on_subscribed(&self, channel: &[u8]) {
