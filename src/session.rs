@@ -25,6 +25,10 @@ use crate::ws::reader::{Flow, Incoming, Reader};
 /// limit and its header; one buffer per worker, not per session.
 pub(crate) const SCRATCH_BYTES: usize = 66 << 10;
 
+/// Memory of a waiting text beside its payload. Counted, so that many empty texts cannot pass the
+/// limit unseen.
+pub(crate) const TEXT_COST: usize = 128;
+
 /// Reads of one session before the others have their turn.
 const READS_PER_TURN: usize = 4;
 
@@ -275,7 +279,7 @@ impl Session {
                     self.unpublished_since = now;
                 }
                 self.unpublished_texts += 1;
-                self.unpublished_bytes += text.len();
+                self.unpublished_bytes += text.len() + TEXT_COST;
                 let flow = publish(&self.channel, text);
                 if flow == Flow::Pause || self.unpublished_bytes >= self.endpoint.config.max_unpublished_bytes {
                     self.is_paused = true;
@@ -410,7 +414,7 @@ impl Session {
     /// The broker took one of its texts of `bytes`. True when the session can be read again.
     pub(crate) fn on_published(&mut self, bytes: usize, now: Millis) -> bool {
         self.unpublished_texts = self.unpublished_texts.saturating_sub(1);
-        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes);
+        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes + TEXT_COST);
         self.unpublished_since = now;
         self.may_resume()
     }

@@ -7,11 +7,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::broker::{NotPublished, Origin, Text};
-use crate::session::SessionKey;
+use crate::session::{SessionKey, TEXT_COST};
 use crate::wheel::Millis;
-
-/// Memory of a waiting text beside its payload, counted against the limit.
-const TEXT_COST: usize = 128;
 
 /// Texts that wait to be taken by the broker.
 #[derive(Debug)]
