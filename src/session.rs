@@ -357,7 +357,7 @@ impl Session {
 
     /// What time does to a session.
     pub(crate) fn on_tick(&mut self, now: Millis) -> Outcome {
-        let config = &self.endpoint.config;
+        let stall_timeout = self.endpoint.config.stall_timeout;
         match self.phase {
             Phase::Opening => Outcome::Stay,
             Phase::Closing { reason, until, awaits_reply } if now >= until => {
@@ -372,11 +372,21 @@ impl Session {
             Phase::Closing { .. } | Phase::Ending { .. } => Outcome::Stay,
             Phase::Open => {
                 let waited = |since: Millis, limit| now.saturating_sub(since) >= millis(limit);
+                let is_stalled = |queue: &Option<Box<Outbound>>| {
+                    queue.as_ref().is_some_and(|q| waited(q.progress_at, stall_timeout))
+                };
+                if is_stalled(&self.outbound) {
+                    // A Unix socket is reported as writable when three quarters of its buffer are
+                    // free (the kernel's unix_writable); what a slow reader took is found by trying.
+                    match self.on_writable(now) {
+                        Outcome::Stay if is_stalled(&self.outbound) => return Outcome::Close(CloseReason::Stalled),
+                        Outcome::Stay => {}
+                        other => return other,
+                    }
+                }
+                let config = &self.endpoint.config;
                 if !config.idle_timeout.is_zero() && waited(self.alive_at, config.idle_timeout) {
                     return Outcome::Close(CloseReason::Silent);
-                }
-                if self.outbound.as_ref().is_some_and(|queue| waited(queue.progress_at, config.stall_timeout)) {
-                    return Outcome::Close(CloseReason::Stalled);
                 }
                 if self.unpublished_texts > 0 && waited(self.unpublished_since, config.publish_timeout) {
                     return Outcome::Close(CloseReason::NotPublished);
