@@ -310,11 +310,11 @@ impl Worker {
         if self.metrics.sessions() >= self.max_sessions as u64 {
             return Err(Refusal::Full);
         }
-        if !self.broker.is_reachable() {
-            return Err(Refusal::BrokerAway);
-        }
         let now = self.now();
         let mut core = self.core.borrow_mut();
+        if !self.broker.is_reachable() && !core.hub.is_confirmed(&channel) {
+            return Err(Refusal::BrokerAway);
+        }
         let key = core.insert(Session::new(endpoint.clone(), channel.clone(), wire, now));
         let admission = Admission { worker: self.clone(), key: Some(key) };
         if !endpoint.config.subscribe {

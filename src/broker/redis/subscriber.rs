@@ -92,6 +92,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                 } else {
                     links.health.link_is_lost(&error);
                     links.deaf_since.set(Some(Instant::now()));
+                    links.health.worker_is_deaf();
                 }
                 sink.on_lost();
             }
@@ -192,7 +193,10 @@ fn names(channels: &[Channel]) -> Vec<&[u8]> {
 
 async fn answered<T>(links: &Links, answer: impl Future<Output = RedisResult<T>>) -> Result<T, LinkError> {
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, answer).await {
+    links.unanswered_since.set(Some(Instant::now()));
+    let answer = tokio::time::timeout(timeout, answer).await;
+    links.unanswered_since.set(None);
+    match answer {
         Ok(answer) => answer.map_err(LinkError::Ended),
         Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
     }
