@@ -160,7 +160,7 @@ impl Server {
                 let credential = os::systemd::credential("redis-password");
                 let settings = redis::Settings::try_new(url, &config.redis, credential)
                     .map_err(|error| ConfigError::new(vec![error.to_string()]))?;
-                let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(2 * workers)));
+                let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(workers)));
                 (0..workers).map(|_| BrokerSeed::Redis(settings.clone(), health.clone())).collect()
             }
         };

@@ -48,6 +48,8 @@ pub(crate) struct Links {
     /// Since when not all wanted channels are subscribed; `None` while they are.
     deaf_since: Cell<Option<Instant>>,
     hears_again: Notify,
+    /// When all wanted channels were subscribed last.
+    heard_at: Cell<Instant>,
     /// Since when the subscriber waits for an answer.
     unanswered_since: Cell<Option<Instant>>,
 }
@@ -62,6 +64,7 @@ impl Links {
             texts_wait: Notify::new(),
             deaf_since: Cell::new(Some(Instant::now())),
             hears_again: Notify::new(),
+            heard_at: Cell::new(Instant::now()),
             unanswered_since: Cell::new(None),
         }
     }

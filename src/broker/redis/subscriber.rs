@@ -87,6 +87,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                     () = driver => LinkError::Closed,
                     error = serve(links, sink, &mut connection, &mut backoff) => error,
                 };
+                links.unanswered_since.set(None);
                 if links.is_deaf() {
                     links.health.attempt_failed(&error);
                 } else {
@@ -116,6 +117,8 @@ async fn serve(
         }
     }
     links.deaf_since.set(None);
+    links.heard_at.set(Instant::now());
+    links.health.worker_hears();
     links.hears_again.notify_one();
     links.health.link_is_up();
     backoff.reset();
