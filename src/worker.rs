@@ -264,11 +264,14 @@ impl Worker {
                 core.on_due(key, at, now);
             }
             core.hub.expire(now, |channel| self.broker.unsubscribe(channel));
-            // A second later than the sessions' own deadline, which tells the client.
+            // A second later than the sessions' own deadline, which counts from the last progress.
             let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
-            self.shard.add(Counter::TextsLost, lost);
-            if lost > 0 && TEXTS_LOST.allows() {
-                tracing::warn!(lost, "messages of clients that have left could not be published in time");
+            self.shard.add(Counter::TextsLost, lost.len() as u64);
+            if !lost.is_empty() && TEXTS_LOST.allows() {
+                tracing::warn!(lost = lost.len(), "messages of clients could not be published in time");
+            }
+            for key in lost {
+                core.settle_if_open(key, CloseReason::NotPublished, now);
             }
             if !core.again.is_empty() {
                 self.again.notify_one();
