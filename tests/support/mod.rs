@@ -9,6 +9,7 @@ pub(crate) mod frame;
 pub(crate) mod nginx;
 pub(crate) mod redis;
 pub(crate) mod webws;
+pub(crate) mod witness;
 
 use std::net::TcpListener;
 use std::path::Path;
