@@ -5,5 +5,6 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod golden;
+mod outage;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
