@@ -6,5 +6,6 @@
 
 mod golden;
 mod outage;
+mod publish;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
