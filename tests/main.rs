@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod golden;
+mod liveness;
 mod outage;
 mod publish;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
