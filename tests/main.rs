@@ -8,5 +8,6 @@ mod golden;
 mod liveness;
 mod outage;
 mod publish;
+mod subscriptions;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
