@@ -4,6 +4,7 @@
 //! Every test has its own programs in a temporary directory, so all of them may run at once.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod contract;
 mod golden;
 mod liveness;
 mod outage;
