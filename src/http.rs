@@ -3,12 +3,13 @@
 //!
 //! Few handshakes are worked on at a time; the others wait as bare descriptors, because
 //! thousands of half-read requests at once leave memory behind that is never given back.
+//! A request is worked on when its whole head is there, so that the silent keep nobody out.
 //! May not enter: a session's life after its 101.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -80,6 +81,8 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 /// Turns a worker's connections into sessions until the server is gone.
 pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>) {
     let permits = Arc::new(Semaphore::new(MAX_NEGOTIATING));
+    let patience = Arc::new(Semaphore::new(worker.config.limits.max_handshakes));
+    let scratch = Rc::new(RefCell::new(vec![0; MAX_HEAD_BYTES]));
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -91,8 +94,24 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
             // The permit first: what waits, waits as a descriptor in the queue.
             next = next(&permits, &mut accepted) => {
                 let Some((permit, connection)) = next else { break };
-                let worker = worker.clone();
+                let (worker, scratch) = (worker.clone(), scratch.clone());
+                let (permits, patience) = (permits.clone(), patience.clone());
                 tasks.spawn_local(async move {
+                    let permit = match patience.try_acquire_owned() {
+                        Ok(place) if !has_head(connection.socket.as_fd(), &scratch) => {
+                            drop(permit);
+                            let timeout = worker.config.limits.handshake_timeout;
+                            let arrived = head_arrives(connection.socket.as_fd(), &scratch);
+                            let Ok(Ok(())) = tokio::time::timeout_at(connection.at + timeout, arrived).await else {
+                                return;
+                            };
+                            drop(place);
+                            let Ok(permit) = permits.acquire_owned().await else { return };
+                            permit
+                        }
+                        // So many are silent that one more may as well be worked on.
+                        Ok(_) | Err(_) => permit,
+                    };
                     let refused = negotiate(&worker, connection).await;
                     drop(permit);
                     if let Some(stream) = refused {
@@ -113,6 +132,35 @@ async fn next(
 ) -> Option<(tokio::sync::OwnedSemaphorePermit, Accepted)> {
     let permit = permits.clone().acquire_owned().await.ok()?;
     Some((permit, accepted.recv().await?))
+}
+
+/// Waits until a request can be worked on without waiting for the client.
+///
+/// # Errors
+/// When the socket cannot be waited for.
+async fn head_arrives(socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> io::Result<()> {
+    let readable = os::readiness::readable(socket)?;
+    loop {
+        let mut guard = readable.readable().await?;
+        if guard.ready().is_read_closed() || has_head(socket, scratch) {
+            return Ok(());
+        }
+        guard.clear_ready();
+    }
+}
+
+/// Whether a whole request head waits in the socket, more than a head may have, or an end.
+fn has_head(socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> bool {
+    let mut scratch = scratch.borrow_mut();
+    match os::socket::peek(socket, &mut scratch) {
+        Ok(there) => {
+            let head = scratch.get(..there).unwrap_or_default();
+            // A head ends with an empty line; hyper takes a bare LF for a line's end too.
+            let ends = |at: &[u8]| at.starts_with(b"\n\r\n") || at.starts_with(b"\n\n");
+            there == 0 || there == scratch.len() || (0..there).any(|at| head.get(at..).is_some_and(ends))
+        }
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    }
 }
 
 /// A connection's stream, of either family.

@@ -167,6 +167,11 @@ impl Hub {
         }
     }
 
+    /// Whether what is published on `channel` arrives already.
+    pub(crate) fn is_confirmed(&self, channel: &Channel) -> bool {
+        self.by_name.get(channel).and_then(|id| self.channels.get(*id)).is_some_and(|entry| entry.is_confirmed)
+    }
+
     /// Notes that the broker confirmed `channel`. False when nobody wants it any more.
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> bool {
         let Some(entry) = self.by_name.get(channel).and_then(|id| self.channels.get_mut(*id)) else { return false };

@@ -160,7 +160,7 @@ impl Server {
                 let credential = os::systemd::credential("redis-password");
                 let settings = redis::Settings::try_new(url, &config.redis, credential)
                     .map_err(|error| ConfigError::new(vec![error.to_string()]))?;
-                let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(2 * workers)));
+                let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(workers)));
                 (0..workers).map(|_| BrokerSeed::Redis(settings.clone(), health.clone())).collect()
             }
         };
@@ -252,7 +252,8 @@ impl Server {
             inlets.push(Inlet { queue, shard: shard.clone() });
             ends.push(End { ended, thread });
         }
-        Ok(Running { listeners: self.listeners, inlets, ends, orders })
+        let overflow = overflow_answer(self.config.limits.retry_after);
+        Ok(Running { listeners: self.listeners, inlets, ends, orders, overflow })
     }
 }
 
@@ -268,6 +269,8 @@ pub(crate) struct Running {
     inlets: Vec<Inlet>,
     ends: Vec<End>,
     orders: watch::Sender<Order>,
+    /// The answer to connections beyond `limits.max_handshakes`.
+    overflow: Bytes,
 }
 
 /// Where connections go into a worker.
@@ -307,7 +310,7 @@ impl Running {
     pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         tokio::select! {
             () = shutdown => {}
-            error = accept_all(&self.listeners, &self.inlets) => return Err(error),
+            error = accept_all(&self.listeners, &self.inlets, &self.overflow) => return Err(error),
             error = first_end(&mut self.ends) => return Err(error),
         }
         // Nobody new; what waits in the backlog stays there for the next process when the
@@ -336,7 +339,7 @@ async fn first_end(ends: &mut [End]) -> ServerError {
 }
 
 /// Accepts on all listeners; returns only when one cannot be used any more.
-async fn accept_all(listeners: &[Listener], inlets: &[Inlet]) -> ServerError {
+async fn accept_all(listeners: &[Listener], inlets: &[Inlet], overflow: &Bytes) -> ServerError {
     let mut refusing = JoinSet::new();
     let mut sockets = Vec::new();
     for listener in listeners {
@@ -358,7 +361,7 @@ async fn accept_all(listeners: &[Listener], inlets: &[Inlet]) -> ServerError {
         };
         for _ in 0..ACCEPTS_PER_TURN {
             match os::socket::accept(guard.get_inner().as_fd()) {
-                Ok(socket) => deal(inlets, socket, &mut refusing),
+                Ok(socket) => deal(inlets, socket, overflow, &mut refusing),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     guard.clear_ready();
                     break;
@@ -399,7 +402,7 @@ async fn wait_for_room(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-fn deal(inlets: &[Inlet], socket: OwnedFd, refusing: &mut JoinSet<()>) {
+fn deal(inlets: &[Inlet], socket: OwnedFd, overflow: &Bytes, refusing: &mut JoinSet<()>) {
     static OVERFLOW: Throttle = Throttle::per_minute();
     let Some(inlet) = inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
     if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
@@ -407,22 +410,30 @@ fn deal(inlets: &[Inlet], socket: OwnedFd, refusing: &mut JoinSet<()>) {
             tracing::warn!("too many handshakes wait: answering 503 (limits.max_handshakes)");
         }
         if refusing.len() < MAX_REQUESTS {
-            refusing.spawn(refuse(full.into_inner().socket));
+            refusing.spawn(refuse(full.into_inner().socket, overflow.clone()));
         }
     }
 }
 
-/// Answers 503 without looking at the request.
-async fn refuse(socket: OwnedFd) {
-    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\n\
-        Content-Type: text/plain; charset=utf-8\r\nContent-Length: 46\r\n\r\ntoo many handshakes wait: try again in a while\n";
+fn overflow_answer(retry_after: Duration) -> Bytes {
+    let body = "too many handshakes wait: try again in a while\n";
+    let (seconds, length) = (retry_after.as_secs().max(1), body.len());
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nConnection: close\r\n\
+         Content-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    answer.into()
+}
+
+/// Answers without looking at the request.
+async fn refuse(socket: OwnedFd, answer: Bytes) {
     let Ok(socket) = os::readiness::readable(socket) else { return };
     // The request is read first: closing with unread bytes would reset the connection.
     let request = async {
         let mut buffer = [0; 4096];
         let mut guard = socket.readable().await?;
         guard.try_io(|socket| os::socket::receive(socket.as_fd(), &mut buffer)).unwrap_or(Ok(0))?;
-        os::socket::send_bytes(socket.as_fd(), ANSWER)
+        os::socket::send_bytes(socket.as_fd(), &answer)
     };
     if !matches!(tokio::time::timeout(Duration::from_secs(1), request).await, Ok(Ok(_))) {
         tracing::trace!("a refused client did not wait for its answer");

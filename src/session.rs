@@ -25,6 +25,10 @@ use crate::ws::reader::{Flow, Incoming, Reader};
 /// limit and its header; one buffer per worker, not per session.
 pub(crate) const SCRATCH_BYTES: usize = 66 << 10;
 
+/// Memory of a waiting text beside its payload. Counted, so that many empty texts cannot pass the
+/// limit unseen.
+pub(crate) const TEXT_COST: usize = 128;
+
 /// Reads of one session before the others have their turn.
 const READS_PER_TURN: usize = 4;
 
@@ -160,7 +164,7 @@ impl Session {
                     Ok(sent) if sent == frames.len() => return Outcome::Stay,
                     Ok(sent) => sent,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                    Err(_) => return Outcome::End(CloseReason::ClientGone),
+                    Err(_) => return self.on_unsendable(),
                 },
                 None => 0,
             };
@@ -184,7 +188,19 @@ impl Session {
                 }
                 self.finish_if_said(now)
             }
-            Err(_) => Outcome::End(self.reason_or(CloseReason::ClientGone)),
+            Err(_) => self.on_unsendable(),
+        }
+    }
+
+    /// The client takes nothing any more. What it sent before it went is still in the socket and
+    /// is read first: the read that finds the end ends the session.
+    fn on_unsendable(&mut self) -> Outcome {
+        self.outbound = None;
+        match self.phase {
+            Phase::Open => Outcome::Again,
+            Phase::Opening | Phase::Closing { .. } | Phase::Ending { .. } => {
+                Outcome::End(self.reason_or(CloseReason::ClientGone))
+            }
         }
     }
 
@@ -263,7 +279,7 @@ impl Session {
                     self.unpublished_since = now;
                 }
                 self.unpublished_texts += 1;
-                self.unpublished_bytes += text.len();
+                self.unpublished_bytes += text.len() + TEXT_COST;
                 let flow = publish(&self.channel, text);
                 if flow == Flow::Pause || self.unpublished_bytes >= self.endpoint.config.max_unpublished_bytes {
                     self.is_paused = true;
@@ -281,16 +297,12 @@ impl Session {
             }
             Incoming::Binary | Incoming::Pong => Flow::Continue,
         });
-        if !replies.is_empty() && phase == Phase::Open {
-            match self.push(&Bytes::from(replies), now) {
-                Outcome::Stay => {}
-                other => return other,
-            }
-        }
+        let replied =
+            if replies.is_empty() || phase != Phase::Open { Outcome::Stay } else { self.push(&replies.into(), now) };
         match (judged, closed) {
             (Err(reason), _) => Outcome::Close(reason),
             (Ok(_), None) if denied => Outcome::Close(CloseReason::PublishDenied),
-            (Ok(_), None) => Outcome::Stay,
+            (Ok(_), None) => replied,
             (Ok(_), Some(code)) => self.on_client_close(code, now),
         }
     }
@@ -345,7 +357,7 @@ impl Session {
 
     /// What time does to a session.
     pub(crate) fn on_tick(&mut self, now: Millis) -> Outcome {
-        let config = &self.endpoint.config;
+        let stall_timeout = self.endpoint.config.stall_timeout;
         match self.phase {
             Phase::Opening => Outcome::Stay,
             Phase::Closing { reason, until, awaits_reply } if now >= until => {
@@ -360,11 +372,21 @@ impl Session {
             Phase::Closing { .. } | Phase::Ending { .. } => Outcome::Stay,
             Phase::Open => {
                 let waited = |since: Millis, limit| now.saturating_sub(since) >= millis(limit);
+                let is_stalled = |queue: &Option<Box<Outbound>>| {
+                    queue.as_ref().is_some_and(|q| waited(q.progress_at, stall_timeout))
+                };
+                if is_stalled(&self.outbound) {
+                    // A Unix socket is reported as writable when three quarters of its buffer are
+                    // free (the kernel's unix_writable); what a slow reader took is found by trying.
+                    match self.on_writable(now) {
+                        Outcome::Stay if is_stalled(&self.outbound) => return Outcome::Close(CloseReason::Stalled),
+                        Outcome::Stay => {}
+                        other => return other,
+                    }
+                }
+                let config = &self.endpoint.config;
                 if !config.idle_timeout.is_zero() && waited(self.alive_at, config.idle_timeout) {
                     return Outcome::Close(CloseReason::Silent);
-                }
-                if self.outbound.as_ref().is_some_and(|queue| waited(queue.progress_at, config.stall_timeout)) {
-                    return Outcome::Close(CloseReason::Stalled);
                 }
                 if self.unpublished_texts > 0 && waited(self.unpublished_since, config.publish_timeout) {
                     return Outcome::Close(CloseReason::NotPublished);
@@ -402,7 +424,7 @@ impl Session {
     /// The broker took one of its texts of `bytes`. True when the session can be read again.
     pub(crate) fn on_published(&mut self, bytes: usize, now: Millis) -> bool {
         self.unpublished_texts = self.unpublished_texts.saturating_sub(1);
-        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes);
+        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes + TEXT_COST);
         self.unpublished_since = now;
         self.may_resume()
     }

@@ -7,11 +7,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::broker::{NotPublished, Origin, Text};
-use crate::session::SessionKey;
+use crate::session::{SessionKey, TEXT_COST};
 use crate::wheel::Millis;
-
-/// Memory of a waiting text beside its payload, counted against the limit.
-const TEXT_COST: usize = 128;
 
 /// Texts that wait to be taken by the broker.
 #[derive(Debug)]
@@ -66,15 +63,15 @@ impl Unpublished {
         taken
     }
 
-    /// Drops the texts that have waited since before `since`. A session notices itself, by its
-    /// `publish_timeout`; this is for those whose session is gone. Returns how many were lost.
-    pub(crate) fn expire(&mut self, since: Millis) -> u64 {
-        let mut lost = 0;
+    /// Drops the texts that have waited since before `since`. Returns the session of each that was
+    /// lost: it may be gone, or have made progress all the time, though never fast enough.
+    pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
+        let mut lost = Vec::new();
         while self.texts.front().is_some_and(|(_, at)| *at < since) {
             let Some((text, _)) = self.pop() else { break };
             match text.origin {
                 Origin::Session(key) if self.abandoned.contains(&key) => {}
-                Origin::Session(_) => lost += 1,
+                Origin::Session(key) => lost.push(key),
                 Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
             }
         }
@@ -133,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn what_waited_too_long_is_counted() {
+    fn what_waited_too_long_is_dropped_and_its_session_named() {
         let mut queue = Unpublished::new(1_000);
         queue.push(text(1, b"a"), 0);
         queue.push(text(1, b"b"), 10);
-        assert_eq!(queue.expire(10), 1);
+        assert_eq!(queue.expire(10), [SessionKey { index: 1, generation: 0 }]);
         assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
     }
 }

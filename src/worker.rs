@@ -221,7 +221,9 @@ impl Worker {
             self.again.notified().await;
             tokio::task::yield_now().await;
             let now = self.now();
-            for key in std::mem::take(&mut self.core.borrow_mut().again) {
+            // Bound first: in the head of the loop the borrow would last as long as the loop.
+            let again = std::mem::take(&mut self.core.borrow_mut().again);
+            for key in again {
                 self.guarded(key, now, |core| {
                     core.on_ready(Ready { key, readable: true, hung_up: true, writable: false }, now)
                 });
@@ -262,11 +264,14 @@ impl Worker {
                 core.on_due(key, at, now);
             }
             core.hub.expire(now, |channel| self.broker.unsubscribe(channel));
-            // A second later than the sessions' own deadline, which tells the client.
+            // A second later than the sessions' own deadline, which counts from the last progress.
             let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
-            self.shard.add(Counter::TextsLost, lost);
-            if lost > 0 && TEXTS_LOST.allows() {
-                tracing::warn!(lost, "messages of clients that have left could not be published in time");
+            self.shard.add(Counter::TextsLost, lost.len() as u64);
+            if !lost.is_empty() && TEXTS_LOST.allows() {
+                tracing::warn!(lost = lost.len(), "messages of clients could not be published in time");
+            }
+            for key in lost {
+                core.settle_if_open(key, CloseReason::NotPublished, now);
             }
             if !core.again.is_empty() {
                 self.again.notify_one();
@@ -308,7 +313,7 @@ impl Worker {
         if self.metrics.sessions() >= self.max_sessions as u64 {
             return Err(Refusal::Full);
         }
-        if !self.broker.is_reachable() {
+        if !self.broker.is_reachable() && !self.core.borrow().hub.is_confirmed(&channel) {
             return Err(Refusal::BrokerAway);
         }
         let (admission, joined) = self.reserve(endpoint, &channel, wire);
@@ -383,6 +388,9 @@ impl Sink for Worker {
         let mut core = self.core.borrow_mut();
         if core.hub.has_batches() {
             core.flush(self.now());
+        }
+        if !core.again.is_empty() {
+            self.again.notify_one();
         }
     }
 

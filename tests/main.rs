@@ -6,11 +6,16 @@
 
 mod browser;
 mod cli;
+mod contract;
 mod embed;
 mod golden;
+mod liveness;
 mod nginx;
+mod outage;
+mod publish;
 mod scale;
 mod service;
+mod subscriptions;
 #[allow(dead_code, reason = "a helper may wait for its next test")]
 mod support;
 mod units;

@@ -170,6 +170,14 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
     Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
+/// As [`receive`], but the bytes stay in the socket.
+///
+/// # Errors
+/// As [`receive`].
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK)?)
+}
+
 /// Sends FIN.
 pub(crate) fn finish_sending(socket: &OwnedFd) {
     // ENOTCONN: the peer was faster.

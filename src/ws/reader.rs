@@ -221,3 +221,413 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
         *byte ^= key;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::io::{self, Read, Write};
+    use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+    use tokio_tungstenite::tungstenite::{Error, Message};
+
+    const MAX: usize = 1_000;
+    const TEXT: u8 = 0x81;
+    const BINARY: u8 = 0x82;
+    const CLOSE: u8 = 0x88;
+    const PING: u8 = 0x89;
+    const PONG: u8 = 0x8a;
+    const NOT_LAST: u8 = 0x7f;
+
+    /// An [`Incoming`] that was kept.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    enum Event {
+        Text(String),
+        Binary,
+        Ping(Vec<u8>),
+        Pong,
+        Close(Option<u16>),
+    }
+
+    /// How reading a whole stream went.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum End {
+        /// Nothing was wrong; more may follow.
+        Open,
+        Closed,
+        Fault(CloseReason),
+    }
+
+    /// A masked frame in the shortest form; `first` is FIN, RSV and opcode.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+        let mut frame = vec![first];
+        match u16::try_from(payload.len()).unwrap() {
+            length @ ..126 => frame.push(0x80 | length.to_be_bytes()[1]),
+            length => {
+                frame.push(0x80 | 126);
+                frame.extend(length.to_be_bytes());
+            }
+        }
+        frame.extend(MASK);
+        frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        frame
+    }
+
+    fn kept(incoming: &Incoming<'_>) -> Event {
+        match incoming {
+            Incoming::Text(text) => Event::Text((*text).to_owned()),
+            Incoming::Binary => Event::Binary,
+            Incoming::Ping(payload) => Event::Ping(payload.to_vec()),
+            Incoming::Pong => Event::Pong,
+            Incoming::Close(code) => Event::Close(*code),
+        }
+    }
+
+    /// Feeds `chunks`; before each message `pauses` says whether it is the last for now.
+    fn read(chunks: &[Vec<u8>], mut pauses: impl FnMut() -> bool) -> (Vec<Event>, End) {
+        let mut reader = Reader::default();
+        let mut events = Vec::new();
+        for chunk in chunks {
+            let mut fresh = chunk.clone();
+            loop {
+                let flow = reader.feed(&mut fresh, MAX, |incoming| {
+                    let event = kept(&incoming);
+                    events.push(event.clone());
+                    match event {
+                        Event::Close(_) => Flow::Stop,
+                        _ if pauses() => Flow::Pause,
+                        _ => Flow::Continue,
+                    }
+                });
+                match flow {
+                    Ok(Flow::Continue) => break,
+                    Ok(Flow::Pause) => fresh.clear(),
+                    Ok(Flow::Stop) => return (events, End::Closed),
+                    Err(reason) => return (events, End::Fault(reason)),
+                }
+            }
+        }
+        (events, End::Open)
+    }
+
+    fn read_whole(bytes: &[u8]) -> (Vec<Event>, End) {
+        read(&[bytes.to_vec()], || false)
+    }
+
+    #[track_caller]
+    fn assert_refused(frames: &[Vec<u8>], reason: CloseReason) {
+        let bytes = frames.concat();
+        assert_eq!(read_whole(&bytes), (vec![], End::Fault(reason)));
+        // And as soon as its bytes are there, one by one.
+        let single: Vec<_> = bytes.iter().map(|byte| vec![*byte]).collect();
+        assert_eq!(read(&single, || false), (vec![], End::Fault(reason)));
+    }
+
+    #[test]
+    fn whole_messages_come_out_and_an_idle_reader_owns_nothing() {
+        let mut reader = Reader::default();
+        let mut bytes = [
+            frame(TEXT, b"a"),
+            frame(TEXT & NOT_LAST, "z\u{fc}".as_bytes().split_at(2).0),
+            frame(PING, b"p"),
+            frame(0x80, "z\u{fc}".as_bytes().split_at(2).1),
+            frame(BINARY, b"\xff"),
+            frame(PONG, b""),
+            frame(TEXT, b""),
+        ]
+        .concat();
+        let mut events = Vec::new();
+        let flow = reader.feed(&mut bytes, MAX, |incoming| {
+            events.push(kept(&incoming));
+            Flow::Continue
+        });
+        let text = |text: &str| Event::Text(text.to_owned());
+        let expected = [text("a"), Event::Ping(b"p".to_vec()), text("z\u{fc}"), Event::Binary, Event::Pong, text("")];
+        assert_eq!((flow, &events[..]), (Ok(Flow::Continue), &expected[..]));
+        assert!(!reader.has_unread() && reader.unread.capacity() == 0 && reader.unfinished.is_none());
+    }
+
+    #[test]
+    fn what_breaks_the_framing_is_a_protocol_error() {
+        let faults = [
+            // RSV bits without an extension, §5.2.
+            vec![frame(TEXT | 0x40, b"x")],
+            vec![frame(TEXT | 0x20, b"x")],
+            vec![frame(TEXT | 0x10, b"x")],
+            // Reserved opcodes.
+            vec![frame(0x83, b"x")],
+            vec![frame(0x87, b"x")],
+            vec![frame(0x8b, b"x")],
+            vec![frame(0x8f, b"x")],
+            // Unmasked, §5.1.
+            vec![vec![TEXT, 1, b'x']],
+            // Control frames are whole and short, §5.5.
+            vec![frame(PING & NOT_LAST, b"x")],
+            vec![frame(CLOSE & NOT_LAST, b"")],
+            vec![frame(PING, &[b'x'; 126])],
+            // Fragments, §5.4.
+            vec![frame(0x80, b"x")],
+            vec![frame(0x00, b"x")],
+            vec![frame(TEXT & NOT_LAST, b"x"), frame(TEXT, b"x")],
+            vec![frame(TEXT & NOT_LAST, b"x"), frame(BINARY & NOT_LAST, b"x")],
+            // Close, §5.5.1 and §7.4.
+            vec![frame(CLOSE, b"x")],
+            vec![frame(CLOSE, &999_u16.to_be_bytes())],
+            vec![frame(CLOSE, &1004_u16.to_be_bytes())],
+            vec![frame(CLOSE, &1005_u16.to_be_bytes())],
+            vec![frame(CLOSE, &1006_u16.to_be_bytes())],
+            vec![frame(CLOSE, &1015_u16.to_be_bytes())],
+            vec![frame(CLOSE, &2999_u16.to_be_bytes())],
+            vec![frame(CLOSE, &5000_u16.to_be_bytes())],
+        ];
+        for fault in faults {
+            assert_refused(&fault, CloseReason::ProtocolError);
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_not_utf8_is_invalid() {
+        assert_refused(&[frame(TEXT, b"\xff")], CloseReason::InvalidText);
+        assert_refused(&[frame(TEXT, b"\xed\xa0\x80")], CloseReason::InvalidText);
+        assert_refused(&[frame(TEXT, b"\xe4\xb8")], CloseReason::InvalidText);
+        assert_refused(&[frame(TEXT & NOT_LAST, b"\xe4\xb8"), frame(0x80, b"x")], CloseReason::InvalidText);
+        assert_refused(&[frame(CLOSE, b"\x03\xe8\xff")], CloseReason::InvalidText);
+    }
+
+    #[test]
+    fn what_is_too_big_is_refused_before_it_is_there() {
+        assert_refused(&[frame(TEXT, &[b'x'; MAX + 1])[..8].to_vec()], CloseReason::TooBig);
+        assert_refused(&[frame(BINARY, &[b'x'; MAX + 1])[..8].to_vec()], CloseReason::TooBig);
+        let half = frame(TEXT & NOT_LAST, &[b'x'; MAX / 2]);
+        assert_refused(&[half.clone(), frame(0x80, &[b'x'; MAX / 2 + 1])[..8].to_vec()], CloseReason::TooBig);
+        for length in [u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 32] {
+            assert_refused(&[[&[TEXT, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat()], CloseReason::TooBig);
+        }
+        let (events, end) = read_whole(&[half, frame(0x80, &[b'x'; MAX / 2])].concat());
+        assert_eq!((events, end), (vec![Event::Text("x".repeat(MAX))], End::Open));
+    }
+
+    #[test]
+    fn nothing_is_read_behind_a_close_frame() {
+        let code = |code: u16| [frame(CLOSE, &code.to_be_bytes()), frame(0xff, b"garbage")].concat();
+        for good in [1000, 1001, 1003, 1007, 1011, 1013, 3000, 4999] {
+            assert_eq!(read_whole(&code(good)), (vec![Event::Close(Some(good))], End::Closed), "{good}");
+        }
+        assert_eq!(read_whole(&frame(CLOSE, b"")), (vec![Event::Close(None)], End::Closed));
+        assert_eq!(read_whole(&frame(CLOSE, b"\x03\xe8bye")), (vec![Event::Close(Some(1000))], End::Closed));
+    }
+
+    #[test]
+    fn a_pause_keeps_every_byte_that_follows() {
+        let mut reader = Reader::default();
+        let mut bytes = [frame(TEXT, b"1"), frame(TEXT, b"2"), frame(TEXT, b"3")].concat();
+        let rest = bytes.split_off(bytes.len() - 3);
+        let mut texts = Vec::new();
+        let mut one = |reader: &mut Reader, fresh: &mut [u8]| {
+            reader.feed(fresh, MAX, |incoming| {
+                texts.push(kept(&incoming));
+                Flow::Pause
+            })
+        };
+        assert_eq!(one(&mut reader, &mut bytes), Ok(Flow::Pause));
+        assert!(reader.has_unread());
+        assert_eq!(one(&mut reader, &mut []), Ok(Flow::Pause));
+        // The third is not whole.
+        assert_eq!(one(&mut reader, &mut []), Ok(Flow::Continue));
+        assert_eq!(one(&mut reader, &mut rest.clone()), Ok(Flow::Pause));
+        assert!(!reader.has_unread());
+        assert_eq!(texts, ["1", "2", "3"].map(|text| Event::Text(text.to_owned())));
+    }
+
+    /// What tungstenite found wrong.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Theirs {
+        Open,
+        Closed,
+        Protocol,
+        Utf8,
+        Capacity,
+    }
+
+    /// Gives the chunks one by one, and takes what is written.
+    struct Chunks(VecDeque<Vec<u8>>);
+
+    impl Read for Chunks {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let Some(mut chunk) = self.0.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
+            let rest = chunk.split_off(chunk.len().min(buffer.len()));
+            buffer[..chunk.len()].copy_from_slice(&chunk);
+            if !rest.is_empty() {
+                self.0.push_front(rest);
+            }
+            Ok(chunk.len())
+        }
+    }
+
+    impl Write for Chunks {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            Ok(buffer.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What tungstenite makes of `chunks`, and then of `more`.
+    fn read_by_tungstenite(chunks: &[Vec<u8>], more: &[u8]) -> (Vec<Event>, Theirs, Theirs) {
+        let config = WebSocketConfig::default().max_message_size(Some(MAX)).max_frame_size(Some(MAX));
+        let mut context = WebSocketContext::new(Role::Server, Some(config));
+        let mut stream = Chunks(chunks.iter().filter(|chunk| !chunk.is_empty()).cloned().collect());
+        let mut events = Vec::new();
+        let mut end = |events: &mut Vec<Event>, stream: &mut Chunks| loop {
+            events.push(match context.read(stream) {
+                Ok(Message::Text(text)) => Event::Text(text.as_str().to_owned()),
+                Ok(Message::Binary(_)) => Event::Binary,
+                Ok(Message::Ping(payload)) => Event::Ping(payload.to_vec()),
+                Ok(Message::Pong(_)) => Event::Pong,
+                Ok(Message::Close(close)) => {
+                    events.push(Event::Close(close.map(|close| close.code.into())));
+                    return Theirs::Closed;
+                }
+                Ok(Message::Frame(_)) => unreachable!("never read"),
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Theirs::Open,
+                Err(Error::Protocol(_)) => return Theirs::Protocol,
+                Err(Error::Utf8(_)) => return Theirs::Utf8,
+                Err(Error::Capacity(_)) => return Theirs::Capacity,
+                Err(other) => panic!("{other}"),
+            });
+        };
+        let first = end(&mut events, &mut stream);
+        let mut second = first;
+        if first == Theirs::Open {
+            stream.0.push_back(more.to_vec());
+            // What it reads in the filling beyond the end of the frame is of no interest.
+            second = end(&mut Vec::new(), &mut stream);
+        }
+        (events, first, second)
+    }
+
+    /// One or several frames that belong together.
+    fn step() -> impl Strategy<Value = Vec<u8>> {
+        let text = || "[a-z\u{e4}\u{4e2d}\u{1f600}]{0,40}";
+        let payload = || {
+            prop_oneof![
+                4 => text().prop_map(String::into_bytes),
+                1 => (MAX - 3..MAX + 3).prop_map(|length| vec![b'x'; length]),
+                1 => vec(any::<u8>(), 0..200),
+            ]
+        };
+        let control =
+            || (prop_oneof![Just(PING), Just(PONG)], vec(any::<u8>(), 0..130)).prop_map(|(o, p)| frame(o, &p));
+        let fragmented =
+            (prop_oneof![Just(TEXT), Just(BINARY)], payload(), vec((0..400_usize, 0..3_u8, control()), 1..4)).prop_map(
+                |(opcode, payload, cuts)| {
+                    let mut out = Vec::new();
+                    let mut rest = &payload[..];
+                    let mut first = opcode & NOT_LAST;
+                    for (cut, controls, control) in cuts {
+                        let (piece, after) = rest.split_at(cut.min(rest.len()));
+                        out.extend(frame(first, piece));
+                        (0..controls).for_each(|_| out.extend(&control));
+                        (first, rest) = (0x00, after);
+                    }
+                    out.extend(frame(0x80, rest));
+                    out
+                },
+            );
+        let close = prop_oneof![
+            Just(Vec::new()),
+            (prop_oneof![Just(1000_u16), 990..1020_u16, any::<u16>()], text()).prop_map(|(code, reason)| [
+                &code.to_be_bytes()[..],
+                reason.as_bytes()
+            ]
+            .concat()),
+            vec(any::<u8>(), 0..4),
+        ];
+        prop_oneof![
+            8 => payload().prop_map(|payload| frame(TEXT, &payload)),
+            3 => payload().prop_map(|payload| frame(BINARY, &payload)),
+            6 => fragmented,
+            3 => control(),
+            1 => close.prop_map(|payload| frame(CLOSE, &payload)),
+            1 => (any::<u8>(), payload()).prop_map(|(first, payload)| frame(first, &payload)),
+        ]
+    }
+
+    /// A client's bytes: mostly valid, sometimes with some bits turned over.
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let damage = prop_oneof![3 => Just(vec![]), 1 => vec((any::<prop::sample::Index>(), 0..8_u8), 1..3)];
+        (vec(step(), 1..8), damage).prop_map(|(steps, damage)| {
+            let mut bytes = steps.concat();
+            for (index, bit) in damage {
+                let at = index.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            bytes
+        })
+    }
+
+    fn cut(bytes: &[u8], sizes: &[usize]) -> Vec<Vec<u8>> {
+        let mut rest = bytes;
+        let mut sizes = sizes.iter().cycle();
+        let mut chunks = Vec::new();
+        while !rest.is_empty() {
+            let (chunk, after) = rest.split_at(sizes.next().copied().unwrap_or(1).min(rest.len()));
+            chunks.push(chunk.to_vec());
+            rest = after;
+        }
+        chunks
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Both find the same messages and end in the same way, but for what is allowed to differ:
+        ///
+        /// - We judge a header when it is there, tungstenite when its payload is there as well; so it
+        ///   gets filling for the frame that we have refused already.
+        /// - A control frame or a wrong fragment that is also too long is a protocol error for us,
+        ///   and too big for tungstenite, which looks at the length first.
+        /// - tungstenite looks at the UTF-8 of each fragment, we at that of the message.
+        /// - A close frame with a forbidden code is a fault for us; tungstenite hands it on as 1002.
+        #[test]
+        fn agrees_with_tungstenite(
+            bytes in stream(),
+            sizes in prop_oneof![Just(vec![1]), vec(1..50_usize, 1..5), Just(vec![100_000])],
+            pauses in vec(any::<bool>(), 1..5),
+        ) {
+            let chunks = cut(&bytes, &sizes);
+            let mut pauses = pauses.iter().cycle();
+            let (ours, end) = read(&chunks, || pauses.next().is_some_and(|pauses| *pauses));
+            let (mut theirs, at_first, with_filling) = read_by_tungstenite(&chunks, &[0; MAX + 200]);
+            match (end, at_first) {
+                (_, Theirs::Utf8) if end != End::Fault(CloseReason::InvalidText) || ours != theirs => {
+                    // They found it in a fragment: until its message ends we hear control frames only.
+                    prop_assert!(ours.starts_with(&theirs), "{ours:?} {theirs:?}");
+                    let rest = &ours[theirs.len()..];
+                    let is_control = |event: &Event| !matches!(event, Event::Text(_) | Event::Binary);
+                    prop_assert!(rest.iter().all(is_control), "{rest:?} in a text that is not UTF-8");
+                }
+                (End::Fault(CloseReason::ProtocolError), Theirs::Closed) => {
+                    prop_assert_eq!(theirs.pop(), Some(Event::Close(Some(1002))));
+                    prop_assert_eq!(ours, theirs);
+                }
+                (End::Fault(reason), _) => {
+                    prop_assert_eq!(ours, theirs);
+                    let agrees = match reason {
+                        CloseReason::ProtocolError => matches!(with_filling, Theirs::Protocol | Theirs::Capacity),
+                        CloseReason::InvalidText => with_filling == Theirs::Utf8,
+                        CloseReason::TooBig => with_filling == Theirs::Capacity,
+                        _ => false,
+                    };
+                    prop_assert!(agrees, "{:?} {:?}", reason, with_filling);
+                }
+                (End::Open, _) => prop_assert_eq!((ours, Theirs::Open), (theirs, at_first)),
+                (End::Closed, _) => prop_assert_eq!((ours, Theirs::Closed), (theirs, at_first)),
+            }
+        }
+    }
+}

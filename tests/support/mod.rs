@@ -12,6 +12,7 @@ pub(crate) mod nginx;
 pub(crate) mod program;
 pub(crate) mod redis;
 pub(crate) mod webws;
+pub(crate) mod witness;
 
 use std::net::TcpListener;
 use std::path::Path;

@@ -11,6 +11,8 @@ use ::redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisResul
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
 
 use super::{Process, START, free_port, read_log, until};
 
@@ -66,6 +68,11 @@ impl Redis {
     /// Stops it from running while its connections stay; `thaw` lets it go on.
     pub(crate) fn freeze(&self) {
         self.process.signal(Signal::SIGSTOP);
+        // A process on another core runs on for a moment (proc(5), the state follows the name).
+        let stat = format!("/proc/{}/stat", self.process.pid());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn thaw(&self) {
@@ -123,6 +130,15 @@ impl Redis {
         Spy { seen, _connection: connection }
     }
 
+    /// Records all commands from now on (<https://redis.io/commands/monitor>).
+    pub(crate) async fn spy_commands(&self) -> Monitor {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(b"MONITOR\r\n").await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("+OK"));
+        Monitor { lines }
+    }
+
     async fn try_command(&self, words: &[&[u8]]) -> RedisResult<Value> {
         let mut command = Cmd::new();
         for word in words {
@@ -157,6 +173,23 @@ impl Redis {
         }
         let this = &*self;
         until("redis-server answers PING", START, || async { this.try_command(&[b"PING"]).await.is_ok() }).await;
+    }
+}
+
+/// All commands that Redis executes, one a line.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    lines: Lines<BufReader<TcpStream>>,
+}
+
+impl Monitor {
+    /// What has come until nothing does for that long.
+    pub(crate) async fn until_quiet(&mut self, quiet: Duration) -> Vec<String> {
+        let mut seen = Vec::new();
+        while let Ok(Ok(Some(line))) = tokio::time::timeout(quiet, self.lines.next_line()).await {
+            seen.push(line);
+        }
+        seen
     }
 }
 

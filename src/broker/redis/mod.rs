@@ -24,9 +24,10 @@ use crate::endpoint::Channel;
 pub(crate) use connect::Settings;
 pub(crate) use supervisor::Health;
 
-/// A handshake is refused at once when the link has been away for this long; before, it
-/// waits for the link to come back. Chosen: a lost connection is back within it, a lost
-/// server is not.
+/// A handshake is refused at once when the link has been away, or has owed an answer, for
+/// this long; before, it waits. Chosen: a lost connection is back within it, a lost or
+/// frozen server is not. Without it every handshake would wait `subscribe_timeout` for a
+/// frozen server, 64 at a time, and those behind would run out of time without an answer.
 const BLIP: Duration = Duration::from_secs(1);
 
 /// What the subscriber shall do next, in order.
@@ -47,6 +48,10 @@ pub(crate) struct Links {
     /// Since when not all wanted channels are subscribed; `None` while they are.
     deaf_since: Cell<Option<Instant>>,
     hears_again: Notify,
+    /// When all wanted channels were subscribed last.
+    heard_at: Cell<Instant>,
+    /// Since when the subscriber waits for an answer.
+    unanswered_since: Cell<Option<Instant>>,
 }
 
 impl Links {
@@ -59,6 +64,8 @@ impl Links {
             texts_wait: Notify::new(),
             deaf_since: Cell::new(Some(Instant::now())),
             hears_again: Notify::new(),
+            heard_at: Cell::new(Instant::now()),
+            unanswered_since: Cell::new(None),
         }
     }
 
@@ -82,7 +89,9 @@ impl Links {
     }
 
     pub(super) fn is_reachable(&self) -> bool {
-        self.deaf_since.get().is_none_or(|since| since.elapsed() < BLIP)
+        [&self.deaf_since, &self.unanswered_since]
+            .iter()
+            .all(|trouble| trouble.get().is_none_or(|since| since.elapsed() < BLIP))
     }
 
     pub(super) async fn run(&self, sink: Rc<dyn Sink>) {

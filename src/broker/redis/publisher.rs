@@ -2,7 +2,8 @@
 //!
 //! At most once: what was sent and not answered when the link breaks is reported as
 //! unknown and never sent again. While the worker's subscriptions are away nothing is
-//! sent, so that a client's own text comes back to it.
+//! sent, so that a client's own text comes back to it; and after that the other workers
+//! get a moment to find theirs, so that a restart of Redis loses no text between workers.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -47,6 +48,12 @@ async fn serve(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
     loop {
         while links.is_deaf() {
             links.hears_again.notified().await;
+        }
+        // Twice the longest pause between attempts; a worker that cannot come back must not
+        // hold the others for longer.
+        links.health.all_hear(links.heard_at.get() + 2 * links.settings.max_reconnect_delay).await;
+        if links.is_deaf() {
+            continue;
         }
         let texts = sink.take_texts(BATCH_BYTES);
         let done = if !texts.is_empty() {

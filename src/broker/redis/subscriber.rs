@@ -87,11 +87,13 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                     () = driver => LinkError::Closed,
                     error = serve(links, sink, &mut connection, &mut backoff) => error,
                 };
+                links.unanswered_since.set(None);
                 if links.is_deaf() {
                     links.health.attempt_failed(&error);
                 } else {
                     links.health.link_is_lost(&error);
                     links.deaf_since.set(Some(Instant::now()));
+                    links.health.worker_is_deaf();
                 }
                 sink.on_lost();
             }
@@ -115,6 +117,8 @@ async fn serve(
         }
     }
     links.deaf_since.set(None);
+    links.heard_at.set(Instant::now());
+    links.health.worker_hears();
     links.hears_again.notify_one();
     links.health.link_is_up();
     backoff.reset();
@@ -192,7 +196,10 @@ fn names(channels: &[Channel]) -> Vec<&[u8]> {
 
 async fn answered<T>(links: &Links, answer: impl Future<Output = RedisResult<T>>) -> Result<T, LinkError> {
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, answer).await {
+    links.unanswered_since.set(Some(Instant::now()));
+    let answer = tokio::time::timeout(timeout, answer).await;
+    links.unanswered_since.set(None);
+    match answer {
         Ok(answer) => answer.map_err(LinkError::Ended),
         Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The pause before the first attempt to connect again.
@@ -37,6 +38,8 @@ impl Backoff {
 #[derive(Debug)]
 pub(crate) struct Health {
     state: Mutex<State>,
+    /// Workers whose subscriptions are away.
+    deaf: watch::Sender<usize>,
 }
 
 #[derive(Debug)]
@@ -50,9 +53,29 @@ struct State {
 }
 
 impl Health {
-    /// The health of `links` links, none of them up yet.
-    pub(crate) fn new(links: usize) -> Self {
-        Self { state: Mutex::new(State { down: links, since: Instant::now(), is_told: false, was_up: false }) }
+    /// The health of the links of `workers` workers, none of them up yet.
+    pub(crate) fn new(workers: usize) -> Self {
+        let state = State { down: 2 * workers, since: Instant::now(), is_told: false, was_up: false };
+        Self { state: Mutex::new(state), deaf: watch::Sender::new(workers) }
+    }
+
+    /// A worker has all its subscriptions.
+    pub(super) fn worker_hears(&self) {
+        self.deaf.send_modify(|deaf| *deaf = deaf.saturating_sub(1));
+    }
+
+    /// A worker that had its subscriptions has lost them.
+    pub(super) fn worker_is_deaf(&self) {
+        self.deaf.send_modify(|deaf| *deaf += 1);
+    }
+
+    /// Waits until all workers have their subscriptions, or for the time to be up.
+    pub(super) async fn all_hear(&self, patience: Instant) {
+        if *self.deaf.borrow() > 0 {
+            let mut deaf = self.deaf.subscribe();
+            // The sender is ours, so waiting ends with the wish or the time.
+            drop(tokio::time::timeout_at(patience, deaf.wait_for(|deaf| *deaf == 0)).await);
+        }
     }
 
     /// A link is up.
