@@ -14,7 +14,7 @@ use webws::{Config, NotPublished, Server};
 
 use crate::support::client::{Client, Target};
 use crate::support::redis::Redis;
-use crate::support::{SOON, START};
+use crate::support::{SOON, START, until};
 
 #[tokio::test]
 async fn the_example_serves_on_its_listener_publishes_and_shuts_down() {
@@ -68,7 +68,7 @@ async fn a_server_with_redis_publishes_to_everybody_and_dies_with_its_future() {
             client.expect_text(&format!("{n}, zhang")).await;
         }
     }
-    assert_eq!(spy.seen(), ["0, ", "1, ", "2, "]);
+    until("Redis has them too", SOON, async || spy.seen() == ["0, ", "1, ", "2, "]).await;
 
     // Dropped instead of shut down: everything ends at once and without a word.
     serving.abort();

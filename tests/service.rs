@@ -118,14 +118,9 @@ impl Manager {
     }
 
     /// Takes messages until one has that line.
-    async fn hears(&self, line: &str) -> Vec<String> {
-        loop {
-            let message = self.next(START).await;
-            assert!(!message.is_empty(), "no {line} within {START:?}");
-            if message.iter().any(|l| l == line) {
-                return message;
-            }
-        }
+    async fn hears(&self, line: &str) {
+        let heard = async { while !self.next(START).await.iter().any(|l| l == line) {} };
+        timeout(START, heard).await.unwrap_or_else(|_| panic!("no {line} within {START:?}"));
     }
 }
 
