@@ -77,8 +77,8 @@ impl CloseReason {
             Self::InvalidText => (Some(1007), "text is not UTF-8", "invalid_text", false),
             Self::TooBig => (Some(1009), "message too big", "too_big", false),
             Self::PublishDenied => (Some(1008), "publishing is not allowed here", "publish_denied", false),
-            Self::SlowConsumer => (Some(1008), "too many bytes waiting: read faster", "slow_consumer", true),
-            Self::Stalled => (Some(1008), "no progress: nothing was read in time", "stalled", true),
+            Self::SlowConsumer => (Some(1013), "too many bytes waiting: read faster", "slow_consumer", true),
+            Self::Stalled => (Some(1013), "no progress: nothing was read in time", "stalled", true),
             Self::Silent => (Some(1001), "no sign of life from the client", "silent", true),
             Self::NotPublished => {
                 (Some(1013), "a message could not be published: try again later", "not_published", true)
