@@ -21,7 +21,13 @@ const REMEDY: &str = "apt-get install chromium chromium-driver";
 #[derive(Debug)]
 pub(crate) struct Browser {
     client: Client,
-    driver: Process,
+    driver: Driver,
+}
+
+/// chromedriver, and whatever it has started.
+#[derive(Debug)]
+struct Driver {
+    process: Process,
     dir: TempDir,
 }
 
@@ -37,14 +43,13 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let driver = Started { process: Process::spawn(&mut command, Signal::SIGKILL, REMEDY), dir };
+        let driver = Driver { process: Process::spawn(&mut command, Signal::SIGKILL, REMEDY), dir };
         let listens = holds_within(START, || async { TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
         assert!(listens, "chromedriver does not listen:\n{}", read_log(&log));
         let client = connect(port, &driver.dir).await.unwrap_or_else(|e| {
             panic!("chromium does not start: {e}; get it with: {REMEDY}\n{}", read_log(&log));
         });
-        let Started { process, dir } = driver;
-        Browser { client, driver: process, dir }
+        Browser { client, driver }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -55,12 +60,6 @@ impl Browser {
     pub(crate) async fn execute(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap_or_else(|e| panic!("{script}: {e}"))
     }
-}
-
-/// A driver whose browser may not have started.
-struct Started {
-    process: Process,
-    dir: TempDir,
 }
 
 async fn connect(port: u16, dir: &TempDir) -> Result<Client, String> {
@@ -88,9 +87,10 @@ async fn connect(port: u16, dir: &TempDir) -> Result<Client, String> {
     connecting.map_err(|error| error.to_string())
 }
 
-impl Drop for Browser {
+impl Drop for Driver {
     fn drop(&mut self) {
-        self.driver.kill();
+        // Chromium goes on when chromedriver is killed.
+        self.process.kill();
         end_all(self.dir.path());
     }
 }
@@ -130,7 +130,7 @@ mod tests {
     async fn no_process_of_a_browser_outlives_it() {
         let browser = Browser::start().await;
         assert_eq!(browser.execute("return 6 * 7").await, 42);
-        let dir = browser.dir.path().to_owned();
+        let dir = browser.driver.dir.path().to_owned();
         assert!(processes_of(&dir).len() > 2, "chromium is not among {:?}", processes_of(&dir));
         drop(browser);
         assert_eq!(processes_of(&dir), []);
