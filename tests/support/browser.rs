@@ -2,7 +2,8 @@
 //!
 //! Everything it writes is in its temporary directory, and none of its processes outlives the handle.
 
-use std::path::{Path, PathBuf};
+use std::fs::DirEntry;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -89,38 +90,64 @@ async fn connect(port: u16, dir: &TempDir) -> Result<Client, String> {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Chromium goes on when chromedriver is killed.
-        self.process.kill();
+        // Chromium goes on when chromedriver alone is killed.
         end_all(self.dir.path());
     }
 }
 
-/// Kills what the driver started and waits until it is gone: all of it has our directory as TMPDIR.
+/// Kills the driver and what it started, and waits until all of it is gone.
 fn end_all(dir: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
+    let mut dying = Vec::new();
     loop {
-        let left = processes_of(dir);
-        if left.is_empty() || Instant::now() > deadline {
-            return;
-        }
-        for pid in left {
+        for pid in processes_of(dir) {
             // It may be gone by itself meanwhile.
             kill(pid, Signal::SIGKILL).ok();
+            dying.push(pid);
+        }
+        dying.retain(|pid| is_running(*pid));
+        if dying.is_empty() || Instant::now() > deadline {
+            return;
         }
         std::thread::yield_now();
     }
 }
 
+/// Whether a thread of the process may still write: its environment goes before its last thread does.
+fn is_running(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_zombie = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !is_zombie || threads > 1
+}
+
+/// All processes with our directory as TMPDIR, and their descendants: some of Chromium's write their
+/// title over their environment.
 fn processes_of(dir: &Path) -> Vec<Pid> {
     let ours = format!("TMPDIR={}", dir.display());
-    let has_it = |process: &PathBuf| {
+    let pid = |entry: DirEntry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw);
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| pid(entry.ok()?));
+    let parents: Vec<(Pid, Option<Pid>)> = all.map(|pid| (pid, parent(pid))).collect();
+    let has_it = |pid: &Pid| {
         // A zombie's is empty, another user's is unreadable.
-        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == ours.as_bytes())
     };
-    let pid = |process: PathBuf| process.file_name()?.to_str()?.parse().ok().map(Pid::from_raw);
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-    all.filter(has_it).filter_map(pid).collect()
+    let mut found: Vec<Pid> = parents.iter().map(|(pid, _)| *pid).filter(has_it).collect();
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children = parents.iter().filter(|(_, of)| *of == Some(parent)).map(|(child, _)| *child);
+        let children: Vec<Pid> = children.filter(|child| !found.contains(child)).collect();
+        found.extend(children);
+        next += 1;
+    }
+    found
+}
+
+/// proc(5), stat: the second field behind the name.
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
 }
 
 mod tests {
