@@ -2,7 +2,8 @@
 //!
 //! Everything it writes is in its temporary directory, and none of its processes outlives the handle.
 
-use std::path::{Path, PathBuf};
+use std::fs::DirEntry;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,13 @@ const REMEDY: &str = "apt-get install chromium chromium-driver";
 #[derive(Debug)]
 pub(crate) struct Browser {
     client: Client,
-    driver: Process,
+    driver: Driver,
+}
+
+/// chromedriver, and whatever it has started.
+#[derive(Debug)]
+struct Driver {
+    process: Process,
     dir: TempDir,
 }
 
@@ -37,14 +44,13 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let driver = Started { process: Process::spawn(&mut command, Signal::SIGKILL, REMEDY), dir };
+        let driver = Driver { process: Process::spawn(&mut command, Signal::SIGKILL, REMEDY), dir };
         let listens = holds_within(START, || async { TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
         assert!(listens, "chromedriver does not listen:\n{}", read_log(&log));
         let client = connect(port, &driver.dir).await.unwrap_or_else(|e| {
             panic!("chromium does not start: {e}; get it with: {REMEDY}\n{}", read_log(&log));
         });
-        let Started { process, dir } = driver;
-        Browser { client, driver: process, dir }
+        Browser { client, driver }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -55,12 +61,6 @@ impl Browser {
     pub(crate) async fn execute(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap_or_else(|e| panic!("{script}: {e}"))
     }
-}
-
-/// A driver whose browser may not have started.
-struct Started {
-    process: Process,
-    dir: TempDir,
 }
 
 async fn connect(port: u16, dir: &TempDir) -> Result<Client, String> {
@@ -88,39 +88,66 @@ async fn connect(port: u16, dir: &TempDir) -> Result<Client, String> {
     connecting.map_err(|error| error.to_string())
 }
 
-impl Drop for Browser {
+impl Drop for Driver {
     fn drop(&mut self) {
-        self.driver.kill();
+        // Chromium goes on when chromedriver alone is killed.
         end_all(self.dir.path());
     }
 }
 
-/// Kills what the driver started and waits until it is gone: all of it has our directory as TMPDIR.
+/// Kills the driver and what it started, and waits until all of it is gone.
 fn end_all(dir: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
+    let mut dying = Vec::new();
     loop {
-        let left = processes_of(dir);
-        if left.is_empty() || Instant::now() > deadline {
-            return;
-        }
-        for pid in left {
+        for pid in processes_of(dir) {
             // It may be gone by itself meanwhile.
             kill(pid, Signal::SIGKILL).ok();
+            dying.push(pid);
+        }
+        dying.retain(|pid| is_running(*pid));
+        if dying.is_empty() || Instant::now() > deadline {
+            return;
         }
         std::thread::yield_now();
     }
 }
 
+/// Whether a thread of the process may still write: its environment goes before its last thread does.
+fn is_running(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_zombie = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !is_zombie || threads > 1
+}
+
+/// All processes with our directory as TMPDIR, and their descendants: some of Chromium's write their
+/// title over their environment.
 fn processes_of(dir: &Path) -> Vec<Pid> {
     let ours = format!("TMPDIR={}", dir.display());
-    let has_it = |process: &PathBuf| {
+    let pid = |entry: DirEntry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw);
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| pid(entry.ok()?));
+    let parents: Vec<(Pid, Option<Pid>)> = all.map(|pid| (pid, parent(pid))).collect();
+    let has_it = |pid: &Pid| {
         // A zombie's is empty, another user's is unreadable.
-        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == ours.as_bytes())
     };
-    let pid = |process: PathBuf| process.file_name()?.to_str()?.parse().ok().map(Pid::from_raw);
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-    all.filter(has_it).filter_map(pid).collect()
+    let mut found: Vec<Pid> = parents.iter().map(|(pid, _)| *pid).filter(has_it).collect();
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children = parents.iter().filter(|(_, of)| *of == Some(parent)).map(|(child, _)| *child);
+        let children: Vec<Pid> = children.filter(|child| !found.contains(child)).collect();
+        found.extend(children);
+        next += 1;
+    }
+    found
+}
+
+/// proc(5), stat: the second field behind the name.
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
 }
 
 mod tests {
@@ -130,7 +157,7 @@ mod tests {
     async fn no_process_of_a_browser_outlives_it() {
         let browser = Browser::start().await;
         assert_eq!(browser.execute("return 6 * 7").await, 42);
-        let dir = browser.dir.path().to_owned();
+        let dir = browser.driver.dir.path().to_owned();
         assert!(processes_of(&dir).len() > 2, "chromium is not among {:?}", processes_of(&dir));
         drop(browser);
         assert_eq!(processes_of(&dir), []);
