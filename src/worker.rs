@@ -96,6 +96,9 @@ pub(crate) struct Worker {
     started: Instant,
     is_draining: Cell<bool>,
     again: Notify,
+    /// When the first audience that collects has rested, and that there is one.
+    next_flush: Cell<Option<Instant>>,
+    rested: Notify,
 }
 
 /// What transitions work on, borrowed for one of them at a time.
@@ -140,6 +143,8 @@ pub(crate) fn run(seed: WorkerSeed) -> std::io::Result<()> {
             started: Instant::now(),
             is_draining: Cell::new(false),
             again: Notify::new(),
+            next_flush: Cell::new(None),
+            rested: Notify::new(),
         });
         // Dropped, and so ended, with this future.
         let mut tasks = JoinSet::new();
@@ -151,6 +156,7 @@ pub(crate) fn run(seed: WorkerSeed) -> std::io::Result<()> {
         tasks.spawn_local(of(&worker).react(reactor));
         tasks.spawn_local(of(&worker).tick());
         tasks.spawn_local(of(&worker).read_again());
+        tasks.spawn_local(of(&worker).flush_rested());
         tasks.spawn_local(http::serve(of(&worker), accepted));
         if let Some(requests) = requests {
             tasks.spawn_local(of(&worker).take_requests(requests));
@@ -281,6 +287,26 @@ impl Worker {
         }
     }
 
+    fn flush(&self) {
+        let next = self.core.borrow_mut().flush(self.now());
+        if self.next_flush.replace(next).is_none() && next.is_some() {
+            self.rested.notify_one();
+        }
+    }
+
+    /// Flushes audiences whose rest is over.
+    async fn flush_rested(self: Rc<Self>) {
+        loop {
+            match self.next_flush.get() {
+                Some(at) => {
+                    tokio::time::sleep_until(at).await;
+                    self.flush();
+                }
+                None => self.rested.notified().await,
+            }
+        }
+    }
+
     async fn take_requests(self: Rc<Self>, mut requests: mpsc::Receiver<PublishRequest>) {
         while let Some(PublishRequest { channel, payload, tell }) = requests.recv().await {
             let now = self.now();
@@ -378,16 +404,14 @@ impl Drop for Admission {
 impl Sink for Worker {
     fn on_publication(&self, channel: &[u8], payload: &[u8]) {
         self.shard.add(Counter::PublicationsReceived, 1);
-        let mut core = self.core.borrow_mut();
-        if core.hub.append(channel, payload) == Batching::Full {
-            core.flush(self.now());
+        if self.core.borrow_mut().hub.append(channel, payload) == Batching::Full {
+            self.flush();
         }
     }
 
     fn on_pause(&self) {
-        let mut core = self.core.borrow_mut();
-        if core.hub.has_batches() {
-            core.flush(self.now());
+        if self.core.borrow().hub.has_batches() {
+            self.flush();
         }
         if !core.again.is_empty() {
             self.again.notify_one();
@@ -450,7 +474,7 @@ impl Core {
         Self {
             sessions: Slab::new(),
             generation: 0,
-            hub: Hub::new(millis(config.redis.subscription_linger)),
+            hub: Hub::new(millis(config.redis.subscription_linger), config.pace),
             wheel: Wheel::new(),
             unpublished: Unpublished::new(config.limits.max_unpublished_bytes),
             registrar,
@@ -530,20 +554,21 @@ impl Core {
         self.settle(key, outcome, now);
     }
 
-    /// Hands every waiting batch to its subscribers.
-    fn flush(&mut self, now: Millis) {
+    /// Hands waiting batches to their subscribers; returns when the next is due.
+    fn flush(&mut self, now: Millis) -> Option<Instant> {
         let Self { hub, sessions, unsettled, .. } = self;
-        let delivered = hub.flush(|key, frames| {
+        let flushed = hub.flush(|key, frames| {
             let Some(session) = session_of(sessions, key) else { return };
             let outcome = session.deliver(frames, now);
             if outcome != Outcome::Stay || session.wants() != session.registered {
                 unsettled.push((key, outcome));
             }
         });
-        self.shard.add(Counter::FramesDelivered, delivered);
+        self.shard.add(Counter::FramesDelivered, flushed.frames);
         for (key, outcome) in std::mem::take(&mut self.unsettled) {
             self.settle(key, outcome, now);
         }
+        flushed.next
     }
 
     fn settle_if_open(&mut self, key: SessionKey, reason: CloseReason, now: Millis) {

@@ -28,6 +28,9 @@ impl Config {
         if self.workers > 1024 {
             faults.push(format!("workers = {}: 0 (one per core) to 1024", self.workers));
         }
+        if self.pace > Duration::from_secs(1) {
+            faults.push(format!("pace = \"{}\": at most 1s", humantime::format_duration(self.pace)));
+        }
         let redis = &self.redis;
         for (name, value) in [
             ("redis.connect_timeout", redis.connect_timeout),
