@@ -139,18 +139,26 @@ fn serve(config: Config, extra: Extra) -> Result<(), Failure> {
     })
 }
 
+/// One page for all: the subcommands' options are sections of it.
 fn man_page(out: &mut Vec<u8>) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
-    clap_mangen::Man::new(command.clone()).section("8").render(out)?;
-    // One page for all: each subcommand's options follow.
+    let page = clap_mangen::Man::new(command.clone()).section("8");
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
     for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
         let man = clap_mangen::Man::new(subcommand.clone());
         writeln!(out, ".SH \"WEBWS {}\"", subcommand.get_name().to_uppercase())?;
-        man.render_description_section(out)?;
-        man.render_options_section(out)?;
+        writeln!(out, "{}", subcommand.get_about().map(ToString::to_string).unwrap_or_default())?;
+        let mut options = Vec::new();
+        man.render_options_section(&mut options)?;
+        // The heading of the section above stands for it.
+        let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "");
+        out.extend_from_slice(options.as_bytes());
     }
-    Ok(())
+    page.render_extra_section(out)?;
+    page.render_version_section(out)
 }
 
 fn print(bytes: &[u8]) -> Result<(), Failure> {

@@ -1,17 +1,17 @@
 //! One thread with everything it needs: runtime, sessions, hub, its own links to the broker,
 //! reactor, timer wheel, counters. Nothing on the message path is shared between workers.
 //!
-//! Here the rooms meet: what a session's transition asks for is done ([`Core::settle`]), and
-//! what the broker says reaches the sessions ([`Sink`]). May not enter: HTTP, what bytes mean.
+//! Here the rooms meet: sockets, time and the broker ([`Sink`]) move the sessions in `core.rs`. May not enter: HTTP, what bytes mean.
+
+mod core;
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use slab::Slab;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -21,15 +21,16 @@ use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::{Channel, Endpoint};
 use crate::http::{self, Accepted, Pages};
-use crate::hub::{Batching, Hub, Joined};
+use crate::hub::{Batching, Joined};
 use crate::metrics::{Counter, Metrics, Shard};
-use crate::reactor::{self, Reactor, Ready, Registrar};
-use crate::session::{Outcome, SCRATCH_BYTES, Session, SessionKey};
+use crate::reactor::{self, Reactor, Ready};
+use crate::session::{Outcome, Session, SessionKey};
+
 use crate::throttle::Throttle;
-use crate::unpublished::Unpublished;
-use crate::wheel::{Millis, TICK, Wheel, millis};
+use crate::wheel::{Millis, TICK, millis};
 use crate::wire::Wire;
-use crate::ws::reader::Flow;
+
+use self::core::Core;
 
 /// What the server asks of its workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub(crate) struct WorkerSeed {
     pub(crate) orders: watch::Receiver<Order>,
 }
 
-/// Why a handshake was not admitted. All but the last are answered 503.
+/// Why a handshake was not admitted: what is said in the 503.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("the server goes away: try again")]
@@ -99,23 +100,6 @@ pub(crate) struct Worker {
     /// When the first audience that collects has rested, and that there is one.
     next_flush: Cell<Option<Instant>>,
     rested: Notify,
-}
-
-/// What transitions work on, borrowed for one of them at a time.
-#[derive(Debug)]
-struct Core {
-    sessions: Slab<(u32, Session)>,
-    generation: u32,
-    hub: Hub,
-    wheel: Wheel,
-    unpublished: Unpublished,
-    registrar: Registrar,
-    scratch: Vec<u8>,
-    /// Sessions with more to read.
-    again: Vec<SessionKey>,
-    /// What a flush found, to be settled after it.
-    unsettled: Vec<(SessionKey, Outcome)>,
-    shard: Arc<Shard>,
 }
 
 /// Runs a worker until it has drained, or at once to its end when its server is gone.
@@ -288,7 +272,12 @@ impl Worker {
     }
 
     fn flush(&self) {
-        let next = self.core.borrow_mut().flush(self.now());
+        let mut core = self.core.borrow_mut();
+        let next = core.flush(self.now());
+        if !core.again.is_empty() {
+            self.again.notify_one();
+        }
+        drop(core);
         if self.next_flush.replace(next).is_none() && next.is_some() {
             self.rested.notify_one();
         }
@@ -413,9 +402,6 @@ impl Sink for Worker {
         if self.core.borrow().hub.has_batches() {
             self.flush();
         }
-        if !core.again.is_empty() {
-            self.again.notify_one();
-        }
     }
 
     fn on_subscribed(&self, channel: &[u8]) {
@@ -467,169 +453,4 @@ impl Sink for Worker {
             self.again.notify_one();
         }
     }
-}
-
-impl Core {
-    fn new(config: &Config, registrar: Registrar, shard: Arc<Shard>) -> Self {
-        Self {
-            sessions: Slab::new(),
-            generation: 0,
-            hub: Hub::new(millis(config.redis.subscription_linger), config.pace),
-            wheel: Wheel::new(),
-            unpublished: Unpublished::new(config.limits.max_unpublished_bytes),
-            registrar,
-            scratch: vec![0; SCRATCH_BYTES],
-            again: Vec::new(),
-            unsettled: Vec::new(),
-            shard,
-        }
-    }
-
-    fn insert(&mut self, session: Session) -> SessionKey {
-        self.generation = self.generation.wrapping_add(1);
-        let index = self.sessions.insert((self.generation, session));
-        self.shard.set_sessions(self.sessions.len());
-        SessionKey { index: u32::try_from(index).unwrap_or(u32::MAX), generation: self.generation }
-    }
-
-    fn session(&mut self, key: SessionKey) -> Option<&mut Session> {
-        session_of(&mut self.sessions, key)
-    }
-
-    fn keys(&self) -> Vec<SessionKey> {
-        let key = |(index, (generation, _)): (usize, &(u32, Session))| SessionKey {
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-            generation: *generation,
-        };
-        self.sessions.iter().map(key).collect()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.unpublished.is_empty()
-    }
-
-    fn attach(&mut self, key: SessionKey, socket: OwnedFd, head: &[u8], read_ahead: &[u8], now: Millis) {
-        let Some((_, session)) = self.sessions.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation) else {
-            return;
-        };
-        let wants = session.wants();
-        if let Err(error) = self.registrar.add(socket.as_fd(), key, wants) {
-            tracing::warn!(%error, "a session could not be registered: raise fs.epoll.max_user_watches or add memory");
-            return self.settle(key, Outcome::End(CloseReason::Internal), now);
-        }
-        session.registered = wants;
-        let mut outcome = session.attach(socket, head, now);
-        if outcome == Outcome::Stay && !read_ahead.is_empty() {
-            let unpublished = &mut self.unpublished;
-            let mut bytes = read_ahead.to_vec();
-            outcome = session.judge(&mut bytes, now, &mut |channel, text| queue(unpublished, channel, text, key, now));
-        }
-        self.settle(key, outcome, now);
-    }
-
-    fn on_ready(&mut self, ready: Ready, now: Millis) {
-        let key = ready.key;
-        let Some(session) = session_of(&mut self.sessions, key) else { return };
-        let mut outcome = Outcome::Stay;
-        if ready.writable {
-            outcome = session.on_writable(now);
-        }
-        if ready.readable && outcome == Outcome::Stay {
-            let unpublished = &mut self.unpublished;
-            let mut publish = |channel: &Channel, text: &str| queue(unpublished, channel, text, key, now);
-            if session.may_resume() {
-                outcome = session.resume(now, &mut publish);
-            }
-            if outcome == Outcome::Stay {
-                outcome = session.on_readable(&mut self.scratch, ready.hung_up, now, publish);
-            }
-        }
-        self.settle(key, outcome, now);
-    }
-
-    fn on_due(&mut self, key: SessionKey, at: Millis, now: Millis) {
-        let Some(session) = self.session(key).filter(|session| session.due == at) else { return };
-        session.due = Millis::MAX;
-        let outcome = session.on_tick(now);
-        self.settle(key, outcome, now);
-    }
-
-    /// Hands waiting batches to their subscribers; returns when the next is due.
-    fn flush(&mut self, now: Millis) -> Option<Instant> {
-        let Self { hub, sessions, unsettled, .. } = self;
-        let flushed = hub.flush(|key, frames| {
-            let Some(session) = session_of(sessions, key) else { return };
-            let outcome = session.deliver(frames, now);
-            if outcome != Outcome::Stay || session.wants() != session.registered {
-                unsettled.push((key, outcome));
-            }
-        });
-        self.shard.add(Counter::FramesDelivered, flushed.frames);
-        for (key, outcome) in std::mem::take(&mut self.unsettled) {
-            self.settle(key, outcome, now);
-        }
-        flushed.next
-    }
-
-    fn settle_if_open(&mut self, key: SessionKey, reason: CloseReason, now: Millis) {
-        if self.session(key).is_some_and(|session| !session.is_closing()) {
-            self.settle(key, Outcome::Close(reason), now);
-        }
-    }
-
-    /// Does what a transition asked for, and brings registration and timer up to date.
-    fn settle(&mut self, key: SessionKey, mut outcome: Outcome, now: Millis) {
-        let Self { sessions, hub, wheel, registrar, unpublished, .. } = self;
-        let Some(session) = session_of(sessions, key) else { return };
-        if let Outcome::Close(reason) = outcome {
-            if reason == CloseReason::NotPublished {
-                unpublished.abandon(key);
-            }
-            outcome = session.close(reason, now);
-        }
-        match outcome {
-            Outcome::End(reason) => {
-                self.shard.add(Counter::SessionsClosed(reason), 1);
-                return self.remove(key, now);
-            }
-            Outcome::Closing => session.subscriptions.drain(..).for_each(|subscriber| hub.leave(subscriber, now)),
-            Outcome::Again => self.again.push(key),
-            Outcome::Stay | Outcome::Close(_) => {}
-        }
-        let (wants, due) = (session.wants(), session.next_due());
-        if wants != session.registered
-            && let Some(socket) = session.socket()
-        {
-            if let Err(error) = registrar.change(socket.as_fd(), key, wants) {
-                tracing::warn!(%error, "a session's registration could not be changed");
-                return self.settle(key, Outcome::End(CloseReason::Internal), now);
-            }
-            session.registered = wants;
-        }
-        if due < session.due {
-            session.due = due;
-            wheel.schedule(key, due);
-        }
-    }
-
-    fn remove(&mut self, key: SessionKey, now: Millis) {
-        if self.session(key).is_none() {
-            return;
-        }
-        let (_, mut session) = self.sessions.remove(key.index as usize);
-        session.subscriptions.drain(..).for_each(|subscriber| self.hub.leave(subscriber, now));
-        self.shard.set_sessions(self.sessions.len());
-    }
-}
-
-fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&mut Session> {
-    let (generation, session) = sessions.get_mut(key.index as usize)?;
-    (*generation == key.generation).then_some(session)
-}
-
-/// Queues a client's text; says whether the client should be read on.
-fn queue(unpublished: &mut Unpublished, channel: &Channel, text: &str, key: SessionKey, now: Millis) -> Flow {
-    let payload = Bytes::copy_from_slice(text.as_bytes());
-    unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key) }, now);
-    if unpublished.is_full() { Flow::Pause } else { Flow::Continue }
 }

@@ -1,0 +1,205 @@
+//! What the sessions' transitions work on: sessions, hub, timers, texts on their way. Borrowed
+//! for one transition at a time, and never while the broker is called back.
+//!
+//! Here a transition's outcome is carried out ([`Core::settle`]). May not enter: tasks, the broker.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use slab::Slab;
+use tokio::time::Instant;
+
+use crate::broker::{Origin, Text};
+use crate::close::CloseReason;
+use crate::config::Config;
+use crate::endpoint::Channel;
+use crate::hub::Hub;
+use crate::metrics::{Counter, Shard};
+use crate::reactor::{Ready, Registrar};
+use crate::session::{Outcome, SCRATCH_BYTES, Session, SessionKey};
+use crate::unpublished::Unpublished;
+use crate::wheel::{Millis, Wheel, millis};
+use crate::ws::reader::Flow;
+
+/// What transitions work on, borrowed for one of them at a time.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) sessions: Slab<(u32, Session)>,
+    pub(super) generation: u32,
+    pub(super) hub: Hub,
+    pub(super) wheel: Wheel,
+    pub(super) unpublished: Unpublished,
+    pub(super) registrar: Registrar,
+    pub(super) scratch: Vec<u8>,
+    /// Sessions with more to read.
+    pub(super) again: Vec<SessionKey>,
+    /// What a flush found, to be settled after it.
+    pub(super) unsettled: Vec<(SessionKey, Outcome)>,
+    pub(super) shard: Arc<Shard>,
+}
+
+impl Core {
+    pub(super) fn new(config: &Config, registrar: Registrar, shard: Arc<Shard>) -> Self {
+        Self {
+            sessions: Slab::new(),
+            generation: 0,
+            hub: Hub::new(millis(config.redis.subscription_linger), config.pace),
+            wheel: Wheel::new(),
+            unpublished: Unpublished::new(config.limits.max_unpublished_bytes),
+            registrar,
+            scratch: vec![0; SCRATCH_BYTES],
+            again: Vec::new(),
+            unsettled: Vec::new(),
+            shard,
+        }
+    }
+
+    pub(super) fn insert(&mut self, session: Session) -> SessionKey {
+        self.generation = self.generation.wrapping_add(1);
+        let index = self.sessions.insert((self.generation, session));
+        self.shard.set_sessions(self.sessions.len());
+        SessionKey { index: u32::try_from(index).unwrap_or(u32::MAX), generation: self.generation }
+    }
+
+    pub(super) fn session(&mut self, key: SessionKey) -> Option<&mut Session> {
+        session_of(&mut self.sessions, key)
+    }
+
+    pub(super) fn keys(&self) -> Vec<SessionKey> {
+        let key = |(index, (generation, _)): (usize, &(u32, Session))| SessionKey {
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            generation: *generation,
+        };
+        self.sessions.iter().map(key).collect()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && self.unpublished.is_empty()
+    }
+
+    pub(super) fn attach(&mut self, key: SessionKey, socket: OwnedFd, head: &[u8], read_ahead: &[u8], now: Millis) {
+        let Some((_, session)) = self.sessions.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation) else {
+            return;
+        };
+        let wants = session.wants();
+        if let Err(error) = self.registrar.add(socket.as_fd(), key, wants) {
+            tracing::warn!(%error, "a session could not be registered: raise fs.epoll.max_user_watches or add memory");
+            return self.settle(key, Outcome::End(CloseReason::Internal), now);
+        }
+        session.registered = wants;
+        let mut outcome = session.attach(socket, head, now);
+        if outcome == Outcome::Stay && !read_ahead.is_empty() {
+            let unpublished = &mut self.unpublished;
+            let mut bytes = read_ahead.to_vec();
+            outcome = session.judge(&mut bytes, now, &mut |channel, text| queue(unpublished, channel, text, key, now));
+        }
+        self.settle(key, outcome, now);
+    }
+
+    pub(super) fn on_ready(&mut self, ready: Ready, now: Millis) {
+        let key = ready.key;
+        let Some(session) = session_of(&mut self.sessions, key) else { return };
+        let mut outcome = Outcome::Stay;
+        if ready.writable {
+            outcome = session.on_writable(now);
+        }
+        if ready.readable && outcome == Outcome::Stay {
+            let unpublished = &mut self.unpublished;
+            let mut publish = |channel: &Channel, text: &str| queue(unpublished, channel, text, key, now);
+            if session.may_resume() {
+                outcome = session.resume(now, &mut publish);
+            }
+            if outcome == Outcome::Stay {
+                outcome = session.on_readable(&mut self.scratch, ready.hung_up, now, publish);
+            }
+        }
+        self.settle(key, outcome, now);
+    }
+
+    pub(super) fn on_due(&mut self, key: SessionKey, at: Millis, now: Millis) {
+        let Some(session) = self.session(key).filter(|session| session.due == at) else { return };
+        session.due = Millis::MAX;
+        let outcome = session.on_tick(now);
+        self.settle(key, outcome, now);
+    }
+
+    /// Hands waiting batches to their subscribers; returns when the next is due.
+    pub(super) fn flush(&mut self, now: Millis) -> Option<Instant> {
+        let Self { hub, sessions, unsettled, .. } = self;
+        let flushed = hub.flush(|key, frames| {
+            let Some(session) = session_of(sessions, key) else { return };
+            let outcome = session.deliver(frames, now);
+            if outcome != Outcome::Stay || session.wants() != session.registered {
+                unsettled.push((key, outcome));
+            }
+        });
+        self.shard.add(Counter::FramesDelivered, flushed.frames);
+        for (key, outcome) in std::mem::take(&mut self.unsettled) {
+            self.settle(key, outcome, now);
+        }
+        flushed.next
+    }
+
+    pub(super) fn settle_if_open(&mut self, key: SessionKey, reason: CloseReason, now: Millis) {
+        if self.session(key).is_some_and(|session| !session.is_closing()) {
+            self.settle(key, Outcome::Close(reason), now);
+        }
+    }
+
+    /// Does what a transition asked for, and brings registration and timer up to date.
+    pub(super) fn settle(&mut self, key: SessionKey, mut outcome: Outcome, now: Millis) {
+        let Self { sessions, hub, wheel, registrar, unpublished, .. } = self;
+        let Some(session) = session_of(sessions, key) else { return };
+        if let Outcome::Close(reason) = outcome {
+            if reason == CloseReason::NotPublished {
+                unpublished.abandon(key);
+            }
+            outcome = session.close(reason, now);
+        }
+        match outcome {
+            Outcome::End(reason) => {
+                self.shard.add(Counter::SessionsClosed(reason), 1);
+                return self.remove(key, now);
+            }
+            Outcome::Closing => session.subscriptions.drain(..).for_each(|subscriber| hub.leave(subscriber, now)),
+            Outcome::Again => self.again.push(key),
+            Outcome::Stay | Outcome::Close(_) => {}
+        }
+        let (wants, due) = (session.wants(), session.next_due());
+        if wants != session.registered
+            && let Some(socket) = session.socket()
+        {
+            if let Err(error) = registrar.change(socket.as_fd(), key, wants) {
+                tracing::warn!(%error, "a session's registration could not be changed");
+                return self.settle(key, Outcome::End(CloseReason::Internal), now);
+            }
+            session.registered = wants;
+        }
+        if due < session.due {
+            session.due = due;
+            wheel.schedule(key, due);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: SessionKey, now: Millis) {
+        if self.session(key).is_none() {
+            return;
+        }
+        let (_, mut session) = self.sessions.remove(key.index as usize);
+        session.subscriptions.drain(..).for_each(|subscriber| self.hub.leave(subscriber, now));
+        self.shard.set_sessions(self.sessions.len());
+    }
+}
+
+fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&mut Session> {
+    let (generation, session) = sessions.get_mut(key.index as usize)?;
+    (*generation == key.generation).then_some(session)
+}
+
+/// Queues a client's text; says whether the client should be read on.
+fn queue(unpublished: &mut Unpublished, channel: &Channel, text: &str, key: SessionKey, now: Millis) -> Flow {
+    let payload = Bytes::copy_from_slice(text.as_bytes());
+    unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key) }, now);
+    if unpublished.is_full() { Flow::Pause } else { Flow::Continue }
+}
