@@ -24,13 +24,14 @@ use hyper::header::{
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::config::Limits;
 use crate::metrics::Counter;
 use crate::os;
 use crate::worker::{Admission, Refusal, Worker};
@@ -80,9 +81,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 
 /// Turns a worker's connections into sessions until the server is gone.
 pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>) {
-    let permits = Arc::new(Semaphore::new(MAX_NEGOTIATING));
-    let patience = Arc::new(Semaphore::new(worker.config.limits.max_handshakes));
-    let scratch = Rc::new(RefCell::new(vec![0; MAX_HEAD_BYTES]));
+    let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -92,25 +91,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
                 }
             }
             // The permit first: what waits, waits as a descriptor in the queue.
-            next = next(&permits, &mut accepted) => {
+            next = waiting_room.next(&mut accepted) => {
                 let Some((permit, connection)) = next else { break };
-                let (worker, scratch) = (worker.clone(), scratch.clone());
-                let (permits, patience) = (permits.clone(), patience.clone());
+                let (worker, waiting_room) = (worker.clone(), waiting_room.clone());
                 tasks.spawn_local(async move {
-                    let permit = match patience.try_acquire_owned() {
-                        Ok(place) if !has_head(connection.socket.as_fd(), &scratch) => {
-                            drop(permit);
-                            let timeout = worker.config.limits.handshake_timeout;
-                            let arrived = head_arrives(connection.socket.as_fd(), &scratch);
-                            let Ok(Ok(())) = tokio::time::timeout_at(connection.at + timeout, arrived).await else {
-                                return;
-                            };
-                            drop(place);
-                            let Ok(permit) = permits.acquire_owned().await else { return };
-                            permit
-                        }
-                        // So many are silent that one more may as well be worked on.
-                        Ok(_) | Err(_) => permit,
+                    let Some((permit, connection)) = waiting_room.head_of(connection, permit).await else {
+                        worker.shard.add(Counter::HandshakesRefused, 1);
+                        return;
                     };
                     let refused = negotiate(&worker, connection).await;
                     drop(permit);
@@ -126,41 +113,106 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
     std::future::pending::<()>().await;
 }
 
-async fn next(
-    permits: &Arc<Semaphore>,
-    accepted: &mut mpsc::Receiver<Accepted>,
-) -> Option<(tokio::sync::OwnedSemaphorePermit, Accepted)> {
-    let permit = permits.clone().acquire_owned().await.ok()?;
-    Some((permit, accepted.recv().await?))
+/// Who may have one of the places at work.
+struct WaitingRoom {
+    places: Arc<Semaphore>,
+    /// Connections that may be silent beside those at work.
+    silent: Arc<Semaphore>,
+    /// Where heads are looked at before they are read.
+    scratch: RefCell<Vec<u8>>,
+    timeout: Duration,
 }
 
-/// Waits until a request can be worked on without waiting for the client.
-///
-/// # Errors
-/// When the socket cannot be waited for.
-async fn head_arrives(socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> io::Result<()> {
-    let readable = os::readiness::readable(socket)?;
-    loop {
-        let mut guard = readable.readable().await?;
-        if guard.ready().is_read_closed() || has_head(socket, scratch) {
-            return Ok(());
+impl WaitingRoom {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(MAX_NEGOTIATING)),
+            silent: Arc::new(Semaphore::new(limits.max_handshakes)),
+            scratch: RefCell::new(vec![0; MAX_HEAD_BYTES]),
+            timeout: limits.handshake_timeout,
         }
-        guard.clear_ready();
+    }
+
+    /// The next connection, when there is a place for it.
+    async fn next(&self, accepted: &mut mpsc::Receiver<Accepted>) -> Option<(OwnedSemaphorePermit, Accepted)> {
+        let place = self.places.clone().acquire_owned().await.ok()?;
+        Some((place, accepted.recv().await?))
+    }
+
+    /// Gives the place back until the connection's request head is there. `None`: it did not
+    /// come in time, which the client was told.
+    async fn head_of(
+        &self,
+        connection: Accepted,
+        place: OwnedSemaphorePermit,
+    ) -> Option<(OwnedSemaphorePermit, Accepted)> {
+        if self.has_head(connection.socket.as_fd()) {
+            return Some((place, connection));
+        }
+        // When so many are silent already, one more may as well be worked on.
+        let Ok(silent) = self.silent.clone().try_acquire_owned() else { return Some((place, connection)) };
+        drop(place);
+        let arrived = self.head_arrives(connection.socket.as_fd());
+        match tokio::time::timeout_at(connection.at + self.timeout, arrived).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return None,
+            Err(_) => {
+                let socket = connection.socket.as_fd();
+                // Read off what came: closing with unread bytes resets a connection, answer and all.
+                let read = os::socket::receive(socket, &mut self.scratch.borrow_mut()).unwrap_or(0);
+                let told = os::socket::send_bytes(socket, &timed_out()).is_ok();
+                tracing::debug!(read, told, "a handshake did not come in time");
+                os::socket::finish_sending(&connection.socket);
+                return None;
+            }
+        }
+        drop(silent);
+        Some((self.places.clone().acquire_owned().await.ok()?, connection))
+    }
+
+    /// Waits until a request can be worked on without waiting for the client.
+    ///
+    /// # Errors
+    /// When the socket cannot be waited for.
+    async fn head_arrives(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let readable = os::readiness::readable(socket)?;
+        loop {
+            let mut guard = readable.readable().await?;
+            if guard.ready().is_read_closed() || self.has_head(socket) {
+                return Ok(());
+            }
+            guard.clear_ready();
+        }
+    }
+
+    /// Whether a whole request head waits in the socket, more than a head may have, or an end.
+    fn has_head(&self, socket: BorrowedFd<'_>) -> bool {
+        let mut scratch = self.scratch.borrow_mut();
+        match os::socket::peek(socket, &mut scratch) {
+            Ok(there) => {
+                let head = scratch.get(..there).unwrap_or_default();
+                // A head ends with an empty line; hyper takes a bare LF for a line's end too.
+                let ends = |at: &[u8]| at.starts_with(b"\n\r\n") || at.starts_with(b"\n\n");
+                there == 0 || there == scratch.len() || (0..there).any(|at| head.get(at..).is_some_and(ends))
+            }
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
     }
 }
 
-/// Whether a whole request head waits in the socket, more than a head may have, or an end.
-fn has_head(socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> bool {
-    let mut scratch = scratch.borrow_mut();
-    match os::socket::peek(socket, &mut scratch) {
-        Ok(there) => {
-            let head = scratch.get(..there).unwrap_or_default();
-            // A head ends with an empty line; hyper takes a bare LF for a line's end too.
-            let ends = |at: &[u8]| at.starts_with(b"\n\r\n") || at.starts_with(b"\n\n");
-            there == 0 || there == scratch.len() || (0..there).any(|at| head.get(at..).is_some_and(ends))
-        }
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    }
+/// An answer for who cannot be given one by hyper: `head` is the status line and further
+/// headers, `why` the line that says why.
+pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
+    let length = why.len() + 1;
+    let answer = format!(
+        "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {length}\r\n\r\n{why}\n"
+    );
+    answer.into()
+}
+
+fn timed_out() -> Bytes {
+    plain_answer("408 Request Timeout", "the handshake was not complete in time")
 }
 
 /// A connection's stream, of either family.
@@ -199,8 +251,8 @@ async fn answer_one<S: Stream + 'static>(
         Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, &admitted).await) })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(worker.config.limits.handshake_timeout)
+        // The deadline below holds for the head as well.
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .half_close(true)
@@ -213,13 +265,15 @@ async fn answer_one<S: Stream + 'static>(
         }
     });
     let deadline = accepted_at + worker.config.limits.handshake_timeout;
-    let negotiated = tokio::time::timeout_at(deadline, negotiated)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-        .map_err(io::Error::other)?;
+    let negotiated = tokio::time::timeout_at(deadline, negotiated).await;
     let parts = connection.into_parts();
-    let stream = parts.io.into_inner();
-    match negotiated {
+    let mut stream = parts.io.into_inner();
+    let Ok(negotiated) = negotiated else {
+        worker.shard.add(Counter::HandshakesRefused, 1);
+        stream.write_all(&timed_out()).await?;
+        return Ok(Some(Box::new(stream)));
+    };
+    match negotiated.map_err(io::Error::other)? {
         Some(Admitted { admission, head }) => {
             admission.attach(into_socket(stream)?, &head, &parts.read_buf);
             Ok(None)

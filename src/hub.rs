@@ -182,14 +182,19 @@ impl Hub {
         while let Some((id, at)) = self.lingering.front().copied().filter(|(_, at)| *at <= now) {
             self.lingering.pop_front();
             // Somebody came back, or left again later: that has an entry of its own.
-            if self.channels.get(id).is_none_or(|entry| entry.given_up_at != Some(at)) {
+            let Some(entry) = self.channels.get_mut(id).filter(|entry| entry.given_up_at == Some(at)) else { continue };
+            if entry.is_asked && !entry.is_confirmed {
+                // Until its confirmation has come it must not be forgotten: another SUBSCRIBE and
+                // an UNSUBSCRIBE might follow, and which of them a confirmation belongs to
+                // could not be told.
+                let given_up_at = now + self.linger.max(1);
+                entry.given_up_at = Some(given_up_at);
+                self.lingering.push_back((id, given_up_at));
                 continue;
             }
             let entry = self.channels.remove(id);
             self.by_name.remove(&entry.name);
             self.touched.retain(|(channel, _)| *channel != id);
-            // An unconfirmed one is unsubscribed when its confirmation finds nobody: an
-            // UNSUBSCRIBE never overtakes the SUBSCRIBE it ends.
             if entry.is_confirmed {
                 unsubscribe(entry.name);
             }
@@ -416,12 +421,29 @@ mod tests {
     }
 
     #[test]
-    fn a_confirmation_nobody_waits_for_is_told() {
+    fn an_unconfirmed_channel_is_kept_until_it_is_confirmed() {
         let mut hub = Hub::new(0, Duration::ZERO);
         let joined = hub.join(&channel(), LUA, key(1));
         hub.leave(joined.subscriber, 0);
         hub.expire(0, |_| panic!("an unconfirmed channel is not unsubscribed"));
-        assert!(!hub.confirm(b"c:a"));
+        let again = hub.join(&channel(), LUA, key(2));
+        assert!(!again.is_first, "its SUBSCRIBE is on its way");
+        hub.leave(again.subscriber, 1);
+        assert!(hub.confirm(b"c:a"));
+        let mut gone = 0;
+        hub.expire(2, |_| gone += 1);
+        assert_eq!(gone, 1);
+        assert!(!hub.confirm(b"c:a"), "nobody knows it any more");
+    }
+
+    #[test]
+    fn a_refused_channel_is_asked_for_again_by_who_comes_next() {
+        let mut hub = Hub::new(0, Duration::ZERO);
+        let joined = hub.join(&channel(), LUA, key(1));
+        assert_eq!(hub.refuse(b"c:a", Refused("no".into())), [key(1)]);
+        assert!(joined.confirmation.unwrap().try_recv().unwrap().is_err());
+        assert!(hub.join(&channel(), LUA, key(2)).is_first);
+        assert_eq!(hub.refuse(b"c:a", Refused("no".into())).len(), 2);
     }
 
     #[test]

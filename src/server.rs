@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::broker::{NotPublished, memory, redis};
 use crate::config::{Broker, Config, ConfigError, Listen};
 use crate::endpoint::Channel;
-use crate::http::{Accepted, Pages, TEST_PAGE};
+use crate::http::{self, Accepted, Pages, TEST_PAGE};
 use crate::metrics::{Metrics, Shard};
 use crate::os::{self, socket::FileId};
 use crate::throttle::Throttle;
@@ -416,13 +416,9 @@ fn deal(inlets: &[Inlet], socket: OwnedFd, overflow: &Bytes, refusing: &mut Join
 }
 
 fn overflow_answer(retry_after: Duration) -> Bytes {
-    let body = "too many handshakes wait: try again in a while\n";
-    let (seconds, length) = (retry_after.as_secs().max(1), body.len());
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {seconds}\r\nConnection: close\r\n\
-         Content-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\r\n{body}"
-    );
-    answer.into()
+    let seconds = retry_after.as_secs().max(1);
+    let head = format!("503 Service Unavailable\r\nRetry-After: {seconds}");
+    http::plain_answer(&head, "too many handshakes wait: try again in a while")
 }
 
 /// Answers without looking at the request.

@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use webws::{Config, EndpointConfig, NotPublished, Publisher, Server, ServerError};
 
-use crate::support::SOON;
 use crate::support::client::{Client, Socket, Target, upgrade_request};
 use crate::support::frame::{TEXT, client_frame};
 use crate::support::redis::Redis;
 use crate::support::witness::Witness;
+use crate::support::{SOON, until};
 
 /// One test per promise, each against every broker.
 macro_rules! promises {
@@ -149,6 +149,7 @@ async fn a_publisher_is_told_when_redis_is_away_for_too_long() {
     for one in publishing.collect::<Vec<_>>() {
         one.await.unwrap().unwrap();
     }
+    until("the spy has heard of them", SOON, async || spy.seen().len() >= 10).await;
     assert!(spy.seen().iter().map(|text| &text[..]).eq((0..10).map(|n| [b'0' + n])), "{:?}", spy.seen());
     stage.stop().await.unwrap();
 }

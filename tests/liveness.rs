@@ -155,6 +155,8 @@ async fn a_connection_that_sends_no_whole_head_is_closed_in_time() {
     let webws = Webws::builder().broker("memory").workers(1).extra_toml("[limits]\nhandshake_timeout = \"1s\"");
     let webws = webws.start().await;
     let half = upgrade_request(&lua("a"));
+    // Whose session shows that all that webws keeps open is open.
+    let _open = Client::connect(&webws.target(), &lua("a")).await;
     let descriptors = webws.fd_count();
     for target in [webws.target(), webws.tcp_target()] {
         for sent in [0, 1, half.len() / 2, half.len() - 1] {
@@ -164,6 +166,11 @@ async fn a_connection_that_sends_no_whole_head_is_closed_in_time() {
             let mut bytes = BytesMut::new();
             let ended = timeout(SOON, async { while socket.read(&mut bytes).await.is_ok() {} }).await;
             assert!(ended.is_ok(), "{sent} bytes of a head: still open after {SOON:?}");
+            let answer = String::from_utf8_lossy(&bytes);
+            assert!(
+                answer.starts_with("HTTP/1.1 408 ") && answer.ends_with("not complete in time\n"),
+                "{sent}: {answer}"
+            );
             let took = start.elapsed();
             assert!((900..2_500).contains(&took.as_millis()), "{sent} bytes of a head: closed after {took:?}");
         }

@@ -99,4 +99,7 @@ fi
 # 9,000 WebSockets through nginx and back are some 20,000 descriptors in the tests' own process.
 ulimit -n "$(ulimit -Hn)" || say "cannot raise the limit of open files ($(ulimit -n)); the big tests may fail"
 
+# They wait more than they compute, so more of them than there are cores run at a time.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
+
 exec cargo test --locked "$@"
