@@ -7,11 +7,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::address::Target;
-use crate::plan::{Publish, Ramp};
+use crate::floor::Fault;
+use crate::plan::{Publish, Ramp, Source};
 use crate::template::Template;
 use crate::usage::Watch;
 
-/// Measures servers that join WebSockets to channels.
+/// Measures servers that join WebSockets to channels, and the floor under them.
 #[derive(Debug, Parser)]
 #[command(version, about, arg_required_else_help = true, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
@@ -27,6 +28,8 @@ Exit codes: 0 done; 1 something was lost, duplicated or reordered, or a connecti
 pub(crate) enum Command {
     /// Open WebSockets, publish, and count what arrives.
     Load(Box<LoadArgs>),
+    /// Serve as barely as it can be done: the floor that servers are compared with.
+    Floor(FloorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -116,6 +119,22 @@ pub(crate) struct LoadArgs {
     /// No progress line.
     #[arg(long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FloorArgs {
+    /// Where to listen: unix:PATH or tcp:ADDRESS:PORT.
+    #[arg(long, value_name = "unix:PATH|tcp:ADDR")]
+    pub(crate) listen: webws::Listen,
+    /// The Redis to use.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) redis: Source,
+    /// Event loops, a thread and two links to Redis each.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) workers: usize,
+    /// Be wrong on purpose with every N-th publication, to see that the load generator notices.
+    #[arg(long, value_name = "lose|duplicate|reorder:N")]
+    pub(crate) fault: Option<Fault>,
 }
 
 /// Yes or no.

@@ -301,7 +301,7 @@ mod tests {
         let arguments = "webws-bench load --url ws://127.0.0.1:1/{channel} --channels 2 --connections 2 \
                          --publish redis://127.0.0.1:1 --redis-channel c{channel}";
         let cli = Cli::try_parse_from(arguments.split_whitespace()).unwrap();
-        let Command::Load(args) = cli.command;
+        let Command::Load(args) = cli.command else { panic!("load") };
         let run = Run::new(Plan::try_new(*args).unwrap()).unwrap();
         run.sent.iter().for_each(|sent| sent.store(5, Ordering::Relaxed));
         run

@@ -1,9 +1,9 @@
-//! `webws-bench`: a load generator for any WebSocket endpoint behind which channels are.
-//! Behind the feature `bench`; the sidecar has none of it.
+//! `webws-bench`: a load generator for any WebSocket endpoint behind which channels are, and the
+//! floor that servers are compared with. Behind the feature `bench`; the sidecar has none of it.
 //!
 //! `args` reads the command line and `plan` checks it; `conductor` leads a run; `client` carries the
 //! connections and `publisher` publishes; `book`, `ledger` and `flight` keep account; `report`,
-//! `table` and `plot` show it.
+//! `table` and `plot` show it. `floor` is the other half.
 
 mod address;
 mod args;
@@ -13,6 +13,7 @@ mod client;
 mod clock;
 mod conductor;
 mod flight;
+mod floor;
 mod frame;
 mod ledger;
 mod link;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Load(args) => load(*args),
+        Command::Floor(args) => floor::serve(&args).map(|()| ExitCode::SUCCESS).map_err(|fault| (1, vec![fault])),
     };
     done.unwrap_or_else(|(code, faults)| {
         let mut stderr = io::stderr().lock();

@@ -297,6 +297,7 @@ mod tests {
         let arguments = ["webws-bench", "load"].into_iter().chain(arguments.split_whitespace());
         match Cli::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
             Command::Load(args) => Plan::try_new(*args).map_err(|faults| faults.join("\n")),
+            Command::Floor(_) => Err("floor".to_owned()),
         }
     }
 
