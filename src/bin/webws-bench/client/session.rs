@@ -1,0 +1,160 @@
+//! One WebSocket as data: its socket, how far it is, and the bytes that wait on either side.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use crate::clock::Micros;
+use crate::frame;
+use crate::payload::Header;
+
+/// The key of every handshake; no secret, so one does for all (RFC 6455 §1.3's example).
+pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+/// What the server must answer to it.
+const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+/// Longest answer to a handshake.
+const MAX_HEAD_BYTES: usize = 32 << 10;
+
+/// How far a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// TCP's handshake is under way.
+    Connecting,
+    /// The request is sent.
+    Asked,
+    Open,
+    /// Open, and never read.
+    Slow,
+    /// Our Close is sent; the rest is thrown away.
+    Closing,
+}
+
+/// One WebSocket.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) socket: OwnedFd,
+    pub(super) state: State,
+    /// Which connection of the run this is, and its place among those of its thread.
+    pub(super) connection: u32,
+    pub(super) receiver: usize,
+    pub(super) channel: u32,
+    /// When its present state's deadline started.
+    pub(super) since: Micros,
+    /// The start of a frame or of the 101.
+    pub(super) input: Vec<u8>,
+    /// What the socket did not take.
+    pub(super) output: Vec<u8>,
+    /// The header in the first fragment of an unfinished message, if it had one.
+    pub(super) fragment: Option<Option<Header>>,
+}
+
+/// What the server said to the handshake.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Incomplete,
+    /// The 101; frames may follow it after so many bytes.
+    Accepted(usize),
+    Refused(String),
+}
+
+impl Session {
+    /// Sends `bytes`, or keeps what the socket does not take. True when something is left.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        if !self.output.is_empty() {
+            self.output.extend_from_slice(bytes);
+            return Ok(true);
+        }
+        let sent = match send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        self.output.extend_from_slice(bytes.get(sent..).unwrap_or_default());
+        Ok(!self.output.is_empty())
+    }
+
+    /// Sends what was left. True when something still is.
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        let rest = std::mem::take(&mut self.output);
+        if rest.is_empty() { Ok(false) } else { self.send(&rest) }
+    }
+
+    /// Sends a frame.
+    pub(super) fn send_frame(&mut self, opcode: u8, payload: &[u8]) -> io::Result<bool> {
+        let mut bytes = Vec::with_capacity(payload.len() + 14);
+        frame::put_masked(opcode, payload, &mut bytes);
+        self.send(&bytes)
+    }
+
+    /// Receives behind what was left of the last time, and says how many bytes are there now; `None`
+    /// when there is nothing new, 0 at the server's FIN.
+    pub(super) fn receive(&mut self, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        let kept = self.input.len();
+        if buffer.len() < kept * 2 {
+            // A frame larger than the buffer.
+            buffer.resize(kept * 2, 0);
+        }
+        let Some((start, room)) = buffer.split_at_mut_checked(kept) else { return Ok(None) };
+        start.copy_from_slice(&self.input);
+        match recv(&self.socket, room, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Ok(Some(0)),
+            Ok((received, _)) => {
+                self.input.clear();
+                Ok(Some(kept + received))
+            }
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The request of a handshake.
+pub(super) fn request(path: &str, host: &str) -> Vec<u8> {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// Reads the answer to a handshake.
+pub(super) fn answer(bytes: &[u8]) -> Answer {
+    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+        let refused = || Answer::Refused("the answer to the handshake is no HTTP head".to_owned());
+        return if bytes.len() > MAX_HEAD_BYTES { refused() } else { Answer::Incomplete };
+    };
+    let head = bytes.get(..end).unwrap_or_default();
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    if line.split(|byte| *byte == b' ').nth(1) != Some(b"101") {
+        let shown = line.get(..line.len().min(80)).unwrap_or_default();
+        return Answer::Refused(format!("answered {}", shown.escape_ascii()));
+    }
+    if !head.windows(ACCEPT.len()).any(|window| window == ACCEPT) {
+        return Answer::Refused("a 101 without the right Sec-WebSocket-Accept".to_owned());
+    }
+    Answer::Accepted(end + 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_handshake_is_judged() {
+        let good =
+            b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x81\x00";
+        assert_eq!(answer(good), Answer::Accepted(good.len() - 2));
+        assert_eq!(answer(&good[..40]), Answer::Incomplete);
+        assert_eq!(answer(b"HTTP/1.1 503 Away\r\n\r\n"), Answer::Refused("answered HTTP/1.1 503 Away".into()));
+        assert!(matches!(answer(b"HTTP/1.1 101 x\r\n\r\n"), Answer::Refused(why) if why.contains("Accept")));
+        assert!(matches!(answer(&[b'x'; MAX_HEAD_BYTES + 1]), Answer::Refused(_)));
+    }
+
+    #[test]
+    fn our_key_has_that_answer() {
+        let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(KEY.as_bytes());
+        assert_eq!(accept.as_bytes(), ACCEPT);
+    }
+}
