@@ -22,7 +22,8 @@ import probe
 
 HERE = pathlib.Path(__file__).resolve().parent
 TOP = HERE.parent.parent
-CORES = os.cpu_count() or 1
+# Workers of the stacks "-N": one per core, and two where there is one.
+MANY = max(2, len(os.sched_getaffinity(0)))
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/openresty/bin"
 LOCATION_LOG = "/var/log/nginx/webws.log"
 SIDECAR_SOCKET = "/run/webws/webws.sock"
@@ -353,16 +354,15 @@ def _filled(file, words):
 
 def all_stacks():
     """In the order of the table."""
-    many = CORES if CORES > 1 else 2
     return [
         Stack("webws", "webws behind nginx, 1 worker", "webws"),
-        Stack(f"webws-{many}", f"webws behind nginx, {many} workers", "webws", many),
+        Stack(f"webws-{MANY}", f"webws behind nginx, {MANY} workers", "webws", MANY),
         Stack("webws-alone", "webws on its Unix socket, 1 worker", "webws", proxied=False),
-        Stack(f"webws-alone-{many}", f"webws on its Unix socket, {many} workers", "webws", many, proxied=False),
+        Stack(f"webws-alone-{MANY}", f"webws on its Unix socket, {MANY} workers", "webws", MANY, proxied=False),
         Stack("floor", "the floor behind nginx, 1 worker", "floor"),
-        Stack(f"floor-{many}", f"the floor behind nginx, {many} workers", "floor", many),
+        Stack(f"floor-{MANY}", f"the floor behind nginx, {MANY} workers", "floor", MANY),
         Stack("floor-alone", "the floor on its Unix socket, 1 worker", "floor", proxied=False),
-        Stack(f"floor-alone-{many}", f"the floor on its Unix socket, {many} workers", "floor", many, proxied=False),
+        Stack(f"floor-alone-{MANY}", f"the floor on its Unix socket, {MANY} workers", "floor", MANY, proxied=False),
         Stack("nchan", "nchan in nginx, its own store", "nchan"),
         Stack("lua", "the Lua handler in nginx", "lua"),
         Stack("node", "Node with ws and ioredis behind nginx", "node"),

@@ -1,0 +1,192 @@
+"""The workloads, what is taken from their reports, and the goals they are held against.
+
+May not enter: processes.
+"""
+
+import math
+import statistics
+
+# Every stack, in the groups that workloads name. "N" stands for the number of cores.
+ALL = ["webws", "webws-N", "webws-alone", "webws-alone-N", "floor", "floor-N", "floor-alone", "floor-alone-N",
+       "nchan", "lua", "node"]
+ONE_WORKER = [name for name in ALL if not name.endswith("-N")]
+BEHIND_NGINX = ["webws", "floor", "nchan", "lua", "node"]
+# The floor has no limits and no liveness: nothing to see where those are asked for.
+WITH_LIMITS = ["webws", "webws-alone", "nchan", "lua", "node"]
+
+
+class Workload:
+    """What the clients do. Seconds are of the full run; `--quick` has shorter ones and fewer clients."""
+
+    def __init__(self, name, about, stacks, connections, channels=1, publish="redis", load=(), size=128,
+                 warmup=2, duration=6, kind="deliveries", quick=False):
+        self.name, self.about, self.stacks = name, about, stacks
+        self.connections, self.channels, self.publish = connections, channels, publish
+        self.load, self.size, self.warmup, self.duration = list(load), size, warmup, duration
+        # What the table shows: "deliveries", "connects" or "idle".
+        self.kind = kind
+        self.quick = quick
+
+    def arguments(self, running, connections, quick):
+        """Of `webws-bench load`, for a started stack."""
+        channels = min(self.channels, connections)
+        warmup, duration = self.seconds(quick)
+        how = {"redis": running.publish, "websocket": ["--publish", "websocket"], "none": ["--idle"]}[self.publish]
+        arguments = ["--url", running.url, "--connections", str(connections), "--channels", str(channels), *how,
+                     "--warmup", f"{warmup}s", "--duration", f"{duration}s", *self.load]
+        if self.publish != "none":
+            arguments += ["--size", str(self.size)]
+        return arguments
+
+    def seconds(self, quick):
+        return (1, min(self.duration, 3)) if quick else (self.warmup, self.duration)
+
+
+def all_workloads():
+    workloads = []
+    for window in (1, 16, 64):
+        workloads.append(Workload(
+            f"fan1k-{window}", f"1 channel, 1,000 subscribers, 128 B, {window} in flight", ALL, 1000,
+            load=["--in-flight", str(window)], quick=True))
+    for window in (1, 16, 64):
+        workloads.append(Workload(
+            f"fan9k-{window}", f"1 channel, 9,000 subscribers, 128 B, {window} in flight", ONE_WORKER, 9000,
+            load=["--in-flight", str(window)], duration=8))
+    workloads.append(Workload(
+        "fan1k-4k", "1 channel, 1,000 subscribers, 4 KiB, 1 in flight", ONE_WORKER, 1000, size=4096,
+        load=["--in-flight", "1"], quick=True))
+    for window in (1, 16, 64):
+        workloads.append(Workload(
+            f"wide-{window}", f"9,000 channels, 1 subscriber each, 128 B, {window} in flight", ONE_WORKER, 9000, 9000,
+            load=["--in-flight", str(window)]))
+    workloads += [
+        Workload("publish", "200 clients send to channels of their own, 128 B, 64 in flight", ONE_WORKER, 200, 200,
+                 publish="websocket", load=["--in-flight", "64"], quick=True),
+        Workload("open", "1,000 messages/s to 1,000 subscribers of 1 channel, 128 B", BEHIND_NGINX, 1000,
+                 load=["--rate", "1000"], duration=8, quick=True),
+        Workload("healthy", "100 messages/s of 4 KiB to 1,000 subscribers", WITH_LIMITS, 1000, size=4096,
+                 load=["--rate", "100"], duration=15),
+        Workload("slow", "the same, 1 % of the clients never read; latency of the others", WITH_LIMITS, 1000, size=4096,
+                 load=["--rate", "100", "--slow", "1"], duration=15),
+        Workload("connect", "2,000 connections, one after another, a channel each", ONE_WORKER, 2000, 2000,
+                 publish="none", load=["--handshakes", "1"], duration=2, kind="connects", quick=True),
+        Workload("storm", "9,000 connections simultaneously, a channel each; then 6 s idle", ONE_WORKER, 9000, 9000,
+                 publish="none", load=["--storm", "--connect-timeout", "60s"], duration=6, kind="connects"),
+        Workload("storm-64k", "the same, each client sends 64,000 bytes", WITH_LIMITS, 9000, 9000,
+                 publish="none", load=["--storm", "--connect-timeout", "60s", "--first-message", "x" * 64000],
+                 warmup=10, duration=6, kind="connects"),
+        Workload("idle", "9,000 idle connections, pings answered", ONE_WORKER, 9000, 9000,
+                 publish="none", warmup=6, duration=30, kind="idle"),
+    ]
+    return workloads
+
+
+# --- what a report says -----------------------------------------------------------------------
+
+def figures(report, stack):
+    """The figures of one trial, flat; None where there is nothing to divide by."""
+    raise NotImplementedError
+
+
+# --- the goals --------------------------------------------------------------------------------
+
+class Goal:
+    """A ratio (or a figure) and its bound."""
+
+    def __init__(self, text, bound, numerator, denominator=None):
+        # `bound` is "<= 1.05" or ">= 3"; a side is (workload, stack, figure).
+        self.text, self.bound = text, bound
+        self.numerator, self.denominator = numerator, denominator
+
+    def is_met(self, value):
+        relation, limit = self.bound.split()
+        return value <= float(limit) if relation == "<=" else value >= float(limit)
+
+    def values(self, trials):
+        """One value a repeat: trials of the same repeat ran beside each other, so they are divided pairwise."""
+        top = _series(trials, self.numerator)
+        if self.denominator is None:
+            return list(top.values())
+        below = _series(trials, self.denominator)
+        return [top[repeat] / below[repeat] for repeat in top if below.get(repeat)]
+
+
+def _series(trials, side):
+    workload, stack, figure = side
+    return {trial["repeat"]: trial["figures"][figure] for trial in trials
+            if trial["workload"] == workload and trial["stack"] == stack
+            and trial.get("figures") and trial["figures"].get(figure) is not None}
+
+
+def all_goals(cores):
+    """The table of what the comparison must show, in its order; `cores` is what N stands for."""
+    goals = []
+
+    def ratio(text, bound, workload, figure, top, below, other_workload=None):
+        goals.append(Goal(text, bound, (workload, top, figure), (other_workload or workload, below, figure)))
+
+    for window in (1, 16, 64):
+        ratio(f"own CPU per delivery, alone, 1 worker, {window} in flight: webws / floor", "<= 1.05",
+              f"fan1k-{window}", "own_us", "webws-alone", "floor-alone")
+    for window in (1, 16, 64):
+        ratio(f"the same with {cores} workers, {window} in flight: webws / floor", "<= 1.2",
+              f"fan1k-{window}", "own_us", f"webws-alone-{cores}", f"floor-alone-{cores}")
+    ratio("stack CPU per delivery, 1 in flight: Lua / webws", ">= 3", "fan1k-1", "stack_us", "lua", "webws")
+    ratio("stack CPU per delivery, 64 in flight: Lua / webws", ">= 16", "fan1k-64", "stack_us", "lua", "webws")
+    ratio("stack CPU per delivery, 64 in flight: nchan / webws", ">= 5", "fan1k-64", "stack_us", "nchan", "webws")
+    ratio("stack CPU per delivery, 1 in flight: webws / nchan", "<= 1.45", "fan1k-1", "stack_us", "webws", "nchan")
+    ratio("open loop, 1,000/s to 1,000: deliveries/s, webws / nchan", ">= 2",
+          "open", "deliveries_per_s", "webws", "nchan")
+    ratio("open loop: p99 latency, webws / nchan", "<= 1", "open", "p99_ms", "webws", "nchan")
+    ratio("4 KiB, 1 in flight: stack CPU per delivery, Lua / webws", ">= 2", "fan1k-4k", "stack_us", "lua", "webws")
+    for window in (16, 64):
+        ratio(f"9,000 channels, {window} in flight: own CPU per delivery, alone, webws / floor", "<= 1.2",
+              f"wide-{window}", "own_us", "webws-alone", "floor-alone")
+    ratio("publish path: stack CPU per message, Lua / webws", ">= 5", "publish", "stack_us", "lua", "webws")
+    ratio("publish path: own CPU per message, alone, webws / floor", "<= 1.0",
+          "publish", "own_us", "webws-alone", "floor-alone")
+    for stack, where in (("webws-alone", "alone"), ("webws", "behind nginx")):
+        goals.append(Goal(f"webws' resident kB per connection after a storm, {where}", "<= 1.0",
+                          ("storm", stack, "own_kb")))
+        goals.append(Goal(f"the same after 64 kB from each, {where}", "<= 1.0", ("storm-64k", stack, "own_kb")))
+    ratio("own CPU per upgrade, one at a time, alone: webws / floor", "<= 2.5",
+          "connect", "own_connect_us", "webws-alone", "floor-alone")
+    ratio("own CPU per upgrade, in a storm, alone: webws / floor", "<= 1.5",
+          "storm", "own_connect_us", "webws-alone", "floor-alone")
+    for stack, where in (("webws-alone", "alone"), ("webws", "behind nginx")):
+        goals.append(Goal(f"webws' idle CPU, us per session and second, {where}", "<= 2.0",
+                          ("idle", stack, "own_idle_us")))
+    for stack, where in (("webws-alone", "alone"), ("webws", "behind nginx")):
+        ratio(f"p99 latency of the healthy, 1 % never reading / all reading, {where}", "<= 1.2",
+              "slow", "p99_ms", stack, stack, "healthy")
+    return goals
+
+
+def faults_of(trials, stack):
+    """Publications lost, duplicated and reordered, and connections failed, in all trials of a stack."""
+    names = ("lost", "duplicated", "reordered", "failed")
+    measured = [trial["figures"] for trial in trials if trial["stack"] == stack and trial.get("figures")]
+    return {name: sum(figure.get(name) or 0 for figure in measured) for name in names}, len(measured)
+
+
+# --- text -------------------------------------------------------------------------------------
+
+def short(value):
+    """Three significant digits."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def spread(values):
+    """median [min-max], or the one value."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return short(values[0])
+    return f"{short(statistics.median(values))} [{short(min(values))}-{short(max(values))}]"
