@@ -14,6 +14,9 @@ BEHIND_NGINX = ["webws", "floor", "nchan", "lua", "node"]
 # The floor has no limits and no liveness: nothing to see where those are asked for.
 WITH_LIMITS = ["webws", "webws-alone", "nchan", "lua", "node"]
 
+# What must not happen: to publications, and to connections.
+FAULTS = ["lost", "duplicated", "reordered", "failed", "ended"]
+
 
 class Workload:
     """What the clients do. Seconds are of the full run; `--quick` has shorter ones and fewer clients."""
@@ -83,9 +86,59 @@ def all_workloads():
 
 # --- what a report says -----------------------------------------------------------------------
 
+# Figures that are shown with their spread in the raw tables.
+SPREAD = {"own_us", "stack_us", "p99_ms", "own_connect_us", "stack_connect_us", "own_idle_us", "stack_idle_us", "own_kb"}
+
+# The columns of the tables: figure, title.
+COLUMNS = {
+    "deliveries": [("deliveries_per_s", "deliveries/s"), ("own_us", "own µs/delivery"), ("stack_us", "stack µs/delivery"),
+                   ("p50_ms", "p50 ms"), ("p99_ms", "p99 ms"), ("max_ms", "max ms"), ("lost", "lost"),
+                   ("stack_kb", "stack kB/conn."), ("load_percent", "load gen. %")],
+    "connects": [("connects_per_s", "connects/s"), ("own_connect_us", "own µs/connect"),
+                 ("stack_connect_us", "stack µs/connect"), ("connect_p99_ms", "p99 ms to the 101"), ("failed", "failed"),
+                 ("own_kb", "own kB/conn."), ("stack_kb", "stack kB/conn.")],
+    "idle": [("own_idle_us", "own µs/(conn. s)"), ("stack_idle_us", "stack µs/(conn. s)"), ("own_kb", "own kB/conn."),
+             ("stack_kb", "stack kB/conn."), ("pings", "pings"), ("failed", "failed")],
+}
+
+
 def figures(report, stack):
-    """The figures of one trial, flat; None where there is nothing to divide by."""
-    raise NotImplementedError
+    """The figures of one trial, flat; None where there is nothing to divide by.
+
+    `own` is the server under test alone, `stack` everything behind the clients (nginx and Redis too).
+    """
+    own = next(process for process in report["processes"] if process["name"] == stack.own)
+    whole = report["stack"]
+    connections, latency = report["connections"], report["latency_us"]
+    delivered = report["deliveries"] > 0
+    return {
+        "deliveries_per_s": report["deliveries_per_second"] if delivered else None,
+        "own_us": own["cpu_us_per_delivery"], "stack_us": whole["cpu_us_per_delivery"],
+        "p50_ms": latency["p50"] / 1000 if delivered else None,
+        "p99_ms": latency["p99"] / 1000 if delivered else None,
+        "max_ms": latency["max"] / 1000 if delivered else None,
+        "lost": report["lost"], "duplicated": report["duplicated"],
+        "reordered": report["reordered"] + report["misdelivered"],
+        "given_up": report["given_up"],
+        "failed": connections["failed"], "ended": sum(connections["endings"].values()),
+        "connects_per_s": connections["per_second"],
+        "connect_p99_ms": connections["latency_us"]["p99"] / 1000,
+        "own_connect_us": own["cpu_us_per_connect"], "stack_connect_us": whole["cpu_us_per_connect"],
+        # Resident growth since before the first connection, at the end of the run.
+        "own_kb": own["resident_kb_per_connection_after"], "stack_kb": whole["resident_kb_per_connection_after"],
+        "own_idle_us": own["cpu_us_per_connection_second"], "stack_idle_us": whole["cpu_us_per_connection_second"],
+        "pings": report["pings"],
+        "load_percent": report["itself"]["cpu_percent"],
+    }
+
+
+def summary(figure, workload):
+    """One line for the progress."""
+    parts = [f"{short(figure[name])} {title}" for name, title in COLUMNS[workload.kind][:3]]
+    parts += [f"{figure[name]:,} {name.replace('_', ' ')}" for name in FAULTS + ["given_up"] if figure[name]]
+    if figure["load_percent"] > 85:
+        parts.append(f"load generator busy for {figure['load_percent']:.0f} %")
+    return ", ".join(parts)
 
 
 # --- the goals --------------------------------------------------------------------------------
@@ -163,10 +216,9 @@ def all_goals(cores):
 
 
 def faults_of(trials, stack):
-    """Publications lost, duplicated and reordered, and connections failed, in all trials of a stack."""
-    names = ("lost", "duplicated", "reordered", "failed")
+    """What must be 0, summed over all trials of a stack, and how many these are."""
     measured = [trial["figures"] for trial in trials if trial["stack"] == stack and trial.get("figures")]
-    return {name: sum(figure.get(name) or 0 for figure in measured) for name in names}, len(measured)
+    return {name: sum(figure.get(name) or 0 for figure in measured) for name in FAULTS}, len(measured)
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -182,11 +234,17 @@ def short(value):
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
+def middle(values):
+    """The median."""
+    values = [value for value in values if value is not None]
+    return short(statistics.median(values)) if values else "-"
+
+
 def spread(values):
-    """median [min-max], or the one value."""
+    """median [min-max], or the one value if they look the same."""
     values = [value for value in values if value is not None]
     if not values:
         return "-"
-    if len(values) == 1:
+    if short(min(values)) == short(max(values)):
         return short(values[0])
     return f"{short(statistics.median(values))} [{short(min(values))}-{short(max(values))}]"
