@@ -212,7 +212,7 @@ class Stack:
         self.workers, self.proxied = workers, proxied
         self.own = "nginx" if server in ("nchan", "lua") else server
         self.redis = server != "nchan"
-        self.suffix = server in ("webws", "lua", "node")
+        self.suffix = server != "nchan"
 
     def need(self, tools):
         """Raises Missing if it cannot run here."""
