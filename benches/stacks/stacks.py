@@ -225,10 +225,15 @@ class Stack:
 
 
 class Running:
-    """A started stack, in its own folder; a context manager."""
+    """A started stack, in its own folder; a context manager.
 
-    def __init__(self, stack, tools, children, folder):
+    `ping` is nchan's interval. The others ping after 5 s and wait for no answer; nchan closes who
+    has not answered by the next one, which under overload is everybody.
+    """
+
+    def __init__(self, stack, tools, children, folder, ping="5s"):
         self.stack, self.tools, self.children, self.folder = stack, tools, children, folder
+        self.ping = ping
         self.watch = {}
         self.redis_port = self.port = None
         # sun_path of unix(7) holds 108 bytes.
@@ -328,6 +333,7 @@ class Running:
         words = {
             "RUN": self.folder, "STACKS": HERE, "PORT": self.port, "REDIS_PORT": self.redis_port, "USER": user,
             "FILES": tools.files, "CONNECTIONS": tools.files - 100, "LUA_PATHS": lua,
+            "PING": self.ping,
             "MODULES": "\n".join(f"load_module {module};" for module in modules if module),
             "MAIN": _filled(HERE / "main.conf", {}), "HTTP": _filled(HERE / "http.conf", {}),
         }
