@@ -102,4 +102,5 @@ ulimit -n "$(ulimit -Hn)" || say "cannot raise the limit of open files ($(ulimit
 # They wait more than they compute, so more of them than there are cores run at a time.
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 
-exec cargo test --locked "$@"
+# With all features: the load generator has tests as well.
+exec cargo test --locked --all-features "$@"
