@@ -106,4 +106,16 @@ mod tests {
             assert!(labels.insert(row.label), "{reason:?}");
         }
     }
+
+    /// What the test page does after a close is what clients are advised to do.
+    #[test]
+    fn the_test_page_comes_back_exactly_when_it_should() {
+        let page = include_str!("page/page.js");
+        for reason in CloseReason::ALL {
+            let CloseRow { code: Some(code), come_back, .. } = reason.row() else { continue };
+            let start = format!("  {code}: [");
+            let line = page.lines().find(|line| line.starts_with(&start)).unwrap();
+            assert!(line.ends_with(&format!(", {come_back}],")), "{reason:?}: {line}");
+        }
+    }
 }

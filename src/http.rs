@@ -94,12 +94,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
             next = waiting_room.next(&mut accepted) => {
                 let Some((permit, connection)) = next else { break };
                 let (worker, waiting_room) = (worker.clone(), waiting_room.clone());
+                worker.handshakes.set(worker.handshakes.get() + 1);
+                let worked_on = Handshake(worker);
                 tasks.spawn_local(async move {
+                    let worker = &worked_on.0;
                     let Some((permit, connection)) = waiting_room.head_of(connection, permit).await else {
                         worker.shard.add(Counter::HandshakesRefused, 1);
                         return;
                     };
-                    let refused = negotiate(&worker, connection).await;
+                    let refused = negotiate(worker, connection).await;
                     drop(permit);
                     if let Some(stream) = refused {
                         see_off(stream).await;
@@ -111,6 +114,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
     // Connections come no more; the worker goes on with its sessions.
     while tasks.join_next().await.is_some() {}
     std::future::pending::<()>().await;
+}
+
+/// Counts a connection that is being answered, for as long as it exists.
+struct Handshake(Rc<Worker>);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.handshakes.set(self.0.handshakes.get() - 1);
+    }
 }
 
 /// Who may have one of the places at work.
@@ -230,6 +242,7 @@ async fn negotiate(worker: &Rc<Worker>, accepted: Accepted) -> Option<Box<dyn St
         answer_one(worker, stream, accepted.at, |stream| stream.into_std().map(OwnedFd::from)).await
     };
     opened.unwrap_or_else(|error| {
+        worker.shard.add(Counter::HandshakesRefused, 1);
         tracing::debug!(%error, "a connection ended before its handshake did");
         None
     })

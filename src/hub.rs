@@ -9,13 +9,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use slab::Slab;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::broker::Refused;
 use crate::endpoint::Channel;
+use crate::outbound::Batch;
 use crate::session::SessionKey;
 use crate::wheel::Millis;
 use crate::wire::Wire;
@@ -263,6 +264,14 @@ impl Hub {
         batching
     }
 
+    /// Lets no audience rest any more: sessions are about to be closed.
+    pub(crate) fn stop_resting(&mut self) {
+        self.pace = Duration::ZERO;
+        for (_, entry) in &mut self.channels {
+            entry.audiences.iter_mut().for_each(|audience| audience.rests_until = None);
+        }
+    }
+
     /// Whether anything waits to be flushed.
     pub(crate) fn has_batches(&self) -> bool {
         !self.touched.is_empty()
@@ -272,14 +281,14 @@ impl Hub {
     ///
     /// One send of many frames costs little more than of one, here and in nginx, so an audience
     /// that was just flushed at some cost collects for a while. One that was quiet does not wait.
-    pub(crate) fn flush(&mut self, mut deliver: impl FnMut(SessionKey, &Bytes)) -> Flushed {
+    pub(crate) fn flush(&mut self, mut deliver: impl FnMut(SessionKey, &mut Batch<'_>)) -> Flushed {
         let mut flushed = Flushed { frames: 0, next: None };
-        let mut start = Instant::now();
+        let now = Instant::now();
         for (channel, index) in std::mem::take(&mut self.touched) {
             let Some(audience) = self.channels.get_mut(channel).and_then(|entry| entry.audiences.get_mut(index)) else {
                 continue;
             };
-            if let Some(until) = audience.rests_until.filter(|until| *until > start)
+            if let Some(until) = audience.rests_until.filter(|until| *until > now)
                 && audience.batch.len() < MAX_BATCH_BYTES
             {
                 self.touched.push((channel, index));
@@ -287,21 +296,20 @@ impl Hub {
                 continue;
             }
             let frames = std::mem::take(&mut audience.frames);
-            let batch = std::mem::take(&mut audience.batch).freeze();
+            let mut buffer = std::mem::take(&mut audience.batch);
+            // A single frame is no sign of a busy channel, and a small audience not worth the clock.
+            let is_paced = frames > 1 && audience.members.len() >= PACED_MEMBERS && !self.pace.is_zero();
+            let start = is_paced.then(Instant::now);
+            let mut batch = Batch::new(&buffer);
             for (_, session) in &audience.members {
-                deliver(*session, &batch);
+                deliver(*session, &mut batch);
             }
             flushed.frames += (frames * audience.members.len()) as u64;
-            if audience.members.len() >= PACED_MEMBERS && !self.pace.is_zero() {
+            audience.rests_until = start.and_then(|start| {
                 let end = Instant::now();
-                audience.rests_until = rest_after(end - start, self.pace).map(|rest| end + rest);
-                start = end;
-            }
-            // Nobody queued a part of it: the buffer serves the next batch.
-            if let Ok(mut buffer) = batch.try_into_mut()
-                && self.spare.len() < MAX_SPARE
-                && buffer.capacity() <= MAX_SPARE_BYTES
-            {
+                rest_after(end - start, self.pace).map(|rest| end + rest)
+            });
+            if self.spare.len() < MAX_SPARE && buffer.capacity() <= MAX_SPARE_BYTES {
                 buffer.clear();
                 self.spare.push(buffer);
             }
@@ -367,7 +375,7 @@ mod tests {
 
     fn flushed(hub: &mut Hub) -> Vec<(u32, Vec<u8>)> {
         let mut out = Vec::new();
-        hub.flush(|session, batch| out.push((session.index, batch.to_vec())));
+        hub.flush(|session, batch| out.push((session.index, batch.bytes().to_vec())));
         out.sort();
         out
     }
@@ -461,6 +469,7 @@ mod tests {
         for n in 0..100 {
             hub.join(&channel(), Wire::Plain, key(n));
         }
+        hub.append(b"c:a", b"0");
         hub.append(b"c:a", b"1");
         let mut first = 0;
         let quiet = hub.flush(|_, _| {
@@ -468,7 +477,7 @@ mod tests {
             // A costly flush: half a second in all, so a rest of two.
             std::thread::park_timeout(Duration::from_millis(5));
         });
-        assert_eq!((first, quiet), (100, Flushed { frames: 100, next: None }));
+        assert_eq!((first, quiet), (100, Flushed { frames: 200, next: None }));
         hub.append(b"c:a", b"2");
         hub.append(b"c:a", b"3");
         let busy = hub.flush(|_, _| panic!("it rests"));
@@ -476,7 +485,7 @@ mod tests {
         assert!(hub.has_batches());
         // Enough is enough: a full batch leaves all the same.
         hub.append(b"c:a", &[b'x'; MAX_BATCH_BYTES]);
-        assert_eq!(hub.flush(|_, batch| assert!(batch.starts_with(b"\x81\x012\x81\x013"))).frames, 300);
+        assert_eq!(hub.flush(|_, batch| assert!(batch.bytes().starts_with(b"\x81\x012\x81\x013"))).frames, 300);
     }
 
     #[test]

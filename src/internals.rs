@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
 use crate::hub::Hub;
-use crate::outbound::Outbound;
+use crate::outbound::{Batch, Outbound};
 use crate::session::SessionKey;
 use crate::wire::Wire;
 use crate::ws::reader::{Flow, Incoming, Reader};
@@ -76,7 +76,7 @@ impl Fanout {
         let queues = &mut self.queues;
         let flushed = self.hub.flush(|session, batch| {
             if let Some(queue) = queues.get_mut(session.index as usize) {
-                queue.push(batch.clone());
+                queue.push(batch.share());
             }
         });
         flushed.frames
@@ -84,7 +84,7 @@ impl Fanout {
 
     /// As [`Fanout::flush`] to sockets that take everything.
     pub fn flush_to_sockets(&mut self) -> u64 {
-        let to_socket = |session, batch: &Bytes| {
+        let to_socket = |session, batch: &mut Batch<'_>| {
             std::hint::black_box((session, batch));
         };
         self.hub.flush(to_socket).frames

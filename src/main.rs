@@ -62,11 +62,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Run(args) => serve(run_config(args)?, Extra::None),
         Command::Check { config } => check(&config),
         Command::Dev { broker, listen } => {
-            let mut config = dev_config();
-            config.broker = broker.unwrap_or(webws::Broker::Memory);
-            if !listen.is_empty() {
-                config.listen = listen;
-            }
+            let config = dev_config(broker, listen)?;
             serve(config, Extra::TestPage)
         }
         Command::Completions { shell } => {
@@ -103,8 +99,10 @@ fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
             (path.display().to_string(), text)
         }
     };
-    // WEBWS_LOG is the logger's.
-    let environment = std::env::vars().filter(|(name, _)| name != "WEBWS_LOG");
+    // WEBWS_LOG is the logger's; what is not UTF-8 in a variable of ours cannot be a setting.
+    let environment = std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .filter(|(name, _)| name != "WEBWS_LOG");
     Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
 }
 
@@ -114,17 +112,29 @@ fn config_failure(error: &ConfigError) -> Failure {
 
 fn check(file: &Path) -> Result<(), Failure> {
     let config = read_config(Some(file))?;
-    config.validate().map_err(|error| config_failure(&error))?;
+    webws::Server::check(&config).map_err(|error| config_failure(&error))?;
     let settings = toml::to_string(&config).map_err(|error| (1, error.to_string()))?;
     print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
 }
 
-fn dev_config() -> Config {
-    let mut config = Config::default();
-    let socket = std::env::temp_dir().join("webws-dev.sock");
-    config.listen = vec![webws::Listen::Tcp(([127, 0, 0, 1], 8080).into()), webws::Listen::Unix(socket)];
+/// What `webws dev` serves: the settings of the environment, but for where it listens and the
+/// broker, which have defaults of their own.
+fn dev_config(broker: Option<webws::Broker>, listen: Vec<webws::Listen>) -> Result<Config, Failure> {
+    let mut config = read_config(None)?;
+    if !listen.is_empty() {
+        config.listen = listen;
+    } else if std::env::var_os("WEBWS_LISTEN").is_none() {
+        let socket = std::env::temp_dir().join("webws-dev.sock");
+        config.listen = vec![webws::Listen::Tcp(([127, 0, 0, 1], 8080).into()), webws::Listen::Unix(socket)];
+    }
+    if let Some(broker) = broker {
+        config.broker = broker;
+    } else if std::env::var_os("WEBWS_BROKER").is_none() {
+        config.broker = webws::Broker::Memory;
+    }
     config.endpoints.push(EndpointConfig::plain());
-    config
+    config.validate().map_err(|error| config_failure(&error))?;
+    Ok(config)
 }
 
 fn serve(config: Config, extra: Extra) -> Result<(), Failure> {

@@ -20,6 +20,29 @@ const SLICE_COST: usize = 64;
 /// Slices per system call. Chosen: well under IOV_MAX (1024), on the stack.
 const MAX_SLICES: usize = 32;
 
+/// Whole frames on their way to several sockets. Who cannot take them all shares one copy of
+/// exactly their size: the hub's buffer is larger and serves again.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    bytes: &'a [u8],
+    shared: Option<Bytes>,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, shared: None }
+    }
+
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The copy that is shared.
+    pub(crate) fn share(&mut self) -> Bytes {
+        self.shared.get_or_insert_with(|| Bytes::copy_from_slice(self.bytes)).clone()
+    }
+}
+
 /// Bytes that wait for a socket. The first slice starts with the first unsent byte.
 #[derive(Debug)]
 pub(crate) struct Outbound {
@@ -39,9 +62,9 @@ impl Outbound {
     }
 
     /// A queue that starts with what a socket left of `frames` after taking `sent` bytes of it.
-    pub(crate) fn with_rest(frames: &Bytes, sent: usize, now: Millis) -> Self {
+    pub(crate) fn with_rest(frames: Bytes, sent: usize, now: Millis) -> Self {
         let mut queue = Self::new(now);
-        queue.push(frames.clone());
+        queue.push(frames);
         queue.consume(sent);
         queue
     }
@@ -165,7 +188,7 @@ mod tests {
     fn a_begun_frame_is_finished_and_the_rest_dropped() {
         let both = Bytes::from([frame(5), frame(9)].concat());
         for (sent, kept) in [(0, &b""[..]), (3, &both[3..7]), (7, &b""[..]), (8, &both[8..18])] {
-            let mut queue = Outbound::with_rest(&both, sent, 0);
+            let mut queue = Outbound::with_rest(both.clone(), sent, 0);
             queue.push(frame(3));
             assert!(queue.keep_begun_frame());
             assert_eq!(queue.slices.iter().flatten().copied().collect::<Vec<_>>(), kept, "{sent}");

@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::broker::{NotPublished, memory, redis};
-use crate::config::{Broker, Config, ConfigError, Listen};
+use crate::config::{Broker, Config, ConfigError, Listen, RedisUrl};
 use crate::endpoint::Channel;
 use crate::http::{self, Accepted, Pages, TEST_PAGE};
-use crate::metrics::{Metrics, Shard};
+use crate::metrics::{Counter, Metrics, Shard};
 use crate::os::{self, socket::FileId};
 use crate::throttle::Throttle;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
@@ -142,6 +142,32 @@ impl Server {
         Ok(server)
     }
 
+    /// Checks a configuration as far as it can be without starting: the settings, and what they
+    /// name (the password's and the certificates' files, the socket's group).
+    ///
+    /// # Errors
+    /// All faults, one sentence each.
+    pub fn check(config: &Config) -> Result<(), ConfigError> {
+        let mut faults = Vec::new();
+        if let Err(error) = config.validate() {
+            faults.extend(error.faults().map(str::to_owned));
+        }
+        if config.listen.is_empty() {
+            faults.push("listen is empty: write one address at least".to_owned());
+        }
+        if let Broker::Redis(url) = &config.broker
+            && let Err(error) = redis_settings(config, url)
+        {
+            faults.extend(error.faults().map(str::to_owned));
+        }
+        if let Some(group) = &config.socket_group
+            && !os::socket::has_group(group)
+        {
+            faults.push(format!("socket_group: there is no group '{group}'"));
+        }
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
+    }
+
     /// A server on listeners that exist already: `UnixListener` and `TcpListener` of std
     /// both convert into `OwnedFd`. `config.listen` is not used.
     ///
@@ -157,9 +183,7 @@ impl Server {
         let seeds = match &config.broker {
             Broker::Memory => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),
             Broker::Redis(url) => {
-                let credential = os::systemd::credential("redis-password");
-                let settings = redis::Settings::try_new(url, &config.redis, credential)
-                    .map_err(|error| ConfigError::new(vec![error.to_string()]))?;
+                let settings = redis_settings(&config, url)?;
                 let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(workers)));
                 (0..workers).map(|_| BrokerSeed::Redis(settings.clone(), health.clone())).collect()
             }
@@ -175,6 +199,10 @@ impl Server {
             requests: mpsc::channel(MAX_REQUESTS),
         };
         for socket in listeners {
+            if !os::socket::is_listening(socket.as_fd()) {
+                let source = io::Error::other("it is no listening stream socket (ListenStream= in the .socket unit)");
+                return Err(ServerError::Listen { address: os::socket::address(socket.as_fd()), source });
+            }
             os::socket::set_nonblocking(socket.as_fd())
                 .map_err(|source| ServerError::Listen { address: "the given socket".to_owned(), source })?;
             server.listeners.push(Listener { socket, file: None });
@@ -255,6 +283,11 @@ impl Server {
         let overflow = overflow_answer(self.config.limits.retry_after);
         Ok(Running { listeners: self.listeners, inlets, ends, orders, overflow })
     }
+}
+
+fn redis_settings(config: &Config, url: &RedisUrl) -> Result<redis::Settings, ConfigError> {
+    let credential = os::systemd::credential("redis-password");
+    redis::Settings::try_new(url, &config.redis, credential).map_err(|error| ConfigError::new(vec![error.to_string()]))
 }
 
 fn bind_unix(path: &Path, config: &Config) -> io::Result<Listener> {
@@ -406,6 +439,7 @@ fn deal(inlets: &[Inlet], socket: OwnedFd, overflow: &Bytes, refusing: &mut Join
     static OVERFLOW: Throttle = Throttle::per_minute();
     let Some(inlet) = inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
     if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
+        inlet.shard.add(Counter::HandshakesRefused, 1);
         if OVERFLOW.allows() {
             tracing::warn!("too many handshakes wait: answering 503 (limits.max_handshakes)");
         }

@@ -14,7 +14,7 @@ use crate::close::CloseReason;
 use crate::endpoint::{Channel, Endpoint};
 use crate::hub::SubscriberId;
 use crate::os;
-use crate::outbound::Outbound;
+use crate::outbound::{Batch, Outbound};
 use crate::reactor::Wants;
 use crate::wheel::{Millis, millis};
 use crate::wire::Wire;
@@ -148,33 +148,42 @@ impl Session {
     }
 
     /// Sends whole frames, or queues what the socket does not take.
-    pub(crate) fn deliver(&mut self, frames: &Bytes, now: Millis) -> Outcome {
+    pub(crate) fn deliver(&mut self, frames: &mut Batch<'_>, now: Millis) -> Outcome {
         if matches!(self.phase, Phase::Closing { .. } | Phase::Ending { .. }) {
             return Outcome::Stay;
         }
         self.push(frames, now)
     }
 
-    fn push(&mut self, frames: &Bytes, now: Millis) -> Outcome {
-        if let Some(queue) = &mut self.outbound {
-            queue.push(frames.clone());
-        } else {
+    fn push(&mut self, frames: &mut Batch<'_>, now: Millis) -> Outcome {
+        let Some(queue) = &mut self.outbound else {
             let sent = match &self.socket {
-                Some(socket) => match os::socket::send_bytes(socket.as_fd(), frames) {
-                    Ok(sent) if sent == frames.len() => return Outcome::Stay,
+                Some(socket) => match os::socket::send_bytes(socket.as_fd(), frames.bytes()) {
+                    Ok(sent) if sent == frames.bytes().len() => return Outcome::Stay,
                     Ok(sent) => sent,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                     Err(_) => return self.on_unsendable(),
                 },
                 None => 0,
             };
-            self.outbound = Some(Box::new(Outbound::with_rest(frames, sent, now)));
+            // However large: one batch alone makes nobody a slow reader.
+            self.outbound = Some(Box::new(Outbound::with_rest(frames.share(), sent, now)));
+            return Outcome::Stay;
+        };
+        queue.push(frames.share());
+        if !self.has_too_much() {
+            return Outcome::Stay;
         }
+        // There may be room by now, of which the reactor has not told yet.
+        match self.on_writable(now) {
+            Outcome::Stay if self.has_too_much() => Outcome::Close(CloseReason::SlowConsumer),
+            other => other,
+        }
+    }
+
+    fn has_too_much(&self) -> bool {
         let waiting = self.outbound.as_ref().map_or(0, |queue| queue.cost());
-        if waiting > self.endpoint.config.max_queue_bytes && matches!(self.phase, Phase::Opening | Phase::Open) {
-            return Outcome::Close(CloseReason::SlowConsumer);
-        }
-        Outcome::Stay
+        waiting > self.endpoint.config.max_queue_bytes && matches!(self.phase, Phase::Opening | Phase::Open)
     }
 
     /// The socket takes bytes again.
@@ -297,8 +306,11 @@ impl Session {
             }
             Incoming::Binary | Incoming::Pong => Flow::Continue,
         });
-        let replied =
-            if replies.is_empty() || phase != Phase::Open { Outcome::Stay } else { self.push(&replies.into(), now) };
+        let replied = if replies.is_empty() || phase != Phase::Open {
+            Outcome::Stay
+        } else {
+            self.push(&mut Batch::new(&replies), now)
+        };
         match (judged, closed) {
             (Err(reason), _) => Outcome::Close(reason),
             (Ok(_), None) if denied => Outcome::Close(CloseReason::PublishDenied),
@@ -346,7 +358,7 @@ impl Session {
         if !awaits_reply {
             self.reader = Reader::default();
         }
-        match self.push(frame, now) {
+        match self.push(&mut Batch::new(frame), now) {
             Outcome::Stay => {
                 self.finish_if_said(now);
                 Outcome::Closing
@@ -385,7 +397,8 @@ impl Session {
                     }
                 }
                 let config = &self.endpoint.config;
-                if !config.idle_timeout.is_zero() && waited(self.alive_at, config.idle_timeout) {
+                // A client that is not read cannot show that it lives.
+                if !config.idle_timeout.is_zero() && !self.is_paused && waited(self.alive_at, config.idle_timeout) {
                     return Outcome::Close(CloseReason::Silent);
                 }
                 if self.unpublished_texts > 0 && waited(self.unpublished_since, config.publish_timeout) {
@@ -393,7 +406,7 @@ impl Session {
                 }
                 if !config.ping_interval.is_zero() && waited(self.heard_at.max(self.pinged_at), config.ping_interval) {
                     self.pinged_at = now;
-                    return self.push(&Bytes::from_static(frame::PING), now);
+                    return self.push(&mut Batch::new(frame::PING), now);
                 }
                 Outcome::Stay
             }
@@ -414,7 +427,7 @@ impl Session {
                 let unpublished =
                     (self.unpublished_texts > 0).then(|| limit(self.unpublished_since, config.publish_timeout));
                 limit(self.heard_at.max(self.pinged_at), config.ping_interval)
-                    .min(limit(self.alive_at, config.idle_timeout))
+                    .min(if self.is_paused { Millis::MAX } else { limit(self.alive_at, config.idle_timeout) })
                     .min(stalled.unwrap_or(Millis::MAX))
                     .min(unpublished.unwrap_or(Millis::MAX))
             }
@@ -437,7 +450,18 @@ impl Session {
     /// Ends a pause: what was read and kept comes first.
     pub(crate) fn resume(&mut self, now: Millis, publish: &mut impl FnMut(&Channel, &str) -> Flow) -> Outcome {
         self.is_paused = false;
+        self.alive_at = now;
         if self.reader.has_unread() { self.judge(&mut [], now, publish) } else { Outcome::Stay }
+    }
+
+    /// Whether messages go both ways.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether the broker has not answered for all of its texts.
+    pub(crate) fn has_unpublished(&self) -> bool {
+        self.unpublished_texts > 0
     }
 
     /// Whether a close of ours or the client's is under way.

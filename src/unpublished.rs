@@ -16,6 +16,10 @@ pub(crate) struct Unpublished {
     texts: VecDeque<(Text, Millis)>,
     bytes: usize,
     max_bytes: usize,
+    /// Texts that were taken and not answered for.
+    in_flight: usize,
+    /// Texts that were dropped because their clients were told so, since they were asked for last.
+    dropped: u64,
     /// Sessions whose waiting texts must not be published: their clients were told so.
     abandoned: HashSet<SessionKey>,
 }
@@ -23,7 +27,7 @@ pub(crate) struct Unpublished {
 impl Unpublished {
     /// A queue for about `max_bytes`.
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { texts: VecDeque::new(), bytes: 0, max_bytes, abandoned: HashSet::new() }
+        Self { texts: VecDeque::new(), bytes: 0, max_bytes, in_flight: 0, dropped: 0, abandoned: HashSet::new() }
     }
 
     /// Whether clients should not be read for now.
@@ -34,6 +38,21 @@ impl Unpublished {
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.texts.is_empty()
+    }
+
+    /// The broker has answered for a text that was taken.
+    pub(crate) fn answered(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// Texts that wait or are not answered for.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.texts.len() + self.in_flight
+    }
+
+    /// How many texts were dropped since the last call.
+    pub(crate) fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
     pub(crate) fn push(&mut self, text: Text, now: Millis) {
@@ -55,11 +74,14 @@ impl Unpublished {
         while bytes < max_bytes
             && let Some((text, _)) = self.pop()
         {
-            if !matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
+            if matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
+                self.dropped += 1;
+            } else {
                 bytes += text.payload.len() + TEXT_COST;
                 taken.push(text);
             }
         }
+        self.in_flight += taken.len();
         taken
     }
 
@@ -70,7 +92,7 @@ impl Unpublished {
         while self.texts.front().is_some_and(|(_, at)| *at < since) {
             let Some((text, _)) = self.pop() else { break };
             match text.origin {
-                Origin::Session(key) if self.abandoned.contains(&key) => {}
+                Origin::Session(key) if self.abandoned.contains(&key) => self.dropped += 1,
                 Origin::Session(key) => lost.push(key),
                 Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
             }
@@ -124,6 +146,9 @@ mod tests {
         queue.push(text(1, b"c"), 0);
         queue.abandon(SessionKey { index: 1, generation: 0 });
         assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
+        assert_eq!((queue.take_dropped(), queue.unsettled()), (2, 1));
+        queue.answered();
+        assert_eq!(queue.unsettled(), 0);
         // The key may be used again once nothing of the old session waits.
         queue.push(text(1, b"d"), 0);
         assert_eq!(payloads(&queue.take(usize::MAX)), [b"d"]);

@@ -276,3 +276,45 @@ async fn slow_reader(target: &Target) -> Client {
 fn message(n: usize, bytes: usize) -> Vec<u8> {
     format!("{:.<bytes$}", format!("{n}.")).into_bytes()
 }
+
+#[tokio::test]
+async fn one_large_publication_closes_nobody_who_reads() {
+    let redis = Redis::start().await;
+    let webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
+    for target in [webws.target(), webws.tcp_target()] {
+        let mut readers = Vec::new();
+        for _ in 0..3 {
+            readers.push(Witness::join(&target, &lua("large")).await);
+        }
+        // Three times what may wait for a client.
+        let large = vec![b'x'; 3 << 20];
+        for last in [&large[..], b"after it"] {
+            redis.publish(b"chat:large", last).await;
+        }
+        for reader in &mut readers {
+            reader.await_texts(2, SOON).await;
+            assert_eq!(reader.texts[0].len(), large.len() + "large".len());
+            assert_eq!(reader.texts[1], "after itlarge");
+            reader.assert_open();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_slow_reader_costs_what_is_counted() {
+    const ROUNDS: usize = 2_000;
+    let redis = Redis::start().await;
+    let webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
+    let mut fast = Witness::join(&webws.target(), &lua("large")).await;
+    let _slow = Client::connect(&webws.target(), &lua("small")).await;
+    let before = webws.rss_kb();
+    // Large and small in turn: a small one must not keep the buffer of a large one.
+    let large = vec![b'x'; 60_000];
+    for round in 0..ROUNDS {
+        redis.publish(b"chat:large", &large).await;
+        redis.publish(b"chat:small", b"x").await;
+        fast.await_texts(1, SOON).await;
+        fast.texts.clear();
+        assert!(webws.rss_kb() < before + 30_000, "{} kB after {round} rounds, {before} before", webws.rss_kb());
+    }
+}

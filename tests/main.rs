@@ -16,6 +16,6 @@ mod publish;
 mod scale;
 mod service;
 mod subscriptions;
-#[allow(dead_code, reason = "a helper may wait for its next test")]
+#[expect(dead_code, reason = "a helper may wait for its next test")]
 mod support;
 mod units;

@@ -384,3 +384,35 @@ fn has_unread(port: u16) -> bool {
         is_its && is_established && unread != Some("00000000")
     })
 }
+
+#[tokio::test]
+async fn stopping_waits_for_texts_that_redis_has_not_answered_for() {
+    let (redis, mut webws) = stack(&format!("{WRITE_ONLY}\npublish_timeout = \"20s\""), 1).await;
+    let spy = redis.spy(b"chat:a").await;
+    let mut with_texts = Witness::join(&webws.target(), "/in?channel=a").await;
+    let mut without = Witness::join(&webws.target(), "/in?channel=b").await;
+    redis.freeze();
+    for n in 0..2 {
+        with_texts.client.send_raw(&texts(n..n + 1, 0)).await;
+        with_texts.ping(b"it is read", SOON).await;
+    }
+    webws.term();
+    without.expect_close(1001, SOON).await;
+    redis.thaw();
+    with_texts.expect_close(1001, SOON).await;
+    assert!(webws.wait_exit(SOON).await.success());
+    expect_numbers(&spy, 2).await;
+}
+
+#[tokio::test]
+async fn stopping_tells_the_client_whose_text_could_not_be_published() {
+    let (redis, mut webws) = stack(&format!("{WRITE_ONLY}\npublish_timeout = \"3s\""), 1).await;
+    let mut client = Witness::join(&webws.target(), "/in?channel=a").await;
+    redis.freeze();
+    client.client.send_text("0").await;
+    client.ping(b"it is read", SOON).await;
+    webws.term();
+    client.expect_close(1013, SOON * 2).await;
+    assert!(webws.wait_exit(SOON * 2).await.success());
+    assert!(webws.log().contains("texts_lost=1"), "{}", webws.log());
+}

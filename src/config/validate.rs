@@ -42,21 +42,42 @@ impl Config {
             needs_time(&mut faults, name, value);
         }
         needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
-        if self.limits.max_handshakes == 0 {
-            faults.push("limits.max_handshakes = 0: nobody could connect".to_owned());
+        match self.limits.max_handshakes {
+            0 => faults.push("limits.max_handshakes = 0: nobody could connect".to_owned()),
+            1..=1_000_000 => {}
+            more => faults.push(format!("limits.max_handshakes = {more}: at most 1000000")),
+        }
+        let mut addresses = HashSet::new();
+        for listen in self.listen.iter().map(ToString::to_string) {
+            if addresses.contains(&listen) {
+                faults.push(format!("listen: {listen} stands there twice"));
+            }
+            addresses.insert(listen);
         }
         if self.endpoints.is_empty() {
             faults.push("no endpoint is configured: leave [[endpoint]] out for /webws, or write one".to_owned());
         }
-        let mut paths = HashSet::new();
-        for endpoint in &self.endpoints {
-            if !paths.insert(endpoint.path.as_str()) {
-                faults.push(format!("endpoint {}: two endpoints have this path", endpoint.path));
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            for earlier in self.endpoints.iter().take(index) {
+                if earlier.path == endpoint.path {
+                    faults.push(format!("endpoint {}: two endpoints have this path", endpoint.path));
+                } else if earlier.channel == ChannelRule::Path && is_below(&endpoint.path, &earlier.path) {
+                    faults.push(format!(
+                        "endpoint {}: endpoint {} takes its last part for a channel; put it before that one",
+                        endpoint.path, earlier.path
+                    ));
+                }
             }
             check_endpoint(&mut faults, endpoint);
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
     }
+}
+
+/// Whether `path` is `above` and one more segment.
+fn is_below(path: &str, above: &str) -> bool {
+    let segment = path.strip_prefix(above).and_then(|rest| rest.strip_prefix('/'));
+    segment.is_some_and(|segment| !segment.is_empty() && !segment.contains('/'))
 }
 
 fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
@@ -125,5 +146,17 @@ mod tests {
         config.endpoints.push(EndpointConfig { publish: false, subscribe: false, ..EndpointConfig::default() });
         let error = config.validate().unwrap_err();
         assert_eq!(error.faults().count(), 7, "{error}");
+    }
+
+    #[test]
+    fn what_would_hide_or_fail_later_is_named() {
+        let mut config = Config::default();
+        config.limits.max_handshakes = usize::MAX;
+        config.listen = vec!["unix:/a".parse().unwrap(), "unix:/a".parse().unwrap()];
+        let news = |path: &str, channel| EndpointConfig { path: path.to_owned(), channel, ..EndpointConfig::default() };
+        config.endpoints = vec![news("/n", ChannelRule::Path), news("/n/s", ChannelRule::Json)];
+        assert_eq!(config.validate().unwrap_err().faults().count(), 3);
+        config.endpoints.reverse();
+        assert_eq!(config.validate().unwrap_err().faults().count(), 2);
     }
 }

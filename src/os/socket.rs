@@ -7,9 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, getsockname, listen, recv,
-    send, sendmsg, shutdown, socket,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, getsockname, listen, shutdown,
+    socket,
 };
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
 /// Connections that may wait to be accepted; beyond, a Unix client gets EAGAIN at once and
 /// nginx answers 502. Chosen: `somaxconn`'s default, the most the kernel grants.
@@ -106,6 +107,16 @@ pub(crate) fn set_nonblocking(listener: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the system knows a group of that name.
+pub(crate) fn has_group(name: &str) -> bool {
+    nix::unistd::Group::from_name(name).is_ok_and(|group| group.is_some())
+}
+
+/// Whether `socket` accepts connections.
+pub(crate) fn is_listening(socket: BorrowedFd<'_>) -> bool {
+    nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::AcceptConn).unwrap_or(false)
+}
+
 /// Whether `socket` is of the TCP family rather than a Unix socket.
 pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     use nix::sys::socket::{SockaddrLike, SockaddrStorage};
@@ -150,7 +161,7 @@ pub(crate) fn set_nodelay(socket: BorrowedFd<'_>) {
 /// # Errors
 /// `WouldBlock` when it takes nothing now; else the connection is gone.
 pub(crate) fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?)
+    Ok(send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
 }
 
 /// Sends what the socket takes of `slices`, in order.
@@ -158,8 +169,8 @@ pub(crate) fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usi
 /// # Errors
 /// As [`send_bytes`].
 pub(crate) fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    Ok(sendmsg::<UnixAddr>(socket.as_raw_fd(), slices, &[], flags, None)?)
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?)
 }
 
 /// Receives into `buffer`; 0 is the peer's FIN.
@@ -167,7 +178,7 @@ pub(crate) fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io:
 /// # Errors
 /// `WouldBlock` when nothing is there; else the connection is gone.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    Ok(recv(socket, buffer, RecvFlags::DONTWAIT)?.0)
 }
 
 /// As [`receive`], but the bytes stay in the socket.
@@ -175,7 +186,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
 /// # Errors
 /// As [`receive`].
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK)?)
+    Ok(recv(socket, buffer, RecvFlags::DONTWAIT | RecvFlags::PEEK)?.0)
 }
 
 /// Sends FIN.

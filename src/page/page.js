@@ -25,7 +25,7 @@ const CLOSE_CODES = {
   1006: ["no close frame: the connection was lost, or the handshake refused (a browser does not tell which)", true],
   1007: ["text that is not UTF-8", false],
   1008: ["against the server's policy", false],
-  1009: ["message too big", true],
+  1009: ["message too big", false],
   1010: ["extension missing", false],
   1011: ["the server failed", true],
   1012: ["the server restarts", true],

@@ -4,6 +4,7 @@
 //! Here a transition's outcome is carried out ([`Core::settle`]). May not enter: tasks, the broker.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,16 +67,21 @@ impl Core {
         session_of(&mut self.sessions, key)
     }
 
-    pub(super) fn keys(&self) -> Vec<SessionKey> {
+    pub(super) fn has_unpublished(&mut self, key: SessionKey) -> bool {
+        self.session(key).is_some_and(|session| session.has_unpublished())
+    }
+
+    /// The open sessions.
+    pub(super) fn open_keys(&self) -> Vec<SessionKey> {
         let key = |(index, (generation, _)): (usize, &(u32, Session))| SessionKey {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             generation: *generation,
         };
-        self.sessions.iter().map(key).collect()
+        self.sessions.iter().filter(|(_, (_, session))| session.is_open()).map(key).collect()
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.unpublished.is_empty()
+        self.sessions.is_empty() && self.unpublished.unsettled() == 0
     }
 
     pub(super) fn attach(&mut self, key: SessionKey, socket: OwnedFd, head: &[u8], read_ahead: &[u8], now: Millis) {
@@ -129,7 +135,9 @@ impl Core {
         let Self { hub, sessions, unsettled, .. } = self;
         let flushed = hub.flush(|key, frames| {
             let Some(session) = session_of(sessions, key) else { return };
-            let outcome = session.deliver(frames, now);
+            // One session's panic must not keep the batch from those behind it.
+            let outcome = catch_unwind(AssertUnwindSafe(|| session.deliver(frames, now)))
+                .unwrap_or(Outcome::End(CloseReason::Internal));
             if outcome != Outcome::Stay || session.wants() != session.registered {
                 unsettled.push((key, outcome));
             }
@@ -162,7 +170,11 @@ impl Core {
                 self.shard.add(Counter::SessionsClosed(reason), 1);
                 return self.remove(key, now);
             }
-            Outcome::Closing => session.subscriptions.drain(..).for_each(|subscriber| hub.leave(subscriber, now)),
+            Outcome::Closing => {
+                session.subscriptions.drain(..).for_each(|subscriber| hub.leave(subscriber, now));
+                // It may have been paused, and what it has to read told long ago.
+                self.again.push(key);
+            }
             Outcome::Again => self.again.push(key),
             Outcome::Stay | Outcome::Close(_) => {}
         }

@@ -96,11 +96,16 @@ pub(crate) struct Worker {
     max_sessions: usize,
     started: Instant,
     is_draining: Cell<bool>,
+    /// Connections that are being answered.
+    pub(crate) handshakes: Cell<usize>,
     again: Notify,
     /// When the first audience that collects has rested, and that there is one.
     next_flush: Cell<Option<Instant>>,
     rested: Notify,
 }
+
+/// How long the end waits beyond all other times: for the replies to close frames.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Runs a worker until it has drained, or at once to its end when its server is gone.
 ///
@@ -126,6 +131,7 @@ pub(crate) fn run(seed: WorkerSeed) -> std::io::Result<()> {
             config: seed.config,
             started: Instant::now(),
             is_draining: Cell::new(false),
+            handshakes: Cell::new(0),
             again: Notify::new(),
             next_flush: Cell::new(None),
             rested: Notify::new(),
@@ -165,27 +171,41 @@ impl Worker {
             return;
         }
         self.is_draining.set(true);
-        let mut open = self.core.borrow().keys();
+        let mut open = self.core.borrow().open_keys();
         fastrand::shuffle(&mut open);
+        self.core.borrow_mut().hub.stop_resting();
+        self.flush();
         let start = Instant::now();
-        let total = open.len();
-        // Evenly over the time, in steps that a timer can make.
-        while !open.is_empty() {
+        // Those with texts that the broker has not answered for wait for its word, within the
+        // time that their endpoints give it.
+        let patience = self.config.endpoints.iter().map(|endpoint| endpoint.publish_timeout).max();
+        let deadline = start + self.config.drain_time + patience.unwrap_or_default() + LAST_WORDS;
+        let (total, mut closed) = (open.len(), 0);
+        loop {
+            // Evenly over the time, in steps that a timer can make.
             let share = start.elapsed().as_secs_f64() / self.config.drain_time.as_secs_f64().max(f64::MIN_POSITIVE);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total")]
             let closed_by_now = ((share * total as f64) as usize + 1).min(total);
             let now = self.now();
-            for key in open.split_off(open.len().min(total - closed_by_now)) {
-                self.core.borrow_mut().settle(key, Outcome::Close(CloseReason::GoingAway), now);
-            }
-            if !open.is_empty() {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            open.retain(|key| {
+                if closed >= closed_by_now || self.core.borrow_mut().has_unpublished(*key) {
+                    return true;
+                }
+                closed += 1;
+                self.guarded(*key, now, |core| core.settle(*key, Outcome::Close(CloseReason::GoingAway), now));
+                false
+            });
+            self.after_reading();
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            let is_done = open.is_empty() && self.handshakes.get() == 0 && self.core.borrow().is_idle();
+            if is_done || Instant::now() >= deadline {
+                break;
             }
         }
-        // The close frames' replies, and the texts that are on their way.
-        let patience = Instant::now() + std::time::Duration::from_secs(4);
-        while Instant::now() < patience && !self.core.borrow().is_idle() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        let left = self.core.borrow().unpublished.unsettled() as u64;
+        if left > 0 {
+            self.shard.add(Counter::TextsLost, left);
+            tracing::warn!(left, "messages of clients were not published before the end");
         }
     }
 
@@ -232,12 +252,8 @@ impl Worker {
         }
     }
 
-    /// Keeps the fault of one session from the others.
     fn guarded(&self, key: SessionKey, now: Millis, act: impl FnOnce(&mut Core)) {
-        if catch_unwind(AssertUnwindSafe(|| act(&mut self.core.borrow_mut()))).is_err() {
-            tracing::error!("a session's handling panicked; the session is closed, the others go on");
-            self.core.borrow_mut().settle(key, Outcome::End(CloseReason::Internal), now);
-        }
+        guarded(&self.core, key, now, act);
     }
 
     /// Pings, deadlines, lingering channels.
@@ -249,14 +265,15 @@ impl Worker {
         loop {
             ticks.tick().await;
             let now = self.now();
-            let mut core = self.core.borrow_mut();
-            for (key, at) in core.wheel.advance(now) {
-                core.on_due(key, at, now);
+            let due = self.core.borrow_mut().wheel.advance(now);
+            for (key, at) in due {
+                self.guarded(key, now, |core| core.on_due(key, at, now));
             }
+            let mut core = self.core.borrow_mut();
             core.hub.expire(now, |channel| self.broker.unsubscribe(channel));
             // A second later than the sessions' own deadline, which counts from the last progress.
             let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
-            self.shard.add(Counter::TextsLost, lost.len() as u64);
+            self.shard.add(Counter::TextsLost, lost.len() as u64 + core.unpublished.take_dropped());
             if !lost.is_empty() && TEXTS_LOST.allows() {
                 tracing::warn!(lost = lost.len(), "messages of clients could not be published in time");
             }
@@ -278,7 +295,8 @@ impl Worker {
             self.again.notify_one();
         }
         drop(core);
-        if self.next_flush.replace(next).is_none() && next.is_some() {
+        let before = self.next_flush.replace(next);
+        if next.is_some_and(|next| before.is_none_or(|before| next < before)) {
             self.rested.notify_one();
         }
     }
@@ -287,10 +305,11 @@ impl Worker {
     async fn flush_rested(self: Rc<Self>) {
         loop {
             match self.next_flush.get() {
-                Some(at) => {
-                    tokio::time::sleep_until(at).await;
-                    self.flush();
-                }
+                Some(at) => tokio::select! {
+                    () = tokio::time::sleep_until(at) => self.flush(),
+                    // Another is due before.
+                    () = self.rested.notified() => {}
+                },
                 None => self.rested.notified().await,
             }
         }
@@ -338,6 +357,7 @@ impl Worker {
         }
         let Some(confirmation) = joined.confirmation else { return Ok(admission) };
         match tokio::time::timeout(self.config.redis.subscribe_timeout, confirmation).await {
+            Ok(Ok(Ok(()))) if self.is_draining.get() => Err(Refusal::Draining),
             Ok(Ok(Ok(()))) => Ok(admission),
             Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
             Ok(Err(_)) | Err(_) => Err(Refusal::BrokerSlow),
@@ -354,6 +374,17 @@ impl Worker {
             session.subscriptions.push(joined.subscriber);
         }
         (Admission { worker: self.clone(), key: Some(key) }, joined)
+    }
+}
+
+/// Keeps the fault of one session from the others.
+fn guarded(core: &RefCell<Core>, key: SessionKey, now: Millis, act: impl FnOnce(&mut Core)) {
+    static PANICKED: Throttle = Throttle::per_minute();
+    if catch_unwind(AssertUnwindSafe(|| act(&mut core.borrow_mut()))).is_err() {
+        if PANICKED.allows() {
+            tracing::error!("a session's handling panicked; the session is closed, the others go on");
+        }
+        core.borrow_mut().settle(key, Outcome::End(CloseReason::Internal), now);
     }
 }
 
@@ -375,7 +406,7 @@ impl Admission {
         worker.shard.add(Counter::SessionsOpened, 1);
         worker.guarded(key, now, |core| core.attach(key, socket, head, read_ahead, now));
         if worker.is_draining.get() {
-            worker.core.borrow_mut().settle(key, Outcome::Close(CloseReason::GoingAway), now);
+            worker.guarded(key, now, |core| core.settle(key, Outcome::Close(CloseReason::GoingAway), now));
         }
         worker.after_reading();
     }
@@ -416,6 +447,7 @@ impl Sink for Worker {
         for key in core.hub.refuse(channel, refused) {
             core.settle_if_open(key, CloseReason::SubscriptionLost, now);
         }
+        self.again.notify_one();
     }
 
     fn on_lost(&self) {
@@ -435,6 +467,7 @@ impl Sink for Worker {
         static NOT_PUBLISHED: Throttle = Throttle::per_minute();
         let counter = if outcome.is_ok() { Counter::TextsPublished } else { Counter::TextsLost };
         self.shard.add(counter, 1);
+        self.core.borrow_mut().unpublished.answered();
         let key = match origin {
             Origin::Session(key) => key,
             Origin::Publisher(tell) => return drop(tell.send(outcome)),
@@ -446,11 +479,50 @@ impl Sink for Worker {
                 tracing::warn!(%error, "a client's message was not published; its connection is closed with 1013");
             }
             core.settle_if_open(key, CloseReason::NotPublished, now);
-            return;
-        }
-        if core.session(key).is_some_and(|session| session.on_published(bytes, now)) {
+        } else if core.session(key).is_some_and(|session| session.on_published(bytes, now))
+            && core.again.last() != Some(&key)
+        {
             core.again.push(key);
+        }
+        if !core.again.is_empty() {
             self.again.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Wire;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[tokio::test]
+    async fn a_panic_in_one_session_closes_it_and_no_other() {
+        let (_reactor, registrar) = reactor::new().unwrap();
+        let core = RefCell::new(Core::new(&Config::default(), registrar, Arc::new(Shard::new())));
+        let endpoint = Rc::new(Endpoint::new(crate::EndpointConfig::default()));
+        let channel = Channel::from_static(b"chat:a");
+        let open = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let mut core = core.borrow_mut();
+            let key = core.insert(Session::new(endpoint.clone(), channel.clone(), Wire::Plain, 0));
+            let joined = core.hub.join(&channel, Wire::Plain, key);
+            core.session(key).unwrap().subscriptions.push(joined.subscriber);
+            core.attach(key, ours.into(), b"101", b"", 0);
+            (key, theirs)
+        };
+        let ((faulty, mut its), (_, mut others)) = (open(), open());
+        guarded(&core, faulty, 0, |_| panic!("on purpose"));
+        core.borrow_mut().hub.append(b"chat:a", b"x");
+        core.borrow_mut().flush(0);
+        let read = |socket: &mut UnixStream| {
+            let mut bytes = Vec::new();
+            let end = socket.read_to_end(&mut bytes);
+            (bytes, end.map_err(|error| error.kind()).is_ok())
+        };
+        assert_eq!(read(&mut its), (b"101".to_vec(), true));
+        assert_eq!(read(&mut others), (b"101\x81\x01x".to_vec(), false));
     }
 }

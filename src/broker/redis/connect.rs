@@ -46,6 +46,8 @@ pub(crate) enum SettingsError {
     Authorities { path: PathBuf, error: Box<dyn std::error::Error + Send + Sync> },
     #[error("the system has no trusted certificates: install ca-certificates or set redis.ca_file")]
     NoAuthorities,
+    #[error("TLS cannot be set up: {0}")]
+    Tls(tokio_rustls::rustls::Error),
     #[error("'{0}' is no host name TLS could check")]
     ServerName(String),
 }
@@ -203,7 +205,13 @@ fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> 
             }
         }
     }
-    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    // Named, because a program that embeds us may have another one among its crates, and rustls
+    // would not know which to take.
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(SettingsError::Tls)?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// How bytes reach Redis.
