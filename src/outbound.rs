@@ -1,6 +1,6 @@
 //! What a session could not send yet: slices of shared batches, in order.
 //!
-//! Bounded by its caller (`session.rs`), which asks for [`Outbound::cost`]. May not
+//! Bounded by its caller (`session.rs`), which asks for [`Outbound::backlog`]. May not
 //! enter: what to do about a slow client.
 
 use std::collections::VecDeque;
@@ -75,9 +75,10 @@ impl Outbound {
         self.slices.push_back(frames);
     }
 
-    /// What the queue holds in memory at most, in bytes.
-    pub(crate) fn cost(&self) -> usize {
-        self.cost
+    /// What waits behind the slice that is being sent, in bytes of memory. However large one
+    /// batch is, it alone makes nobody a slow reader, and it is shared by those who wait for it.
+    pub(crate) fn backlog(&self) -> usize {
+        self.cost - self.slices.front().map_or(0, |first| first.len() + SLICE_COST)
     }
 
     /// Sends what the socket takes. True when nothing is left.
@@ -181,7 +182,7 @@ mod tests {
         theirs.set_nonblocking(false).unwrap();
         theirs.read_to_end(&mut received).unwrap();
         assert_eq!(received, expected);
-        assert_eq!((queue.cost(), queue.begun_frame_bytes), (0, 0));
+        assert_eq!((queue.cost, queue.begun_frame_bytes), (0, 0));
     }
 
     #[test]
@@ -192,7 +193,7 @@ mod tests {
             queue.push(frame(3));
             assert!(queue.keep_begun_frame());
             assert_eq!(queue.slices.iter().flatten().copied().collect::<Vec<_>>(), kept, "{sent}");
-            assert_eq!(queue.cost(), if kept.is_empty() { 0 } else { kept.len() + SLICE_COST });
+            assert_eq!(queue.cost, if kept.is_empty() { 0 } else { kept.len() + SLICE_COST });
         }
     }
 }

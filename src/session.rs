@@ -166,7 +166,6 @@ impl Session {
                 },
                 None => 0,
             };
-            // However large: one batch alone makes nobody a slow reader.
             self.outbound = Some(Box::new(Outbound::with_rest(frames.share(), sent, now)));
             return Outcome::Stay;
         };
@@ -182,7 +181,7 @@ impl Session {
     }
 
     fn has_too_much(&self) -> bool {
-        let waiting = self.outbound.as_ref().map_or(0, |queue| queue.cost());
+        let waiting = self.outbound.as_ref().map_or(0, |queue| queue.backlog());
         waiting > self.endpoint.config.max_queue_bytes && matches!(self.phase, Phase::Opening | Phase::Open)
     }
 

@@ -50,6 +50,11 @@ impl Unpublished {
         self.texts.len() + self.in_flight
     }
 
+    /// Texts that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.texts.len()
+    }
+
     /// How many texts were dropped since the last call.
     pub(crate) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)

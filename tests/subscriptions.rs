@@ -47,6 +47,8 @@ async fn coming_back_at_once_neither_loses_the_subscription_nor_makes_it_again()
         witness = Witness::join(&webws.target(), &path("a")).await;
         redis.publish(b"chat:a", format!("{round}").as_bytes()).await;
         witness.await_text(&format!("{round}a"), SOON).await;
+        // What was missed may still have been on its way when the witness came back.
+        witness.texts.retain(|text| text != "misseda");
         assert_eq!(witness.texts.len(), 1, "{:?}", witness.texts);
     }
     witness.client.close().await;

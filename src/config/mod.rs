@@ -164,7 +164,8 @@ pub struct EndpointConfig {
     /// for it). Default 30 s: six pings unanswered; `0s` is never.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
-    /// Bytes that may wait for a client that does not read; beyond: close 1013. Default 1 MiB.
+    /// Bytes that may wait for a client behind the message being sent to it; beyond: close 1013.
+    /// Default 1 MiB.
     pub max_queue_bytes: usize,
     /// Close a client whose socket takes nothing for this long while bytes wait. Default 10 s.
     #[serde(with = "duration")]

@@ -202,7 +202,8 @@ impl Worker {
                 break;
             }
         }
-        let left = self.core.borrow().unpublished.unsettled() as u64;
+        // What was taken and not answered for is counted when the broker's side is dropped.
+        let left = self.core.borrow().unpublished.waiting() as u64;
         if left > 0 {
             self.shard.add(Counter::TextsLost, left);
             tracing::warn!(left, "messages of clients were not published before the end");
