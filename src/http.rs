@@ -98,11 +98,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
                 let worked_on = Handshake(worker);
                 tasks.spawn_local(async move {
                     let worker = &worked_on.0;
-                    let Some((permit, connection)) = waiting_room.head_of(connection, permit).await else {
+                    let Some(permit) = waiting_room.head_of(&connection, permit).await else {
                         worker.shard.add(Counter::HandshakesRefused, 1);
                         return;
                     };
-                    let refused = negotiate(worker, connection).await;
+                    // Boxed, so that those who wait for their head are small.
+                    let refused = Box::pin(negotiate(worker, connection)).await;
                     drop(permit);
                     if let Some(stream) = refused {
                         see_off(stream).await;
@@ -153,33 +154,26 @@ impl WaitingRoom {
 
     /// Gives the place back until the connection's request head is there. `None`: it did not
     /// come in time, which the client was told.
-    async fn head_of(
-        &self,
-        connection: Accepted,
-        place: OwnedSemaphorePermit,
-    ) -> Option<(OwnedSemaphorePermit, Accepted)> {
-        if self.has_head(connection.socket.as_fd()) {
-            return Some((place, connection));
+    async fn head_of(&self, connection: &Accepted, place: OwnedSemaphorePermit) -> Option<OwnedSemaphorePermit> {
+        let socket = connection.socket.as_fd();
+        if self.has_head(socket) {
+            return Some(place);
         }
         // When so many are silent already, one more may as well be worked on.
-        let Ok(silent) = self.silent.clone().try_acquire_owned() else { return Some((place, connection)) };
+        let Ok(silent) = self.silent.clone().try_acquire_owned() else { return Some(place) };
         drop(place);
-        let arrived = self.head_arrives(connection.socket.as_fd());
-        match tokio::time::timeout_at(connection.at + self.timeout, arrived).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return None,
-            Err(_) => {
-                let socket = connection.socket.as_fd();
-                // Read off what came: closing with unread bytes resets a connection, answer and all.
-                let read = os::socket::receive(socket, &mut self.scratch.borrow_mut()).unwrap_or(0);
-                let told = os::socket::send_bytes(socket, &timed_out()).is_ok();
-                tracing::debug!(read, told, "a handshake did not come in time");
-                os::socket::finish_sending(&connection.socket);
-                return None;
-            }
-        }
+        let arrived = tokio::time::timeout_at(connection.at + self.timeout, self.head_arrives(socket));
+        let Ok(arrived) = arrived.await else {
+            // Read off what came: closing with unread bytes resets a connection, answer and all.
+            let read = os::socket::receive(socket, &mut self.scratch.borrow_mut()).unwrap_or(0);
+            let told = os::socket::send_bytes(socket, &timed_out()).is_ok();
+            tracing::debug!(read, told, "a handshake did not come in time");
+            os::socket::finish_sending(&connection.socket);
+            return None;
+        };
+        arrived.ok()?;
         drop(silent);
-        Some((self.places.clone().acquire_owned().await.ok()?, connection))
+        self.places.clone().acquire_owned().await.ok()
     }
 
     /// Waits until a request can be worked on without waiting for the client.
