@@ -28,12 +28,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::config::Limits;
 use crate::metrics::Counter;
 use crate::os;
+use crate::throttle::Throttle;
 use crate::worker::{Admission, Refusal, Worker};
 use crate::ws::handshake::{self, HandshakeError};
 
@@ -85,9 +86,11 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
+            // All that have ended, not one a turn: a finished task keeps its memory until then.
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "a handshake's handling panicked; its connection is closed");
+                report(ended);
+                while let Some(ended) = tasks.try_join_next() {
+                    report(ended);
                 }
             }
             // The permit first: what waits, waits as a descriptor in the queue.
@@ -115,6 +118,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
     // Connections come no more; the worker goes on with its sessions.
     while tasks.join_next().await.is_some() {}
     std::future::pending::<()>().await;
+}
+
+fn report(ended: Result<(), JoinError>) {
+    static PANICKED: Throttle = Throttle::per_minute();
+    if let Err(error) = ended
+        && PANICKED.allows()
+    {
+        tracing::error!(%error, "a handshake's handling panicked; its connection is closed");
+    }
 }
 
 /// Counts a connection that is being answered, for as long as it exists.
