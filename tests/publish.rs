@@ -178,6 +178,7 @@ async fn what_waits_behind_a_frozen_redis_is_not_published_after_its_client_was_
     witness.client.send_raw(&texts(1..100, 0)).await;
     witness.expect_close(1013, SOON).await;
     redis.thaw();
+    assert!(upgrades_within(&webws.target(), "/in?channel=frozen", SOON).await, "webws does not serve again");
     let marker = Client::connect(&webws.target(), "/in?channel=frozen").await;
     marker.send_raw(&texts(100..101, 0)).await;
     until("the marker is published", SOON, async || numbers(&spy).contains(&100)).await;
