@@ -11,9 +11,10 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use hyper::header::{
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
@@ -275,7 +276,7 @@ async fn answer_one<S: Stream + 'static>(
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .half_close(true)
-        .serve_connection(TokioIo::new(stream?), service);
+        .serve_connection(TokioIo::new(Held { stream: stream?, answer: Vec::new() }), service);
     let negotiated = std::future::poll_fn(|cx| {
         let polled = connection.poll_without_shutdown(cx);
         match admitted.take() {
@@ -286,19 +287,61 @@ async fn answer_one<S: Stream + 'static>(
     let deadline = accepted_at + worker.config.limits.handshake_timeout;
     let negotiated = tokio::time::timeout_at(deadline, negotiated).await;
     let parts = connection.into_parts();
-    let mut stream = parts.io.into_inner();
-    let Ok(negotiated) = negotiated else {
-        worker.shard.add(Counter::HandshakesRefused, 1);
-        stream.write_all(&timed_out()).await?;
-        return Ok(Some(Box::new(stream)));
-    };
-    match negotiated.map_err(io::Error::other)? {
-        Some(Admitted { admission, head }) => {
+    let Held { mut stream, answer } = parts.io.into_inner();
+    let refusal = match negotiated {
+        Ok(Ok(Some(Admitted { admission, head }))) => {
             admission.attach(into_socket(stream)?, &head, &parts.read_buf);
-            Ok(None)
+            return Ok(None);
         }
-        None => Ok(Some(Box::new(stream))),
+        Ok(Ok(None)) => answer.into(),
+        // hyper's own refusals have no words.
+        Ok(Err(error)) => malformed(&answer).ok_or_else(|| io::Error::other(error))?,
+        Err(_) => {
+            worker.shard.add(Counter::HandshakesRefused, 1);
+            timed_out()
+        }
+    };
+    tokio::time::timeout(LINGER, stream.write_all(&refusal)).await??;
+    Ok(Some(Box::new(stream)))
+}
+
+/// A stream whose answer is held back until it is known what becomes of the connection.
+struct Held<S> {
+    stream: S,
+    answer: Vec<u8>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Held<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
+}
+
+impl<S: Unpin> AsyncWrite for Held<S> {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.answer.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// hyper's answer to what is no proper request, with words; `None` when it has none to give.
+fn malformed(answer: &[u8]) -> Option<Bytes> {
+    let answer = std::str::from_utf8(answer).ok()?;
+    let status = answer.strip_prefix("HTTP/1.1 ")?.lines().next()?;
+    let why = match status.split(' ').next()? {
+        "414" => "the request line is too long",
+        "431" => "the request head is too large",
+        _ => "the request is no well-formed HTTP/1.1",
+    };
+    Some(plain_answer(status, why))
 }
 
 /// A handshake that succeeded: the session that waits for its socket, and its 101.

@@ -318,3 +318,27 @@ async fn what_waits_for_a_slow_reader_costs_what_is_counted() {
         assert!(webws.rss_kb() < before + 30_000, "{} kB after {round} rounds, {before} before", webws.rss_kb());
     }
 }
+
+#[tokio::test]
+async fn what_is_no_proper_request_is_refused_with_a_sentence() {
+    let webws = memory("").await;
+    let fields = "X-A: b\r\n".repeat(300);
+    let long = "x".repeat(60_000);
+    for (request, status, why) in [
+        ("garbage\r\n\r\n".to_owned(), "400 ", "no well-formed HTTP/1.1\n"),
+        ("GET /webws HTTP/2.0\r\n\r\n".to_owned(), "400 ", "no well-formed HTTP/1.1\n"),
+        ("GET /webws HTTP/1.1\r\nHost: a\0b\r\n\r\n".to_owned(), "400 ", "no well-formed HTTP/1.1\n"),
+        (format!("GET /webws HTTP/1.1\r\n{fields}\r\n"), "431 ", "too large\n"),
+        (format!("GET /webws HTTP/1.1\r\nX-Long: {long}\r\n\r\n"), "431 ", "too large\n"),
+    ] {
+        for target in [webws.target(), webws.tcp_target()] {
+            let socket = Socket::connect(&target).await.unwrap();
+            socket.write(request.as_bytes()).await.ok();
+            let mut bytes = BytesMut::new();
+            timeout(SOON, async { while socket.read(&mut bytes).await.is_ok() {} }).await.expect("it stays open");
+            let answer = String::from_utf8_lossy(&bytes);
+            let start = format!("HTTP/1.1 {status}");
+            assert!(answer.starts_with(&start) && answer.ends_with(why), "{answer:?} to {}", &request[..20]);
+        }
+    }
+}
