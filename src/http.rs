@@ -82,7 +82,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
     connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Turns a worker's connections into sessions until the server is gone.
-pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>) {
+pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     let mut tasks = JoinSet::new();
     loop {
@@ -107,7 +107,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
                         return;
                     };
                     // Boxed, so that those who wait for their head are small.
-                    let refused = Box::pin(negotiate(worker, connection)).await;
+                    let refused = Box::pin(negotiate(worker, connection, pages)).await;
                     drop(permit);
                     if let Some(stream) = refused {
                         see_off(stream).await;
@@ -239,14 +239,14 @@ trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 /// Answers a connection's one request. Returns the stream when no session came of it.
-async fn negotiate(worker: &Rc<Worker>, accepted: Accepted) -> Option<Box<dyn Stream>> {
+async fn negotiate(worker: &Rc<Worker>, accepted: Accepted, pages: Pages) -> Option<Box<dyn Stream>> {
     let opened = if os::socket::is_tcp(accepted.socket.as_fd()) {
         os::socket::set_nodelay(accepted.socket.as_fd());
         let stream = TcpStream::from_std(std::net::TcpStream::from(accepted.socket));
-        answer_one(worker, stream, accepted.at, |stream| stream.into_std().map(OwnedFd::from)).await
+        answer_one(worker, stream, accepted.at, pages, |stream| stream.into_std().map(OwnedFd::from)).await
     } else {
         let stream = UnixStream::from_std(StdUnixStream::from(accepted.socket));
-        answer_one(worker, stream, accepted.at, |stream| stream.into_std().map(OwnedFd::from)).await
+        answer_one(worker, stream, accepted.at, pages, |stream| stream.into_std().map(OwnedFd::from)).await
     };
     opened.unwrap_or_else(|error| {
         worker.shard.add(Counter::HandshakesRefused, 1);
@@ -263,12 +263,13 @@ async fn answer_one<S: Stream + 'static>(
     worker: &Rc<Worker>,
     stream: io::Result<S>,
     accepted_at: Instant,
+    pages: Pages,
     into_socket: impl FnOnce(S) -> io::Result<OwnedFd>,
 ) -> io::Result<Option<Box<dyn Stream>>> {
     let admitted = Rc::new(Cell::new(None));
     let service = service_fn(|request| {
         let (worker, admitted) = (worker.clone(), admitted.clone());
-        Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, &admitted).await) })
+        Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, pages, &admitted).await) })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
         // The deadline below holds for the head as well.
@@ -385,9 +386,10 @@ impl Refused {
 async fn answer(
     worker: &Rc<Worker>,
     request: &Request<Incoming>,
+    pages: Pages,
     admitted: &Cell<Option<Admitted>>,
 ) -> Response<Full<Bytes>> {
-    if let Some(page) = worker.pages.iter().find(|page| page.path == request.uri().path())
+    if let Some(page) = pages.iter().find(|page| page.path == request.uri().path())
         && request.method() == Method::GET
     {
         return page_response(page);

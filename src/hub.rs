@@ -15,10 +15,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::broker::Refused;
+use crate::clock::Millis;
 use crate::endpoint::Channel;
+use crate::id::{SessionKey, SubscriberId};
 use crate::outbound::Batch;
-use crate::session::SessionKey;
-use crate::wheel::Millis;
 use crate::wire::Wire;
 
 /// A batch of this many bytes is flushed without waiting for the broker's pause. Chosen:
@@ -40,10 +40,6 @@ const PACED_MEMBERS: usize = 25;
 /// A shorter rest is not taken: tokio's timers tick once a millisecond, and a small audience
 /// has little to gain.
 const MIN_REST: Duration = Duration::from_millis(1);
-
-/// A subscriber's entry; the session keeps it as its subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SubscriberId(usize);
 
 /// What came of [`Hub::join`].
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
 use crate::hub::Hub;
+use crate::id::SessionKey;
 use crate::outbound::{Batch, Outbound};
-use crate::session::SessionKey;
 use crate::wire::Wire;
 use crate::ws::reader::{Flow, Incoming, Reader};
 

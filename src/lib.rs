@@ -61,6 +61,7 @@
 //! | `broker` | the contract, the embedded broker, Redis |
 //! | `reactor`, `wheel`, `os` | readiness, timers, system calls |
 //! | `close`, `metrics`, `throttle` | why sessions end, counts, log lines that could repeat |
+//! | `id`, `clock` | how rooms name a session and an instant |
 //!
 //! # Where this departs from its first design
 //! - tungstenite parses headers and knows close codes, but its context does not judge frames:
@@ -77,11 +78,13 @@
 //!   session: they leave in the order they came, and an idle session owns no queue.
 
 mod broker;
+mod clock;
 mod close;
 mod config;
 mod endpoint;
 mod http;
 mod hub;
+mod id;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;

@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 
 use bytes::{Buf, Bytes};
 
+use crate::clock::Millis;
 use crate::os;
-use crate::wheel::Millis;
 use crate::ws::frame;
 
 /// Memory of a waiting slice beside its bytes: its place in the queue and a share of the

@@ -11,8 +11,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use tokio::io::unix::AsyncFd;
 
+use crate::id::SessionKey;
 use crate::os;
-use crate::session::SessionKey;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;

@@ -267,15 +267,14 @@ impl Server {
                 shard: shard.clone(),
                 metrics: self.metrics.clone(),
                 max_sessions,
-                pages: self.pages,
-                accepted,
                 requests: requests.take(),
                 orders: ordered.clone(),
             };
+            let pages = self.pages;
             let (tell, ended) = oneshot::channel();
             let thread = std::thread::Builder::new()
                 .name(format!("webws-{number}"))
-                .spawn(move || drop(tell.send(worker::run(seed))))
+                .spawn(move || drop(tell.send(worker::run(seed, |worker| http::serve(worker, accepted, pages)))))
                 .map_err(|source| ServerError::Worker { worker: number, source })?;
             inlets.push(Inlet { queue, shard: shard.clone() });
             ends.push(End { ended, thread });

@@ -10,13 +10,14 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::endpoint::{Channel, Endpoint};
-use crate::hub::SubscriberId;
+use crate::id::SubscriberId;
 use crate::os;
 use crate::outbound::{Batch, Outbound};
 use crate::reactor::Wants;
-use crate::wheel::{Millis, millis};
+use crate::unpublished::TEXT_COST;
 use crate::wire::Wire;
 use crate::ws::frame;
 use crate::ws::reader::{Flow, Incoming, Reader};
@@ -25,23 +26,12 @@ use crate::ws::reader::{Flow, Incoming, Reader};
 /// limit and its header; one buffer per worker, not per session.
 pub(crate) const SCRATCH_BYTES: usize = 66 << 10;
 
-/// Memory of a waiting text beside its payload. Counted, so that many empty texts cannot pass the
-/// limit unseen.
-pub(crate) const TEXT_COST: usize = 128;
-
 /// Reads of one session before the others have their turn.
 const READS_PER_TURN: usize = 4;
 
 /// How long a client's close frame is awaited after ours, and then its FIN after ours.
 /// Chosen: a browser answers within a round trip; the wire contract allows 2.5 s in all.
 const CLOSE_WAIT: Millis = 1_000;
-
-/// Which session of a worker. A key is never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub(crate) struct SessionKey {
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
-}
 
 /// Where a session is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,12 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::broker::{NotPublished, Origin, Text};
-use crate::session::{SessionKey, TEXT_COST};
-use crate::wheel::Millis;
+use crate::clock::Millis;
+use crate::id::SessionKey;
+
+/// Memory of a waiting text beside its payload. Counted, so that many empty texts cannot pass the
+/// limit unseen.
+pub(crate) const TEXT_COST: usize = 128;
 
 /// Texts that wait to be taken by the broker.
 #[derive(Debug)]

@@ -6,10 +6,8 @@
 
 use std::time::Duration;
 
-use crate::session::SessionKey;
-
-/// A worker's clock: milliseconds since it started.
-pub(crate) type Millis = u64;
+use crate::clock::Millis;
+use crate::id::SessionKey;
 
 /// How late a timer may fire. Chosen: a ping every 5.0 to 5.1 s; ten wake-ups a second
 /// are not visible.
@@ -18,11 +16,6 @@ const TICK_MILLIS: Millis = 100;
 
 /// Buckets in the wheel: 51.2 s. What is due later comes round more than once.
 const BUCKETS: usize = 512;
-
-/// A duration on the worker's clock.
-pub(crate) fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
-}
 
 /// The timer wheel of a worker.
 #[derive(Debug)]

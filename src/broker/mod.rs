@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::endpoint::Channel;
-use crate::session::SessionKey;
+use crate::id::SessionKey;
 
 /// What a broker tells its worker. Calls come one after the other, never from within a call
 /// to [`Broker`].

@@ -12,15 +12,17 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::broker::{Origin, Text};
+use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::Channel;
 use crate::hub::Hub;
+use crate::id::SessionKey;
 use crate::metrics::{Counter, Shard};
 use crate::reactor::{Ready, Registrar};
-use crate::session::{Outcome, SCRATCH_BYTES, Session, SessionKey};
+use crate::session::{Outcome, SCRATCH_BYTES, Session};
 use crate::unpublished::Unpublished;
-use crate::wheel::{Millis, Wheel, millis};
+use crate::wheel::Wheel;
 use crate::ws::reader::Flow;
 
 /// What transitions work on, borrowed for one of them at a time.

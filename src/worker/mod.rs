@@ -20,14 +20,15 @@ use crate::broker::{Broker, NotPublished, Origin, Refused, Sink, Text, memory, r
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::{Channel, Endpoint};
-use crate::http::{self, Accepted, Pages};
 use crate::hub::{Batching, Joined};
+use crate::id::SessionKey;
 use crate::metrics::{Counter, Metrics, Shard};
 use crate::reactor::{self, Reactor, Ready};
-use crate::session::{Outcome, Session, SessionKey};
+use crate::session::{Outcome, Session};
 
+use crate::clock::{Millis, millis};
 use crate::throttle::Throttle;
-use crate::wheel::{Millis, TICK, millis};
+use crate::wheel::TICK;
 use crate::wire::Wire;
 
 use self::core::Core;
@@ -62,8 +63,6 @@ pub(crate) struct WorkerSeed {
     pub(crate) shard: Arc<Shard>,
     pub(crate) metrics: Metrics,
     pub(crate) max_sessions: usize,
-    pub(crate) pages: Pages,
-    pub(crate) accepted: mpsc::Receiver<Accepted>,
     pub(crate) requests: Option<mpsc::Receiver<PublishRequest>>,
     pub(crate) orders: watch::Receiver<Order>,
 }
@@ -88,7 +87,6 @@ pub(crate) enum Refusal {
 pub(crate) struct Worker {
     pub(crate) config: Arc<Config>,
     pub(crate) endpoints: Vec<Rc<Endpoint>>,
-    pub(crate) pages: Pages,
     pub(crate) shard: Arc<Shard>,
     broker: Broker,
     core: RefCell<Core>,
@@ -109,17 +107,21 @@ const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Runs a worker until it has drained, or at once to its end when its server is gone.
 ///
+/// `front` brings connections to it.
+///
 /// # Errors
 /// When the thread's runtime or reactor cannot be made.
-pub(crate) fn run(seed: WorkerSeed) -> std::io::Result<()> {
+pub(crate) fn run<F: Future<Output = ()> + 'static>(
+    seed: WorkerSeed,
+    front: impl FnOnce(Rc<Worker>) -> F,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let (reactor, registrar) = reactor::new()?;
-        let WorkerSeed { accepted, requests, mut orders, .. } = seed;
+        let WorkerSeed { requests, mut orders, .. } = seed;
         let worker = Rc::new(Worker {
             endpoints: seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect(),
-            pages: seed.pages,
             broker: match seed.broker {
                 BrokerSeed::Memory(seed) => Broker::Memory(memory::Port::new(seed)),
                 BrokerSeed::Redis(settings, health) => Broker::Redis(redis::Links::new(settings, health)),
@@ -147,7 +149,7 @@ pub(crate) fn run(seed: WorkerSeed) -> std::io::Result<()> {
         tasks.spawn_local(of(&worker).tick());
         tasks.spawn_local(of(&worker).read_again());
         tasks.spawn_local(of(&worker).flush_rested());
-        tasks.spawn_local(http::serve(of(&worker), accepted));
+        tasks.spawn_local(front(of(&worker)));
         if let Some(requests) = requests {
             tasks.spawn_local(of(&worker).take_requests(requests));
         }
