@@ -296,7 +296,11 @@ async fn answer_one<S: Stream + 'static>(
         }
         Ok(Ok(None)) => answer.into(),
         // hyper's own refusals have no words.
-        Ok(Err(error)) => malformed(&answer).ok_or_else(|| io::Error::other(error))?,
+        Ok(Err(error)) => {
+            let refusal = malformed(&answer).ok_or_else(|| io::Error::other(error))?;
+            worker.shard.add(Counter::HandshakesRefused, 1);
+            refusal
+        }
         Err(_) => {
             worker.shard.add(Counter::HandshakesRefused, 1);
             timed_out()

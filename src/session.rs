@@ -213,8 +213,8 @@ impl Session {
         Outcome::Stay
     }
 
-    /// The socket has bytes, or its end, which `hung_up` announces. Texts go to `publish`, which says whether there is
-    /// room for more.
+    /// The socket has bytes, or its end, which `hung_up` announces. Texts go to `publish`, which
+    /// says whether there is room for more.
     pub(crate) fn on_readable(
         &mut self,
         scratch: &mut [u8],

@@ -321,7 +321,7 @@ async fn what_waits_for_a_slow_reader_costs_what_is_counted() {
 
 #[tokio::test]
 async fn what_is_no_proper_request_is_refused_with_a_sentence() {
-    let webws = memory("").await;
+    let mut webws = memory("").await;
     let fields = "X-A: b\r\n".repeat(300);
     let long = "x".repeat(60_000);
     for (request, status, why) in [
@@ -341,4 +341,7 @@ async fn what_is_no_proper_request_is_refused_with_a_sentence() {
             assert!(answer.starts_with(&start) && answer.ends_with(why), "{answer:?} to {}", &request[..20]);
         }
     }
+    webws.term();
+    webws.wait_exit(SOON).await;
+    assert!(webws.log().contains("handshakes_refused=10 "), "{}", webws.log());
 }

@@ -68,8 +68,9 @@ pub struct Config {
     #[serde(with = "duration")]
     pub drain_time: Duration,
     /// How long the messages of a busy channel may collect, so that several leave in one system
-    /// call and one turn of nginx: four times as long as its last flush took, and at most
-    /// this. A channel that was quiet does not wait. Default 5 ms; `0s` is never.
+    /// call and one turn of nginx: after a flush of more than one message, four times as long as
+    /// that took, and at most this. A channel that was quiet does not wait. Default 5 ms; `0s`
+    /// is never.
     #[serde(with = "duration")]
     pub pace: Duration,
     /// How to speak with Redis.

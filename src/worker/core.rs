@@ -21,6 +21,7 @@ use crate::id::SessionKey;
 use crate::metrics::{Counter, Shard};
 use crate::reactor::{Ready, Registrar};
 use crate::session::{Outcome, SCRATCH_BYTES, Session};
+use crate::throttle::Throttle;
 use crate::unpublished::Unpublished;
 use crate::wheel::Wheel;
 use crate::ws::reader::Flow;
@@ -28,18 +29,18 @@ use crate::ws::reader::Flow;
 /// What transitions work on, borrowed for one of them at a time.
 #[derive(Debug)]
 pub(super) struct Core {
-    pub(super) sessions: Slab<(u32, Session)>,
-    pub(super) generation: u32,
+    sessions: Slab<(u32, Session)>,
+    generation: u32,
     pub(super) hub: Hub,
     pub(super) wheel: Wheel,
     pub(super) unpublished: Unpublished,
-    pub(super) registrar: Registrar,
-    pub(super) scratch: Vec<u8>,
+    registrar: Registrar,
+    scratch: Vec<u8>,
     /// Sessions with more to read.
     pub(super) again: Vec<SessionKey>,
     /// What a flush found, to be settled after it.
-    pub(super) unsettled: Vec<(SessionKey, Outcome)>,
-    pub(super) shard: Arc<Shard>,
+    unsettled: Vec<(SessionKey, Outcome)>,
+    shard: Arc<Shard>,
 }
 
 impl Core {
@@ -146,9 +147,20 @@ impl Core {
         });
         self.shard.add(Counter::FramesDelivered, flushed.frames);
         for (key, outcome) in std::mem::take(&mut self.unsettled) {
-            self.settle(key, outcome, now);
+            self.guarded(key, now, |core| core.settle(key, outcome, now));
         }
         flushed.next
+    }
+
+    /// Keeps the fault of one session from the others: a panic in `act` ends that session.
+    pub(super) fn guarded(&mut self, key: SessionKey, now: Millis, act: impl FnOnce(&mut Self)) {
+        static PANICKED: Throttle = Throttle::per_minute();
+        if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {
+            if PANICKED.allows() {
+                tracing::error!("a session's handling panicked; the session is closed, the others go on");
+            }
+            self.settle(key, Outcome::End(CloseReason::Internal), now);
+        }
     }
 
     pub(super) fn settle_if_open(&mut self, key: SessionKey, reason: CloseReason, now: Millis) {

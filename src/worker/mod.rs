@@ -7,7 +7,6 @@ mod core;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -256,7 +255,7 @@ impl Worker {
     }
 
     fn guarded(&self, key: SessionKey, now: Millis, act: impl FnOnce(&mut Core)) {
-        guarded(&self.core, key, now, act);
+        self.core.borrow_mut().guarded(key, now, act);
     }
 
     /// Pings, deadlines, lingering channels.
@@ -281,7 +280,7 @@ impl Worker {
                 tracing::warn!(lost = lost.len(), "messages of clients could not be published in time");
             }
             for key in lost {
-                core.settle_if_open(key, CloseReason::NotPublished, now);
+                core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
             }
             if !core.again.is_empty() {
                 self.again.notify_one();
@@ -380,17 +379,6 @@ impl Worker {
     }
 }
 
-/// Keeps the fault of one session from the others.
-fn guarded(core: &RefCell<Core>, key: SessionKey, now: Millis, act: impl FnOnce(&mut Core)) {
-    static PANICKED: Throttle = Throttle::per_minute();
-    if catch_unwind(AssertUnwindSafe(|| act(&mut core.borrow_mut()))).is_err() {
-        if PANICKED.allows() {
-            tracing::error!("a session's handling panicked; the session is closed, the others go on");
-        }
-        core.borrow_mut().settle(key, Outcome::End(CloseReason::Internal), now);
-    }
-}
-
 /// A session that waits for its socket; dropped, the session is forgotten.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -448,7 +436,7 @@ impl Sink for Worker {
         let now = self.now();
         let mut core = self.core.borrow_mut();
         for key in core.hub.refuse(channel, refused) {
-            core.settle_if_open(key, CloseReason::SubscriptionLost, now);
+            core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::SubscriptionLost, now));
         }
         self.again.notify_one();
     }
@@ -481,7 +469,7 @@ impl Sink for Worker {
             if NOT_PUBLISHED.allows() {
                 tracing::warn!(%error, "a client's message was not published; its connection is closed with 1013");
             }
-            core.settle_if_open(key, CloseReason::NotPublished, now);
+            core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
         } else if core.session(key).is_some_and(|session| session.on_published(bytes, now))
             && core.again.last() != Some(&key)
         {
@@ -517,7 +505,7 @@ mod tests {
             (key, theirs)
         };
         let ((faulty, mut its), (_, mut others)) = (open(), open());
-        guarded(&core, faulty, 0, |_| panic!("on purpose"));
+        core.borrow_mut().guarded(faulty, 0, |_| panic!("on purpose"));
         core.borrow_mut().hub.append(b"chat:a", b"x");
         core.borrow_mut().flush(0);
         let read = |socket: &mut UnixStream| {

@@ -81,6 +81,17 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
+    /// Waits until it has ended by itself; else its log is shown.
+    pub(crate) async fn wait_exit(&mut self, deadline: Duration, log: &Path) -> ExitStatus {
+        let mut status = None;
+        holds_within(deadline, || {
+            status = self.exit_status();
+            std::future::ready(status.is_some())
+        })
+        .await;
+        status.unwrap_or_else(|| panic!("it still runs after {deadline:?}:\n{}", read_log(log)))
+    }
+
     /// Kills it without notice and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();

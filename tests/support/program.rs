@@ -98,13 +98,7 @@ impl Program {
 
     /// Waits until it has ended by itself.
     pub(crate) async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
-        let mut status = None;
-        holds_within(deadline, || {
-            status = self.process.exit_status();
-            std::future::ready(status.is_some())
-        })
-        .await;
-        status.unwrap_or_else(|| panic!("webws still runs after {deadline:?}:\n{}", self.log()))
+        self.process.wait_exit(deadline, &self.log).await
     }
 
     /// SIGTERM; it must end well.

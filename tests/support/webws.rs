@@ -77,13 +77,7 @@ impl Webws {
 
     /// Waits until it has ended by itself.
     pub(crate) async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
-        let mut status = None;
-        holds_within(deadline, || {
-            status = self.process.exit_status();
-            std::future::ready(status.is_some())
-        })
-        .await;
-        status.unwrap_or_else(|| panic!("webws still runs after {deadline:?}:\n{}", self.log()))
+        self.process.wait_exit(deadline, &self.dir.path().join("webws.log")).await
     }
 
     /// What it has written to stdout and stderr so far.
