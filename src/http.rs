@@ -3,7 +3,8 @@
 //!
 //! Few handshakes are worked on at a time; the others wait as bare descriptors, because
 //! thousands of half-read requests at once leave memory behind that is never given back.
-//! A request is worked on when its whole head is there, so that the silent keep nobody out.
+//! A request is worked on when its whole head is there, so that the silent keep nobody out, and
+//! hyper reads it from memory: a handshake costs no registration before its session's.
 //! May not enter: a session's life after its 101.
 
 use std::cell::{Cell, RefCell};
@@ -94,25 +95,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accep
                     report(ended);
                 }
             }
-            // The permit first: what waits, waits as a descriptor in the queue.
+            // The place first: what waits, waits as a descriptor in the queue.
             next = waiting_room.next(&mut accepted) => {
-                let Some((permit, connection)) = next else { break };
-                let (worker, waiting_room) = (worker.clone(), waiting_room.clone());
+                let Some((place, connection)) = next else { break };
                 worker.handshakes.set(worker.handshakes.get() + 1);
-                let worked_on = Handshake(worker);
-                tasks.spawn_local(async move {
-                    let worker = &worked_on.0;
-                    let Some(permit) = waiting_room.head_of(&connection, permit).await else {
-                        worker.shard.add(Counter::HandshakesRefused, 1);
-                        return;
-                    };
-                    // Boxed, so that those who wait for their head are small.
-                    let refused = Box::pin(negotiate(worker, connection, pages)).await;
-                    drop(permit);
-                    if let Some(stream) = refused {
-                        see_off(stream).await;
-                    }
-                });
+                let handshake = Handshake(worker.clone());
+                let waiting_room = waiting_room.clone();
+                tasks.spawn_local(async move { handshake.run(&waiting_room, place, connection, pages).await });
             }
         }
     }
@@ -130,7 +119,7 @@ fn report(ended: Result<(), JoinError>) {
     }
 }
 
-/// Counts a connection that is being answered, for as long as it exists.
+/// A connection that is being answered, counted for as long as it exists.
 struct Handshake(Rc<Worker>);
 
 impl Drop for Handshake {
@@ -139,14 +128,38 @@ impl Drop for Handshake {
     }
 }
 
+impl Handshake {
+    async fn run(&self, waiting_room: &WaitingRoom, place: OwnedSemaphorePermit, accepted: Accepted, pages: Pages) {
+        let worker = &self.0;
+        let Accepted { socket, at } = accepted;
+        let deadline = at + worker.config.limits.handshake_timeout;
+        let (place, answered) = match waiting_room.head_of(&socket, deadline, place).await {
+            // Boxed, so that those who wait for their head are small.
+            Ok((place, head)) => (Some(place), Box::pin(negotiate(worker, head, deadline, pages)).await),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => (None, Answered::refused(worker, timed_out())),
+            Err(error) => {
+                worker.shard.add(Counter::HandshakesRefused, 1);
+                return tracing::debug!(%error, "a connection ended before its handshake did");
+            }
+        };
+        match answered {
+            Answered::Admitted { admission, head, read_ahead } => admission.attach(socket, &head, &read_ahead),
+            Answered::Refused(answer) => {
+                drop(place);
+                // Boxed: most handshakes are no refusals.
+                Box::pin(see_off(socket, &answer)).await;
+            }
+        }
+    }
+}
+
 /// Who may have one of the places at work.
 struct WaitingRoom {
     places: Arc<Semaphore>,
     /// Connections that may be silent beside those at work.
     silent: Arc<Semaphore>,
-    /// Where heads are looked at before they are read.
+    /// Where bytes are received.
     scratch: RefCell<Vec<u8>>,
-    timeout: Duration,
 }
 
 impl WaitingRoom {
@@ -155,7 +168,6 @@ impl WaitingRoom {
             places: Arc::new(Semaphore::new(MAX_NEGOTIATING)),
             silent: Arc::new(Semaphore::new(limits.max_handshakes)),
             scratch: RefCell::new(vec![0; MAX_HEAD_BYTES]),
-            timeout: limits.handshake_timeout,
         }
     }
 
@@ -165,58 +177,92 @@ impl WaitingRoom {
         Some((place, accepted.recv().await?))
     }
 
-    /// Gives the place back until the connection's request head is there. `None`: it did not
-    /// come in time, which the client was told.
-    async fn head_of(&self, connection: &Accepted, place: OwnedSemaphorePermit) -> Option<OwnedSemaphorePermit> {
-        let socket = connection.socket.as_fd();
-        if self.has_head(socket) {
-            return Some(place);
-        }
-        // When so many are silent already, one more may as well be worked on.
-        let Ok(silent) = self.silent.clone().try_acquire_owned() else { return Some(place) };
-        drop(place);
-        let arrived = tokio::time::timeout_at(connection.at + self.timeout, self.head_arrives(socket));
-        let Ok(arrived) = arrived.await else {
-            // Read off what came: closing with unread bytes resets a connection, answer and all.
-            let read = os::socket::receive(socket, &mut self.scratch.borrow_mut()).unwrap_or(0);
-            let told = os::socket::send_bytes(socket, &timed_out()).is_ok();
-            tracing::debug!(read, told, "a handshake did not come in time");
-            os::socket::finish_sending(&connection.socket);
-            return None;
-        };
-        arrived.ok()?;
-        drop(silent);
-        self.places.clone().acquire_owned().await.ok()
-    }
-
-    /// Waits until a request can be worked on without waiting for the client.
+    /// Receives a connection's request head, and gives the place back while it is not there.
     ///
     /// # Errors
-    /// When the socket cannot be waited for.
-    async fn head_arrives(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    /// `TimedOut` when it did not come in time; else the connection is gone.
+    async fn head_of(
+        &self,
+        socket: &OwnedFd,
+        deadline: Instant,
+        place: OwnedSemaphorePermit,
+    ) -> io::Result<(OwnedSemaphorePermit, Head)> {
+        let mut head = Head::default();
+        if head.receive(socket.as_fd(), &self.scratch)? {
+            return Ok((place, head));
+        }
+        // When so many are silent already, one more may as well keep its place.
+        let silent = self.silent.clone().try_acquire_owned().ok();
+        let place = silent.is_none().then_some(place);
+        tokio::time::timeout_at(deadline, head.arrives(socket.as_fd(), &self.scratch)).await??;
+        match place {
+            Some(place) => Ok((place, head)),
+            None => {
+                drop(silent);
+                let place = self.places.clone().acquire_owned().await;
+                Ok((place.map_err(io::Error::other)?, head))
+            }
+        }
+    }
+}
+
+/// What was received of a request, and is read by hyper from here: the socket itself need not be
+/// registered anywhere for a handshake that is there at once.
+#[derive(Default)]
+struct Head {
+    bytes: Vec<u8>,
+    /// Of those, what hyper has read.
+    read: usize,
+    /// The client sends nothing more, or more than a head may have: hyper shall judge what there is.
+    is_cut: bool,
+}
+
+impl Head {
+    /// Receives what there is. True when hyper can judge it.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    fn receive(&mut self, socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> io::Result<bool> {
+        let mut scratch = scratch.borrow_mut();
+        loop {
+            let received = match os::socket::receive(socket, &mut scratch) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                received => received?,
+            };
+            // An end is looked for where it can be new.
+            let from = self.bytes.len().saturating_sub(3);
+            self.bytes.extend_from_slice(scratch.get(..received).unwrap_or_default());
+            self.is_cut = received == 0 || self.bytes.len() >= MAX_HEAD_BYTES;
+            if self.is_cut || ends_a_head(self.bytes.get(from..).unwrap_or_default()) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Waits until hyper can judge it.
+    ///
+    /// # Errors
+    /// As [`Head::receive`], or when the socket cannot be waited for.
+    async fn arrives(&mut self, socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> io::Result<()> {
         let readable = os::readiness::readable(socket)?;
         loop {
             let mut guard = readable.readable().await?;
-            if guard.ready().is_read_closed() || self.has_head(socket) {
+            if self.receive(socket, scratch)? {
                 return Ok(());
             }
             guard.clear_ready();
         }
     }
 
-    /// Whether a whole request head waits in the socket, more than a head may have, or an end.
-    fn has_head(&self, socket: BorrowedFd<'_>) -> bool {
-        let mut scratch = self.scratch.borrow_mut();
-        match os::socket::peek(socket, &mut scratch) {
-            Ok(there) => {
-                let head = scratch.get(..there).unwrap_or_default();
-                // A head ends with an empty line; hyper takes a bare LF for a line's end too.
-                let ends = |at: &[u8]| at.starts_with(b"\n\r\n") || at.starts_with(b"\n\n");
-                there == 0 || there == scratch.len() || (0..there).any(|at| head.get(at..).is_some_and(ends))
-            }
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-        }
+    /// What came behind the request: what hyper has read of it, and the rest.
+    fn read_ahead(&self, read: &[u8]) -> Vec<u8> {
+        [read, self.bytes.get(self.read..).unwrap_or_default()].concat()
     }
+}
+
+/// Whether there is an empty line; hyper takes a bare LF for a line's end too.
+fn ends_a_head(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
 }
 
 /// An answer for who cannot be given one by hyper: `head` is the status line and further
@@ -234,50 +280,38 @@ fn timed_out() -> Bytes {
     plain_answer("408 Request Timeout", "the handshake was not complete in time")
 }
 
-/// A connection's stream, of either family.
-trait Stream: AsyncRead + AsyncWrite + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
-
-/// Answers a connection's one request. Returns the stream when no session came of it.
-async fn negotiate(worker: &Rc<Worker>, accepted: Accepted, pages: Pages) -> Option<Box<dyn Stream>> {
-    let opened = if os::socket::is_tcp(accepted.socket.as_fd()) {
-        os::socket::set_nodelay(accepted.socket.as_fd());
-        let stream = TcpStream::from_std(std::net::TcpStream::from(accepted.socket));
-        answer_one(worker, stream, accepted.at, pages, |stream| stream.into_std().map(OwnedFd::from)).await
-    } else {
-        let stream = UnixStream::from_std(StdUnixStream::from(accepted.socket));
-        answer_one(worker, stream, accepted.at, pages, |stream| stream.into_std().map(OwnedFd::from)).await
-    };
-    opened.unwrap_or_else(|error| {
-        worker.shard.add(Counter::HandshakesRefused, 1);
-        tracing::debug!(%error, "a connection ended before its handshake did");
-        None
-    })
+/// How a request is answered.
+enum Answered {
+    /// By a session that waits for its socket; `head` is its 101.
+    Admitted { admission: Admission, head: Bytes, read_ahead: Vec<u8> },
+    /// By a refusal, or a file.
+    Refused(Bytes),
 }
 
-/// As [`negotiate`], for one family of sockets.
+impl Answered {
+    fn refused(worker: &Worker, answer: Bytes) -> Self {
+        worker.shard.add(Counter::HandshakesRefused, 1);
+        Self::Refused(answer)
+    }
+}
+
+/// Answers the one request of a connection.
 ///
 /// The 101 is not hyper's to write: the session sends it, after it was attached to its
 /// audience, and hyper would add `close` to its `Connection` when the client said so.
-async fn answer_one<S: Stream + 'static>(
-    worker: &Rc<Worker>,
-    stream: io::Result<S>,
-    accepted_at: Instant,
-    pages: Pages,
-    into_socket: impl FnOnce(S) -> io::Result<OwnedFd>,
-) -> io::Result<Option<Box<dyn Stream>>> {
+async fn negotiate(worker: &Rc<Worker>, head: Head, deadline: Instant, pages: Pages) -> Answered {
     let admitted = Rc::new(Cell::new(None));
     let service = service_fn(|request| {
         let (worker, admitted) = (worker.clone(), admitted.clone());
         Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, pages, &admitted).await) })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
-        // The deadline below holds for the head as well.
+        // The head is there.
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .half_close(true)
-        .serve_connection(TokioIo::new(Held { stream: stream?, answer: Vec::new() }), service);
+        .serve_connection(TokioIo::new(Exchange { head, answer: Vec::new() }), service);
     let negotiated = std::future::poll_fn(|cx| {
         let polled = connection.poll_without_shutdown(cx);
         match admitted.take() {
@@ -285,44 +319,46 @@ async fn answer_one<S: Stream + 'static>(
             None => polled.map_ok(|()| None),
         }
     });
-    let deadline = accepted_at + worker.config.limits.handshake_timeout;
     let negotiated = tokio::time::timeout_at(deadline, negotiated).await;
     let parts = connection.into_parts();
-    let Held { mut stream, answer } = parts.io.into_inner();
-    let refusal = match negotiated {
+    let Exchange { head: request, answer } = parts.io.into_inner();
+    match negotiated {
         Ok(Ok(Some(Admitted { admission, head }))) => {
-            admission.attach(into_socket(stream)?, &head, &parts.read_buf);
-            return Ok(None);
+            Answered::Admitted { admission, head, read_ahead: request.read_ahead(&parts.read_buf) }
         }
-        Ok(Ok(None)) => answer.into(),
+        Ok(Ok(None)) => Answered::Refused(answer.into()),
         // hyper's own refusals have no words.
         Ok(Err(error)) => {
-            let refusal = malformed(&answer).ok_or_else(|| io::Error::other(error))?;
-            worker.shard.add(Counter::HandshakesRefused, 1);
-            refusal
+            tracing::debug!(%error, "a request is not well-formed");
+            Answered::refused(worker, malformed(&answer))
         }
-        Err(_) => {
-            worker.shard.add(Counter::HandshakesRefused, 1);
-            timed_out()
-        }
-    };
-    tokio::time::timeout(LINGER, stream.write_all(&refusal)).await??;
-    Ok(Some(Box::new(stream)))
-}
-
-/// A stream whose answer is held back until it is known what becomes of the connection.
-struct Held<S> {
-    stream: S,
-    answer: Vec<u8>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Held<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        Err(_) => Answered::refused(worker, timed_out()),
     }
 }
 
-impl<S: Unpin> AsyncWrite for Held<S> {
+/// A connection as hyper sees it: the head that was received, and an answer that is held back
+/// until it is known what becomes of the connection.
+struct Exchange {
+    head: Head,
+    answer: Vec<u8>,
+}
+
+impl AsyncRead for Exchange {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let head = &mut self.head;
+        let unread = head.bytes.get(head.read..).unwrap_or_default();
+        if unread.is_empty() && !head.is_cut {
+            // Nothing more is needed, so nobody has to be woken.
+            return Poll::Pending;
+        }
+        let step = unread.len().min(buffer.remaining());
+        buffer.put_slice(unread.get(..step).unwrap_or_default());
+        head.read += step;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Exchange {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.answer.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
@@ -337,16 +373,18 @@ impl<S: Unpin> AsyncWrite for Held<S> {
     }
 }
 
-/// hyper's answer to what is no proper request, with words; `None` when it has none to give.
-fn malformed(answer: &[u8]) -> Option<Bytes> {
-    let answer = std::str::from_utf8(answer).ok()?;
-    let status = answer.strip_prefix("HTTP/1.1 ")?.lines().next()?;
-    let why = match status.split(' ').next()? {
-        "414" => "the request line is too long",
-        "431" => "the request head is too large",
+/// hyper's answer to what is no proper request, with words; empty when it has none to give.
+fn malformed(answer: &[u8]) -> Bytes {
+    let answer = std::str::from_utf8(answer).unwrap_or_default();
+    let Some(status) = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.lines().next()) else {
+        return Bytes::new();
+    };
+    let why = match status.split(' ').next() {
+        Some("414") => "the request line is too long",
+        Some("431") => "the request head is too large",
         _ => "the request is no well-formed HTTP/1.1",
     };
-    Some(plain_answer(status, why))
+    plain_answer(status, why)
 }
 
 /// A handshake that succeeded: the session that waits for its socket, and its 101.
@@ -355,18 +393,32 @@ struct Admitted {
     head: Bytes,
 }
 
-/// Lets a refused client read its answer: closing with unread bytes would reset the
-/// connection, and a reset can destroy the answer on its way.
-async fn see_off(mut stream: Box<dyn Stream>) {
-    let mut sink = [0; 4096];
-    let reading = async {
+/// Sends a refused client its answer and lets it read it: closing with unread bytes would reset
+/// the connection, and a reset can destroy the answer on its way.
+async fn see_off(socket: OwnedFd, answer: &[u8]) {
+    let seen_off = async {
+        let mut stream = stream_of(socket)?;
+        stream.write_all(answer).await?;
         stream.shutdown().await?;
+        let mut sink = [0; 4096];
         while stream.read(&mut sink).await? > 0 {}
         Ok::<_, io::Error>(())
     };
-    if tokio::time::timeout(LINGER, reading).await.is_err() {
+    if !matches!(tokio::time::timeout(LINGER, seen_off).await, Ok(Ok(()))) {
         tracing::trace!("a refused client did not go");
     }
+}
+
+/// A stream of either family.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
+fn stream_of(socket: OwnedFd) -> io::Result<Box<dyn Stream>> {
+    Ok(if os::socket::is_tcp(socket.as_fd()) {
+        Box::new(TcpStream::from_std(std::net::TcpStream::from(socket))?)
+    } else {
+        Box::new(UnixStream::from_std(StdUnixStream::from(socket))?)
+    })
 }
 
 /// An answer that is not a 101: a status and one line that says why.

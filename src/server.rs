@@ -134,7 +134,7 @@ impl Server {
                     .map(|listener| Listener { socket: listener.into(), file: None }),
             };
             let listener =
-                bound.and_then(|listener| os::socket::set_nonblocking(listener.socket.as_fd()).map(|()| listener));
+                bound.and_then(|listener| os::socket::prepare_listener(listener.socket.as_fd()).map(|()| listener));
             server
                 .listeners
                 .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
@@ -203,7 +203,7 @@ impl Server {
                 let source = io::Error::other("it is no listening stream socket (ListenStream= in the .socket unit)");
                 return Err(ServerError::Listen { address: os::socket::address(socket.as_fd()), source });
             }
-            os::socket::set_nonblocking(socket.as_fd())
+            os::socket::prepare_listener(socket.as_fd())
                 .map_err(|source| ServerError::Listen { address: "the given socket".to_owned(), source })?;
             server.listeners.push(Listener { socket, file: None });
         }

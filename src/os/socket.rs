@@ -96,14 +96,18 @@ pub(crate) fn remove_own(path: &Path, id: FileId) {
     }
 }
 
-/// Makes a listener that came from elsewhere non-blocking.
+/// Makes a listener that came from elsewhere non-blocking, and its connections, when they are of
+/// TCP, send at once: on Linux they inherit `TCP_NODELAY`.
 ///
 /// # Errors
 /// When it is no open descriptor.
-pub(crate) fn set_nonblocking(listener: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn prepare_listener(listener: BorrowedFd<'_>) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL)?);
     fcntl(listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    if is_tcp(listener) {
+        nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::TcpNoDelay, &true)?;
+    }
     Ok(())
 }
 
@@ -149,13 +153,6 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Switches Nagle's algorithm off on a TCP connection: frames leave at once.
-pub(crate) fn set_nodelay(socket: BorrowedFd<'_>) {
-    if let Err(error) = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpNoDelay, &true) {
-        tracing::debug!(%error, "TCP_NODELAY was not set");
-    }
-}
-
 /// Sends what the socket takes of `bytes`.
 ///
 /// # Errors
@@ -179,14 +176,6 @@ pub(crate) fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io:
 /// `WouldBlock` when nothing is there; else the connection is gone.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(socket, buffer, RecvFlags::DONTWAIT)?.0)
-}
-
-/// As [`receive`], but the bytes stay in the socket.
-///
-/// # Errors
-/// As [`receive`].
-pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(recv(socket, buffer, RecvFlags::DONTWAIT | RecvFlags::PEEK)?.0)
 }
 
 /// Sends FIN.
