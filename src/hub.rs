@@ -6,11 +6,14 @@
 //! A channel stays subscribed for a short linger after its last subscriber left.
 //! May not enter: sockets, the broker. It says what to subscribe; `worker.rs` does it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use hashbrown::HashTable;
 use slab::Slab;
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -29,17 +32,27 @@ const MAX_BATCH_BYTES: usize = 64 << 10;
 const MAX_SPARE: usize = 16;
 const MAX_SPARE_BYTES: usize = 2 * MAX_BATCH_BYTES;
 
-/// After a flush an audience rests this many times as long as the flush took. Chosen: one busy
-/// audience then takes a fifth of its worker; what it brings is measured in `lib.rs`.
-const REST: u32 = 4;
+/// So many bytes in all batches are flushed without waiting for the broker's pause or for anybody
+/// to catch up: many channels with a little each are much, too. Chosen: stays in a core's cache.
+const MAX_PENDING_BYTES: usize = 4 * MAX_BATCH_BYTES;
 
 /// Audiences of fewer members are flushed at once always: even at 10 µs a member, with nginx,
-/// their flush takes less than the shortest rest would be worth.
+/// that costs less than to find out whether it was worth waiting.
 const PACED_MEMBERS: usize = 25;
 
-/// A shorter rest is not taken: tokio's timers tick once a millisecond, and a small audience
-/// has little to gain.
-const MIN_REST: Duration = Duration::from_millis(1);
+/// Members asked whether they have caught up, of which most have to.
+const SAMPLE: usize = 4;
+
+/// How soon they are asked again. Chosen: tokio's timers tick once a millisecond.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Where batches go.
+pub(crate) trait Outlet {
+    /// Hands a batch to a session.
+    fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>);
+    /// Whether the other end has not taken all that was delivered to a session.
+    fn is_behind(&mut self, session: SessionKey) -> bool;
+}
 
 /// What came of [`Hub::join`].
 #[derive(Debug)]
@@ -56,7 +69,7 @@ pub(crate) struct Joined {
 pub(crate) struct Flushed {
     /// Frames handed out.
     pub(crate) frames: u64,
-    /// When the next audience that has frames has rested.
+    /// When to flush what is held back.
     pub(crate) next: Option<Instant>,
 }
 
@@ -72,26 +85,38 @@ pub(crate) enum Batching {
 /// The hub of one worker.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    by_name: HashMap<Channel, usize>,
+    names: Names,
     channels: Slab<ChannelEntry>,
     subscribers: Slab<Subscriber>,
     /// Audiences with something in their batch, as (channel, audience).
     touched: Vec<(usize, usize)>,
+    /// Bytes in all batches.
+    pending: usize,
     spare: Vec<BytesMut>,
     /// Channels without subscribers and when they are given up, in that order.
     lingering: VecDeque<(usize, Millis)>,
     linger: Millis,
-    /// The longest rest of an audience between two flushes.
+    /// For how long after a flush the next may be held back.
     pace: Duration,
 }
 
+/// Which channel has a name; the name itself is in its entry.
+#[derive(Debug, Default)]
+struct Names {
+    ids: HashTable<usize>,
+    /// Keyed: clients choose the names.
+    hasher: RandomState,
+}
+
+/// One channel. What a publication needs lies together: a channel with one audience of one
+/// member, the commonest of all, has no other memory than this.
 #[derive(Debug)]
 struct ChannelEntry {
     name: Channel,
     /// Whether the broker was asked to subscribe it and has not refused.
     is_asked: bool,
     is_confirmed: bool,
-    audiences: Vec<Audience>,
+    audiences: SmallVec<[Audience; 1]>,
     subscribers: usize,
     given_up_at: Option<Millis>,
     waiting: Vec<oneshot::Sender<Result<(), Refused>>>,
@@ -100,12 +125,12 @@ struct ChannelEntry {
 #[derive(Debug)]
 struct Audience {
     wire: Wire,
-    members: Vec<(SubscriberId, SessionKey)>,
+    members: SmallVec<[(SubscriberId, SessionKey); 1]>,
     batch: BytesMut,
     /// Frames in the batch.
     frames: usize,
-    /// Its rest after the last flush.
-    rests_until: Option<Instant>,
+    /// Until when it may be held back.
+    held_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -116,14 +141,15 @@ struct Subscriber {
 }
 
 impl Hub {
-    /// A hub that keeps an unused channel subscribed for `linger`, and lets a busy audience
-    /// rest between two flushes for at most `pace`.
+    /// A hub that keeps an unused channel subscribed for `linger`, and holds back what is for an
+    /// audience that has not caught up for at most `pace`.
     pub(crate) fn new(linger: Millis, pace: Duration) -> Self {
         Self {
-            by_name: HashMap::new(),
+            names: Names::default(),
             channels: Slab::new(),
             subscribers: Slab::new(),
             touched: Vec::new(),
+            pending: 0,
             spare: Vec::new(),
             lingering: VecDeque::new(),
             linger,
@@ -133,17 +159,14 @@ impl Hub {
 
     /// Makes `session` a subscriber of `channel`; it gets publications from now on.
     pub(crate) fn join(&mut self, channel: &Channel, wire: Wire, session: SessionKey) -> Joined {
-        let id = match self.by_name.get(channel) {
-            Some(id) => *id,
-            None => {
-                let id = self.channels.insert(ChannelEntry::new(channel.clone()));
-                self.by_name.insert(channel.clone(), id);
-                id
-            }
-        };
+        let id = self.names.find(&self.channels, channel).unwrap_or_else(|| {
+            let id = self.channels.insert(ChannelEntry::new(channel.clone()));
+            self.names.insert(&self.channels, channel, id);
+            id
+        });
         let subscriber = self.subscribers.vacant_key();
         // The slab has the entry: it was found or inserted above.
-        let entry = self.channels.get_mut(id).expect("by_name leads to entries only");
+        let entry = self.channels.get_mut(id).expect("names lead to entries only");
         let is_first = !std::mem::replace(&mut entry.is_asked, true);
         let (audience, place) = entry.place(wire, SubscriberId(subscriber), session);
         let confirmation = (!entry.is_confirmed).then(|| {
@@ -189,8 +212,9 @@ impl Hub {
                 self.lingering.push_back((id, given_up_at));
                 continue;
             }
+            self.names.remove(&self.channels, id);
             let entry = self.channels.remove(id);
-            self.by_name.remove(&entry.name);
+            self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
                 unsubscribe(entry.name);
@@ -198,14 +222,21 @@ impl Hub {
         }
     }
 
+    fn named(&mut self, name: &[u8]) -> Option<&mut ChannelEntry> {
+        self.channels.get_mut(self.names.find(&self.channels, name)?)
+    }
+
     /// Whether what is published on `channel` arrives already.
     pub(crate) fn is_confirmed(&self, channel: &Channel) -> bool {
-        self.by_name.get(channel).and_then(|id| self.channels.get(*id)).is_some_and(|entry| entry.is_confirmed)
+        self.names
+            .find(&self.channels, channel)
+            .and_then(|id| self.channels.get(id))
+            .is_some_and(|entry| entry.is_confirmed)
     }
 
     /// Notes that the broker confirmed `channel`. False when nobody wants it any more.
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> bool {
-        let Some(entry) = self.by_name.get(channel).and_then(|id| self.channels.get_mut(*id)) else { return false };
+        let Some(entry) = self.named(channel) else { return false };
         entry.is_confirmed = true;
         entry.tell_waiting(&Ok(()));
         true
@@ -213,9 +244,7 @@ impl Hub {
 
     /// Notes that the broker refused `channel`; returns the sessions that now hear nothing.
     pub(crate) fn refuse(&mut self, channel: &[u8], refused: Refused) -> Vec<SessionKey> {
-        let Some(entry) = self.by_name.get(channel).and_then(|id| self.channels.get_mut(*id)) else {
-            return Vec::new();
-        };
+        let Some(entry) = self.named(channel) else { return Vec::new() };
         entry.is_confirmed = false;
         entry.is_asked = false;
         entry.tell_waiting(&Err(refused));
@@ -241,7 +270,7 @@ impl Hub {
 
     /// Appends a publication to the batches of its channel's audiences.
     pub(crate) fn append(&mut self, channel: &[u8], payload: &[u8]) -> Batching {
-        let Some(id) = self.by_name.get(channel).copied() else { return Batching::Wait };
+        let Some(id) = self.names.find(&self.channels, channel) else { return Batching::Wait };
         let Some(entry) = self.channels.get_mut(id) else { return Batching::Wait };
         let mut batching = Batching::Wait;
         for (index, audience) in entry.audiences.iter_mut().enumerate().filter(|(_, a)| !a.members.is_empty()) {
@@ -251,20 +280,22 @@ impl Hub {
                     audience.batch = spare;
                 }
             }
+            let before = audience.batch.len();
             audience.wire.encode(&entry.name, payload, &mut audience.batch);
             audience.frames += 1;
-            if audience.batch.len() >= MAX_BATCH_BYTES {
+            self.pending += audience.batch.len() - before;
+            if audience.batch.len() >= MAX_BATCH_BYTES || self.pending >= MAX_PENDING_BYTES {
                 batching = Batching::Full;
             }
         }
         batching
     }
 
-    /// Lets no audience rest any more: sessions are about to be closed.
-    pub(crate) fn stop_resting(&mut self) {
+    /// Holds nothing back any more: sessions are about to be closed.
+    pub(crate) fn stop_pacing(&mut self) {
         self.pace = Duration::ZERO;
         for (_, entry) in &mut self.channels {
-            entry.audiences.iter_mut().for_each(|audience| audience.rests_until = None);
+            entry.audiences.iter_mut().for_each(|audience| audience.held_until = None);
         }
     }
 
@@ -273,38 +304,37 @@ impl Hub {
         !self.touched.is_empty()
     }
 
-    /// Hands the waiting batches to their subscribers, but for those of audiences that rest.
-    ///
-    /// One send of many frames costs little more than of one, here and in nginx, so an audience
-    /// that was just flushed at some cost collects for a while. One that was quiet does not wait.
-    pub(crate) fn flush(&mut self, mut deliver: impl FnMut(SessionKey, &mut Batch<'_>)) -> Flushed {
+    /// Hands the waiting batches to their subscribers, but for those whose audience has not caught
+    /// up with its last one: it would get to them no sooner, and one send of many frames costs
+    /// little more than of one, here and in nginx.
+    pub(crate) fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = Flushed { frames: 0, next: None };
         let now = Instant::now();
+        let is_full = self.pending >= MAX_PENDING_BYTES;
         for (channel, index) in std::mem::take(&mut self.touched) {
             let Some(audience) = self.channels.get_mut(channel).and_then(|entry| entry.audiences.get_mut(index)) else {
                 continue;
             };
-            if let Some(until) = audience.rests_until.filter(|until| *until > now)
+            if let Some(until) = audience.held_until.filter(|until| *until > now)
+                && !is_full
                 && audience.batch.len() < MAX_BATCH_BYTES
+                && audience.is_behind(outlet)
             {
                 self.touched.push((channel, index));
-                flushed.next = Some(flushed.next.map_or(until, |next: Instant| next.min(until)));
+                let next = until.min(now + ASK_AGAIN);
+                flushed.next = Some(flushed.next.map_or(next, |first: Instant| first.min(next)));
                 continue;
             }
             let frames = std::mem::take(&mut audience.frames);
             let mut buffer = std::mem::take(&mut audience.batch);
-            // A single frame is no sign of a busy channel, and a small audience not worth the clock.
-            let is_paced = frames > 1 && audience.members.len() >= PACED_MEMBERS && !self.pace.is_zero();
-            let start = is_paced.then(Instant::now);
+            self.pending -= buffer.len();
             let mut batch = Batch::new(&buffer);
             for (_, session) in &audience.members {
-                deliver(*session, &mut batch);
+                outlet.deliver(*session, &mut batch);
             }
             flushed.frames += (frames * audience.members.len()) as u64;
-            audience.rests_until = start.and_then(|start| {
-                let end = Instant::now();
-                rest_after(end - start, self.pace).map(|rest| end + rest)
-            });
+            let is_paced = audience.members.len() >= PACED_MEMBERS && !self.pace.is_zero();
+            audience.held_until = is_paced.then(|| Instant::now() + self.pace);
             if self.spare.len() < MAX_SPARE && buffer.capacity() <= MAX_SPARE_BYTES {
                 buffer.clear();
                 self.spare.push(buffer);
@@ -314,13 +344,45 @@ impl Hub {
     }
 }
 
+impl Audience {
+    /// Whether most have not taken all that was delivered to them. nginx takes in the order of
+    /// delivery, more or less, so those who are asked stand evenly along it, the last among them.
+    fn is_behind(&self, outlet: &mut impl Outlet) -> bool {
+        let behind = (1..=SAMPLE).filter(|nth| {
+            let member = self.members.get((self.members.len() * nth / SAMPLE).saturating_sub(1));
+            member.is_some_and(|(_, session)| outlet.is_behind(*session))
+        });
+        behind.count() > SAMPLE / 2
+    }
+}
+
+impl Names {
+    fn find(&self, channels: &Slab<ChannelEntry>, name: &[u8]) -> Option<usize> {
+        let is_named = |id: &usize| channels.get(*id).is_some_and(|entry| *entry.name == *name);
+        self.ids.find(self.hasher.hash_one(name), is_named).copied()
+    }
+
+    fn insert(&mut self, channels: &Slab<ChannelEntry>, name: &[u8], id: usize) {
+        let Self { ids, hasher } = self;
+        let hash_of = |id: &usize| channels.get(*id).map_or(0, |entry| hasher.hash_one(&*entry.name));
+        ids.insert_unique(hasher.hash_one(name), id, hash_of);
+    }
+
+    fn remove(&mut self, channels: &Slab<ChannelEntry>, id: usize) {
+        let Some(entry) = channels.get(id) else { return };
+        if let Ok(found) = self.ids.find_entry(self.hasher.hash_one(&*entry.name), |other| *other == id) {
+            found.remove();
+        }
+    }
+}
+
 impl ChannelEntry {
     fn new(name: Channel) -> Self {
         Self {
             name,
             is_asked: false,
             is_confirmed: false,
-            audiences: Vec::with_capacity(1),
+            audiences: SmallVec::new(),
             subscribers: 0,
             given_up_at: None,
             waiting: Vec::new(),
@@ -332,8 +394,8 @@ impl ChannelEntry {
         self.subscribers += 1;
         self.given_up_at = None;
         let index = self.audiences.iter().position(|audience| audience.wire == wire).unwrap_or_else(|| {
-            let (members, batch) = (Vec::with_capacity(1), BytesMut::new());
-            self.audiences.push(Audience { wire, members, batch, frames: 0, rests_until: None });
+            let (members, batch) = (SmallVec::new(), BytesMut::new());
+            self.audiences.push(Audience { wire, members, batch, frames: 0, held_until: None });
             self.audiences.len() - 1
         });
         let Some(audience) = self.audiences.get_mut(index) else { return (index, 0) };
@@ -349,15 +411,19 @@ impl ChannelEntry {
     }
 }
 
-/// How long an audience rests after a flush that took `cost`.
-fn rest_after(cost: Duration, pace: Duration) -> Option<Duration> {
-    let rest = (REST * cost).min(pace);
-    (rest >= MIN_REST).then_some(rest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[test]
+    fn zz() {
+        eprintln!(
+            "entry {} audience {} subscriber {} session {}",
+            size_of::<ChannelEntry>(),
+            size_of::<Audience>(),
+            size_of::<Subscriber>(),
+            size_of::<crate::session::Session>()
+        );
+    }
 
     const LUA: Wire = Wire::Lua { name_at: 2 };
 
@@ -369,11 +435,29 @@ mod tests {
         Channel::from_static(b"c:a")
     }
 
+    /// Sessions that keep what they get.
+    #[derive(Default)]
+    struct Kept {
+        batches: Vec<(u32, Vec<u8>)>,
+        /// Those from here on have not caught up.
+        behind_from: Option<u32>,
+    }
+
+    impl Outlet for Kept {
+        fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>) {
+            self.batches.push((session.index, batch.bytes().to_vec()));
+        }
+
+        fn is_behind(&mut self, session: SessionKey) -> bool {
+            self.behind_from.is_some_and(|from| session.index >= from)
+        }
+    }
+
     fn flushed(hub: &mut Hub) -> Vec<(u32, Vec<u8>)> {
-        let mut out = Vec::new();
-        hub.flush(|session, batch| out.push((session.index, batch.bytes().to_vec())));
-        out.sort();
-        out
+        let mut kept = Kept::default();
+        hub.flush(&mut kept);
+        kept.batches.sort();
+        kept.batches
     }
 
     #[test]
@@ -451,37 +535,45 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_grows_with_the_cost_up_to_the_pace() {
-        let (micros, pace) = (Duration::from_micros, Duration::from_millis(5));
-        assert_eq!(rest_after(micros(200), pace), None);
-        assert_eq!(rest_after(micros(500), pace), Some(micros(2_000)));
-        assert_eq!(rest_after(micros(9_000), pace), Some(pace));
-        assert_eq!(rest_after(micros(9_000), Duration::ZERO), None);
-    }
-
-    #[test]
-    fn a_busy_audience_collects_and_a_quiet_one_does_not_wait() {
+    fn an_audience_that_has_not_caught_up_collects_and_one_that_has_does_not_wait() {
         let mut hub = Hub::new(0, Duration::from_secs(60));
         for n in 0..100 {
             hub.join(&channel(), Wire::Plain, key(n));
         }
-        hub.append(b"c:a", b"0");
-        hub.append(b"c:a", b"1");
-        let mut first = 0;
-        let quiet = hub.flush(|_, _| {
-            first += 1;
-            // A costly flush: half a second in all, so a rest of two.
-            std::thread::park_timeout(Duration::from_millis(5));
-        });
-        assert_eq!((first, quiet), (100, Flushed { frames: 200, next: None }));
-        hub.append(b"c:a", b"2");
-        hub.append(b"c:a", b"3");
-        let busy = hub.flush(|_, _| panic!("it rests"));
-        assert!(busy.frames == 0 && busy.next.is_some_and(|next| next > Instant::now()));
+        let flush = |hub: &mut Hub, payload: &[u8], behind_from| {
+            hub.append(b"c:a", payload);
+            let mut kept = Kept { behind_from, ..Kept::default() };
+            (hub.flush(&mut kept), kept.batches.pop().map(|(_, batch)| batch))
+        };
+        let (all, nobody) = (Some(0), None);
+        assert_eq!(flush(&mut hub, b"0", all), (Flushed { frames: 100, next: None }, Some(b"\x81\x010".to_vec())));
+        // The last quarter alone is nobody to wait for.
+        assert_eq!(flush(&mut hub, b"1", Some(75)).0.frames, 100);
+        let (held, batch) = flush(&mut hub, b"2", Some(25));
+        assert!(held.frames == 0 && batch.is_none() && held.next.is_some_and(|next| next > Instant::now()));
         assert!(hub.has_batches());
+        assert_eq!(flush(&mut hub, b"3", nobody).1, Some(b"\x81\x012\x81\x013".to_vec()));
         // Enough is enough: a full batch leaves all the same.
-        hub.append(b"c:a", &[b'x'; MAX_BATCH_BYTES]);
-        assert_eq!(hub.flush(|_, batch| assert!(batch.bytes().starts_with(b"\x81\x012\x81\x013"))).frames, 300);
+        assert_eq!(flush(&mut hub, b"4", all).1, None);
+        assert_eq!(flush(&mut hub, &[b'x'; MAX_BATCH_BYTES], all).0.frames, 200);
+        hub.stop_pacing();
+        assert_eq!(flush(&mut hub, b"5", all).0.frames, 100);
+        assert_eq!(hub.pending, 0);
+    }
+
+    #[test]
+    fn many_channels_with_a_little_each_are_flushed_when_it_is_much_together() {
+        let mut hub = Hub::new(0, Duration::ZERO);
+        let payload = vec![b'x'; 10_000];
+        let count = u32::try_from(MAX_PENDING_BYTES / payload.len()).unwrap() + 1;
+        let names: Vec<_> = (0..count).map(|n| Channel::from(format!("c:{n}"))).collect();
+        for (name, n) in names.iter().zip(0..) {
+            hub.join(name, Wire::Plain, key(n));
+        }
+        let batching: Vec<_> = names.iter().map(|name| hub.append(name, &payload)).collect();
+        let first_full = batching.iter().position(|batching| *batching == Batching::Full);
+        assert_eq!(first_full, Some(names.len() - 1));
+        assert_eq!((flushed(&mut hub).len(), hub.pending), (names.len(), 0));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
-use crate::hub::Hub;
+use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
 use crate::outbound::{Batch, Outbound};
 use crate::wire::Wire;
@@ -73,21 +73,12 @@ impl Fanout {
 
     /// Puts the batches into the queues; returns the frames handed out.
     pub fn flush(&mut self) -> u64 {
-        let queues = &mut self.queues;
-        let flushed = self.hub.flush(|session, batch| {
-            if let Some(queue) = queues.get_mut(session.index as usize) {
-                queue.push(batch.share());
-            }
-        });
-        flushed.frames
+        self.hub.flush(&mut Queues(&mut self.queues)).frames
     }
 
     /// As [`Fanout::flush`] to sockets that take everything.
     pub fn flush_to_sockets(&mut self) -> u64 {
-        let to_socket = |session, batch: &mut Batch<'_>| {
-            std::hint::black_box((session, batch));
-        };
-        self.hub.flush(to_socket).frames
+        self.hub.flush(&mut Sockets).frames
     }
 
     /// Empties the queues.
@@ -95,5 +86,31 @@ impl Fanout {
         for queue in &mut self.queues {
             queue.keep_begun_frame();
         }
+    }
+}
+
+struct Queues<'a>(&'a mut Vec<Outbound>);
+
+impl Outlet for Queues<'_> {
+    fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>) {
+        if let Some(queue) = self.0.get_mut(session.index as usize) {
+            queue.push(batch.share());
+        }
+    }
+
+    fn is_behind(&mut self, _: SessionKey) -> bool {
+        false
+    }
+}
+
+struct Sockets;
+
+impl Outlet for Sockets {
+    fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>) {
+        std::hint::black_box((session, batch));
+    }
+
+    fn is_behind(&mut self, _: SessionKey) -> bool {
+        false
     }
 }

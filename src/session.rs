@@ -175,6 +175,11 @@ impl Session {
         waiting > self.endpoint.config.max_queue_bytes && matches!(self.phase, Phase::Opening | Phase::Open)
     }
 
+    /// Whether the other end (nginx, mostly) has not taken all that was sent to it.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| os::socket::untaken_bytes(socket.as_fd()) > 0)
+    }
+
     /// The socket takes bytes again.
     pub(crate) fn on_writable(&mut self, now: Millis) -> Outcome {
         let (Some(socket), Some(queue)) = (&self.socket, &mut self.outbound) else { return self.finish_if_said(now) };

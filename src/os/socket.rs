@@ -178,6 +178,20 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
     Ok(recv(socket, buffer, RecvFlags::DONTWAIT)?.0)
 }
 
+/// Bytes that were sent and that the other end has not read (Unix) or not acknowledged (TCP).
+#[expect(
+    unsafe_code,
+    clippy::cast_possible_truncation,
+    reason = "an ioctl without a safe wrapper; its number is small"
+)]
+pub(crate) fn untaken_bytes(socket: BorrowedFd<'_>) -> usize {
+    use nix::libc::{TIOCOUTQ, c_int};
+    use rustix::ioctl::{Getter, Opcode, ioctl};
+    // SAFETY: TIOCOUTQ (unix(7) and tcp(7) call it SIOCOUTQ) writes one int.
+    let answer = unsafe { ioctl(socket, Getter::<{ TIOCOUTQ as Opcode }, c_int>::new()) };
+    answer.ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+}
+
 /// Sends FIN.
 pub(crate) fn finish_sending(socket: &OwnedFd) {
     // ENOTCONN: the peer was faster.

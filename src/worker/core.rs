@@ -16,9 +16,10 @@ use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::Channel;
-use crate::hub::Hub;
+use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
 use crate::metrics::{Counter, Shard};
+use crate::outbound::Batch;
 use crate::reactor::{Ready, Registrar};
 use crate::session::{Outcome, SCRATCH_BYTES, Session};
 use crate::throttle::Throttle;
@@ -133,18 +134,11 @@ impl Core {
         self.settle(key, outcome, now);
     }
 
-    /// Hands waiting batches to their subscribers; returns when the next is due.
+    /// Hands waiting batches to their subscribers; returns when to try again with those
+    /// that were held back.
     pub(super) fn flush(&mut self, now: Millis) -> Option<Instant> {
         let Self { hub, sessions, unsettled, .. } = self;
-        let flushed = hub.flush(|key, frames| {
-            let Some(session) = session_of(sessions, key) else { return };
-            // One session's panic must not keep the batch from those behind it.
-            let outcome = catch_unwind(AssertUnwindSafe(|| session.deliver(frames, now)))
-                .unwrap_or(Outcome::End(CloseReason::Internal));
-            if outcome != Outcome::Stay || session.wants() != session.registered {
-                unsettled.push((key, outcome));
-            }
-        });
+        let flushed = hub.flush(&mut Delivery { sessions, unsettled, now });
         self.shard.add(Counter::FramesDelivered, flushed.frames);
         for (key, outcome) in std::mem::take(&mut self.unsettled) {
             self.guarded(key, now, |core| core.settle(key, outcome, now));
@@ -215,6 +209,29 @@ impl Core {
         let (_, mut session) = self.sessions.remove(key.index as usize);
         session.subscriptions.drain(..).for_each(|subscriber| self.hub.leave(subscriber, now));
         self.shard.set_sessions(self.sessions.len());
+    }
+}
+
+/// Where the hub's batches go.
+struct Delivery<'a> {
+    sessions: &'a mut Slab<(u32, Session)>,
+    unsettled: &'a mut Vec<(SessionKey, Outcome)>,
+    now: Millis,
+}
+
+impl Outlet for Delivery<'_> {
+    fn deliver(&mut self, key: SessionKey, frames: &mut Batch<'_>) {
+        let Some(session) = session_of(self.sessions, key) else { return };
+        // One session's panic must not keep the batch from those behind it.
+        let outcome = catch_unwind(AssertUnwindSafe(|| session.deliver(frames, self.now)))
+            .unwrap_or(Outcome::End(CloseReason::Internal));
+        if outcome != Outcome::Stay || session.wants() != session.registered {
+            self.unsettled.push((key, outcome));
+        }
+    }
+
+    fn is_behind(&mut self, key: SessionKey) -> bool {
+        session_of(self.sessions, key).is_some_and(|session| session.is_behind())
     }
 }
 

@@ -96,9 +96,9 @@ pub(crate) struct Worker {
     /// Connections that are being answered.
     pub(crate) handshakes: Cell<usize>,
     again: Notify,
-    /// When the first audience that collects has rested, and that there is one.
+    /// When to flush what the hub holds back, and that it is sooner than before.
     next_flush: Cell<Option<Instant>>,
-    rested: Notify,
+    flush_sooner: Notify,
 }
 
 /// How long the end waits beyond all other times: for the replies to close frames.
@@ -135,7 +135,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             handshakes: Cell::new(0),
             again: Notify::new(),
             next_flush: Cell::new(None),
-            rested: Notify::new(),
+            flush_sooner: Notify::new(),
         });
         // Dropped, and so ended, with this future.
         let mut tasks = JoinSet::new();
@@ -147,7 +147,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
         tasks.spawn_local(of(&worker).react(reactor));
         tasks.spawn_local(of(&worker).tick());
         tasks.spawn_local(of(&worker).read_again());
-        tasks.spawn_local(of(&worker).flush_rested());
+        tasks.spawn_local(of(&worker).flush_held_back());
         tasks.spawn_local(front(of(&worker)));
         if let Some(requests) = requests {
             tasks.spawn_local(of(&worker).take_requests(requests));
@@ -174,7 +174,7 @@ impl Worker {
         self.is_draining.set(true);
         let mut open = self.core.borrow().open_keys();
         fastrand::shuffle(&mut open);
-        self.core.borrow_mut().hub.stop_resting();
+        self.core.borrow_mut().hub.stop_pacing();
         self.flush();
         let start = Instant::now();
         // Those with texts that the broker has not answered for wait for its word, within the
@@ -299,20 +299,20 @@ impl Worker {
         drop(core);
         let before = self.next_flush.replace(next);
         if next.is_some_and(|next| before.is_none_or(|before| next < before)) {
-            self.rested.notify_one();
+            self.flush_sooner.notify_one();
         }
     }
 
-    /// Flushes audiences whose rest is over.
-    async fn flush_rested(self: Rc<Self>) {
+    /// Flushes what the hub held back.
+    async fn flush_held_back(self: Rc<Self>) {
         loop {
             match self.next_flush.get() {
                 Some(at) => tokio::select! {
                     () = tokio::time::sleep_until(at) => self.flush(),
                     // Another is due before.
-                    () = self.rested.notified() => {}
+                    () = self.flush_sooner.notified() => {}
                 },
-                None => self.rested.notified().await,
+                None => self.flush_sooner.notified().await,
             }
         }
     }

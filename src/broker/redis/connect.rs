@@ -1,27 +1,25 @@
 //! Makes a link: TCP, TLS or a Unix socket, then RESP3 with the crate's greeting.
 //!
-//! We open the stream ourselves, because a subscriber must see when it has nothing more
-//! to give (`poll_read` is pending): that is when collected frames are flushed.
+//! We open the stream ourselves, so that a subscriber's goes through a [`Sieve`] before the crate
+//! reads it.
 
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::sieve::{Sieve, Transport};
 use super::subscriber;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
 
@@ -146,7 +144,10 @@ impl Settings {
         if role == Role::Subscriber {
             config = config.set_push_sender(subscriber::on_push);
         }
-        let stream = LinkStream { transport, role };
+        let stream: Box<dyn Transport> = match role {
+            Role::Subscriber => Box::new(Sieve::new(transport)),
+            Role::Publisher => transport,
+        };
         let (mut connection, driver) =
             MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Refused)?;
         let mut driver: Driver = Box::pin(driver);
@@ -168,15 +169,15 @@ impl Settings {
         Ok((connection, driver))
     }
 
-    async fn open(&self) -> io::Result<Transport> {
+    async fn open(&self) -> io::Result<Box<dyn Transport>> {
         match &self.url.address {
-            RedisAddress::Unix(path) => Ok(Transport::Unix(UnixStream::connect(path).await?)),
+            RedisAddress::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
             RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                let Some((config, name)) = &self.tls else { return Ok(Transport::Tcp(stream)) };
+                let Some((config, name)) = &self.tls else { return Ok(Box::new(stream)) };
                 let connector = TlsConnector::from(config.clone());
-                Ok(Transport::Tls(Box::new(connector.connect(name.clone(), stream).await?)))
+                Ok(Box::new(connector.connect(name.clone(), stream).await?))
             }
         }
     }
@@ -212,59 +213,4 @@ fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> 
         .with_safe_default_protocol_versions()
         .map_err(SettingsError::Tls)?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// How bytes reach Redis.
-#[derive(Debug)]
-enum Transport {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    Unix(UnixStream),
-}
-
-/// A link's stream; a subscriber's tells when it has nothing more to give.
-#[derive(Debug)]
-struct LinkStream {
-    transport: Transport,
-    role: Role,
-}
-
-impl AsyncRead for LinkStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let polled = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        };
-        if polled.is_pending() && self.role == Role::Subscriber {
-            subscriber::on_pause();
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for LinkStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }

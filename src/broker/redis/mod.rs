@@ -1,11 +1,13 @@
 //! Redis as the broker: two links per worker, one to subscribe and one to publish, because
 //! the two must never share a connection.
 //!
-//! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever.
+//! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever;
+//! `sieve.rs` takes the published messages out of the subscriber's stream.
 //! The only room that names the redis crate. May not enter: sessions.
 
 mod connect;
 mod publisher;
+mod sieve;
 mod subscriber;
 mod supervisor;
 

@@ -3,7 +3,7 @@
 //! One command is under way at a time and what comes meanwhile is coalesced into the next,
 //! so confirmations are never mixed up and a storm of handshakes costs few round trips.
 //! A channel counts as subscribed when Redis' confirmation is seen in the stream of
-//! messages, not when the command returns.
+//! messages, not when the command returns. The messages themselves never come here: `sieve.rs`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -49,7 +49,7 @@ impl Drop for PushTarget {
     }
 }
 
-fn with_target(act: impl FnOnce(&dyn Sink)) {
+pub(super) fn with_target(act: impl FnOnce(&dyn Sink)) {
     TARGET.with_borrow(|target| {
         if let Some(sink) = target {
             act(&**sink);
@@ -60,19 +60,10 @@ fn with_target(act: impl FnOnce(&dyn Sink)) {
 /// Runs inside the link's driver, once per push, in the order of the stream.
 #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the signature is the crate's")]
 pub(super) fn on_push(push: PushInfo) -> Result<(), std::convert::Infallible> {
-    match (&push.kind, push.data.as_slice()) {
-        (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) => {
-            with_target(|sink| sink.on_publication(channel, payload));
-        }
-        (PushKind::Subscribe, [Value::BulkString(channel), ..]) => with_target(|sink| sink.on_subscribed(channel)),
-        _ => {}
+    if let (PushKind::Subscribe, [Value::BulkString(channel), ..]) = (&push.kind, push.data.as_slice()) {
+        with_target(|sink| sink.on_subscribed(channel));
     }
     Ok(())
-}
-
-/// The link has nothing more to give at the moment.
-pub(super) fn on_pause() {
-    with_target(|sink| sink.on_pause());
 }
 
 /// Keeps the link, forever.
