@@ -84,8 +84,10 @@ pub(crate) struct Session {
     unpublished_bytes: usize,
     unpublished_texts: usize,
     unpublished_since: Millis,
-    /// Whether its socket is not read, because too many of its texts wait.
+    /// Whether its socket is not read, because too many texts wait.
     is_paused: bool,
+    /// Whether those are of others, too: it is in the worker's list of who is not read.
+    is_held: bool,
     /// When the wheel shall bring it up; the worker's book-keeping.
     pub(crate) due: Millis,
     /// What its socket is registered for; the worker's book-keeping.
@@ -110,6 +112,7 @@ impl Session {
             unpublished_texts: 0,
             unpublished_since: now,
             is_paused: false,
+            is_held: false,
             due: Millis::MAX,
             registered: Wants::Read,
         }
@@ -436,9 +439,21 @@ impl Session {
         self.may_resume()
     }
 
+    /// Pauses it until [`Session::release`], because the worker has no room for its texts. True when
+    /// that is new.
+    pub(crate) fn hold(&mut self) -> bool {
+        self.is_paused = true;
+        !std::mem::replace(&mut self.is_held, true)
+    }
+
+    /// Ends what [`Session::hold`] began.
+    pub(crate) fn release(&mut self) {
+        self.is_held = false;
+    }
+
     /// Whether a pause can end: half of its room for texts is free again.
     pub(crate) fn may_resume(&self) -> bool {
-        self.is_paused && self.unpublished_bytes <= self.endpoint.config.max_unpublished_bytes / 2
+        self.is_paused && !self.is_held && self.unpublished_bytes <= self.endpoint.config.max_unpublished_bytes / 2
     }
 
     /// Ends a pause: what was read and kept comes first.

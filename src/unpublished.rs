@@ -39,6 +39,11 @@ impl Unpublished {
         self.bytes >= self.max_bytes
     }
 
+    /// Whether those who are not read can be read again: half of the room is free.
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes <= self.max_bytes / 2
+    }
+
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.texts.is_empty()

@@ -39,6 +39,8 @@ pub(super) struct Core {
     scratch: Vec<u8>,
     /// Sessions with more to read.
     pub(super) again: Vec<SessionKey>,
+    /// Sessions that are not read until there is room for their texts, those who waited longest first.
+    held: Vec<SessionKey>,
     /// What a flush found, to be settled after it.
     unsettled: Vec<(SessionKey, Outcome)>,
     shard: Arc<Shard>,
@@ -55,6 +57,7 @@ impl Core {
             registrar,
             scratch: vec![0; SCRATCH_BYTES],
             again: Vec::new(),
+            held: Vec::new(),
             unsettled: Vec::new(),
             shard,
         }
@@ -114,7 +117,11 @@ impl Core {
         if ready.writable {
             outcome = session.on_writable(now);
         }
-        if ready.readable && outcome == Outcome::Stay {
+        if ready.readable && outcome == Outcome::Stay && session.is_open() && self.unpublished.is_full() {
+            if session.hold() {
+                self.held.push(key);
+            }
+        } else if ready.readable && outcome == Outcome::Stay {
             let unpublished = &mut self.unpublished;
             let mut publish = |channel: &Channel, text: &str| queue(unpublished, channel, text, key, now);
             if session.may_resume() {
@@ -125,6 +132,19 @@ impl Core {
             }
         }
         self.settle(key, outcome, now);
+    }
+
+    /// Lets those be read who were held, when there is room again.
+    pub(super) fn release_held(&mut self) {
+        if self.held.is_empty() || !self.unpublished.has_room() {
+            return;
+        }
+        for key in std::mem::take(&mut self.held) {
+            if let Some(session) = self.session(key) {
+                session.release();
+                self.again.push(key);
+            }
+        }
     }
 
     pub(super) fn on_due(&mut self, key: SessionKey, at: Millis, now: Millis) {

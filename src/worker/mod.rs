@@ -282,6 +282,7 @@ impl Worker {
             for key in lost {
                 core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
             }
+            core.release_held();
             if !core.again.is_empty() {
                 self.again.notify_one();
             }
@@ -451,7 +452,13 @@ impl Sink for Worker {
     }
 
     fn take_texts(&self, max_bytes: usize) -> Vec<Text> {
-        self.core.borrow_mut().unpublished.take(max_bytes)
+        let mut core = self.core.borrow_mut();
+        let taken = core.unpublished.take(max_bytes);
+        core.release_held();
+        if !core.again.is_empty() {
+            self.again.notify_one();
+        }
+        taken
     }
 
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>) {
@@ -485,29 +492,62 @@ impl Sink for Worker {
 mod tests {
     use super::*;
     use crate::wire::Wire;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+
+    /// A session on `chat:a` of a core, and its client.
+    fn open(core: &mut Core, endpoint: &Rc<Endpoint>) -> (SessionKey, UnixStream) {
+        let channel = Channel::from_static(b"chat:a");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let key = core.insert(Session::new(endpoint.clone(), channel.clone(), Wire::Plain, 0));
+        let joined = core.hub.join(&channel, Wire::Plain, key);
+        core.session(key).unwrap().subscriptions.push(joined.subscriber);
+        core.attach(key, ours.into(), b"101", b"", 0);
+        (key, theirs)
+    }
+
+    fn core_with(limits: crate::Limits) -> (Reactor, Core, Rc<Endpoint>) {
+        let (reactor, registrar) = reactor::new().unwrap();
+        let core = Core::new(&Config { limits, ..Config::default() }, registrar, Arc::new(Shard::new()));
+        (reactor, core, Rc::new(Endpoint::new(crate::EndpointConfig::default())))
+    }
+
+    #[tokio::test]
+    async fn when_too_much_waits_to_be_published_nobody_is_read_and_later_all_are() {
+        let limits = crate::Limits { max_unpublished_bytes: 100_000, ..crate::Limits::default() };
+        let (_reactor, mut core, endpoint) = core_with(limits);
+        let mut clients: Vec<_> = (0..20).map(|_| open(&mut core, &endpoint)).collect();
+        let frame = [&[0x81, 0x80 | 126, 0xea, 0x60, 0, 0, 0, 0][..], &[b'x'; 60_000]].concat();
+        for (_, client) in &mut clients {
+            client.write_all(&frame).unwrap();
+        }
+        // Twice: who is not read is told of again when more comes, and is in the list once.
+        let keys = clients.iter().chain(&clients).map(|(key, _)| *key);
+        core.again = keys.collect();
+        let mut published = 0;
+        while !core.again.is_empty() {
+            for key in std::mem::take(&mut core.again) {
+                core.on_ready(Ready { key, readable: true, hung_up: false, writable: false }, 0);
+            }
+            assert!(core.unpublished.waiting() <= 2, "{} texts wait", core.unpublished.waiting());
+            for text in core.unpublished.take(usize::MAX) {
+                published += 1;
+                let Origin::Session(key) = text.origin else { panic!("nobody else publishes") };
+                core.session(key).unwrap().on_published(text.payload.len(), 0);
+            }
+            core.release_held();
+        }
+        assert_eq!(published, 20);
+    }
 
     #[tokio::test]
     async fn a_panic_in_one_session_closes_it_and_no_other() {
-        let (_reactor, registrar) = reactor::new().unwrap();
-        let core = RefCell::new(Core::new(&Config::default(), registrar, Arc::new(Shard::new())));
-        let endpoint = Rc::new(Endpoint::new(crate::EndpointConfig::default()));
-        let channel = Channel::from_static(b"chat:a");
-        let open = || {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            theirs.set_nonblocking(true).unwrap();
-            let mut core = core.borrow_mut();
-            let key = core.insert(Session::new(endpoint.clone(), channel.clone(), Wire::Plain, 0));
-            let joined = core.hub.join(&channel, Wire::Plain, key);
-            core.session(key).unwrap().subscriptions.push(joined.subscriber);
-            core.attach(key, ours.into(), b"101", b"", 0);
-            (key, theirs)
-        };
-        let ((faulty, mut its), (_, mut others)) = (open(), open());
-        core.borrow_mut().guarded(faulty, 0, |_| panic!("on purpose"));
-        core.borrow_mut().hub.append(b"chat:a", b"x");
-        core.borrow_mut().flush(0);
+        let (_reactor, mut core, endpoint) = core_with(crate::Limits::default());
+        let ((faulty, mut its), (_, mut others)) = (open(&mut core, &endpoint), open(&mut core, &endpoint));
+        core.guarded(faulty, 0, |_| panic!("on purpose"));
+        core.hub.append(b"chat:a", b"x");
+        core.flush(0);
         let read = |socket: &mut UnixStream| {
             let mut bytes = Vec::new();
             let end = socket.read_to_end(&mut bytes);
