@@ -14,6 +14,18 @@ use webws::{Config, ConfigError, EndpointConfig, Extra, ServerError};
 
 use cli::{Cli, Command, RunArgs};
 
+/// Measured on 9,000 sessions that each had sent 64 kB: 0.9 kB resident per session, 8.3 kB with
+/// glibc, whose heap does not shrink below what lives longest.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Unused memory goes back within a second, not ten, and without waiting for the next allocation.
+#[cfg(feature = "jemalloc")]
+#[expect(unsafe_code, reason = "jemalloc finds its options by this symbol's name; it is a C string as it wants")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_OPTIONS: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
 /// sysexits.h: the command was used wrongly.
 const EX_USAGE: u8 = 64;
 /// sysexits.h: something is wrong with the configuration.
