@@ -30,7 +30,6 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::config::Limits;
@@ -85,38 +84,14 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 /// Turns a worker's connections into sessions until the server is gone.
 pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
-    let mut tasks = JoinSet::new();
-    loop {
-        tokio::select! {
-            // All that have ended, not one a turn: a finished task keeps its memory until then.
-            Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
-                report(ended);
-                while let Some(ended) = tasks.try_join_next() {
-                    report(ended);
-                }
-            }
-            // The place first: what waits, waits as a descriptor in the queue.
-            next = waiting_room.next(&mut accepted) => {
-                let Some((place, connection)) = next else { break };
-                worker.handshakes.set(worker.handshakes.get() + 1);
-                let handshake = Handshake(worker.clone());
-                let waiting_room = waiting_room.clone();
-                tasks.spawn_local(async move { handshake.run(&waiting_room, place, connection, pages).await });
-            }
-        }
+    // The place first: what waits, waits as a descriptor in the queue.
+    while let Some((place, connection)) = waiting_room.next(&mut accepted).await {
+        let (handshake, waiting_room) = (Handshake::new(worker.clone()), waiting_room.clone());
+        // It ends by itself within its deadline; until then the worker waits for it.
+        tokio::task::spawn_local(async move { handshake.run(&waiting_room, place, connection, pages).await });
     }
     // Connections come no more; the worker goes on with its sessions.
-    while tasks.join_next().await.is_some() {}
     std::future::pending::<()>().await;
-}
-
-fn report(ended: Result<(), JoinError>) {
-    static PANICKED: Throttle = Throttle::per_minute();
-    if let Err(error) = ended
-        && PANICKED.allows()
-    {
-        tracing::error!(%error, "a handshake's handling panicked; its connection is closed");
-    }
 }
 
 /// A connection that is being answered, counted for as long as it exists.
@@ -124,11 +99,20 @@ struct Handshake(Rc<Worker>);
 
 impl Drop for Handshake {
     fn drop(&mut self) {
+        static PANICKED: Throttle = Throttle::per_minute();
         self.0.handshakes.set(self.0.handshakes.get() - 1);
+        if std::thread::panicking() && PANICKED.allows() {
+            tracing::error!("a handshake's handling panicked; its connection is closed");
+        }
     }
 }
 
 impl Handshake {
+    fn new(worker: Rc<Worker>) -> Self {
+        worker.handshakes.set(worker.handshakes.get() + 1);
+        Self(worker)
+    }
+
     async fn run(&self, waiting_room: &WaitingRoom, place: OwnedSemaphorePermit, accepted: Accepted, pages: Pages) {
         let worker = &self.0;
         let Accepted { socket, at } = accepted;
@@ -260,9 +244,12 @@ impl Head {
     }
 }
 
-/// Whether there is an empty line; hyper takes a bare LF for a line's end too.
+/// Whether there is an empty line behind another; hyper takes a bare LF for a line's end too.
 fn ends_a_head(bytes: &[u8]) -> bool {
-    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+    let ends = |(at, byte): (usize, &u8)| {
+        *byte == b'\n' && bytes.get(at + 1..).is_some_and(|rest| rest.starts_with(b"\n") || rest.starts_with(b"\r\n"))
+    };
+    bytes.iter().enumerate().any(ends)
 }
 
 /// An answer for who cannot be given one by hyper: `head` is the status line and further
@@ -303,7 +290,7 @@ async fn negotiate(worker: &Rc<Worker>, head: Head, deadline: Instant, pages: Pa
     let admitted = Rc::new(Cell::new(None));
     let service = service_fn(|request| {
         let (worker, admitted) = (worker.clone(), admitted.clone());
-        Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, pages, &admitted).await) })
+        Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, deadline, pages, &admitted).await) })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
         // The head is there.
@@ -319,20 +306,19 @@ async fn negotiate(worker: &Rc<Worker>, head: Head, deadline: Instant, pages: Pa
             None => polled.map_ok(|()| None),
         }
     });
-    let negotiated = tokio::time::timeout_at(deadline, negotiated).await;
+    let negotiated = negotiated.await;
     let parts = connection.into_parts();
     let Exchange { head: request, answer } = parts.io.into_inner();
     match negotiated {
-        Ok(Ok(Some(Admitted { admission, head }))) => {
+        Ok(Some(Admitted { admission, head })) => {
             Answered::Admitted { admission, head, read_ahead: request.read_ahead(&parts.read_buf) }
         }
-        Ok(Ok(None)) => Answered::Refused(answer.into()),
+        Ok(None) => Answered::Refused(answer.into()),
         // hyper's own refusals have no words.
-        Ok(Err(error)) => {
+        Err(error) => {
             tracing::debug!(%error, "a request is not well-formed");
             Answered::refused(worker, malformed(&answer))
         }
-        Err(_) => Answered::refused(worker, timed_out()),
     }
 }
 
@@ -442,6 +428,7 @@ impl Refused {
 async fn answer(
     worker: &Rc<Worker>,
     request: &Request<Incoming>,
+    deadline: Instant,
     pages: Pages,
     admitted: &Cell<Option<Admitted>>,
 ) -> Response<Full<Bytes>> {
@@ -450,7 +437,7 @@ async fn answer(
     {
         return page_response(page);
     }
-    let refused = match handshake(worker, request).await {
+    let refused = match handshake(worker, request, deadline).await {
         Ok(success) => {
             admitted.set(Some(success));
             // Whoever polls hyper sees it at once and takes the connection away.
@@ -472,7 +459,7 @@ async fn answer(
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
-async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<Admitted, Refused> {
+async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>, deadline: Instant) -> Result<Admitted, Refused> {
     let path = request.uri().path();
     let endpoint = worker
         .endpoints
@@ -500,7 +487,7 @@ async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>) -> Result<A
             .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         _ => Refused::new(StatusCode::BAD_REQUEST, why.to_string()),
     })?;
-    match worker.admit(endpoint, channel, wire).await {
+    match worker.admit(endpoint, channel, wire, deadline).await {
         Ok(admission) => Ok(Admitted { admission, head }),
         Err(why) => Err(unavailable(worker, &why)),
     }

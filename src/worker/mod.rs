@@ -337,12 +337,13 @@ impl Worker {
     /// waits for it.
     ///
     /// # Errors
-    /// Why there is no room, or no subscription within `redis.subscribe_timeout`.
+    /// Why there is no room, or no subscription within `redis.subscribe_timeout` or by `deadline`.
     pub(crate) async fn admit(
         self: &Rc<Self>,
         endpoint: &Rc<Endpoint>,
         channel: Channel,
         wire: Wire,
+        deadline: Instant,
     ) -> Result<Admission, Refusal> {
         if self.is_draining.get() {
             return Err(Refusal::Draining);
@@ -359,7 +360,8 @@ impl Worker {
             self.broker.subscribe(channel);
         }
         let Some(confirmation) = joined.confirmation else { return Ok(admission) };
-        match tokio::time::timeout(self.config.redis.subscribe_timeout, confirmation).await {
+        let deadline = deadline.min(Instant::now() + self.config.redis.subscribe_timeout);
+        match tokio::time::timeout_at(deadline, confirmation).await {
             Ok(Ok(Ok(()))) if self.is_draining.get() => Err(Refusal::Draining),
             Ok(Ok(Ok(()))) => Ok(admission),
             Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),

@@ -212,7 +212,7 @@ impl Report {
             self.complaints.push(format!("{} arrived on a channel where they were not sent", self.misdelivered));
         }
         if self.given_up > 0 {
-            self.complaints.push(format!("{} publications did not reach everybody within 5 s", self.given_up));
+            self.complaints.push(format!("{} publications did not reach everybody within 30 s", self.given_up));
         }
         if self.connections.failed > 0 {
             self.complaints.push(format!("{} connections failed", self.connections.failed));
