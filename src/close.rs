@@ -1,7 +1,7 @@
 //! Every way a session ends, in one table: what the peer is told, how it is
 //! counted, and whether the client should come back.
 //!
-//! Close codes are those of RFC 6455 §7.4.1 and the IANA registry (1013).
+//! Close codes are those of RFC 6455 §7.4.1 and the IANA registry (1012, 1013).
 //! May not enter: when a session ends (`session.rs` decides that).
 
 /// Why a session ended.
@@ -29,6 +29,8 @@ pub(crate) enum CloseReason {
     NotPublished,
     /// The broker does not let us subscribe to the channel any more.
     SubscriptionLost,
+    /// Messages may be missing, and the endpoint's clients want to know.
+    Gap,
     /// The sidecar stops.
     GoingAway,
     /// A fault of ours.
@@ -52,7 +54,7 @@ pub(crate) struct CloseRow {
 
 impl CloseReason {
     /// All reasons, in the order of the table in the README.
-    pub(crate) const ALL: [CloseReason; 13] = [
+    pub(crate) const ALL: [CloseReason; 14] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::ProtocolError,
@@ -64,6 +66,7 @@ impl CloseReason {
         Self::Silent,
         Self::NotPublished,
         Self::SubscriptionLost,
+        Self::Gap,
         Self::GoingAway,
         Self::Internal,
     ];
@@ -86,6 +89,7 @@ impl CloseReason {
             Self::SubscriptionLost => {
                 (Some(1013), "the channel cannot be subscribed: try again later", "subscription_lost", true)
             }
+            Self::Gap => (Some(1012), "messages may be missing: connect again and fetch", "gap", true),
             Self::GoingAway => (Some(1001), "the server goes away: connect again", "going_away", true),
             Self::Internal => (Some(1011), "internal error", "internal", true),
         };

@@ -197,12 +197,11 @@ struct Head {
     bytes: Vec<u8>,
     /// Of those, what hyper has read.
     read: usize,
-    /// The client sends nothing more, or more than a head may have: hyper shall judge what there is.
-    is_cut: bool,
 }
 
 impl Head {
-    /// Receives what there is. True when hyper can judge it.
+    /// Receives what there is. True when hyper can judge it: the head is whole or too large, or the
+    /// client sends nothing more.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -216,8 +215,8 @@ impl Head {
             // An end is looked for where it can be new.
             let from = self.bytes.len().saturating_sub(3);
             self.bytes.extend_from_slice(scratch.get(..received).unwrap_or_default());
-            self.is_cut = received == 0 || self.bytes.len() >= MAX_HEAD_BYTES;
-            if self.is_cut || ends_a_head(self.bytes.get(from..).unwrap_or_default()) {
+            let is_cut = received == 0 || self.bytes.len() >= MAX_HEAD_BYTES;
+            if is_cut || ends_a_head(self.bytes.get(from..).unwrap_or_default()) {
                 return Ok(true);
             }
         }
@@ -332,11 +331,8 @@ struct Exchange {
 impl AsyncRead for Exchange {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let head = &mut self.head;
+        // Behind its bytes comes an end, so that hyper never waits for more: not for a body either.
         let unread = head.bytes.get(head.read..).unwrap_or_default();
-        if unread.is_empty() && !head.is_cut {
-            // Nothing more is needed, so nobody has to be woken.
-            return Poll::Pending;
-        }
         let step = unread.len().min(buffer.remaining());
         buffer.put_slice(unread.get(..step).unwrap_or_default());
         head.read += step;
@@ -437,6 +433,9 @@ async fn answer(
     {
         return page_response(page);
     }
+    if let Some(response) = health(worker, request) {
+        return response;
+    }
     let refused = match handshake(worker, request, deadline).await {
         Ok(success) => {
             admitted.set(Some(success));
@@ -447,14 +446,35 @@ async fn answer(
     };
     worker.shard.add(Counter::HandshakesRefused, 1);
     tracing::debug!(status = refused.status.as_u16(), why = refused.why, "a handshake is refused");
-    let mut response = Response::new(Full::from(format!("{}\n", refused.why)));
-    *response.status_mut() = refused.status;
+    let mut response = line_response(refused.status, &refused.why);
+    response.headers_mut().extend(refused.header);
+    response
+}
+
+fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{line}\n")));
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.extend(refused.header);
     response
+}
+
+/// The answer to a question about our health: alive, or ready, which is that messages flow.
+fn health(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+    let path = request.uri().path();
+    let is_asked = matches!(path, "/healthz" | "/readyz")
+        && matches!(*request.method(), Method::GET | Method::HEAD)
+        && !worker.endpoints.iter().any(|endpoint| endpoint.serves(path));
+    if !is_asked {
+        return None;
+    }
+    let fault = if path == "/readyz" { worker.fault() } else { None };
+    Some(match fault {
+        Some(fault) => line_response(StatusCode::SERVICE_UNAVAILABLE, &fault),
+        None => line_response(StatusCode::OK, "ok"),
+    })
 }
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,

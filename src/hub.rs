@@ -90,6 +90,8 @@ pub(crate) struct Hub {
     subscribers: Slab<Subscriber>,
     /// Audiences with something in their batch, as (channel, audience).
     touched: Vec<(usize, usize)>,
+    /// Channels that are confirmed.
+    confirmed: usize,
     /// Bytes in all batches.
     pending: usize,
     spare: Vec<BytesMut>,
@@ -149,6 +151,7 @@ impl Hub {
             channels: Slab::new(),
             subscribers: Slab::new(),
             touched: Vec::new(),
+            confirmed: 0,
             pending: 0,
             spare: Vec::new(),
             lingering: VecDeque::new(),
@@ -217,6 +220,7 @@ impl Hub {
             self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
+                self.confirmed -= 1;
                 unsubscribe(entry.name);
             }
         }
@@ -237,25 +241,34 @@ impl Hub {
     /// Notes that the broker confirmed `channel`. False when nobody wants it any more.
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> bool {
         let Some(entry) = self.named(channel) else { return false };
-        entry.is_confirmed = true;
+        let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
         entry.tell_waiting(&Ok(()));
+        self.confirmed += usize::from(is_new);
         true
     }
 
     /// Notes that the broker refused `channel`; returns the sessions that now hear nothing.
     pub(crate) fn refuse(&mut self, channel: &[u8], refused: Refused) -> Vec<SessionKey> {
         let Some(entry) = self.named(channel) else { return Vec::new() };
-        entry.is_confirmed = false;
+        let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
         entry.is_asked = false;
         entry.tell_waiting(&Err(refused));
-        entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session)).collect()
+        let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
+        let members = members.collect();
+        self.confirmed -= usize::from(was_confirmed);
+        members
+    }
+
+    /// How many channels are confirmed.
+    pub(crate) fn confirmed(&self) -> usize {
+        self.confirmed
     }
 
     /// Notes that the link is lost: nothing is confirmed until the broker says so again.
     /// Returns how many channels were.
-    pub(crate) fn unconfirm_all(&mut self) -> u64 {
-        let confirmed = |(_, entry): (usize, &mut ChannelEntry)| std::mem::replace(&mut entry.is_confirmed, false);
-        self.channels.iter_mut().map(confirmed).filter(|was_confirmed| *was_confirmed).count() as u64
+    pub(crate) fn unconfirm_all(&mut self) -> usize {
+        self.channels.iter_mut().for_each(|(_, entry)| entry.is_confirmed = false);
+        std::mem::take(&mut self.confirmed)
     }
 
     /// All channels to subscribe on a new link. Those that linger are among them: somebody
@@ -414,16 +427,6 @@ impl ChannelEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[test]
-    fn zz() {
-        eprintln!(
-            "entry {} audience {} subscriber {} session {}",
-            size_of::<ChannelEntry>(),
-            size_of::<Audience>(),
-            size_of::<Subscriber>(),
-            size_of::<crate::session::Session>()
-        );
-    }
 
     const LUA: Wire = Wire::Lua { name_at: 2 };
 

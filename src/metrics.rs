@@ -25,11 +25,15 @@ pub(crate) enum Counter {
     TextsLost,
     /// Channels that were cut off from Redis for a while, each time.
     SubscriptionsLost,
+    /// Times in which a worker's subscriptions were away.
+    Gaps,
+    /// Their length, in milliseconds.
+    GapMillis,
     /// Sessions that ended, by reason.
     SessionsClosed(CloseReason),
 }
 
-const PLAIN: [(Counter, &str); 7] = [
+const PLAIN: [(Counter, &str); 9] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -37,6 +41,8 @@ const PLAIN: [(Counter, &str); 7] = [
     (Counter::TextsPublished, "texts_published"),
     (Counter::TextsLost, "texts_lost"),
     (Counter::SubscriptionsLost, "subscriptions_lost"),
+    (Counter::Gaps, "gaps"),
+    (Counter::GapMillis, "gap_ms"),
 ];
 
 impl Counter {
@@ -51,6 +57,8 @@ impl Counter {
             Self::TextsPublished => 4,
             Self::TextsLost => 5,
             Self::SubscriptionsLost => 6,
+            Self::Gaps => 7,
+            Self::GapMillis => 8,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
         }
     }

@@ -8,6 +8,7 @@ mod browser;
 mod cli;
 mod contract;
 mod embed;
+mod gap;
 mod golden;
 mod liveness;
 mod nginx;
@@ -18,4 +19,5 @@ mod service;
 mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]
 mod support;
+mod topology;
 mod units;

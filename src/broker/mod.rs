@@ -9,6 +9,7 @@ pub(crate) mod memory;
 pub(crate) mod redis;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -29,12 +30,25 @@ pub(crate) trait Sink {
     fn on_refused(&self, channel: &[u8], refused: Refused);
     /// The subscriptions are gone; they are made again by and by.
     fn on_lost(&self);
+    /// The subscriptions are there again; what was published in between is missing.
+    fn on_gap(&self, gap: Gap);
     /// All channels to subscribe.
     fn wanted(&self) -> Vec<Channel>;
+    /// How many channels are subscribed, as far as the worker was told.
+    fn subscribed(&self) -> usize;
     /// Texts to publish now, in order: at most about `max_bytes`, none when nothing waits.
     fn take_texts(&self, max_bytes: usize) -> Vec<Text>;
     /// What became of a text that was taken.
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
+}
+
+/// A time in which a worker's subscriptions were away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// From the last message that came to the last confirmation.
+    pub(crate) length: Duration,
+    /// Channels that were subscribed before it.
+    pub(crate) channels: usize,
 }
 
 /// A text on its way to the broker.
@@ -115,6 +129,14 @@ impl Broker {
         match self {
             Self::Memory(_) => true,
             Self::Redis(links) => links.is_reachable(),
+        }
+    }
+
+    /// Why messages do not flow, if they do not.
+    pub(crate) fn fault(&self) -> Option<String> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Redis(links) => links.fault(),
         }
     }
 

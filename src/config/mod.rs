@@ -63,14 +63,14 @@ pub struct Config {
     /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://`.
     /// Default `redis://127.0.0.1:6379`.
     pub broker: Broker,
-    /// Over how long the sessions are closed with 1001 when the sidecar stops, so that
-    /// clients do not all come back at once. Default 3 s.
+    /// Over how long the sessions are closed when the sidecar stops (1001), or after a gap
+    /// (1012, see [`GapPolicy::Close`]), so that clients do not all come back at once. Default 3 s.
     #[serde(with = "duration")]
     pub drain_time: Duration,
-    /// How long the messages of a busy channel may collect, so that several leave in one system
-    /// call and one turn of nginx: after a flush of more than one message, four times as long as
-    /// that took, and at most this. A channel that was quiet does not wait. Default 5 ms; `0s`
-    /// is never.
+    /// How long messages of a busy channel may be held back while most of its clients have not
+    /// read what was sent before, because nginx or they are behind: several then leave in one
+    /// system call and one turn of nginx. Who has caught up does not wait. Default 5 ms; `0s` is
+    /// never.
     #[serde(with = "duration")]
     pub pace: Duration,
     /// How to speak with Redis.
@@ -94,6 +94,13 @@ pub struct RedisConfig {
     pub password_file: Option<PathBuf>,
     /// PEM file with the authorities to trust for `rediss://`. Default: none, the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate (and those between it and an authority) that we show to a
+    /// `rediss://` that asks for one, and the file with its key. Default: none.
+    pub certificate_file: Option<PathBuf>,
+    /// See [`RedisConfig::certificate_file`]; the two stand together.
+    pub key_file: Option<PathBuf>,
+    /// The name that the certificate of `rediss://` must have. Default: none, the address' host.
+    pub server_name: Option<String>,
     /// How long connecting (TCP, TLS and the greeting) may take. Default 2 s.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -177,6 +184,20 @@ pub struct EndpointConfig {
     /// Close with 1013 when a text could not be published for this long. Default 10 s.
     #[serde(with = "duration")]
     pub publish_timeout: Duration,
+    /// What clients are told when messages may be missing, because a link to Redis was away.
+    /// Default `keep`, as the Lua handler.
+    pub on_gap: GapPolicy,
+}
+
+/// What clients are told after a gap. It is logged and counted in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum GapPolicy {
+    /// Nothing: the WebSocket stays open, and what comes next comes.
+    Keep,
+    /// Close with 1012, spread over `drain_time`: clients come back and fetch what they missed.
+    Close,
 }
 
 /// How payloads look to clients.
@@ -315,6 +336,9 @@ impl Default for RedisConfig {
             username: None,
             password_file: None,
             ca_file: None,
+            certificate_file: None,
+            key_file: None,
+            server_name: None,
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(15),
             subscribe_timeout: Duration::from_secs(3),
@@ -353,6 +377,7 @@ impl Default for EndpointConfig {
             stall_timeout: Duration::from_secs(10),
             max_unpublished_bytes: 256 << 10,
             publish_timeout: Duration::from_secs(10),
+            on_gap: GapPolicy::Keep,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the broker is: `memory`, `redis://`, `rediss://` or `unix://`.
+//! Where the broker is: `memory`, `redis://`, `rediss://`, `unix://` or `redis+sentinel://`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,6 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::ConfigError;
+
+/// Where a Sentinel listens unless its address says otherwise.
+const SENTINEL_PORT: u16 = 26_379;
 
 /// Which broker joins the sessions.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +42,9 @@ pub enum RedisAddress {
     Tls(String, u16),
     /// `unix:///PATH`
     Unix(PathBuf),
+    /// `redis+sentinel://HOST:PORT,HOST:PORT/MASTER`: the Sentinels, and the name of the master they
+    /// watch.
+    Sentinel(Vec<(String, u16)>, String),
 }
 
 impl Default for Broker {
@@ -63,13 +69,40 @@ impl FromStr for Broker {
             // The text may hold a password, so it is not repeated.
             ConfigError::new(vec![format!(
                 "the broker's address is wrong: {what}; write \"memory\", redis://HOST:PORT, \
-                 rediss://HOST:PORT or unix:///PATH (user and password before HOST as USER:PASSWORD@)"
+                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (user and \
+                 password before HOST as USER:PASSWORD@)"
             )])
         })
     }
 }
 
+/// Splits the Sentinels off and reads the rest as that of one server.
+fn parse_sentinel(rest: &str) -> Result<RedisUrl, String> {
+    let (login, rest) = rest.rsplit_once('@').map_or(("", rest), |(login, rest)| (login, rest));
+    let (places, master) = rest.split_once('/').unwrap_or((rest, ""));
+    if master.is_empty() || master.contains('/') {
+        return Err("it does not name the master, as in redis+sentinel://HOST:26379/mymaster".to_owned());
+    }
+    let at = if login.is_empty() { String::new() } else { format!("{login}@") };
+    let mut all = Vec::new();
+    let mut first = None;
+    for place in places.split(',') {
+        let url = parse(&format!("redis://{at}{place}"))?;
+        let has_port = place.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
+        match &url.address {
+            RedisAddress::Tcp(host, port) => all.push((host.clone(), if has_port { *port } else { SENTINEL_PORT })),
+            _ => return Err(format!("'{place}' is no HOST:PORT")),
+        }
+        first.get_or_insert(url);
+    }
+    let url = first.ok_or("it names no Sentinel")?;
+    Ok(RedisUrl { address: RedisAddress::Sentinel(all, master.to_owned()), ..url })
+}
+
 fn parse(text: &str) -> Result<RedisUrl, String> {
+    if let Some(rest) = text.strip_prefix("redis+sentinel://") {
+        return parse_sentinel(rest);
+    }
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let decoded = |text: &str| {
         percent_decode_str(text).decode_utf8().map(Into::<String>::into).map_err(|_| "it is not UTF-8".to_owned())
@@ -123,6 +156,7 @@ impl fmt::Display for RedisUrl {
             RedisAddress::Tcp(..) => "redis",
             RedisAddress::Tls(..) => "rediss",
             RedisAddress::Unix(..) => "unix",
+            RedisAddress::Sentinel(..) => "redis+sentinel",
         };
         write!(f, "{scheme}://")?;
         if self.username.is_some() || self.password.is_some() {
@@ -130,13 +164,18 @@ impl fmt::Display for RedisUrl {
             write!(f, "{}{masked}@", self.username.as_deref().unwrap_or_default())?;
         }
         match &self.address {
-            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) if host.contains(':') => {
-                write!(f, "[{host}]:{port}")
-            }
-            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => write!(f, "{host}:{port}"),
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => f.write_str(&place(host, *port)),
             RedisAddress::Unix(path) => write!(f, "{}", path.display()),
+            RedisAddress::Sentinel(places, master) => {
+                let places: Vec<_> = places.iter().map(|(host, port)| place(host, *port)).collect();
+                write!(f, "{}/{master}", places.join(","))
+            }
         }
     }
+}
+
+fn place(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 impl PartialEq for RedisUrl {
@@ -168,6 +207,17 @@ mod tests {
         assert_eq!(url("unix:///run/redis.sock").address, RedisAddress::Unix("/run/redis.sock".into()));
         assert_eq!(url("unix:///run/redis.sock?db=3").database.as_deref(), Some("3"));
         assert_eq!(url("redis://localhost/2").database.as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn sentinels_and_the_name_of_their_master_are_read() {
+        let url = url("redis+sentinel://web:p%2Fw@s1,[::1]:7000,s3:1/main");
+        let places = [("s1".to_owned(), 26_379), ("::1".to_owned(), 7000), ("s3".to_owned(), 1)];
+        assert_eq!(url.address, RedisAddress::Sentinel(places.to_vec(), "main".to_owned()));
+        assert_eq!(url.to_string(), "redis+sentinel://web:***@s1:26379,[::1]:7000,s3:1/main");
+        for wrong in ["redis+sentinel://s1", "redis+sentinel:///main", "redis+sentinel://s1,:x/main"] {
+            assert!(wrong.parse::<Broker>().unwrap_err().to_string().contains("/MASTER"), "{wrong}");
+        }
     }
 
     #[test]

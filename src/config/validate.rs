@@ -41,6 +41,9 @@ impl Config {
         ] {
             needs_time(&mut faults, name, value);
         }
+        if redis.certificate_file.is_some() != redis.key_file.is_some() {
+            faults.push("redis.certificate_file and redis.key_file: one is of no use without the other".to_owned());
+        }
         needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
         match self.limits.max_handshakes {
             0 => faults.push("limits.max_handshakes = 0: nobody could connect".to_owned()),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::broker::{Origin, Text};
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
-use crate::config::Config;
+use crate::config::{Config, GapPolicy};
 use crate::endpoint::Channel;
 use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
@@ -85,6 +85,17 @@ impl Core {
             generation: *generation,
         };
         self.sessions.iter().filter(|(_, (_, session))| session.is_open()).map(key).collect()
+    }
+
+    /// The open sessions that are closed after a gap.
+    pub(super) fn keys_to_close_after_gap(&self) -> Vec<SessionKey> {
+        let wants_it = |key: &SessionKey| {
+            let session = self.sessions.get(key.index as usize).map(|(_, session)| session);
+            session.is_some_and(|session| {
+                session.endpoint.config.subscribe && session.endpoint.config.on_gap == GapPolicy::Close
+            })
+        };
+        self.open_keys().into_iter().filter(wants_it).collect()
     }
 
     pub(super) fn is_idle(&self) -> bool {

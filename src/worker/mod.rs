@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::broker::{Broker, NotPublished, Origin, Refused, Sink, Text, memory, redis};
+use crate::broker::{Broker, Gap, NotPublished, Origin, Refused, Sink, Text, memory, redis};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::{Channel, Endpoint};
@@ -99,6 +99,9 @@ pub(crate) struct Worker {
     /// When to flush what the hub holds back, and that it is sooner than before.
     next_flush: Cell<Option<Instant>>,
     flush_sooner: Notify,
+    /// Sessions to close because of a gap.
+    gapped: RefCell<Vec<SessionKey>>,
+    gap: Notify,
 }
 
 /// How long the end waits beyond all other times: for the replies to close frames.
@@ -136,6 +139,8 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             again: Notify::new(),
             next_flush: Cell::new(None),
             flush_sooner: Notify::new(),
+            gapped: RefCell::default(),
+            gap: Notify::new(),
         });
         // Dropped, and so ended, with this future.
         let mut tasks = JoinSet::new();
@@ -148,6 +153,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
         tasks.spawn_local(of(&worker).tick());
         tasks.spawn_local(of(&worker).read_again());
         tasks.spawn_local(of(&worker).flush_held_back());
+        tasks.spawn_local(of(&worker).close_gapped());
         tasks.spawn_local(front(of(&worker)));
         if let Some(requests) = requests {
             tasks.spawn_local(of(&worker).take_requests(requests));
@@ -160,6 +166,17 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             }),
         }
     })
+}
+
+/// How often some more sessions are closed, when closing is spread over a time.
+const SPREAD_STEP: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// How many of `total` have their turn after `elapsed`, evenly over `time` and one at least.
+fn share_of(total: usize, elapsed: std::time::Duration, time: std::time::Duration) -> usize {
+    let share = elapsed.as_secs_f64() / time.as_secs_f64().max(f64::MIN_POSITIVE);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total, or more")]
+    let count = (share * total as f64) as usize;
+    count.saturating_add(1).min(total)
 }
 
 impl Worker {
@@ -183,10 +200,7 @@ impl Worker {
         let deadline = start + self.config.drain_time + patience.unwrap_or_default() + LAST_WORDS;
         let (total, mut closed) = (open.len(), 0);
         loop {
-            // Evenly over the time, in steps that a timer can make.
-            let share = start.elapsed().as_secs_f64() / self.config.drain_time.as_secs_f64().max(f64::MIN_POSITIVE);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total")]
-            let closed_by_now = ((share * total as f64) as usize + 1).min(total);
+            let closed_by_now = share_of(total, start.elapsed(), self.config.drain_time);
             let now = self.now();
             open.retain(|key| {
                 if closed >= closed_by_now || self.core.borrow_mut().has_unpublished(*key) {
@@ -197,7 +211,7 @@ impl Worker {
                 false
             });
             self.after_reading();
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(SPREAD_STEP).await;
             let is_done = open.is_empty() && self.handshakes.get() == 0 && self.core.borrow().is_idle();
             if is_done || Instant::now() >= deadline {
                 break;
@@ -318,6 +332,25 @@ impl Worker {
         }
     }
 
+    /// Closes those whose messages may be missing, spread over a time.
+    async fn close_gapped(self: Rc<Self>) {
+        loop {
+            self.gap.notified().await;
+            let mut keys = std::mem::take(&mut *self.gapped.borrow_mut());
+            fastrand::shuffle(&mut keys);
+            let (start, total) = (Instant::now(), keys.len());
+            while !keys.is_empty() {
+                let left = total - share_of(total, start.elapsed(), self.config.drain_time);
+                let now = self.now();
+                for key in keys.drain(left..) {
+                    self.guarded(key, now, |core| core.settle_if_open(key, CloseReason::Gap, now));
+                }
+                self.after_reading();
+                tokio::time::sleep(SPREAD_STEP).await;
+            }
+        }
+    }
+
     async fn take_requests(self: Rc<Self>, mut requests: mpsc::Receiver<PublishRequest>) {
         while let Some(PublishRequest { channel, payload, tell }) = requests.recv().await {
             let now = self.now();
@@ -331,6 +364,11 @@ impl Worker {
         }
         // All publishers are gone; the worker goes on.
         std::future::pending::<()>().await;
+    }
+
+    /// Why messages do not flow from the broker to sessions and back, if they do not.
+    pub(crate) fn fault(&self) -> Option<String> {
+        if self.is_draining.get() { Some(Refusal::Draining.to_string()) } else { self.broker.fault() }
     }
 
     /// Makes room for a session on `channel` and subscribes it; from then on what is published
@@ -446,7 +484,30 @@ impl Sink for Worker {
 
     fn on_lost(&self) {
         let lost = self.core.borrow_mut().hub.unconfirm_all();
-        self.shard.add(Counter::SubscriptionsLost, lost);
+        self.shard.add(Counter::SubscriptionsLost, lost as u64);
+    }
+
+    fn on_gap(&self, gap: Gap) {
+        self.shard.add(Counter::Gaps, 1);
+        self.shard.add(Counter::GapMillis, millis(gap.length));
+        if gap.channels == 0 {
+            // Nobody listened.
+            return;
+        }
+        let keys = self.core.borrow().keys_to_close_after_gap();
+        let Gap { length, channels } = gap;
+        tracing::warn!(
+            length_ms = millis(length),
+            channels,
+            closing = keys.len(),
+            "a gap: what was published in this time may be missing"
+        );
+        self.gapped.borrow_mut().extend(keys);
+        self.gap.notify_one();
+    }
+
+    fn subscribed(&self) -> usize {
+        self.core.borrow().hub.confirmed()
     }
 
     fn wanted(&self) -> Vec<Channel> {

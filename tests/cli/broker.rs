@@ -17,8 +17,8 @@ use crate::support::{SOON, START, until};
 const PATH: &str = "/webws?channel=%22zhang%22";
 
 /// The least ACL that the documentation names, word for word.
-const LEAST: &str = "resetkeys resetchannels &chat:* -@all \
-    +subscribe +unsubscribe +publish +ping +hello +auth +client|setname";
+const LEAST: &str = "resetkeys resetchannels &chat:* &webws:probe:* -@all \
+    +subscribe +unsubscribe +publish +ping +hello +auth +client|setname +client|info";
 
 /// What `operators` see: the warnings and errors of a log.
 fn complaints(lines: &[Value]) -> Vec<Value> {

@@ -33,8 +33,8 @@ fn certificate(dir: &Path, by: &str, names: &str) {
     openssl(dir, &format!("x509 -req -in server.csr {by} -out server.pem -days 2 -extfile server.ext"));
 }
 
-/// A Redis with that certificate, and its TLS port.
-async fn tls_redis(dir: &Path) -> (Redis, u16) {
+/// A Redis with that certificate, and its TLS port; `clients` says whether they have to show one.
+async fn tls_redis(dir: &Path, clients: &str) -> (Redis, u16) {
     let port = free_port();
     let file = |name: &str| dir.join(name).display().to_string();
     let redis = Redis::start_with(&[
@@ -47,7 +47,7 @@ async fn tls_redis(dir: &Path) -> (Redis, u16) {
         "--tls-ca-cert-file",
         &file("good.pem"),
         "--tls-auth-clients",
-        "no",
+        clients,
     ])
     .await;
     (redis, port)
@@ -65,7 +65,7 @@ async fn redis_is_reached_by_tls_when_its_authority_is_trusted() {
     let dir = tempfile::tempdir().unwrap();
     authority(dir.path(), "good");
     certificate(dir.path(), "good", "DNS:localhost,IP:127.0.0.1");
-    let (mut redis, port) = tls_redis(dir.path()).await;
+    let (mut redis, port) = tls_redis(dir.path(), "no").await;
     for host in ["localhost", "127.0.0.1"] {
         let program = start(dir.path(), &format!("rediss://{host}:{port}"), "good.pem").await;
         let mut client = Client::connect(&target_in(dir.path()), PATH).await;
@@ -86,12 +86,43 @@ async fn redis_is_reached_by_tls_when_its_authority_is_trusted() {
 }
 
 #[tokio::test]
+async fn a_redis_that_wants_a_certificate_gets_ours_and_may_have_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "good");
+    certificate(dir.path(), "good", "DNS:redis.example");
+    let (_redis, port) = tls_redis(dir.path(), "yes").await;
+    let listen = listen_in(dir.path());
+    let broker = format!("rediss://127.0.0.1:{port}");
+    let arguments = ["run", "--listen", &listen, "--broker", &broker, "--workers", "1"];
+    let environment = [
+        ("WEBWS_REDIS__CA_FILE", "good.pem"),
+        ("WEBWS_REDIS__SERVER_NAME", "redis.example"),
+        ("WEBWS_REDIS__CERTIFICATE_FILE", "server.pem"),
+        ("WEBWS_REDIS__KEY_FILE", "server.key"),
+    ];
+    let program = Program::start(dir.path(), &arguments, &environment).await;
+    until("a handshake succeeds", START, async || handshake(&target_in(dir.path()), PATH).await.head.status == 101)
+        .await;
+    let mut client = Client::connect(&target_in(dir.path()), PATH).await;
+    client.send_text("known, ").await;
+    client.expect_text("known, zhang").await;
+    program.stop().await;
+    // Half of it is a fault in the settings, and a key that is none a fault in a file.
+    for (key_file, fault) in [("", "one is of no use"), ("server.pem", "redis.key_file")] {
+        let environment = [environment[2], ("WEBWS_REDIS__KEY_FILE", key_file)];
+        let environment = if key_file.is_empty() { &environment[..1] } else { &environment[..] };
+        let (code, _, stderr) = told(&run(dir.path(), &arguments, environment).await);
+        assert!(code == Some(78) && stderr.contains(fault), "{code:?} {stderr}");
+    }
+}
+
+#[tokio::test]
 async fn a_redis_that_tls_cannot_trust_is_refused_and_the_reason_is_said_once() {
     let dir = tempfile::tempdir().unwrap();
     authority(dir.path(), "good");
     authority(dir.path(), "bad");
     certificate(dir.path(), "good", "DNS:redis.example");
-    let (_redis, port) = tls_redis(dir.path()).await;
+    let (_redis, port) = tls_redis(dir.path(), "no").await;
     let broker = format!("rediss://localhost:{port}");
     // Another authority; the system's authorities; the right authority and another name.
     for (ca_file, reason) in [("bad.pem", "UnknownIssuer"), ("", "UnknownIssuer"), ("good.pem", "not valid for name")] {

@@ -10,6 +10,7 @@ pub(crate) mod frame;
 pub(crate) mod http;
 pub(crate) mod nginx;
 pub(crate) mod program;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod webws;
 pub(crate) mod witness;

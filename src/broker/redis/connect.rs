@@ -16,12 +16,17 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::sentinel::{self, Place};
 use super::sieve::{Sieve, Transport};
 use super::subscriber;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
+
+/// How often each link asks the Sentinels whether its master is still the one. A master that dies
+/// ends its links by itself; this is for one that is replaced and lives on.
+const ASK_SENTINELS: Duration = Duration::from_secs(1);
 
 /// Everything needed to make links, checked once at start.
 #[derive(Debug)]
@@ -40,8 +45,8 @@ pub(crate) struct Settings {
 pub(crate) enum SettingsError {
     #[error("the Redis password file {path} cannot be read: {error}; check redis.password_file and its permissions")]
     Password { path: PathBuf, error: io::Error },
-    #[error("the certificates in {path} cannot be read: {error}; redis.ca_file is a PEM file with CERTIFICATE blocks")]
-    Authorities { path: PathBuf, error: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{path} ({setting}) cannot be used: {error}; it is a PEM file with CERTIFICATE or PRIVATE KEY blocks")]
+    Certificates { path: PathBuf, setting: &'static str, error: Box<dyn std::error::Error + Send + Sync> },
     #[error("the system has no trusted certificates: install ca-certificates or set redis.ca_file")]
     NoAuthorities,
     #[error("TLS cannot be set up: {0}")]
@@ -63,10 +68,29 @@ pub(super) enum LinkError {
     Ended(redis::RedisError),
     #[error("Redis closed the link")]
     Closed,
+    #[error("the Sentinels say that the master is at {0}:{1} now")]
+    Moved(String, u16),
+    #[error("{0}:{1} is no master (any more)")]
+    NoMaster(String, u16),
+    #[error("Redis takes messages and delivers none: nothing was heard for {0:?}")]
+    Deaf(Duration),
+}
+
+/// Whether Redis answered, and the answer was no.
+pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
+    !error.is_unrecoverable_error() && error.code().is_some()
 }
 
 /// What moves a link's bytes, for as long as it is polled.
 type Driver = Pin<Box<dyn Future<Output = ()>>>;
+
+/// A link that was made.
+pub(super) struct Made {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) driver: Driver,
+    /// The master that the Sentinels named.
+    pub(super) master: Option<Place>,
+}
 
 /// Which of a worker's two links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,10 +114,11 @@ impl Settings {
         }
         let tls = match &url.address {
             RedisAddress::Tls(host, _) => {
-                let name = ServerName::try_from(host.clone()).map_err(|_| SettingsError::ServerName(host.clone()))?;
-                Some((Arc::new(client_config(config.ca_file.as_deref())?), name))
+                let name = config.server_name.as_ref().unwrap_or(host).clone();
+                let name = ServerName::try_from(name.clone()).map_err(|_| SettingsError::ServerName(name))?;
+                Some((Arc::new(client_config(config)?), name))
             }
-            RedisAddress::Tcp(..) | RedisAddress::Unix(_) => None,
+            RedisAddress::Tcp(..) | RedisAddress::Unix(_) | RedisAddress::Sentinel(..) => None,
         };
         let settings = Self {
             url: url.clone(),
@@ -121,15 +146,15 @@ impl Settings {
     }
 
     /// Makes a link; its driver future must be polled for anything to happen on it.
-    pub(super) async fn connect(&self, role: Role) -> Result<(MultiplexedConnection, Driver), LinkError> {
+    pub(super) async fn connect(&self, role: Role) -> Result<Made, LinkError> {
         tokio::time::timeout(self.connect_timeout, self.connect_patiently(role))
             .await
             .unwrap_or_else(|_| Err(LinkError::Silent(self.url.to_string(), self.connect_timeout)))
     }
 
-    async fn connect_patiently(&self, role: Role) -> Result<(MultiplexedConnection, Driver), LinkError> {
+    async fn connect_patiently(&self, role: Role) -> Result<Made, LinkError> {
         let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
-        let transport = self.open().await.map_err(unreachable)?;
+        let (transport, master) = self.open().await.map_err(unreachable)?;
         let password = self.password().map_err(|error| unreachable(io::Error::other(error)))?;
         // CLIENT SETINFO is not in the least ACL the README names, so the crate's is skipped.
         let mut greeting = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
@@ -166,37 +191,90 @@ impl Settings {
             }
             () = &mut driver => return Err(LinkError::Closed),
         }
-        Ok((connection, driver))
+        if let Some((host, port)) = &master
+            && !is_master(&mut connection, &mut driver).await?
+        {
+            return Err(LinkError::NoMaster(host.clone(), *port));
+        }
+        Ok(Made { connection, driver, master })
     }
 
-    async fn open(&self) -> io::Result<Box<dyn Transport>> {
-        match &self.url.address {
-            RedisAddress::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                let Some((config, name)) = &self.tls else { return Ok(Box::new(stream)) };
-                let connector = TlsConnector::from(config.clone());
-                Ok(Box::new(connector.connect(name.clone(), stream).await?))
+    /// Resolves when the Sentinels name another master than the one a link was made to.
+    pub(super) async fn is_moved(&self, master: Option<&Place>) -> LinkError {
+        let (RedisAddress::Sentinel(sentinels, name), Some(master)) = (&self.url.address, master) else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::time::sleep(ASK_SENTINELS).await;
+            match sentinel::master(sentinels, name).await {
+                Ok(found) if found != *master => return LinkError::Moved(found.0, found.1),
+                Ok(_) => {}
+                // The link is there; without Sentinels it goes on.
+                Err(error) => tracing::debug!(%error, "the Sentinels cannot be asked"),
             }
         }
     }
+
+    async fn open(&self) -> io::Result<(Box<dyn Transport>, Option<Place>)> {
+        Ok(match &self.url.address {
+            RedisAddress::Sentinel(sentinels, name) => {
+                let master = sentinel::master(sentinels, name).await?;
+                let stream = TcpStream::connect((master.0.as_str(), master.1)).await?;
+                stream.set_nodelay(true)?;
+                (Box::new(stream), Some(master))
+            }
+            RedisAddress::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let Some((config, name)) = &self.tls else { return Ok((Box::new(stream), None)) };
+                let connector = TlsConnector::from(config.clone());
+                (Box::new(connector.connect(name.clone(), stream).await?), None)
+            }
+        })
+    }
 }
 
-fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> {
+/// Whether the server calls itself a master: a Sentinel may name one that is none any more. Where the
+/// ACL does not allow ROLE, the Sentinel is believed.
+async fn is_master(connection: &mut MultiplexedConnection, driver: &mut Driver) -> Result<bool, LinkError> {
+    let role = redis::cmd("ROLE");
+    let role = tokio::select! {
+        role = connection.send_packed_command(&role) => role,
+        () = driver => return Err(LinkError::Closed),
+    };
+    match role {
+        Ok(redis::Value::Array(role)) => {
+            Ok(matches!(role.first(), Some(redis::Value::BulkString(role)) if role == b"master"))
+        }
+        Ok(_) => Ok(true),
+        Err(error) if is_refusal(&error) => Ok(true),
+        Err(error) => Err(LinkError::Ended(error)),
+    }
+}
+
+/// The certificates in a PEM file, one at least.
+fn certificates(path: &Path, setting: &'static str) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let error = match read {
+        Ok(certificates) if Vec::is_empty(&certificates) => "it holds none".into(),
+        Ok(certificates) => return Ok(certificates),
+        Err(error) => error.into(),
+    };
+    Err(SettingsError::Certificates { path: path.to_owned(), setting, error })
+}
+
+fn client_config(config: &RedisConfig) -> Result<ClientConfig, SettingsError> {
     let mut roots = RootCertStore::empty();
-    match ca_file {
+    match &config.ca_file {
         Some(path) => {
-            let fault = |error: Box<dyn std::error::Error + Send + Sync>| SettingsError::Authorities {
-                path: path.to_owned(),
-                error,
-            };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.into()))? {
-                let certificate = certificate.map_err(|error| fault(error.into()))?;
-                roots.add(certificate).map_err(|error| fault(error.into()))?;
-            }
-            if roots.is_empty() {
-                return Err(fault("it holds none".into()));
+            let setting = "redis.ca_file";
+            for certificate in certificates(path, setting)? {
+                roots.add(certificate).map_err(|error| SettingsError::Certificates {
+                    path: path.clone(),
+                    setting,
+                    error: error.into(),
+                })?;
             }
         }
         None => {
@@ -209,8 +287,16 @@ fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> 
     // Named, because a program that embeds us may have another one among its crates, and rustls
     // would not know which to take.
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(SettingsError::Tls)?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+        .map_err(SettingsError::Tls)?
+        .with_root_certificates(roots);
+    let (Some(chain), Some(key)) = (&config.certificate_file, &config.key_file) else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let setting = "redis.key_file";
+    let fault = |error| SettingsError::Certificates { path: key.clone(), setting, error };
+    let chain = certificates(chain, "redis.certificate_file")?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(error.into()))?;
+    builder.with_client_auth_cert(chain, secret).map_err(|error| fault(error.into()))
 }

@@ -2,11 +2,14 @@
 //! the two must never share a connection.
 //!
 //! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever;
-//! `sieve.rs` takes the published messages out of the subscriber's stream.
+//! `sieve.rs` takes the published messages out of the subscriber's stream, `probe.rs` proves that
+//! they come.
 //! The only room that names the redis crate. May not enter: sessions.
 
 mod connect;
+mod probe;
 mod publisher;
+mod sentinel;
 mod sieve;
 mod subscriber;
 mod supervisor;
@@ -20,6 +23,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::probe::Probe;
 use super::Sink;
 use crate::endpoint::Channel;
 
@@ -54,6 +58,9 @@ pub(crate) struct Links {
     heard_at: Cell<Instant>,
     /// Since when the subscriber waits for an answer.
     unanswered_since: Cell<Option<Instant>>,
+    /// When Redis' subscriptions were compared with ours last.
+    audited_at: Cell<Instant>,
+    probe: Rc<Probe>,
 }
 
 impl Links {
@@ -68,6 +75,8 @@ impl Links {
             hears_again: Notify::new(),
             heard_at: Cell::new(Instant::now()),
             unanswered_since: Cell::new(None),
+            audited_at: Cell::new(Instant::now()),
+            probe: Rc::new(Probe::new()),
         }
     }
 
@@ -97,8 +106,13 @@ impl Links {
     }
 
     pub(super) async fn run(&self, sink: Rc<dyn Sink>) {
-        let _pushes = subscriber::PushTarget::set(sink.clone());
+        let _pushes = subscriber::PushTarget::set(sink.clone(), self.probe.clone());
         tokio::join!(subscriber::run(self, &*sink), publisher::run(self, &*sink));
+    }
+
+    /// What is wrong with the links of all workers, if anything.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.health.fault()
     }
 
     fn is_deaf(&self) -> bool {

@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
+use tokio::time::Instant;
 
 use super::Links;
-use super::connect::{LinkError, Role};
+use super::connect::{LinkError, Made, Role, is_refusal};
 use super::supervisor::Backoff;
 use crate::broker::{NotPublished, Origin, Sink, Text};
 
 /// Bytes of one pipeline. Chosen: far under Redis' query buffer, and over what comes in a round trip.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Redis' `timeout` setting closes a publisher that is idle; and a dead link should be
-/// noticed before the next text is.
+/// Where probes are not allowed: Redis' `timeout` setting closes a publisher that is idle, and a
+/// dead link should be noticed before the next text is.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Keeps the link, forever.
@@ -29,13 +30,14 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     loop {
         match links.settings.connect(Role::Publisher).await {
             Err(error) => links.health.attempt_failed(&error),
-            Ok((mut connection, driver)) => {
+            Ok(Made { mut connection, driver, master }) => {
                 links.health.link_is_up();
                 backoff.reset();
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
                     error = serve(links, sink, &mut connection) => error,
+                    error = links.settings.is_moved(master.as_ref()) => error,
                 };
                 links.health.link_is_lost(&error);
             }
@@ -55,13 +57,22 @@ async fn serve(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
         if links.is_deaf() {
             continue;
         }
-        let texts = sink.take_texts(BATCH_BYTES);
-        let done = if !texts.is_empty() {
-            publish(links, sink, connection, texts).await
-        } else if tokio::time::timeout(PING_INTERVAL, links.texts_wait.notified()).await.is_err() {
-            ping(links, connection).await
+        let now = Instant::now();
+        let probe_at = links.probe.due_at();
+        let done = if probe_at.is_some_and(|at| at <= now) {
+            publish_probe(links, connection).await
         } else {
-            Ok(())
+            let texts = sink.take_texts(BATCH_BYTES);
+            let idle_until = probe_at.unwrap_or(now + PING_INTERVAL);
+            if !texts.is_empty() {
+                publish(links, sink, connection, texts).await
+            } else if tokio::time::timeout_at(idle_until, links.texts_wait.notified()).await.is_err()
+                && probe_at.is_none()
+            {
+                ping(links, connection).await
+            } else {
+                Ok(())
+            }
         };
         if let Err(error) = done {
             return error;
@@ -96,6 +107,26 @@ async fn publish(
         });
     }
     Ok(())
+}
+
+async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+    let number = links.probe.next();
+    let mut publish = redis::cmd("PUBLISH");
+    publish.arg(&**links.probe.channel()).arg(number);
+    let timeout = links.settings.response_timeout;
+    match tokio::time::timeout(timeout, connection.send_packed_command(&publish)).await {
+        Ok(Ok(receivers)) => {
+            links.probe.on_published(number, redis::from_redis_value(receivers).unwrap_or(1));
+            Ok(())
+        }
+        Ok(Err(error)) if is_refusal(&error) => {
+            links.probe.refused();
+            links.health.probe_is_refused(&error);
+            Ok(())
+        }
+        Ok(Err(error)) => Err(LinkError::Ended(error)),
+        Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
+    }
 }
 
 async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {

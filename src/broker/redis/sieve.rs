@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::subscriber::with_target;
+use super::subscriber::{on_heard, on_message, on_pause};
 
 /// How bytes reach Redis.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
@@ -60,11 +60,19 @@ impl Sieve {
 
     /// Hands over the messages that come next, until something is for the crate or more is needed.
     fn sift(&mut self) {
+        let before = self.unread.start;
+        self.sift_all();
+        if self.unread.start > before {
+            on_heard();
+        }
+    }
+
+    fn sift_all(&mut self) {
         while self.passing == 0 {
             let unread = self.buffer.get(self.unread.clone()).unwrap_or_default();
             match next(unread) {
                 Next::Message { channel, payload, len } => {
-                    with_target(|sink| sink.on_publication(channel, payload));
+                    on_message(channel, payload);
                     self.unread.start += len;
                 }
                 Next::Other(len) => self.passing = len,
@@ -117,12 +125,12 @@ impl AsyncRead for Sieve {
                 Poll::Ready(done) => done?,
                 Poll::Pending => {
                     // Nothing more is there: what was collected can leave.
-                    with_target(|sink| sink.on_pause());
+                    on_pause();
                     return Poll::Pending;
                 }
             }
         }
-        with_target(|sink| sink.on_pause());
+        on_pause();
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -236,8 +244,9 @@ mod tests {
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt;
 
+    use crate::broker::redis::probe::Probe;
     use crate::broker::redis::subscriber::PushTarget;
-    use crate::broker::{NotPublished, Origin, Refused, Sink, Text};
+    use crate::broker::{Gap, NotPublished, Origin, Refused, Sink, Text};
     use crate::endpoint::Channel;
 
     const HELLO: &[u8] = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n";
@@ -285,6 +294,11 @@ mod tests {
         fn on_subscribed(&self, _: &[u8]) {}
         fn on_refused(&self, _: &[u8], _: Refused) {}
         fn on_lost(&self) {}
+        fn on_gap(&self, _: Gap) {}
+
+        fn subscribed(&self) -> usize {
+            0
+        }
 
         fn wanted(&self) -> Vec<Channel> {
             Vec::new()
@@ -300,7 +314,7 @@ mod tests {
     /// What the crate reads of a stream that comes in pieces of `step` bytes, and the messages.
     fn sifted(stream: &[u8], step: usize) -> (Vec<u8>, Vec<Message>) {
         let kept = Rc::new(Kept::default());
-        let _target = PushTarget::set(kept.clone());
+        let _target = PushTarget::set(kept.clone(), Rc::new(Probe::new()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let read = runtime.block_on(async {
             let (mut theirs, ours) = tokio::io::duplex(step);

@@ -10,35 +10,39 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, RedisError, RedisResult, Value};
+use redis::{PushInfo, PushKind, RedisResult, Value};
 use tokio::time::Instant;
 
-use super::connect::{LinkError, Role};
+use super::connect::{LinkError, Made, Role, is_refusal};
+use super::probe::Probe;
 use super::supervisor::Backoff;
 use super::{Command, Links};
-use crate::broker::{Refused, Sink};
+use crate::broker::{Gap, Refused, Sink};
 use crate::endpoint::Channel;
+use crate::throttle::Throttle;
 
 /// Channels per command. Chosen: 1,000 names are some 30 kB, so a resubscription of many
 /// channels is interleaved with messages and stays far under Redis' query buffer.
 const CHUNK: usize = 1_000;
 
-/// A link with nothing to do is asked for a sign of life this often.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often what Redis has is compared with what the worker wants; that also keeps a link without
+/// channels from being idle. Chosen: half a dozen bytes each, and a channel that went lost is
+/// back before its clients give up.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 
 thread_local! {
-    /// The worker of this thread. The crate wants a push callback that is Send and Sync,
-    /// so it cannot hold the worker itself.
-    static TARGET: RefCell<Option<Rc<dyn Sink>>> = const { RefCell::new(None) };
+    /// The worker of this thread. The crate wants streams and callbacks that are Send and Sync,
+    /// so they cannot hold the worker itself.
+    static TARGET: RefCell<Option<(Rc<dyn Sink>, Rc<Probe>)>> = const { RefCell::new(None) };
 }
 
-/// Lets this thread's pushes reach a worker for as long as it exists.
+/// Lets this thread's messages and pushes reach a worker for as long as it exists.
 #[derive(Debug)]
 pub(super) struct PushTarget;
 
 impl PushTarget {
-    pub(super) fn set(sink: Rc<dyn Sink>) -> Self {
-        TARGET.set(Some(sink));
+    pub(super) fn set(sink: Rc<dyn Sink>, probe: Rc<Probe>) -> Self {
+        TARGET.set(Some((sink, probe)));
         Self
     }
 }
@@ -49,19 +53,42 @@ impl Drop for PushTarget {
     }
 }
 
-pub(super) fn with_target(act: impl FnOnce(&dyn Sink)) {
+fn with_target(act: impl FnOnce(&dyn Sink, &Probe)) {
     TARGET.with_borrow(|target| {
-        if let Some(sink) = target {
-            act(&**sink);
+        if let Some((sink, probe)) = target {
+            act(&**sink, probe);
         }
     });
+}
+
+/// A message, in the order of the stream.
+pub(super) fn on_message(channel: &[u8], payload: &[u8]) {
+    with_target(|sink, probe| {
+        if !probe.takes(channel, payload) {
+            sink.on_publication(channel, payload);
+        }
+    });
+}
+
+/// Messages came.
+pub(super) fn on_heard() {
+    with_target(|_, probe| probe.on_heard());
+}
+
+/// The link has nothing more to give at the moment.
+pub(super) fn on_pause() {
+    with_target(|sink, _| sink.on_pause());
 }
 
 /// Runs inside the link's driver, once per push, in the order of the stream.
 #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the signature is the crate's")]
 pub(super) fn on_push(push: PushInfo) -> Result<(), std::convert::Infallible> {
     if let (PushKind::Subscribe, [Value::BulkString(channel), ..]) = (&push.kind, push.data.as_slice()) {
-        with_target(|sink| sink.on_subscribed(channel));
+        with_target(|sink, probe| {
+            if *channel != **probe.channel() {
+                sink.on_subscribed(channel);
+            }
+        });
     }
     Ok(())
 }
@@ -69,14 +96,17 @@ pub(super) fn on_push(push: PushInfo) -> Result<(), std::convert::Infallible> {
 /// Keeps the link, forever.
 pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
+    let mut outage = None;
     loop {
         match links.settings.connect(Role::Subscriber).await {
             Err(error) => links.health.attempt_failed(&error),
-            Ok((mut connection, driver)) => {
+            Ok(Made { mut connection, driver, master }) => {
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
-                    error = serve(links, sink, &mut connection, &mut backoff) => error,
+                    error = serve(links, sink, &mut connection, &mut backoff, &mut outage) => error,
+                    error = links.settings.is_moved(master.as_ref()) => error,
+                    silence = links.probe.is_missed() => LinkError::Deaf(silence),
                 };
                 links.unanswered_since.set(None);
                 if links.is_deaf() {
@@ -85,6 +115,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                     links.health.link_is_lost(&error);
                     links.deaf_since.set(Some(Instant::now()));
                     links.health.worker_is_deaf();
+                    outage = Some(Outage { since: links.probe.heard_at(), channels: sink.subscribed() });
                 }
                 sink.on_lost();
             }
@@ -93,36 +124,110 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     }
 }
 
+/// What the loss of a link cost.
+struct Outage {
+    /// When the last message came.
+    since: Instant,
+    /// Channels that were subscribed.
+    channels: usize,
+}
+
 async fn serve(
     links: &Links,
     sink: &dyn Sink,
     connection: &mut MultiplexedConnection,
     backoff: &mut Backoff,
+    outage: &mut Option<Outage>,
 ) -> LinkError {
+    let is_probed = match subscribe_probe(links, connection).await {
+        Ok(is_probed) => is_probed,
+        Err(error) => return error,
+    };
     // No await between these two: what is wanted from here on is commanded from here on.
     links.commands.borrow_mut().clear();
     let wanted = sink.wanted();
-    for chunk in wanted.chunks(CHUNK) {
-        if let Err(error) = subscribe(links, sink, connection, chunk).await {
-            return error;
-        }
+    if let Err(error) = subscribe_all(links, sink, connection, &wanted).await {
+        return error;
     }
+    links.probe.begin(is_probed);
     links.deaf_since.set(None);
     links.heard_at.set(Instant::now());
     links.health.worker_hears();
     links.hears_again.notify_one();
     links.health.link_is_up();
     backoff.reset();
+    if let Some(Outage { since, channels }) = outage.take() {
+        sink.on_gap(Gap { length: since.elapsed(), channels });
+    }
+    let mut audit_at = Instant::now() + AUDIT_INTERVAL;
+    links.audited_at.set(Instant::now());
     loop {
-        let asked = tokio::time::timeout(PING_INTERVAL, links.commands_wait.notified()).await;
-        let done = match asked {
+        let done = match tokio::time::timeout_at(audit_at, links.commands_wait.notified()).await {
             Ok(()) => obey(links, sink, connection).await,
-            Err(_) => answered(links, connection.send_packed_command(&redis::cmd("PING"))).await.map(drop),
+            Err(_) => {
+                audit_at = Instant::now() + AUDIT_INTERVAL;
+                audit(links, sink, connection).await
+            }
         };
         if let Err(error) = done {
             return error;
         }
     }
+}
+
+/// Subscribes the probe's channel; false when Redis does not let us.
+async fn subscribe_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<bool, LinkError> {
+    match answered(links, connection.subscribe(&**links.probe.channel())).await {
+        Ok(()) => Ok(true),
+        Err(LinkError::Ended(error)) if is_refusal(&error) => {
+            links.health.probe_is_refused(&error);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Compares what Redis has with what the worker was told, and subscribes again what is missing.
+/// Without the right to `CLIENT INFO` it is a sign of life and no more.
+async fn audit(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+    static FEWER: Throttle = Throttle::per_minute();
+    let mut info = redis::cmd("CLIENT");
+    info.arg("INFO");
+    let told = sink.subscribed() + usize::from(links.probe.due_at().is_some());
+    let info: String = match answered(links, connection.send_packed_command(&info)).await {
+        Ok(value) => redis::from_redis_value(value).unwrap_or_default(),
+        Err(LinkError::Ended(error)) if is_refusal(&error) => String::new(),
+        Err(error) => return Err(error),
+    };
+    let Some(there) = info.split(' ').find_map(|field| field.strip_prefix("sub=")?.parse::<usize>().ok()) else {
+        return Ok(());
+    };
+    // Nothing else is under way on this link, so that the numbers belong together.
+    let since = links.audited_at.replace(Instant::now());
+    if there >= told {
+        return Ok(());
+    }
+    let channels = told - there;
+    if FEWER.allows() {
+        tracing::warn!(channels, "Redis has fewer subscriptions than it confirmed: subscribing all channels again");
+    }
+    subscribe_probe(links, connection).await?;
+    let wanted = sink.wanted();
+    subscribe_all(links, sink, connection, &wanted).await?;
+    sink.on_gap(Gap { length: since.elapsed(), channels });
+    Ok(())
+}
+
+async fn subscribe_all(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+    channels: &[Channel],
+) -> Result<(), LinkError> {
+    for chunk in channels.chunks(CHUNK) {
+        subscribe(links, sink, connection, chunk).await?;
+    }
+    Ok(())
 }
 
 /// Carries out all commands, each run of the same kind as one.
@@ -174,11 +279,6 @@ async fn subscribe(
         }
     }
     Ok(())
-}
-
-/// Whether Redis answered, and the answer was no.
-fn is_refusal(error: &RedisError) -> bool {
-    !error.is_unrecoverable_error() && error.code().is_some()
 }
 
 fn names(channels: &[Channel]) -> Vec<&[u8]> {

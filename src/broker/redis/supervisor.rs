@@ -44,18 +44,30 @@ pub(crate) struct Health {
 
 #[derive(Debug)]
 struct State {
-    /// Links that are not up.
+    /// All links, and those that are not up.
+    links: usize,
     down: usize,
     /// Since when, and whether it was told.
     since: Instant,
     is_told: bool,
     was_up: bool,
+    /// What a link said last when it was lost or not made.
+    last_error: String,
+    is_probe_refused: bool,
 }
 
 impl Health {
     /// The health of the links of `workers` workers, none of them up yet.
     pub(crate) fn new(workers: usize) -> Self {
-        let state = State { down: 2 * workers, since: Instant::now(), is_told: false, was_up: false };
+        let state = State {
+            links: 2 * workers,
+            down: 2 * workers,
+            since: Instant::now(),
+            is_told: false,
+            was_up: false,
+            last_error: "not connected yet".to_owned(),
+            is_probe_refused: false,
+        };
         Self { state: Mutex::new(state), deaf: watch::Sender::new(workers) }
     }
 
@@ -76,6 +88,37 @@ impl Health {
             // The sender is ours, so waiting ends with the wish or the time.
             drop(tokio::time::timeout_at(patience, deaf.wait_for(|deaf| *deaf == 0)).await);
         }
+    }
+
+    /// What is wrong, if anything, in words for an operator.
+    pub(super) fn fault(&self) -> Option<String> {
+        let mut fault = None;
+        self.change(|state| {
+            if state.down > 0 {
+                let State { links, down, since, last_error, .. } = state;
+                fault = Some(format!(
+                    "{down} of {links} links to Redis are away for {:.1?}: {last_error}",
+                    since.elapsed()
+                ));
+            }
+        });
+        match *self.deaf.borrow() {
+            deaf if deaf > 0 && fault.is_none() => Some(format!("{deaf} workers are still subscribing their channels")),
+            _ => fault,
+        }
+    }
+
+    /// Redis does not allow probes.
+    pub(super) fn probe_is_refused(&self, error: &dyn fmt::Display) {
+        self.change(|state| {
+            if !std::mem::replace(&mut state.is_probe_refused, true) {
+                tracing::warn!(
+                    %error,
+                    "Redis does not allow the channels by which links prove that they hear: add &webws:probe:* to the \
+                     ACL user; until then a link that delivers nothing is noticed by its subscriptions' number only"
+                );
+            }
+        });
     }
 
     /// A link is up.
@@ -119,6 +162,7 @@ impl Health {
 
 impl State {
     fn tell(&mut self, error: &dyn fmt::Display) {
+        self.last_error = error.to_string();
         if std::mem::replace(&mut self.is_told, true) {
             tracing::debug!(%error, "Redis is still away");
         } else {

@@ -1,0 +1,357 @@
+//! Promise: whatever happens between Redis and us, nobody goes deaf. What is missing is missing inside
+//! a gap that was reported, nothing comes twice or out of order, and messages flow again within
+//! five seconds of the trouble's end.
+
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::support::http::get;
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::redis::Redis;
+use crate::support::webws::Webws;
+use crate::support::witness::Witness;
+use crate::support::{SOON, until};
+
+/// Messages flow again within, after Redis and the way to it are well.
+const FLOWS_WITHIN: Duration = Duration::from_secs(5);
+/// Between two numbers of the ledger.
+const STEP: Duration = Duration::from_millis(5);
+/// A gap begins with the last message that came, so the first that is missing may be a step later,
+/// and the log is written a moment after the gap's end.
+const SLACK: Duration = Duration::from_millis(250);
+
+const KEEP: &str = "path = \"/webws\"";
+const CLOSE: &str = "path = \"/told\"\non_gap = \"close\"";
+
+#[tokio::test]
+async fn a_link_that_delivers_nothing_any_more_is_replaced() {
+    let mut stage = Stage::start().await;
+    stage.proxy.set(Mode::Deafen);
+    until("it is found out", 2 * SOON, async || stage.webws.log().contains("delivers none")).await;
+    stage.proxy.set(Mode::Pass);
+    let ledger = stage.settle().await;
+    assert!(ledger.lost > 0, "what the proxy swallowed is lost");
+}
+
+#[tokio::test]
+async fn a_subscription_that_redis_forgot_is_found_and_made_again() {
+    let mut stage = Stage::start().await;
+    stage.proxy.say_as_subscriber(b"UNSUBSCRIBE chat:ledger\r\n");
+    until("it is found out", 3 * SOON, async || stage.webws.log().contains("fewer subscriptions")).await;
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn a_way_to_redis_that_stands_still_for_a_while_loses_nothing() {
+    let mut stage = Stage::start().await;
+    stage.proxy.set(Mode::Hold);
+    sleep(Duration::from_secs(4)).await;
+    stage.proxy.set(Mode::Pass);
+    assert_eq!(stage.settle().await.lost, 0);
+}
+
+#[tokio::test]
+async fn a_slow_and_a_trickling_way_to_redis_lose_nothing() {
+    let mut stage = Stage::start().await;
+    for mode in [Mode::Delay(Duration::from_millis(100)), Mode::Trickle] {
+        stage.proxy.set(mode);
+        sleep(Duration::from_secs(3)).await;
+    }
+    stage.proxy.set(Mode::Pass);
+    assert_eq!(stage.settle().await.lost, 0);
+    assert!(!stage.webws.log().contains("Redis is away"), "{}", stage.webws.log());
+}
+
+#[tokio::test]
+async fn connections_that_are_reset_again_and_again_come_back_each_time() {
+    let mut stage = Stage::start().await;
+    for _ in 0..5 {
+        stage.proxy.reset();
+        sleep(Duration::from_millis(400)).await;
+    }
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_cut_in_the_middle_is_never_delivered_in_part() {
+    let mut stage = Stage::start().await;
+    stage.proxy.set(Mode::CutInMessage);
+    until("it is cut", SOON, async || stage.webws.log().contains("Redis is away")).await;
+    stage.proxy.set(Mode::Pass);
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_killed_and_comes_back_leaves_one_gap() {
+    let mut stage = Stage::start().await;
+    stage.redis.kill();
+    sleep(Duration::from_secs(1)).await;
+    stage.redis.start_again().await;
+    stage.settle().await;
+    assert_eq!(stage.gaps().len(), 1, "{}", stage.webws.log());
+}
+
+#[tokio::test]
+async fn a_redis_that_dies_again_while_channels_are_subscribed_again_leaves_nobody_deaf() {
+    let mut stage = Stage::start().await;
+    let mut others = Vec::new();
+    for n in 0..300 {
+        others.push(Witness::join(&stage.webws.target(), &format!("/webws?channel=%22n{n}%22")).await);
+    }
+    for _ in 0..3 {
+        // Slow, so that it dies in the middle.
+        stage.proxy.set(Mode::Delay(Duration::from_millis(50)));
+        stage.redis.kill();
+        stage.redis.start_again().await;
+        let is_back = async || stage.redis.clients().await.iter().any(|client| client.contains("webws-subscriber"));
+        until("the subscriber is there", SOON, is_back).await;
+    }
+    stage.proxy.set(Mode::Pass);
+    stage.settle().await;
+    for (n, other) in others.iter_mut().enumerate() {
+        stage.redis.publish(format!("chat:n{n}").as_bytes(), b"at last ").await;
+        other.await_text(&format!("at last n{n}"), SOON).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_frozen_for_a_second_loses_nothing_and_one_frozen_for_a_minute_leaves_a_gap() {
+    let mut stage = Stage::start().await;
+    stage.redis.freeze();
+    sleep(Duration::from_secs(1)).await;
+    stage.redis.thaw();
+    assert_eq!(stage.settle().await.lost, 0);
+    assert!(!stage.webws.log().contains("Redis is away"), "{}", stage.webws.log());
+
+    let mut stage = Stage::start().await;
+    stage.redis.freeze();
+    sleep(Duration::from_secs(60)).await;
+    stage.redis.thaw();
+    stage.settle().await;
+    assert_eq!(stage.gaps().len(), 1, "{}", stage.webws.log());
+    assert!(stage.webws.log().lines().count() < 10, "{}", stage.webws.log());
+}
+
+#[tokio::test]
+async fn a_rotated_password_is_read_when_redis_asks_for_it() {
+    let redis = Redis::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    let rotate = async |password: &str| {
+        std::fs::write(&file, password).unwrap();
+        let rights = format!("ACL SETUSER web on resetpass >{password} ~* &* +@all");
+        redis.command(&rights.split(' ').collect::<Vec<_>>()).await;
+    };
+    rotate("first").await;
+    let settings = format!("[redis]\nusername = \"web\"\npassword_file = {:?}", file.display().to_string());
+    let webws = Webws::builder().broker(&redis.url()).workers(1).extra_toml(&settings).start().await;
+    let mut witness = Witness::join(&webws.target(), "/webws?channel=%22ledger%22").await;
+    rotate("second").await;
+    redis.command(&["CLIENT", "KILL", "USER", "web"]).await;
+    until("it is gone", SOON, async || webws.log().contains("Redis is away")).await;
+    until("it is back", SOON, async || redis.numsub(b"chat:ledger").await == 1).await;
+    redis.publish(b"chat:ledger", b"x ").await;
+    witness.await_text("x ledger", SOON).await;
+}
+
+#[tokio::test]
+async fn a_subscriber_that_redis_ends_for_its_output_buffer_comes_back() {
+    let mut stage = Stage::start().await;
+    stage.redis.command(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 1mb 1"]).await;
+    stage.webws.signal(Signal::SIGSTOP);
+    // Until the sockets are full and the buffer is over its limit.
+    let payload = vec![b'x'; 1 << 20];
+    for _ in 0..30 {
+        stage.redis.publish(b"chat:ledger", &payload).await;
+    }
+    stage.webws.signal(Signal::SIGCONT);
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn a_paused_redis_loses_nothing() {
+    let mut stage = Stage::start().await;
+    stage.redis.command(&["CLIENT", "PAUSE", "2000", "ALL"]).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(stage.settle().await.lost, 0);
+}
+
+#[tokio::test]
+async fn clients_of_an_endpoint_that_says_so_are_told_of_a_gap_and_no_others() {
+    let mut stage = Stage::start().await;
+    let mut told = Witness::join(&stage.webws.target(), "/told?channel=%22ledger%22").await;
+    stage.proxy.reset();
+    told.expect_close(1012, SOON).await;
+    stage.settle().await;
+    // Who comes back is not told of a gap that was before.
+    let mut again = Witness::join(&stage.webws.target(), "/told?channel=%22ledger%22").await;
+    again.await_texts(1, SOON).await;
+    stage.webws.term();
+    stage.webws.wait_exit(2 * SOON).await;
+    let log = stage.webws.log();
+    assert!(log.contains("gaps=1 ") && log.contains("closed_gap=1"), "{log}");
+}
+
+#[tokio::test]
+async fn readiness_says_why_messages_do_not_flow_and_health_that_it_lives() {
+    let mut redis = Redis::start().await;
+    let webws = Webws::builder().broker(&redis.url()).workers(2).start().await;
+    let target = webws.target();
+    let asked = async |path| {
+        let answer = get(&target, path).await;
+        (answer.head.status, answer.body)
+    };
+    let is_ready = async || asked("/readyz").await == (200, "ok\n".to_owned());
+    until("it is ready", SOON, is_ready).await;
+    redis.kill();
+    until("it is not", SOON, async || !is_ready().await).await;
+    let (status, why) = asked("/readyz").await;
+    assert!(status == 503 && why.contains("links to Redis are away"), "{status} {why}");
+    assert_eq!(asked("/healthz").await, (200, "ok\n".to_owned()));
+    redis.start_again().await;
+    until("it is again", 2 * SOON, is_ready).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_allows_no_probes_is_used_without_them_which_is_said_once() {
+    let redis = Redis::start().await;
+    let least = "on >pw resetkeys resetchannels &chat:* -@all \
+        +subscribe +unsubscribe +publish +ping +hello +auth +client|setname";
+    let words: Vec<_> = ["ACL", "SETUSER", "web"].into_iter().chain(least.split_whitespace()).collect();
+    redis.command(&words).await;
+    let broker = redis.url().replace("redis://", "redis://web:pw@");
+    let webws = Webws::builder().broker(&broker).workers(2).start().await;
+    let mut witness = Witness::join(&webws.target(), "/webws?channel=%22ledger%22").await;
+    // Longer than an audit's interval, which is not allowed either.
+    for n in 0..7 {
+        witness.client.send_text(&format!("{n} ")).await;
+        witness.await_text(&format!("{n} ledger"), SOON).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let log = webws.log();
+    assert_eq!(log.matches("webws:probe").count(), 1, "{log}");
+    assert!(!log.contains("Redis is away"), "{log}");
+}
+
+/// A Redis behind a proxy, a webws, and somebody who counts aloud.
+struct Stage {
+    redis: Redis,
+    proxy: Proxy,
+    webws: Webws,
+    witness: Witness,
+    stop: watch::Sender<bool>,
+    counting: Option<JoinHandle<Vec<SystemTime>>>,
+}
+
+/// What became of the numbers.
+#[derive(Debug)]
+struct Ledger {
+    lost: usize,
+}
+
+impl Stage {
+    async fn start() -> Stage {
+        let redis = Redis::start().await;
+        let proxy = Proxy::start(redis.port()).await;
+        let webws = Webws::builder().broker(&proxy.url()).workers(1).endpoint_toml(KEEP).endpoint_toml(CLOSE);
+        let webws = webws.start().await;
+        let mut witness = Witness::join(&webws.target(), "/webws?channel=%22ledger%22").await;
+        let stop = watch::Sender::new(false);
+        let counting = Some(tokio::spawn(count(redis.url(), stop.subscribe())));
+        witness.await_texts(3, SOON).await;
+        Stage { redis, proxy, webws, witness, stop, counting }
+    }
+
+    /// The trouble is over: messages flow again in time, and the ledger is right.
+    async fn settle(&mut self) -> Ledger {
+        let (before, well_at) = (self.witness.texts.len(), Instant::now());
+        // What waited somewhere comes first; what is published from now on is waited for.
+        let resumed = SystemTime::now();
+        while self.witness.take(FLOWS_WITHIN.saturating_sub(well_at.elapsed())).await {
+            let text = self.witness.texts.last().map(String::as_str).and_then(number_and_time);
+            if text.is_some_and(|(_, sent)| sent > resumed) {
+                break;
+            }
+        }
+        self.witness.assert_open();
+        assert!(
+            self.witness.texts.len() > before && well_at.elapsed() < FLOWS_WITHIN,
+            "no message for {FLOWS_WITHIN:?} after the trouble's end:\n{}",
+            self.webws.log()
+        );
+        self.stop.send_replace(true);
+        let sent = self.counting.take().unwrap().await.unwrap();
+        self.witness.collect(Duration::from_millis(500)).await;
+        self.judge(&sent)
+    }
+
+    fn judge(&self, sent: &[SystemTime]) -> Ledger {
+        let received: Vec<usize> =
+            self.witness.texts.iter().filter_map(|text| Some(number_and_time(text)?.0)).collect();
+        assert!(received.is_sorted_by(|a, b| a < b), "twice, or out of order: {received:?}");
+        let gaps = self.gaps();
+        let is_missing = |number: &usize| received.binary_search(number).is_err();
+        let missing: Vec<usize> = (received[0]..sent.len()).filter(is_missing).collect();
+        for number in &missing {
+            let at = sent[*number];
+            let is_named = gaps.iter().any(|(from, to)| *from - SLACK <= at && at <= *to + SLACK);
+            assert!(
+                is_named,
+                "{number}, sent at {at:?}, is missing outside of all gaps {gaps:?}\n{}",
+                self.webws.log()
+            );
+        }
+        Ledger { lost: missing.len() }
+    }
+
+    /// The gaps that were reported: from when to when.
+    fn gaps(&self) -> Vec<(SystemTime, SystemTime)> {
+        let lines = self.webws.log();
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let gaps = lines.filter_map(|line| {
+            let length = Duration::from_millis(line["length_ms"].as_u64()?);
+            let end = humantime::parse_rfc3339(line["timestamp"].as_str()?).unwrap();
+            Some((end - length, end))
+        });
+        gaps.collect()
+    }
+}
+
+/// Publishes numbers directly, until it is told to stop; returns when each was sent. What Redis did not
+/// take is said again: only the last number can have been taken without our knowledge.
+async fn count(url: String, stop: watch::Receiver<bool>) -> Vec<SystemTime> {
+    let client = ::redis::Client::open(url).unwrap();
+    let mut sent = Vec::new();
+    let mut connection = None;
+    while !*stop.borrow() {
+        let Some(open) = &mut connection else {
+            connection = client.get_multiplexed_async_connection().await.ok();
+            sleep(STEP).await;
+            continue;
+        };
+        let now = SystemTime::now();
+        let micros = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
+        let text = format!("{} {micros} ", sent.len());
+        let published = ::redis::cmd("PUBLISH").arg("chat:ledger").arg(text).query_async::<i64>(open).await;
+        match published {
+            Ok(_) => sent.push(now),
+            Err(error) if error.is_timeout() => sent.push(now),
+            Err(_) => connection = None,
+        }
+        sleep(STEP).await;
+    }
+    sent
+}
+
+/// Of a text "NUMBER MICROSECONDS ledger".
+fn number_and_time(text: &str) -> Option<(usize, SystemTime)> {
+    let mut words = text.split(' ');
+    let number = words.next()?.parse().ok()?;
+    let micros = words.next()?.parse().ok()?;
+    Some((number, SystemTime::UNIX_EPOCH + Duration::from_micros(micros)))
+}

@@ -1,0 +1,138 @@
+//! Promise: a Redis that others watch over may change places, and nobody's WebSocket notices.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::support::redis::Redis;
+use crate::support::webws::Webws;
+use crate::support::witness::{Witness, upgrades_within};
+use crate::support::{Process, SOON, START, free_port, until};
+
+const PATH: &str = "/webws?channel=%22a%22";
+/// From the master's end to the first text through the new one: the Sentinels need half a second to
+/// notice and some more to agree.
+const FAILOVER: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn texts_wait_for_the_new_master_when_the_old_one_dies() {
+    let mut stage = Stage::start().await;
+    stage.master.kill();
+    let killed = Instant::now();
+    for n in 0..5 {
+        stage.witness.client.send_text(&format!("{n} ")).await;
+    }
+    for n in 0..5 {
+        stage.witness.await_text(&format!("{n} a"), FAILOVER.saturating_sub(killed.elapsed())).await;
+    }
+    assert_eq!(stage.witness.texts, ["0 a", "1 a", "2 a", "3 a", "4 a"]);
+    stage.goes_on(&stage.replica_port()).await;
+}
+
+#[tokio::test]
+async fn a_master_that_is_replaced_and_lives_on_is_left() {
+    let mut stage = Stage::start().await;
+    stage.sentinels.command(&["SENTINEL", "FAILOVER", "main"]);
+    stage.goes_on(&stage.replica_port()).await;
+    assert_eq!(stage.master.numsub(b"chat:a").await, 0, "nobody listens to the old master");
+}
+
+#[tokio::test]
+async fn sentinels_that_are_away_or_know_no_such_master_are_said_so() {
+    let stage = Stage::start().await;
+    let dead = free_port();
+    let broker = format!("redis+sentinel://127.0.0.1:{dead},127.0.0.1:{}/main", stage.sentinels.ports[0]);
+    let webws = Webws::builder().broker(&broker).workers(1).start().await;
+    assert!(upgrades_within(&webws.target(), PATH, SOON).await, "one living Sentinel is enough");
+    for (port, name, why) in [(dead, "main", "refused"), (stage.sentinels.ports[0], "other", "knows no master 'other'")]
+    {
+        let broker = format!("redis+sentinel://127.0.0.1:{port}/{name}");
+        let webws = Webws::builder().broker(&broker).workers(1).start().await;
+        until("it is said", SOON, async || webws.log().contains(why)).await;
+    }
+}
+
+/// A master, a replica, three Sentinels, and a client.
+struct Stage {
+    master: Redis,
+    replica: Redis,
+    sentinels: Sentinels,
+    webws: Webws,
+    witness: Witness,
+}
+
+impl Stage {
+    async fn start() -> Stage {
+        let master = Redis::start().await;
+        let of = format!("127.0.0.1 {}", master.port());
+        let replica = Redis::start_with(&["--replicaof", &of, "--repl-diskless-sync-delay", "0"]).await;
+        let sentinels = Sentinels::start(master.port()).await;
+        let places: Vec<_> = sentinels.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let broker = format!("redis+sentinel://{}/main", places.join(","));
+        let webws = Webws::builder().broker(&broker).workers(1).start().await;
+        let witness = Witness::join(&webws.target(), PATH).await;
+        assert_eq!(master.numsub(b"chat:a").await, 1);
+        Stage { master, replica, sentinels, webws, witness }
+    }
+
+    fn replica_port(&self) -> String {
+        self.replica.port().to_string()
+    }
+
+    /// Messages flow through the one that was the replica.
+    async fn goes_on(&mut self, port: &str) {
+        until("it is subscribed there", FAILOVER, async || self.replica.numsub(b"chat:a").await == 1).await;
+        self.replica.publish(b"chat:a", b"from the new master ").await;
+        self.witness.await_text("from the new master a", SOON).await;
+        self.witness.client.send_text("back ").await;
+        self.witness.await_text("back a", SOON).await;
+        self.witness.assert_open();
+        let now = self.sentinels.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
+        assert!(now.contains(port), "{now}\n{}", self.webws.log());
+    }
+}
+
+struct Sentinels {
+    ports: Vec<u16>,
+    _processes: Vec<Process>,
+    _dir: TempDir,
+}
+
+impl Sentinels {
+    /// Three that watch the master at `port` and know each other and its replica.
+    async fn start(port: u16) -> Sentinels {
+        let dir = tempfile::tempdir().unwrap();
+        let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
+        let processes = ports.iter().map(|own| {
+            let file = dir.path().join(format!("{own}.conf"));
+            let settings = format!(
+                "port {own}\nbind 127.0.0.1\ndir {}\nlogfile {own}.log\n\
+                 sentinel monitor main 127.0.0.1 {port} 2\nsentinel down-after-milliseconds main 500\n\
+                 sentinel failover-timeout main 5000\n",
+                dir.path().display()
+            );
+            std::fs::write(&file, settings).unwrap();
+            let mut command = Command::new("redis-server");
+            command.arg(&file).arg("--sentinel").stdout(Stdio::null()).stderr(Stdio::null());
+            Process::spawn(&mut command, Signal::SIGKILL, "apt-get install redis-server")
+        });
+        let sentinels = Sentinels { _processes: processes.collect(), ports, _dir: dir };
+        let is_complete = async || {
+            let state = sentinels.command(&["SENTINEL", "MASTER", "main"]);
+            let count = |name: &str| state.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
+            count("num-slaves").as_deref() == Some("1") && count("num-other-sentinels").as_deref() == Some("2")
+        };
+        until("the Sentinels know all", START, is_complete).await;
+        sentinels
+    }
+
+    /// What the first says, a line a value.
+    fn command(&self, words: &[&str]) -> String {
+        let port = self.ports[0].to_string();
+        let told = Command::new("redis-cli").args(["-p", &port]).args(words).output().unwrap();
+        String::from_utf8_lossy(&told.stdout).into_owned()
+    }
+}
