@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::broker::Refused;
+use crate::broker::placement::{Node, Placement};
 use crate::clock::Millis;
 use crate::endpoint::Channel;
 use crate::id::{SessionKey, SubscriberId};
@@ -90,8 +91,9 @@ pub(crate) struct Hub {
     subscribers: Slab<Subscriber>,
     /// Audiences with something in their batch, as (channel, audience).
     touched: Vec<(usize, usize)>,
-    /// Channels that are confirmed.
-    confirmed: usize,
+    placement: Placement,
+    /// Channels that are confirmed, at each of the broker's servers.
+    confirmed: Vec<usize>,
     /// Bytes in all batches.
     pending: usize,
     spare: Vec<BytesMut>,
@@ -115,6 +117,7 @@ struct Names {
 #[derive(Debug)]
 struct ChannelEntry {
     name: Channel,
+    node: Node,
     /// Whether the broker was asked to subscribe it and has not refused.
     is_asked: bool,
     is_confirmed: bool,
@@ -145,13 +148,14 @@ struct Subscriber {
 impl Hub {
     /// A hub that keeps an unused channel subscribed for `linger`, and holds back what is for an
     /// audience that has not caught up for at most `pace`.
-    pub(crate) fn new(linger: Millis, pace: Duration) -> Self {
+    pub(crate) fn new(linger: Millis, pace: Duration, placement: Placement) -> Self {
         Self {
             names: Names::default(),
             channels: Slab::new(),
             subscribers: Slab::new(),
             touched: Vec::new(),
-            confirmed: 0,
+            confirmed: vec![0; placement.nodes().count()],
+            placement,
             pending: 0,
             spare: Vec::new(),
             lingering: VecDeque::new(),
@@ -163,7 +167,7 @@ impl Hub {
     /// Makes `session` a subscriber of `channel`; it gets publications from now on.
     pub(crate) fn join(&mut self, channel: &Channel, wire: Wire, session: SessionKey) -> Joined {
         let id = self.names.find(&self.channels, channel).unwrap_or_else(|| {
-            let id = self.channels.insert(ChannelEntry::new(channel.clone()));
+            let id = self.channels.insert(ChannelEntry::new(channel.clone(), self.placement.node_of(channel)));
             self.names.insert(&self.channels, channel, id);
             id
         });
@@ -220,7 +224,7 @@ impl Hub {
             self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
-                self.confirmed -= 1;
+                count(&mut self.confirmed, entry.node, |confirmed| confirmed - 1);
                 unsubscribe(entry.name);
             }
         }
@@ -243,7 +247,8 @@ impl Hub {
         let Some(entry) = self.named(channel) else { return false };
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
         entry.tell_waiting(&Ok(()));
-        self.confirmed += usize::from(is_new);
+        let node = entry.node;
+        count(&mut self.confirmed, node, |confirmed| confirmed + usize::from(is_new));
         true
     }
 
@@ -254,27 +259,33 @@ impl Hub {
         entry.is_asked = false;
         entry.tell_waiting(&Err(refused));
         let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
-        let members = members.collect();
-        self.confirmed -= usize::from(was_confirmed);
+        let (members, node) = (members.collect(), entry.node);
+        count(&mut self.confirmed, node, |confirmed| confirmed - usize::from(was_confirmed));
         members
     }
 
-    /// How many channels are confirmed.
-    pub(crate) fn confirmed(&self) -> usize {
-        self.confirmed
+    /// How many channels are confirmed at a server.
+    pub(crate) fn confirmed(&self, Node(node): Node) -> usize {
+        self.confirmed.get(node).copied().unwrap_or_default()
     }
 
-    /// Notes that the link is lost: nothing is confirmed until the broker says so again.
-    /// Returns how many channels were.
-    pub(crate) fn unconfirm_all(&mut self) -> usize {
-        self.channels.iter_mut().for_each(|(_, entry)| entry.is_confirmed = false);
-        std::mem::take(&mut self.confirmed)
+    /// Notes that the link to a server is lost: nothing there is confirmed until the broker says so
+    /// again. Returns how many channels were.
+    pub(crate) fn unconfirm_all(&mut self, node: Node) -> usize {
+        self.of_node(node).for_each(|entry| entry.is_confirmed = false);
+        let confirmed = self.confirmed(node);
+        count(&mut self.confirmed, node, |_| 0);
+        confirmed
     }
 
-    /// All channels to subscribe on a new link. Those that linger are among them: somebody
-    /// who comes back counts on them.
-    pub(crate) fn wanted(&mut self) -> Vec<Channel> {
-        let asked = self.channels.iter_mut().map(|(_, entry)| {
+    fn of_node(&mut self, node: Node) -> impl Iterator<Item = &mut ChannelEntry> {
+        self.channels.iter_mut().map(|(_, entry)| entry).filter(move |entry| entry.node == node)
+    }
+
+    /// All channels to subscribe on a new link to a server. Those that linger are among them:
+    /// somebody who comes back counts on them.
+    pub(crate) fn wanted(&mut self, node: Node) -> Vec<Channel> {
+        let asked = self.of_node(node).map(|entry| {
             entry.is_asked = true;
             entry.name.clone()
         });
@@ -369,6 +380,12 @@ impl Audience {
     }
 }
 
+fn count(counts: &mut [usize], Node(node): Node, change: impl FnOnce(usize) -> usize) {
+    if let Some(count) = counts.get_mut(node) {
+        *count = change(*count);
+    }
+}
+
 impl Names {
     fn find(&self, channels: &Slab<ChannelEntry>, name: &[u8]) -> Option<usize> {
         let is_named = |id: &usize| channels.get(*id).is_some_and(|entry| *entry.name == *name);
@@ -390,9 +407,10 @@ impl Names {
 }
 
 impl ChannelEntry {
-    fn new(name: Channel) -> Self {
+    fn new(name: Channel, node: Node) -> Self {
         Self {
             name,
+            node,
             is_asked: false,
             is_confirmed: false,
             audiences: SmallVec::new(),
@@ -465,7 +483,7 @@ mod tests {
 
     #[test]
     fn each_wire_gets_its_own_bytes_and_what_is_ready_together_leaves_together() {
-        let mut hub = Hub::new(0, Duration::ZERO);
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         hub.join(&channel(), LUA, key(1));
         hub.join(&channel(), Wire::Plain, key(2));
         hub.join(&channel(), LUA, key(3));
@@ -479,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_subscription_is_asked_for_once_and_everybody_waits_for_it() {
-        let mut hub = Hub::new(0, Duration::ZERO);
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let first = hub.join(&channel(), LUA, key(1));
         let second = hub.join(&channel(), Wire::Plain, key(2));
         assert!(first.is_first && !second.is_first);
@@ -488,13 +506,13 @@ mod tests {
         assert!(hub.confirm(b"c:a"));
         assert!(first.try_recv().unwrap().is_ok() && second.try_recv().unwrap().is_ok());
         assert!(hub.join(&channel(), LUA, key(3)).confirmation.is_none());
-        hub.unconfirm_all();
+        hub.unconfirm_all(Node(0));
         assert!(hub.join(&channel(), LUA, key(4)).confirmation.is_some());
     }
 
     #[test]
     fn an_unused_channel_lingers_before_it_is_unsubscribed() {
-        let mut hub = Hub::new(1_000, Duration::ZERO);
+        let mut hub = Hub::new(1_000, Duration::ZERO, Placement::over(1));
         let mut gone = Vec::new();
         let first = hub.join(&channel(), LUA, key(1)).subscriber;
         hub.confirm(b"c:a");
@@ -513,7 +531,7 @@ mod tests {
 
     #[test]
     fn an_unconfirmed_channel_is_kept_until_it_is_confirmed() {
-        let mut hub = Hub::new(0, Duration::ZERO);
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let joined = hub.join(&channel(), LUA, key(1));
         hub.leave(joined.subscriber, 0);
         hub.expire(0, |_| panic!("an unconfirmed channel is not unsubscribed"));
@@ -529,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_refused_channel_is_asked_for_again_by_who_comes_next() {
-        let mut hub = Hub::new(0, Duration::ZERO);
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let joined = hub.join(&channel(), LUA, key(1));
         assert_eq!(hub.refuse(b"c:a", Refused("no".into())), [key(1)]);
         assert!(joined.confirmation.unwrap().try_recv().unwrap().is_err());
@@ -539,7 +557,7 @@ mod tests {
 
     #[test]
     fn an_audience_that_has_not_caught_up_collects_and_one_that_has_does_not_wait() {
-        let mut hub = Hub::new(0, Duration::from_secs(60));
+        let mut hub = Hub::new(0, Duration::from_secs(60), Placement::over(1));
         for n in 0..100 {
             hub.join(&channel(), Wire::Plain, key(n));
         }
@@ -566,7 +584,7 @@ mod tests {
 
     #[test]
     fn many_channels_with_a_little_each_are_flushed_when_it_is_much_together() {
-        let mut hub = Hub::new(0, Duration::ZERO);
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let payload = vec![b'x'; 10_000];
         let count = u32::try_from(MAX_PENDING_BYTES / payload.len()).unwrap() + 1;
         let names: Vec<_> = (0..count).map(|n| Channel::from(format!("c:{n}"))).collect();
@@ -581,7 +599,7 @@ mod tests {
 
     #[test]
     fn members_that_change_places_can_still_leave() {
-        let mut hub = Hub::new(0, Duration::ZERO);
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let ids: Vec<_> = (0..5).map(|n| hub.join(&channel(), LUA, key(n)).subscriber).collect();
         for left in [0, 3, 4, 1] {
             hub.leave(ids[left], 0);

@@ -4,6 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::broker::placement::Placement;
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
 use crate::hub::{Hub, Outlet};
@@ -56,7 +57,7 @@ pub struct Fanout {
 impl Fanout {
     /// `channels` channels (`chat:c0`, `chat:c1`, …) with `subscribers` each.
     pub fn new(channels: u32, subscribers: u32) -> Self {
-        let mut hub = Hub::new(0, std::time::Duration::ZERO);
+        let mut hub = Hub::new(0, std::time::Duration::ZERO, Placement::over(1));
         for n in 0..channels * subscribers {
             let channel = Channel::from(format!("chat:c{}", n % channels));
             hub.join(&channel, Wire::Lua { name_at: 5 }, SessionKey { index: n, generation: 0 });

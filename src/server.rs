@@ -155,10 +155,10 @@ impl Server {
         if config.listen.is_empty() {
             faults.push("listen is empty: write one address at least".to_owned());
         }
-        if let Broker::Redis(url) = &config.broker
-            && let Err(error) = redis_settings(config, url)
-        {
-            faults.extend(error.faults().map(str::to_owned));
+        if let Broker::Redis(urls) = &config.broker {
+            for error in urls.iter().filter_map(|url| redis_settings(config, url).err()) {
+                faults.extend(error.faults().map(str::to_owned));
+            }
         }
         if let Some(group) = &config.socket_group
             && !os::socket::has_group(group)
@@ -182,10 +182,11 @@ impl Server {
         };
         let seeds = match &config.broker {
             Broker::Memory => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),
-            Broker::Redis(url) => {
-                let settings = redis_settings(&config, url)?;
-                let (settings, health) = (Arc::new(settings), Arc::new(redis::Health::new(workers)));
-                (0..workers).map(|_| BrokerSeed::Redis(settings.clone(), health.clone())).collect()
+            Broker::Redis(urls) => {
+                let server =
+                    |url| Ok((Arc::new(redis_settings(&config, url)?), Arc::new(redis::Health::new(url, workers))));
+                let servers: Arc<[_]> = urls.iter().map(server).collect::<Result<_, ConfigError>>()?;
+                (0..workers).map(|_| BrokerSeed::Redis(servers.clone())).collect()
             }
         };
         let shards: Arc<[_]> = (0..workers).map(|_| Arc::new(Shard::new())).collect();

@@ -6,8 +6,10 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use crate::broker::placement::{Node, Placement};
 use crate::broker::{NotPublished, Origin, Text};
 use crate::clock::Millis;
+use crate::endpoint::Channel;
 use crate::id::SessionKey;
 
 /// Memory of a waiting text beside its payload. Counted, so that many empty texts cannot pass the
@@ -17,8 +19,10 @@ pub(crate) const TEXT_COST: usize = 128;
 /// Texts that wait to be taken by the broker.
 #[derive(Debug)]
 pub(crate) struct Unpublished {
-    texts: VecDeque<(Text, Millis)>,
-    bytes: usize,
+    placement: Placement,
+    /// Of each of the broker's servers, so that one that is away keeps no other's texts waiting.
+    queues: Vec<Queue>,
+    /// What may wait for one server.
     max_bytes: usize,
     /// Texts that were taken and not answered for.
     in_flight: usize,
@@ -28,25 +32,42 @@ pub(crate) struct Unpublished {
     abandoned: HashSet<SessionKey>,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    texts: VecDeque<(Text, Millis)>,
+    bytes: usize,
+}
+
 impl Unpublished {
-    /// A queue for about `max_bytes`.
-    pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { texts: VecDeque::new(), bytes: 0, max_bytes, in_flight: 0, dropped: 0, abandoned: HashSet::new() }
+    /// Queues for about `max_bytes` in all.
+    pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
+        let queues: Vec<_> = placement.nodes().map(|_| Queue::default()).collect();
+        let max_bytes = max_bytes / queues.len();
+        Self { placement, queues, max_bytes, in_flight: 0, dropped: 0, abandoned: HashSet::new() }
     }
 
-    /// Whether clients should not be read for now.
-    pub(crate) fn is_full(&self) -> bool {
-        self.bytes >= self.max_bytes
+    /// Where texts on `channel` wait.
+    pub(crate) fn node_of(&self, channel: &Channel) -> Node {
+        self.placement.node_of(channel)
+    }
+
+    fn bytes(&self, Node(node): Node) -> usize {
+        self.queues.get(node).map_or(0, |queue| queue.bytes)
+    }
+
+    /// Whether clients whose texts go there should not be read for now.
+    pub(crate) fn is_full(&self, node: Node) -> bool {
+        self.bytes(node) >= self.max_bytes
     }
 
     /// Whether those who are not read can be read again: half of the room is free.
-    pub(crate) fn has_room(&self) -> bool {
-        self.bytes <= self.max_bytes / 2
+    pub(crate) fn has_room(&self, node: Node) -> bool {
+        self.bytes(node) <= self.max_bytes / 2
     }
 
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.texts.is_empty()
+        self.queues.iter().all(|queue| queue.texts.is_empty())
     }
 
     /// The broker has answered for a text that was taken.
@@ -56,12 +77,12 @@ impl Unpublished {
 
     /// Texts that wait or are not answered for.
     pub(crate) fn unsettled(&self) -> usize {
-        self.texts.len() + self.in_flight
+        self.waiting() + self.in_flight
     }
 
     /// Texts that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.texts.len()
+        self.queues.iter().map(|queue| queue.texts.len()).sum()
     }
 
     /// How many texts were dropped since the last call.
@@ -70,23 +91,26 @@ impl Unpublished {
     }
 
     pub(crate) fn push(&mut self, text: Text, now: Millis) {
-        self.bytes += text.payload.len() + TEXT_COST;
-        self.texts.push_back((text, now));
+        let Node(node) = self.node_of(&text.channel);
+        if let Some(queue) = self.queues.get_mut(node) {
+            queue.bytes += text.payload.len() + TEXT_COST;
+            queue.texts.push_back((text, now));
+        }
     }
 
     /// Never publishes what waits of `session`.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
-        if !self.texts.is_empty() {
+        if !self.is_empty() {
             self.abandoned.insert(session);
         }
     }
 
-    /// The next texts, about `max_bytes` of them.
-    pub(crate) fn take(&mut self, max_bytes: usize) -> Vec<Text> {
+    /// The next texts for `node`, about `max_bytes` of them.
+    pub(crate) fn take(&mut self, node: Node, max_bytes: usize) -> Vec<Text> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while bytes < max_bytes
-            && let Some((text, _)) = self.pop()
+            && let Some((text, _)) = self.pop(node)
         {
             if matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
                 self.dropped += 1;
@@ -103,26 +127,31 @@ impl Unpublished {
     /// lost: it may be gone, or have made progress all the time, though never fast enough.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
         let mut lost = Vec::new();
-        while self.texts.front().is_some_and(|(_, at)| *at < since) {
-            let Some((text, _)) = self.pop() else { break };
-            match text.origin {
-                Origin::Session(key) if self.abandoned.contains(&key) => self.dropped += 1,
-                Origin::Session(key) => lost.push(key),
-                Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
+        for node in self.placement.nodes() {
+            while self.queues.get(node.0).and_then(|queue| queue.texts.front()).is_some_and(|(_, at)| *at < since) {
+                let Some((text, _)) = self.pop(node) else { break };
+                match text.origin {
+                    Origin::Session(key) if self.abandoned.contains(&key) => self.dropped += 1,
+                    Origin::Session(key) => lost.push(key),
+                    Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
+                }
             }
         }
         lost
     }
 
-    fn pop(&mut self) -> Option<(Text, Millis)> {
-        let Some((text, at)) = self.texts.pop_front() else {
-            // Nothing waits any more, so there is nothing left to hold back, nor memory to keep.
+    fn pop(&mut self, Node(node): Node) -> Option<(Text, Millis)> {
+        let queue = self.queues.get_mut(node)?;
+        if let Some((text, at)) = queue.texts.pop_front() {
+            queue.bytes -= text.payload.len() + TEXT_COST;
+            return Some((text, at));
+        }
+        // Nothing waits any more, so there is no memory to keep, nor anything left to hold back.
+        queue.texts = VecDeque::new();
+        if self.is_empty() {
             self.abandoned = HashSet::new();
-            self.texts = VecDeque::new();
-            return None;
-        };
-        self.bytes -= text.payload.len() + TEXT_COST;
-        Some((text, at))
+        }
+        None
     }
 }
 
@@ -130,6 +159,8 @@ impl Unpublished {
 mod tests {
     use super::*;
     use bytes::Bytes;
+
+    const NODE: Node = Node(0);
 
     fn text(session: u32, payload: &'static [u8]) -> Text {
         let origin = Origin::Session(SessionKey { index: session, generation: 0 });
@@ -142,38 +173,38 @@ mod tests {
 
     #[test]
     fn texts_leave_in_order_and_the_limit_counts_what_they_cost() {
-        let mut queue = Unpublished::new(2 * TEXT_COST);
+        let mut queue = Unpublished::new(2 * TEXT_COST, Placement::over(1));
         queue.push(text(1, b"a"), 0);
-        assert!(!queue.is_full());
+        assert!(!queue.is_full(NODE));
         queue.push(text(2, b"b"), 0);
-        assert!(queue.is_full());
-        assert_eq!(payloads(&queue.take(1)), [b"a"]);
-        assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
-        assert_eq!(queue.bytes, 0);
+        assert!(queue.is_full(NODE));
+        assert_eq!(payloads(&queue.take(NODE, 1)), [b"a"]);
+        assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
+        assert_eq!(queue.bytes(NODE), 0);
     }
 
     #[test]
     fn texts_of_a_client_that_was_told_otherwise_are_never_published() {
-        let mut queue = Unpublished::new(1_000);
+        let mut queue = Unpublished::new(1_000, Placement::over(1));
         queue.push(text(1, b"a"), 0);
         queue.push(text(2, b"b"), 0);
         queue.push(text(1, b"c"), 0);
         queue.abandon(SessionKey { index: 1, generation: 0 });
-        assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
+        assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
         assert_eq!((queue.take_dropped(), queue.unsettled()), (2, 1));
         queue.answered();
         assert_eq!(queue.unsettled(), 0);
         // The key may be used again once nothing of the old session waits.
         queue.push(text(1, b"d"), 0);
-        assert_eq!(payloads(&queue.take(usize::MAX)), [b"d"]);
+        assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"d"]);
     }
 
     #[test]
     fn what_waited_too_long_is_dropped_and_its_session_named() {
-        let mut queue = Unpublished::new(1_000);
+        let mut queue = Unpublished::new(1_000, Placement::over(1));
         queue.push(text(1, b"a"), 0);
         queue.push(text(1, b"b"), 10);
         assert_eq!(queue.expire(10), [SessionKey { index: 1, generation: 0 }]);
-        assert_eq!(payloads(&queue.take(usize::MAX)), [b"b"]);
+        assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
     }
 }

@@ -55,6 +55,54 @@ async fn sentinels_that_are_away_or_know_no_such_master_are_said_so() {
     }
 }
 
+#[tokio::test]
+async fn channels_are_spread_over_several_servers_and_one_that_dies_takes_only_its_own_along() {
+    let (mut first, second) = (Redis::start().await, Redis::start().await);
+    let broker = format!("{} {}", first.url(), second.url());
+    let webws = Webws::builder().broker(&broker).workers(2).start().await;
+    let mut names = ["zhang", "li", "c0", "c1", "c2", "c3"].map(|name| (name, node_of(name, 2)));
+    names.sort_by_key(|(_, node)| *node);
+    assert!(names.iter().any(|(_, node)| *node == 0) && names.iter().any(|(_, node)| *node == 1), "{names:?}");
+    let mut witnesses = Vec::new();
+    for (name, node) in names {
+        let mut witness = Witness::join(&webws.target(), &format!("/webws?channel=%22{name}%22")).await;
+        let channel = format!("chat:{name}");
+        let counts = [first.numsub(channel.as_bytes()).await, second.numsub(channel.as_bytes()).await];
+        assert_eq!(counts.map(|count| count > 0), [node == 0, node == 1], "{name}");
+        witness.client.send_text("there and back ").await;
+        witness.await_text(&format!("there and back {name}"), SOON).await;
+        witnesses.push((name, node, witness));
+    }
+    first.kill();
+    until("it is noticed", SOON, async || webws.log().contains("Redis is away")).await;
+    for (name, node, witness) in &mut witnesses {
+        witness.client.send_text("meanwhile ").await;
+        if *node == 1 {
+            witness.await_text(&format!("meanwhile {name}"), SOON).await;
+        }
+    }
+    first.start_again().await;
+    for (name, _, witness) in &mut witnesses {
+        witness.await_text(&format!("meanwhile {name}"), 2 * SOON).await;
+        assert_eq!(witness.texts.len(), 2, "{:?}", witness.texts);
+        witness.assert_open();
+    }
+}
+
+/// Where `chat:NAME` lives, as the README tells producers to compute it.
+fn node_of(name: &str, nodes: i64) -> i64 {
+    let bytes = format!("chat:{name}").into_bytes();
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let mut key = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let (mut bucket, mut next) = (-1, 0);
+    while next < nodes {
+        bucket = next;
+        key = key.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
+        next = ((bucket + 1) as f64 * (f64::from(1_u32 << 31) / ((key >> 33) + 1) as f64)) as i64;
+    }
+    bucket
+}
+
 /// A master, a replica, three Sentinels, and a client.
 struct Stage {
     master: Redis,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, mpsc};
 
 use super::Sink;
+use super::placement::Node;
 use crate::endpoint::Channel;
 
 /// Publications that may wait for a worker. Chosen: at the largest client message 16 MiB.
@@ -94,7 +95,7 @@ impl Port {
         loop {
             self.texts_wait.notified().await;
             loop {
-                let texts = sink.take_texts(TAKE_BYTES);
+                let texts = sink.take_texts(Node(0), TAKE_BYTES);
                 if texts.is_empty() {
                     break;
                 }

@@ -6,6 +6,7 @@
 //! sessions, sockets of clients.
 
 pub(crate) mod memory;
+pub(crate) mod placement;
 pub(crate) mod redis;
 
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use self::placement::Node;
 use crate::endpoint::Channel;
 use crate::id::SessionKey;
 
@@ -28,16 +30,16 @@ pub(crate) trait Sink {
     fn on_subscribed(&self, channel: &[u8]);
     /// The broker does not let us subscribe to `channel`.
     fn on_refused(&self, channel: &[u8], refused: Refused);
-    /// The subscriptions are gone; they are made again by and by.
-    fn on_lost(&self);
+    /// The subscriptions at `node` are gone; they are made again by and by.
+    fn on_lost(&self, node: Node);
     /// The subscriptions are there again; what was published in between is missing.
     fn on_gap(&self, gap: Gap);
-    /// All channels to subscribe.
-    fn wanted(&self) -> Vec<Channel>;
-    /// How many channels are subscribed, as far as the worker was told.
-    fn subscribed(&self) -> usize;
-    /// Texts to publish now, in order: at most about `max_bytes`, none when nothing waits.
-    fn take_texts(&self, max_bytes: usize) -> Vec<Text>;
+    /// All channels to subscribe at `node`.
+    fn wanted(&self, node: Node) -> Vec<Channel>;
+    /// How many channels are subscribed at `node`, as far as the worker was told.
+    fn subscribed(&self, node: Node) -> usize;
+    /// Texts to publish at `node` now, in order: at most about `max_bytes`, none when nothing waits.
+    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text>;
     /// What became of a text that was taken.
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
 }
@@ -45,6 +47,8 @@ pub(crate) trait Sink {
 /// A time in which a worker's subscriptions were away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
+    /// Where they are.
+    pub(crate) node: Node,
     /// From the last message that came to the last confirmation.
     pub(crate) length: Duration,
     /// Channels that were subscribed before it.
@@ -96,7 +100,7 @@ pub(crate) struct Refused(pub(crate) Rc<str>);
 #[derive(Debug)]
 pub(crate) enum Broker {
     Memory(memory::Port),
-    Redis(redis::Links),
+    Redis(redis::Servers),
 }
 
 impl Broker {
@@ -104,7 +108,7 @@ impl Broker {
     pub(crate) fn subscribe(&self, channel: Channel) {
         match self {
             Self::Memory(port) => port.subscribe(channel),
-            Self::Redis(links) => links.subscribe(channel),
+            Self::Redis(servers) => servers.at(&channel).subscribe(channel),
         }
     }
 
@@ -112,7 +116,7 @@ impl Broker {
     pub(crate) fn unsubscribe(&self, channel: Channel) {
         match self {
             Self::Memory(_) => {}
-            Self::Redis(links) => links.unsubscribe(channel),
+            Self::Redis(servers) => servers.at(&channel).unsubscribe(channel),
         }
     }
 
@@ -120,15 +124,15 @@ impl Broker {
     pub(crate) fn wake_publisher(&self) {
         match self {
             Self::Memory(port) => port.wake_publisher(),
-            Self::Redis(links) => links.wake_publisher(),
+            Self::Redis(servers) => servers.wake_publishers(),
         }
     }
 
-    /// Whether a handshake has a chance of being subscribed in time.
-    pub(crate) fn is_reachable(&self) -> bool {
+    /// Whether a handshake for `channel` has a chance of being subscribed in time.
+    pub(crate) fn is_reachable(&self, channel: &Channel) -> bool {
         match self {
             Self::Memory(_) => true,
-            Self::Redis(links) => links.is_reachable(),
+            Self::Redis(servers) => servers.at(channel).is_reachable(),
         }
     }
 
@@ -136,7 +140,7 @@ impl Broker {
     pub(crate) fn fault(&self) -> Option<String> {
         match self {
             Self::Memory(_) => None,
-            Self::Redis(links) => links.fault(),
+            Self::Redis(servers) => servers.fault(),
         }
     }
 
@@ -144,7 +148,7 @@ impl Broker {
     pub(crate) async fn run(&self, sink: Rc<dyn Sink>) {
         match self {
             Self::Memory(port) => port.run(sink).await,
-            Self::Redis(links) => links.run(sink).await,
+            Self::Redis(servers) => servers.run(sink).await,
         }
     }
 }

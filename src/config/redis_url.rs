@@ -19,8 +19,9 @@ const SENTINEL_PORT: u16 = 26_379;
 pub enum Broker {
     /// The embedded one: this process only, nothing to install.
     Memory,
-    /// Redis, or what speaks its protocol.
-    Redis(RedisUrl),
+    /// Redis, or what speaks its protocol: one server, or several independent ones over which the
+    /// channels are spread (how: see the README, producers must do the same).
+    Redis(Vec<RedisUrl>),
 }
 
 /// Where a Redis is and who we are there. `Display` masks the password.
@@ -49,12 +50,12 @@ pub enum RedisAddress {
 
 impl Default for Broker {
     fn default() -> Self {
-        Self::Redis(RedisUrl {
+        Self::Redis(vec![RedisUrl {
             address: RedisAddress::Tcp("127.0.0.1".to_owned(), 6379),
             username: None,
             password: None,
             database: None,
-        })
+        }])
     }
 }
 
@@ -65,12 +66,14 @@ impl FromStr for Broker {
         if text == "memory" {
             return Ok(Self::Memory);
         }
-        parse(text).map(Self::Redis).map_err(|what| {
+        let urls: Result<Vec<_>, _> = text.split_whitespace().map(parse).collect();
+        let urls = urls.and_then(|urls| if urls.is_empty() { Err("it is empty".to_owned()) } else { Ok(urls) });
+        urls.map(Self::Redis).map_err(|what| {
             // The text may hold a password, so it is not repeated.
             ConfigError::new(vec![format!(
                 "the broker's address is wrong: {what}; write \"memory\", redis://HOST:PORT, \
                  rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (user and \
-                 password before HOST as USER:PASSWORD@)"
+                 password before HOST as USER:PASSWORD@), or several of these with blanks between"
             )])
         })
     }
@@ -145,7 +148,10 @@ impl fmt::Display for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
-            Self::Redis(url) => url.fmt(f),
+            Self::Redis(urls) => {
+                let urls: Vec<_> = urls.iter().map(ToString::to_string).collect();
+                f.write_str(&urls.join(" "))
+            }
         }
     }
 }
@@ -194,7 +200,7 @@ mod tests {
 
     fn url(text: &str) -> RedisUrl {
         match text.parse() {
-            Ok(Broker::Redis(url)) => url,
+            Ok(Broker::Redis(mut urls)) if urls.len() == 1 => urls.remove(0),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -218,6 +224,14 @@ mod tests {
         for wrong in ["redis+sentinel://s1", "redis+sentinel:///main", "redis+sentinel://s1,:x/main"] {
             assert!(wrong.parse::<Broker>().unwrap_err().to_string().contains("/MASTER"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn several_servers_stand_in_one_text() {
+        let broker: Broker = "redis://a:1  unix:///b".parse().unwrap();
+        assert_eq!(broker, Broker::Redis(vec![url("redis://a:1"), url("unix:///b")]));
+        assert_eq!(broker.to_string(), "redis://a:1 unix:///b");
+        assert!("redis://a:1 b".parse::<Broker>().is_err() && " ".parse::<Broker>().is_err());
     }
 
     #[test]

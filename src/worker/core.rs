@@ -11,6 +11,7 @@ use bytes::Bytes;
 use slab::Slab;
 use tokio::time::Instant;
 
+use crate::broker::placement::{Node, Placement};
 use crate::broker::{Origin, Text};
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
@@ -40,24 +41,25 @@ pub(super) struct Core {
     /// Sessions with more to read.
     pub(super) again: Vec<SessionKey>,
     /// Sessions that are not read until there is room for their texts, those who waited longest first.
-    held: Vec<SessionKey>,
+    /// Of each of the broker's servers.
+    held: Vec<Vec<SessionKey>>,
     /// What a flush found, to be settled after it.
     unsettled: Vec<(SessionKey, Outcome)>,
     shard: Arc<Shard>,
 }
 
 impl Core {
-    pub(super) fn new(config: &Config, registrar: Registrar, shard: Arc<Shard>) -> Self {
+    pub(super) fn new(config: &Config, placement: Placement, registrar: Registrar, shard: Arc<Shard>) -> Self {
         Self {
             sessions: Slab::new(),
             generation: 0,
-            hub: Hub::new(millis(config.redis.subscription_linger), config.pace),
+            hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement),
             wheel: Wheel::new(),
-            unpublished: Unpublished::new(config.limits.max_unpublished_bytes),
+            unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement),
             registrar,
             scratch: vec![0; SCRATCH_BYTES],
             again: Vec::new(),
-            held: Vec::new(),
+            held: placement.nodes().map(|_| Vec::new()).collect(),
             unsettled: Vec::new(),
             shard,
         }
@@ -87,12 +89,15 @@ impl Core {
         self.sessions.iter().filter(|(_, (_, session))| session.is_open()).map(key).collect()
     }
 
-    /// The open sessions that are closed after a gap.
-    pub(super) fn keys_to_close_after_gap(&self) -> Vec<SessionKey> {
+    /// The open sessions that are closed after a gap at `node`.
+    pub(super) fn keys_to_close_after_gap(&self, node: Node) -> Vec<SessionKey> {
         let wants_it = |key: &SessionKey| {
             let session = self.sessions.get(key.index as usize).map(|(_, session)| session);
             session.is_some_and(|session| {
-                session.endpoint.config.subscribe && session.endpoint.config.on_gap == GapPolicy::Close
+                let config = &session.endpoint.config;
+                config.subscribe
+                    && config.on_gap == GapPolicy::Close
+                    && self.unpublished.node_of(&session.channel) == node
             })
         };
         self.open_keys().into_iter().filter(wants_it).collect()
@@ -128,9 +133,12 @@ impl Core {
         if ready.writable {
             outcome = session.on_writable(now);
         }
-        if ready.readable && outcome == Outcome::Stay && session.is_open() && self.unpublished.is_full() {
-            if session.hold() {
-                self.held.push(key);
+        let node = self.unpublished.node_of(&session.channel);
+        if ready.readable && outcome == Outcome::Stay && session.is_open() && self.unpublished.is_full(node) {
+            if session.hold()
+                && let Some(held) = self.held.get_mut(node.0)
+            {
+                held.push(key);
             }
         } else if ready.readable && outcome == Outcome::Stay {
             let unpublished = &mut self.unpublished;
@@ -147,10 +155,10 @@ impl Core {
 
     /// Lets those be read who were held, when there is room again.
     pub(super) fn release_held(&mut self) {
-        if self.held.is_empty() || !self.unpublished.has_room() {
-            return;
-        }
-        for key in std::mem::take(&mut self.held) {
+        let unpublished = &self.unpublished;
+        let with_room = self.held.iter_mut().enumerate().filter(|(node, _)| unpublished.has_room(Node(*node)));
+        let released: Vec<_> = with_room.flat_map(|(_, held)| std::mem::take(held)).collect();
+        for key in released {
             if let Some(session) = self.session(key) {
                 session.release();
                 self.again.push(key);
@@ -274,6 +282,7 @@ fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&m
 /// Queues a client's text; says whether the client should be read on.
 fn queue(unpublished: &mut Unpublished, channel: &Channel, text: &str, key: SessionKey, now: Millis) -> Flow {
     let payload = Bytes::copy_from_slice(text.as_bytes());
+    let node = unpublished.node_of(channel);
     unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key) }, now);
-    if unpublished.is_full() { Flow::Pause } else { Flow::Continue }
+    if unpublished.is_full(node) { Flow::Pause } else { Flow::Continue }
 }

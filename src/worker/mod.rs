@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::broker::placement::{Node, Placement};
 use crate::broker::{Broker, Gap, NotPublished, Origin, Refused, Sink, Text, memory, redis};
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -51,7 +52,7 @@ pub(crate) struct PublishRequest {
 #[derive(Debug)]
 pub(crate) enum BrokerSeed {
     Memory(memory::PortSeed),
-    Redis(Arc<redis::Settings>, Arc<redis::Health>),
+    Redis(Arc<[redis::Server]>),
 }
 
 /// A worker on its way to its thread.
@@ -122,13 +123,17 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     local.block_on(&runtime, async move {
         let (reactor, registrar) = reactor::new()?;
         let WorkerSeed { requests, mut orders, .. } = seed;
+        let placement = match &seed.broker {
+            BrokerSeed::Memory(_) => Placement::over(1),
+            BrokerSeed::Redis(servers) => Placement::over(servers.len()),
+        };
         let worker = Rc::new(Worker {
             endpoints: seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect(),
             broker: match seed.broker {
                 BrokerSeed::Memory(seed) => Broker::Memory(memory::Port::new(seed)),
-                BrokerSeed::Redis(settings, health) => Broker::Redis(redis::Links::new(settings, health)),
+                BrokerSeed::Redis(servers) => Broker::Redis(redis::Servers::new(&servers)),
             },
-            core: RefCell::new(Core::new(&seed.config, registrar, seed.shard.clone())),
+            core: RefCell::new(Core::new(&seed.config, placement, registrar, seed.shard.clone())),
             shard: seed.shard,
             metrics: seed.metrics,
             max_sessions: seed.max_sessions,
@@ -355,7 +360,7 @@ impl Worker {
         while let Some(PublishRequest { channel, payload, tell }) = requests.recv().await {
             let now = self.now();
             let unpublished = &mut self.core.borrow_mut().unpublished;
-            if unpublished.is_full() {
+            if unpublished.is_full(unpublished.node_of(&channel)) {
                 drop(tell.send(Err(NotPublished::Unavailable)));
             } else {
                 unpublished.push(Text { channel, payload, origin: Origin::Publisher(tell) }, now);
@@ -389,7 +394,7 @@ impl Worker {
         if self.metrics.sessions() >= self.max_sessions as u64 {
             return Err(Refusal::Full);
         }
-        if !self.broker.is_reachable() && !self.core.borrow().hub.is_confirmed(&channel) {
+        if !self.broker.is_reachable(&channel) && !self.core.borrow().hub.is_confirmed(&channel) {
             return Err(Refusal::BrokerAway);
         }
         let (admission, joined) = self.reserve(endpoint, &channel, wire);
@@ -482,8 +487,8 @@ impl Sink for Worker {
         self.again.notify_one();
     }
 
-    fn on_lost(&self) {
-        let lost = self.core.borrow_mut().hub.unconfirm_all();
+    fn on_lost(&self, node: Node) {
+        let lost = self.core.borrow_mut().hub.unconfirm_all(node);
         self.shard.add(Counter::SubscriptionsLost, lost as u64);
     }
 
@@ -494,8 +499,8 @@ impl Sink for Worker {
             // Nobody listened.
             return;
         }
-        let keys = self.core.borrow().keys_to_close_after_gap();
-        let Gap { length, channels } = gap;
+        let Gap { node, length, channels } = gap;
+        let keys = self.core.borrow().keys_to_close_after_gap(node);
         tracing::warn!(
             length_ms = millis(length),
             channels,
@@ -506,17 +511,17 @@ impl Sink for Worker {
         self.gap.notify_one();
     }
 
-    fn subscribed(&self) -> usize {
-        self.core.borrow().hub.confirmed()
+    fn subscribed(&self, node: Node) -> usize {
+        self.core.borrow().hub.confirmed(node)
     }
 
-    fn wanted(&self) -> Vec<Channel> {
-        self.core.borrow_mut().hub.wanted()
+    fn wanted(&self, node: Node) -> Vec<Channel> {
+        self.core.borrow_mut().hub.wanted(node)
     }
 
-    fn take_texts(&self, max_bytes: usize) -> Vec<Text> {
+    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text> {
         let mut core = self.core.borrow_mut();
-        let taken = core.unpublished.take(max_bytes);
+        let taken = core.unpublished.take(node, max_bytes);
         core.release_held();
         if !core.again.is_empty() {
             self.again.notify_one();
@@ -572,7 +577,8 @@ mod tests {
 
     fn core_with(limits: crate::Limits) -> (Reactor, Core, Rc<Endpoint>) {
         let (reactor, registrar) = reactor::new().unwrap();
-        let core = Core::new(&Config { limits, ..Config::default() }, registrar, Arc::new(Shard::new()));
+        let core =
+            Core::new(&Config { limits, ..Config::default() }, Placement::over(1), registrar, Arc::new(Shard::new()));
         (reactor, core, Rc::new(Endpoint::new(crate::EndpointConfig::default())))
     }
 
@@ -594,7 +600,7 @@ mod tests {
                 core.on_ready(Ready { key, readable: true, hung_up: false, writable: false }, 0);
             }
             assert!(core.unpublished.waiting() <= 2, "{} texts wait", core.unpublished.waiting());
-            for text in core.unpublished.take(usize::MAX) {
+            for text in core.unpublished.take(Node(0), usize::MAX) {
                 published += 1;
                 let Origin::Session(key) = text.origin else { panic!("nobody else publishes") };
                 core.session(key).unwrap().on_published(text.payload.len(), 0);

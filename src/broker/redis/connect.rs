@@ -22,6 +22,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::sentinel::{self, Place};
 use super::sieve::{Sieve, Transport};
 use super::subscriber;
+use crate::broker::placement::Node;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
 
 /// How often each link asks the Sentinels whether its master is still the one. A master that dies
@@ -95,7 +96,8 @@ pub(super) struct Made {
 /// Which of a worker's two links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    Subscriber,
+    /// Of which server: its messages name none.
+    Subscriber(Node),
     Publisher,
 }
 
@@ -166,18 +168,18 @@ impl Settings {
         }
         // Deadlines are ours: the crate's default of 500 ms would fail a slow server's answers.
         let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
-        if role == Role::Subscriber {
-            config = config.set_push_sender(subscriber::on_push);
+        if let Role::Subscriber(node) = role {
+            config = config.set_push_sender(move |push| subscriber::on_push(node, push));
         }
         let stream: Box<dyn Transport> = match role {
-            Role::Subscriber => Box::new(Sieve::new(transport)),
+            Role::Subscriber(node) => Box::new(Sieve::new(transport, node)),
             Role::Publisher => transport,
         };
         let (mut connection, driver) =
             MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Refused)?;
         let mut driver: Driver = Box::pin(driver);
         let name = match role {
-            Role::Subscriber => "webws-subscriber",
+            Role::Subscriber(_) => "webws-subscriber",
             Role::Publisher => "webws-publisher",
         };
         let mut set_name = redis::cmd("CLIENT");

@@ -1,5 +1,5 @@
-//! Redis as the broker: two links per worker, one to subscribe and one to publish, because
-//! the two must never share a connection.
+//! Redis as the broker: two links per worker and server, one to subscribe and one to publish,
+//! because the two must never share a connection.
 //!
 //! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever;
 //! `sieve.rs` takes the published messages out of the subscriber's stream, `probe.rs` proves that
@@ -21,10 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::probe::Probe;
 use super::Sink;
+use super::placement::{Node, Placement};
 use crate::endpoint::Channel;
 
 pub(crate) use connect::Settings;
@@ -43,9 +45,17 @@ enum Command {
     Unsubscribe(Channel),
 }
 
-/// A worker's links to Redis.
+/// A worker's links to all servers over which channels are spread; one, mostly.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    placement: Placement,
+    links: Vec<Rc<Links>>,
+}
+
+/// A worker's links to one server.
 #[derive(Debug)]
 pub(crate) struct Links {
+    node: Node,
     settings: Arc<Settings>,
     health: Arc<Health>,
     commands: RefCell<VecDeque<Command>>,
@@ -63,9 +73,55 @@ pub(crate) struct Links {
     probe: Rc<Probe>,
 }
 
+/// What it takes to make links to a server.
+pub(crate) type Server = (Arc<Settings>, Arc<Health>);
+
+impl Servers {
+    /// Links to `servers`, none of them made yet.
+    pub(crate) fn new(servers: &[Server]) -> Self {
+        let placement = Placement::over(servers.len());
+        let links = placement
+            .nodes()
+            .zip(servers)
+            .map(|(node, (settings, health))| Rc::new(Links::new(node, settings.clone(), health.clone())));
+        Self { placement, links: links.collect() }
+    }
+
+    /// The links to the server where `channel` lives.
+    pub(super) fn at(&self, channel: &Channel) -> &Links {
+        let Node(node) = self.placement.node_of(channel);
+        self.links.get(node).expect("the placement is over these")
+    }
+
+    pub(super) fn wake_publishers(&self) {
+        self.links.iter().for_each(|links| links.texts_wait.notify_one());
+    }
+
+    /// What is wrong with the links of all workers, if anything.
+    pub(super) fn fault(&self) -> Option<String> {
+        let faults: Vec<_> = self.links.iter().filter_map(|links| links.health.fault()).collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
+
+    pub(super) async fn run(&self, sink: Rc<dyn Sink>) {
+        let probes = self.links.iter().map(|links| links.probe.clone()).collect();
+        let _target = subscriber::Target::set(sink.clone(), probes);
+        let mut tasks = JoinSet::new();
+        for links in self.links.iter().cloned() {
+            let sink = sink.clone();
+            tasks.spawn_local(async move {
+                tokio::join!(subscriber::run(&links, &*sink), publisher::run(&links, &*sink));
+            });
+        }
+        // None of them ends but by a panic, which ends the worker.
+        while let Some(Ok(())) = tasks.join_next().await {}
+    }
+}
+
 impl Links {
-    pub(crate) fn new(settings: Arc<Settings>, health: Arc<Health>) -> Self {
+    fn new(node: Node, settings: Arc<Settings>, health: Arc<Health>) -> Self {
         Self {
+            node,
             settings,
             health,
             commands: RefCell::default(),
@@ -95,24 +151,10 @@ impl Links {
         self.commands_wait.notify_one();
     }
 
-    pub(super) fn wake_publisher(&self) {
-        self.texts_wait.notify_one();
-    }
-
     pub(super) fn is_reachable(&self) -> bool {
         [&self.deaf_since, &self.unanswered_since]
             .iter()
             .all(|trouble| trouble.get().is_none_or(|since| since.elapsed() < BLIP))
-    }
-
-    pub(super) async fn run(&self, sink: Rc<dyn Sink>) {
-        let _pushes = subscriber::PushTarget::set(sink.clone(), self.probe.clone());
-        tokio::join!(subscriber::run(self, &*sink), publisher::run(self, &*sink));
-    }
-
-    /// What is wrong with the links of all workers, if anything.
-    pub(super) fn fault(&self) -> Option<String> {
-        self.health.fault()
     }
 
     fn is_deaf(&self) -> bool {

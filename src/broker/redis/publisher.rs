@@ -62,7 +62,7 @@ async fn serve(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
         let done = if probe_at.is_some_and(|at| at <= now) {
             publish_probe(links, connection).await
         } else {
-            let texts = sink.take_texts(BATCH_BYTES);
+            let texts = sink.take_texts(links.node, BATCH_BYTES);
             let idle_until = probe_at.unwrap_or(now + PING_INTERVAL);
             if !texts.is_empty() {
                 publish(links, sink, connection, texts).await

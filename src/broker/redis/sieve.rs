@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::subscriber::{on_heard, on_message, on_pause};
+use crate::broker::placement::Node;
 
 /// How bytes reach Redis.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
@@ -32,6 +33,8 @@ const MESSAGE: &[u8] = b">3\r\n$7\r\nmessage\r\n";
 /// A subscriber's stream, as the crate reads it.
 pub(super) struct Sieve {
     transport: Box<dyn Transport>,
+    /// The server it comes from.
+    node: Node,
     /// What was read: unread bytes are those of `unread`.
     buffer: Vec<u8>,
     unread: Range<usize>,
@@ -54,8 +57,8 @@ enum Next<'a> {
 }
 
 impl Sieve {
-    pub(super) fn new(transport: Box<dyn Transport>) -> Self {
-        Self { transport, buffer: Vec::new(), unread: 0..0, passing: 0, has_ended: false }
+    pub(super) fn new(transport: Box<dyn Transport>, node: Node) -> Self {
+        Self { transport, node, buffer: Vec::new(), unread: 0..0, passing: 0, has_ended: false }
     }
 
     /// Hands over the messages that come next, until something is for the crate or more is needed.
@@ -63,7 +66,7 @@ impl Sieve {
         let before = self.unread.start;
         self.sift_all();
         if self.unread.start > before {
-            on_heard();
+            on_heard(self.node);
         }
     }
 
@@ -72,7 +75,7 @@ impl Sieve {
             let unread = self.buffer.get(self.unread.clone()).unwrap_or_default();
             match next(unread) {
                 Next::Message { channel, payload, len } => {
-                    on_message(channel, payload);
+                    on_message(self.node, channel, payload);
                     self.unread.start += len;
                 }
                 Next::Other(len) => self.passing = len,
@@ -125,12 +128,12 @@ impl AsyncRead for Sieve {
                 Poll::Ready(done) => done?,
                 Poll::Pending => {
                     // Nothing more is there: what was collected can leave.
-                    on_pause();
+                    on_pause(self.node);
                     return Poll::Pending;
                 }
             }
         }
-        on_pause();
+        on_pause(self.node);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -245,7 +248,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use crate::broker::redis::probe::Probe;
-    use crate::broker::redis::subscriber::PushTarget;
+    use crate::broker::redis::subscriber::Target;
     use crate::broker::{Gap, NotPublished, Origin, Refused, Sink, Text};
     use crate::endpoint::Channel;
 
@@ -293,18 +296,18 @@ mod tests {
         fn on_pause(&self) {}
         fn on_subscribed(&self, _: &[u8]) {}
         fn on_refused(&self, _: &[u8], _: Refused) {}
-        fn on_lost(&self) {}
+        fn on_lost(&self, _: Node) {}
         fn on_gap(&self, _: Gap) {}
 
-        fn subscribed(&self) -> usize {
+        fn subscribed(&self, _: Node) -> usize {
             0
         }
 
-        fn wanted(&self) -> Vec<Channel> {
+        fn wanted(&self, _: Node) -> Vec<Channel> {
             Vec::new()
         }
 
-        fn take_texts(&self, _: usize) -> Vec<Text> {
+        fn take_texts(&self, _: Node, _: usize) -> Vec<Text> {
             Vec::new()
         }
 
@@ -314,11 +317,11 @@ mod tests {
     /// What the crate reads of a stream that comes in pieces of `step` bytes, and the messages.
     fn sifted(stream: &[u8], step: usize) -> (Vec<u8>, Vec<Message>) {
         let kept = Rc::new(Kept::default());
-        let _target = PushTarget::set(kept.clone(), Rc::new(Probe::new()));
+        let _target = Target::set(kept.clone(), vec![Rc::new(Probe::new())]);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let read = runtime.block_on(async {
             let (mut theirs, ours) = tokio::io::duplex(step);
-            let mut sieve = Sieve::new(Box::new(ours));
+            let mut sieve = Sieve::new(Box::new(ours), Node(0));
             let mut read = Vec::new();
             let send = async {
                 tokio::io::AsyncWriteExt::write_all(&mut theirs, stream).await.unwrap();

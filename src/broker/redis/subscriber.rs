@@ -17,6 +17,7 @@ use super::connect::{LinkError, Made, Role, is_refusal};
 use super::probe::Probe;
 use super::supervisor::Backoff;
 use super::{Command, Links};
+use crate::broker::placement::Node;
 use crate::broker::{Gap, Refused, Sink};
 use crate::endpoint::Channel;
 use crate::throttle::Throttle;
@@ -33,37 +34,46 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 thread_local! {
     /// The worker of this thread. The crate wants streams and callbacks that are Send and Sync,
     /// so they cannot hold the worker itself.
-    static TARGET: RefCell<Option<(Rc<dyn Sink>, Rc<Probe>)>> = const { RefCell::new(None) };
+    static TARGET: RefCell<Option<Target>> = const { RefCell::new(None) };
 }
 
-/// Lets this thread's messages and pushes reach a worker for as long as it exists.
-#[derive(Debug)]
-pub(super) struct PushTarget;
+/// Where this thread's messages and pushes go.
+pub(super) struct Target {
+    sink: Rc<dyn Sink>,
+    /// Of each server.
+    probes: Vec<Rc<Probe>>,
+}
 
-impl PushTarget {
-    pub(super) fn set(sink: Rc<dyn Sink>, probe: Rc<Probe>) -> Self {
-        TARGET.set(Some((sink, probe)));
-        Self
+/// Lets messages reach a worker for as long as it exists.
+pub(super) struct TargetGuard;
+
+impl Target {
+    pub(super) fn set(sink: Rc<dyn Sink>, probes: Vec<Rc<Probe>>) -> TargetGuard {
+        TARGET.set(Some(Self { sink, probes }));
+        TargetGuard
     }
 }
 
-impl Drop for PushTarget {
+impl Drop for TargetGuard {
     fn drop(&mut self) {
         TARGET.set(None);
     }
 }
 
-fn with_target(act: impl FnOnce(&dyn Sink, &Probe)) {
+/// Calls `act` with this thread's worker and the probe of the link to `node`.
+fn with_target(Node(node): Node, act: impl FnOnce(&dyn Sink, &Probe)) {
     TARGET.with_borrow(|target| {
-        if let Some((sink, probe)) = target {
+        if let Some(Target { sink, probes }) = target
+            && let Some(probe) = probes.get(node)
+        {
             act(&**sink, probe);
         }
     });
 }
 
 /// A message, in the order of the stream.
-pub(super) fn on_message(channel: &[u8], payload: &[u8]) {
-    with_target(|sink, probe| {
+pub(super) fn on_message(node: Node, channel: &[u8], payload: &[u8]) {
+    with_target(node, |sink, probe| {
         if !probe.takes(channel, payload) {
             sink.on_publication(channel, payload);
         }
@@ -71,20 +81,20 @@ pub(super) fn on_message(channel: &[u8], payload: &[u8]) {
 }
 
 /// Messages came.
-pub(super) fn on_heard() {
-    with_target(|_, probe| probe.on_heard());
+pub(super) fn on_heard(node: Node) {
+    with_target(node, |_, probe| probe.on_heard());
 }
 
 /// The link has nothing more to give at the moment.
-pub(super) fn on_pause() {
-    with_target(|sink, _| sink.on_pause());
+pub(super) fn on_pause(node: Node) {
+    with_target(node, |sink, _| sink.on_pause());
 }
 
 /// Runs inside the link's driver, once per push, in the order of the stream.
 #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the signature is the crate's")]
-pub(super) fn on_push(push: PushInfo) -> Result<(), std::convert::Infallible> {
+pub(super) fn on_push(node: Node, push: PushInfo) -> Result<(), std::convert::Infallible> {
     if let (PushKind::Subscribe, [Value::BulkString(channel), ..]) = (&push.kind, push.data.as_slice()) {
-        with_target(|sink, probe| {
+        with_target(node, |sink, probe| {
             if *channel != **probe.channel() {
                 sink.on_subscribed(channel);
             }
@@ -98,7 +108,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
     let mut outage = None;
     loop {
-        match links.settings.connect(Role::Subscriber).await {
+        match links.settings.connect(Role::Subscriber(links.node)).await {
             Err(error) => links.health.attempt_failed(&error),
             Ok(Made { mut connection, driver, master }) => {
                 let error = tokio::select! {
@@ -115,9 +125,9 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                     links.health.link_is_lost(&error);
                     links.deaf_since.set(Some(Instant::now()));
                     links.health.worker_is_deaf();
-                    outage = Some(Outage { since: links.probe.heard_at(), channels: sink.subscribed() });
+                    outage = Some(Outage { since: links.probe.heard_at(), channels: sink.subscribed(links.node) });
                 }
-                sink.on_lost();
+                sink.on_lost(links.node);
             }
         }
         backoff.wait().await;
@@ -145,7 +155,7 @@ async fn serve(
     };
     // No await between these two: what is wanted from here on is commanded from here on.
     links.commands.borrow_mut().clear();
-    let wanted = sink.wanted();
+    let wanted = sink.wanted(links.node);
     if let Err(error) = subscribe_all(links, sink, connection, &wanted).await {
         return error;
     }
@@ -157,7 +167,7 @@ async fn serve(
     links.health.link_is_up();
     backoff.reset();
     if let Some(Outage { since, channels }) = outage.take() {
-        sink.on_gap(Gap { length: since.elapsed(), channels });
+        sink.on_gap(Gap { node: links.node, length: since.elapsed(), channels });
     }
     let mut audit_at = Instant::now() + AUDIT_INTERVAL;
     links.audited_at.set(Instant::now());
@@ -193,7 +203,7 @@ async fn audit(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
     static FEWER: Throttle = Throttle::per_minute();
     let mut info = redis::cmd("CLIENT");
     info.arg("INFO");
-    let told = sink.subscribed() + usize::from(links.probe.due_at().is_some());
+    let told = sink.subscribed(links.node) + usize::from(links.probe.due_at().is_some());
     let info: String = match answered(links, connection.send_packed_command(&info)).await {
         Ok(value) => redis::from_redis_value(value).unwrap_or_default(),
         Err(LinkError::Ended(error)) if is_refusal(&error) => String::new(),
@@ -212,9 +222,9 @@ async fn audit(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
         tracing::warn!(channels, "Redis has fewer subscriptions than it confirmed: subscribing all channels again");
     }
     subscribe_probe(links, connection).await?;
-    let wanted = sink.wanted();
+    let wanted = sink.wanted(links.node);
     subscribe_all(links, sink, connection, &wanted).await?;
-    sink.on_gap(Gap { length: since.elapsed(), channels });
+    sink.on_gap(Gap { node: links.node, length: since.elapsed(), channels });
     Ok(())
 }
 

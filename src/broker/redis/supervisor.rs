@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::config::RedisUrl;
+
 /// The pause before the first attempt to connect again.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 
@@ -44,6 +46,8 @@ pub(crate) struct Health {
 
 #[derive(Debug)]
 struct State {
+    /// Where the server is, without its password.
+    server: String,
     /// All links, and those that are not up.
     links: usize,
     down: usize,
@@ -57,9 +61,10 @@ struct State {
 }
 
 impl Health {
-    /// The health of the links of `workers` workers, none of them up yet.
-    pub(crate) fn new(workers: usize) -> Self {
+    /// The health of the links of `workers` workers to `server`, none of them up yet.
+    pub(crate) fn new(server: &RedisUrl, workers: usize) -> Self {
         let state = State {
+            server: server.to_string(),
             links: 2 * workers,
             down: 2 * workers,
             since: Instant::now(),
@@ -95,9 +100,9 @@ impl Health {
         let mut fault = None;
         self.change(|state| {
             if state.down > 0 {
-                let State { links, down, since, last_error, .. } = state;
+                let State { server, links, down, since, last_error, .. } = state;
                 fault = Some(format!(
-                    "{down} of {links} links to Redis are away for {:.1?}: {last_error}",
+                    "{down} of {links} links to {server} are away for {:.1?}: {last_error}",
                     since.elapsed()
                 ));
             }
@@ -128,10 +133,11 @@ impl Health {
             if state.down > 0 {
                 return;
             }
+            let server = &state.server;
             if state.was_up {
-                tracing::info!(after = ?state.since.elapsed(), "Redis is back: all links are up and subscribed");
+                tracing::info!(server, after = ?state.since.elapsed(), "Redis is back: all links are up and subscribed");
             } else {
-                tracing::info!("Redis: all links are up");
+                tracing::info!(server, "Redis: all links are up");
             }
             state.was_up = true;
             state.is_told = false;
@@ -164,9 +170,9 @@ impl State {
     fn tell(&mut self, error: &dyn fmt::Display) {
         self.last_error = error.to_string();
         if std::mem::replace(&mut self.is_told, true) {
-            tracing::debug!(%error, "Redis is still away");
+            tracing::debug!(server = self.server, %error, "Redis is still away");
         } else {
-            tracing::warn!(%error, "Redis is away: WebSockets stay open, new ones get 503, retrying");
+            tracing::warn!(server = self.server, %error, "Redis is away: WebSockets stay open, new ones get 503, retrying");
         }
     }
 }
