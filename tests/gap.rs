@@ -173,6 +173,42 @@ async fn a_subscriber_that_redis_ends_for_its_output_buffer_comes_back() {
     stage.settle().await;
 }
 
+/// As fast as Redis can: its default output buffer for subscribers ends who is 32 MB behind.
+#[tokio::test]
+async fn a_flood_is_taken_whole_and_costs_no_memory() {
+    const MESSAGES: usize = 500_000;
+    const AT_A_TIME: usize = 5_000;
+    let redis = Redis::start().await;
+    // All of it is some 5 MB: that this client is slow is not what is asked here.
+    let roomy = "path = \"/webws\"\nmax_queue_bytes = 16777216";
+    let webws = Webws::builder().broker(&redis.url()).workers(1).endpoint_toml(roomy).start().await;
+    let mut witness = Witness::join(&webws.target(), "/webws?channel=%22a%22").await;
+    let before = webws.rss_kb();
+    let client = ::redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let flood = tokio::spawn(async move {
+        for start in (0..MESSAGES).step_by(AT_A_TIME) {
+            let mut pipeline = ::redis::pipe();
+            for n in start..start + AT_A_TIME {
+                pipeline.cmd("PUBLISH").arg("chat:a").arg(format!("{n} ")).ignore();
+            }
+            pipeline.exec_async(&mut connection).await.unwrap();
+        }
+    });
+    let mut most = 0;
+    for n in 0..MESSAGES {
+        let frame = witness.client.next_but_pings(SOON).await.unwrap_or_else(|| panic!("no message {n}"));
+        assert_eq!(frame.payload, format!("{n} a").as_bytes());
+        if n % AT_A_TIME == 0 {
+            most = most.max(webws.rss_kb());
+        }
+    }
+    flood.await.unwrap();
+    // That queue, and buffers.
+    assert!(most < before + 32 * 1024, "{before} kB before, {most} kB at most");
+    assert!(!webws.log().contains("Redis is away"), "{}", webws.log());
+}
+
 #[tokio::test]
 async fn a_paused_redis_loses_nothing() {
     let mut stage = Stage::start().await;

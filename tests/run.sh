@@ -31,8 +31,9 @@ needed=(
     chromedriver             chromium-driver
     systemd-analyze          systemd
     systemd-socket-activate  systemd
-    # ring, the TLS library's cryptography, is partly C
+    # ring, the TLS library's cryptography, and jemalloc are partly C
     cc                       gcc
+    make                     make
 )
 
 # Prints the packages of what is missing, one a line, each once.
