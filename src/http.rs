@@ -183,7 +183,7 @@ impl WaitingRoom {
             Some(place) => Ok((place, head)),
             None => {
                 drop(silent);
-                let place = self.places.clone().acquire_owned().await;
+                let place = tokio::time::timeout_at(deadline, self.places.clone().acquire_owned()).await?;
                 Ok((place.map_err(io::Error::other)?, head))
             }
         }

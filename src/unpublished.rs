@@ -28,22 +28,22 @@ pub(crate) struct Unpublished {
     in_flight: usize,
     /// Texts that were dropped because their clients were told so, since they were asked for last.
     dropped: u64,
-    /// Sessions whose waiting texts must not be published: their clients were told so.
-    abandoned: HashSet<SessionKey>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     texts: VecDeque<(Text, Millis)>,
     bytes: usize,
+    /// Sessions whose waiting texts must not be published: their clients were told so.
+    abandoned: HashSet<SessionKey>,
 }
 
 impl Unpublished {
     /// Queues for about `max_bytes` in all.
     pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
         let queues: Vec<_> = placement.nodes().map(|_| Queue::default()).collect();
-        let max_bytes = max_bytes / queues.len();
-        Self { placement, queues, max_bytes, in_flight: 0, dropped: 0, abandoned: HashSet::new() }
+        let max_bytes = (max_bytes / queues.len()).max(1);
+        Self { placement, queues, max_bytes, in_flight: 0, dropped: 0 }
     }
 
     /// Where texts on `channel` wait.
@@ -100,8 +100,8 @@ impl Unpublished {
 
     /// Never publishes what waits of `session`.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
-        if !self.is_empty() {
-            self.abandoned.insert(session);
+        for queue in self.queues.iter_mut().filter(|queue| !queue.texts.is_empty()) {
+            queue.abandoned.insert(session);
         }
     }
 
@@ -112,7 +112,7 @@ impl Unpublished {
         while bytes < max_bytes
             && let Some((text, _)) = self.pop(node)
         {
-            if matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
+            if matches!(&text.origin, Origin::Session(key) if self.is_abandoned(node, key)) {
                 self.dropped += 1;
             } else {
                 bytes += text.payload.len() + TEXT_COST;
@@ -131,7 +131,7 @@ impl Unpublished {
             while self.queues.get(node.0).and_then(|queue| queue.texts.front()).is_some_and(|(_, at)| *at < since) {
                 let Some((text, _)) = self.pop(node) else { break };
                 match text.origin {
-                    Origin::Session(key) if self.abandoned.contains(&key) => self.dropped += 1,
+                    Origin::Session(key) if self.is_abandoned(node, &key) => self.dropped += 1,
                     Origin::Session(key) => lost.push(key),
                     Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
                 }
@@ -147,11 +147,12 @@ impl Unpublished {
             return Some((text, at));
         }
         // Nothing waits any more, so there is no memory to keep, nor anything left to hold back.
-        queue.texts = VecDeque::new();
-        if self.is_empty() {
-            self.abandoned = HashSet::new();
-        }
+        *queue = Queue::default();
         None
+    }
+
+    fn is_abandoned(&self, Node(node): Node, session: &SessionKey) -> bool {
+        self.queues.get(node).is_some_and(|queue| queue.abandoned.contains(session))
     }
 }
 

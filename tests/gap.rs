@@ -25,7 +25,8 @@ const STEP: Duration = Duration::from_millis(5);
 /// and the log is written a moment after the gap's end.
 const SLACK: Duration = Duration::from_millis(250);
 
-const KEEP: &str = "path = \"/webws\"";
+/// These clients answer no pings.
+const KEEP: &str = "path = \"/webws\"\nidle_timeout = \"0s\"";
 const CLOSE: &str = "path = \"/told\"\non_gap = \"close\"";
 
 #[tokio::test]
@@ -42,7 +43,7 @@ async fn a_link_that_delivers_nothing_any_more_is_replaced() {
 async fn a_subscription_that_redis_forgot_is_found_and_made_again() {
     let mut stage = Stage::start().await;
     stage.proxy.say_as_subscriber(b"UNSUBSCRIBE chat:ledger\r\n");
-    until("it is found out", 3 * SOON, async || stage.webws.log().contains("fewer subscriptions")).await;
+    until("it is found out", 3 * SOON, async || stage.webws.log().contains("subscriptions fewer")).await;
     stage.settle().await;
 }
 
@@ -223,10 +224,10 @@ async fn clients_of_an_endpoint_that_says_so_are_told_of_a_gap_and_no_others() {
     let mut told = Witness::join(&stage.webws.target(), "/told?channel=%22ledger%22").await;
     stage.proxy.reset();
     told.expect_close(1012, SOON).await;
-    stage.settle().await;
     // Who comes back is not told of a gap that was before.
     let mut again = Witness::join(&stage.webws.target(), "/told?channel=%22ledger%22").await;
-    again.await_texts(1, SOON).await;
+    again.await_texts(3, SOON).await;
+    stage.settle().await;
     stage.webws.term();
     stage.webws.wait_exit(2 * SOON).await;
     let log = stage.webws.log();

@@ -141,7 +141,7 @@ async fn texts_without_a_byte_are_bounded_too() {
 #[tokio::test]
 async fn after_publish_timeout_a_client_is_told_and_nothing_of_it_is_published_later() {
     let settings = format!("{WRITE_ONLY}\nmax_unpublished_bytes = 65536\npublish_timeout = \"2s\"");
-    let (mut redis, webws) = stack(&settings, 1).await;
+    let (mut redis, mut webws) = stack(&settings, 1).await;
     for target in [webws.target(), webws.tcp_target()] {
         let mut few = Witness::join(&target, "/in?channel=few").await;
         let mut many = Client::connect(&target, "/in?channel=many").await;
@@ -161,9 +161,10 @@ async fn after_publish_timeout_a_client_is_told_and_nothing_of_it_is_published_l
         let late = Client::connect(&target, "/in?channel=late").await;
         late.send_text("0").await;
         expect_numbers(&spy, 1).await;
-        let calls = format!("{:?}", redis.command(&["INFO", "commandstats"]).await);
-        assert!(calls.contains("cmdstat_publish:calls=1,"), "{calls}");
     }
+    webws.term();
+    assert!(webws.wait_exit(SOON).await.success());
+    assert!(webws.log().contains("texts_published=2 "), "{}", webws.log());
 }
 
 #[tokio::test]
@@ -182,8 +183,9 @@ async fn what_waits_behind_a_frozen_redis_is_not_published_after_its_client_was_
     let marker = Client::connect(&webws.target(), "/in?channel=frozen").await;
     marker.send_raw(&texts(100..101, 0)).await;
     until("the marker is published", SOON, async || numbers(&spy).contains(&100)).await;
-    // Bytes that Redis has cannot be taken back: nobody knows, and 1013 is right.
-    assert_eq!(numbers(&spy), [0, 100]);
+    // Bytes that Redis has cannot be taken back: nobody knows, and 1013 is right. The first may have
+    // waited behind the link's own probe.
+    assert!(matches!(numbers(&spy)[..], [0, 100] | [100]), "{:?}", numbers(&spy));
 }
 
 #[tokio::test]

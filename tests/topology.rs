@@ -90,6 +90,7 @@ async fn channels_are_spread_over_several_servers_and_one_that_dies_takes_only_i
 }
 
 /// Where `chat:NAME` lives, as the README tells producers to compute it.
+#[expect(clippy::cast_possible_truncation, reason = "never more than `nodes`, or a little")]
 fn node_of(name: &str, nodes: i64) -> i64 {
     let bytes = format!("chat:{name}").into_bytes();
     let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);

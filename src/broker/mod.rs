@@ -33,7 +33,7 @@ pub(crate) trait Sink {
     /// The subscriptions at `node` are gone; they are made again by and by.
     fn on_lost(&self, node: Node);
     /// The subscriptions are there again; what was published in between is missing.
-    fn on_gap(&self, gap: Gap);
+    fn on_gap(&self, gap: Gap<'_>);
     /// All channels to subscribe at `node`.
     fn wanted(&self, node: Node) -> Vec<Channel>;
     /// How many channels are subscribed at `node`, as far as the worker was told.
@@ -46,9 +46,11 @@ pub(crate) trait Sink {
 
 /// A time in which a worker's subscriptions were away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Gap {
+pub(crate) struct Gap<'a> {
     /// Where they are.
     pub(crate) node: Node,
+    /// The same in words, without a password.
+    pub(crate) server: &'a str,
     /// From the last message that came to the last confirmation.
     pub(crate) length: Duration,
     /// Channels that were subscribed before it.

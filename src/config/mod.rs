@@ -60,7 +60,8 @@ pub struct Config {
     /// Worker threads; each has its own links to the broker. Default 0: one per core,
     /// as nginx's `worker_processes auto`.
     pub workers: usize,
-    /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://`.
+    /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://` or
+    /// `redis+sentinel://`; several with blanks between share the channels.
     /// Default `redis://127.0.0.1:6379`.
     pub broker: Broker,
     /// Over how long the sessions are closed when the sidecar stops (1001), or after a gap
@@ -139,8 +140,8 @@ pub struct Limits {
     /// What `Retry-After` says on a 503, whole seconds. Default 2 s.
     #[serde(with = "duration")]
     pub retry_after: Duration,
-    /// Bytes of clients' texts that may wait for the broker in one worker; beyond, clients
-    /// are not read. Default 64 MiB.
+    /// Bytes of clients' texts that may wait for the broker in one worker (for several servers,
+    /// each its share); beyond, clients are not read. Default 64 MiB.
     pub max_unpublished_bytes: usize,
 }
 

@@ -31,6 +31,9 @@ impl Config {
         if self.pace > Duration::from_secs(1) {
             faults.push(format!("pace = \"{}\": at most 1s", humantime::format_duration(self.pace)));
         }
+        if matches!(&self.broker, super::Broker::Redis(servers) if servers.is_empty()) {
+            faults.push("broker names no server".to_owned());
+        }
         let redis = &self.redis;
         for (name, value) in [
             ("redis.connect_timeout", redis.connect_timeout),

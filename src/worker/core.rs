@@ -33,6 +33,8 @@ use crate::ws::reader::Flow;
 pub(super) struct Core {
     sessions: Slab<(u32, Session)>,
     generation: u32,
+    /// The newest session's generation when the link to a server was lost last.
+    newest_before_loss: Vec<u32>,
     pub(super) hub: Hub,
     pub(super) wheel: Wheel,
     pub(super) unpublished: Unpublished,
@@ -53,6 +55,7 @@ impl Core {
         Self {
             sessions: Slab::new(),
             generation: 0,
+            newest_before_loss: placement.nodes().map(|_| 0).collect(),
             hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement),
             wheel: Wheel::new(),
             unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement),
@@ -89,9 +92,21 @@ impl Core {
         self.sessions.iter().filter(|(_, (_, session))| session.is_open()).map(key).collect()
     }
 
-    /// The open sessions that are closed after a gap at `node`.
+    /// The subscriptions at a server are lost. Returns how many there were.
+    pub(super) fn lose(&mut self, node: Node) -> usize {
+        if let Some(newest) = self.newest_before_loss.get_mut(node.0) {
+            *newest = self.generation;
+        }
+        self.hub.unconfirm_all(node)
+    }
+
+    /// The open sessions that are closed after a gap at `node`: those that were there before it.
     pub(super) fn keys_to_close_after_gap(&self, node: Node) -> Vec<SessionKey> {
+        let newest = self.newest_before_loss.get(node.0).copied().unwrap_or_default();
         let wants_it = |key: &SessionKey| {
+            if newest.wrapping_sub(key.generation) > u32::MAX / 2 {
+                return false;
+            }
             let session = self.sessions.get(key.index as usize).map(|(_, session)| session);
             session.is_some_and(|session| {
                 let config = &session.endpoint.config;

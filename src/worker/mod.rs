@@ -488,20 +488,21 @@ impl Sink for Worker {
     }
 
     fn on_lost(&self, node: Node) {
-        let lost = self.core.borrow_mut().hub.unconfirm_all(node);
+        let lost = self.core.borrow_mut().lose(node);
         self.shard.add(Counter::SubscriptionsLost, lost as u64);
     }
 
-    fn on_gap(&self, gap: Gap) {
+    fn on_gap(&self, gap: Gap<'_>) {
         self.shard.add(Counter::Gaps, 1);
         self.shard.add(Counter::GapMillis, millis(gap.length));
         if gap.channels == 0 {
             // Nobody listened.
             return;
         }
-        let Gap { node, length, channels } = gap;
+        let Gap { node, server, length, channels } = gap;
         let keys = self.core.borrow().keys_to_close_after_gap(node);
         tracing::warn!(
+            server,
             length_ms = millis(length),
             channels,
             closing = keys.len(),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
+use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisResult, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -71,8 +71,12 @@ pub(super) enum LinkError {
     Closed,
     #[error("the Sentinels say that the master is at {0}:{1} now")]
     Moved(String, u16),
+    #[error("the subscriber follows another master")]
+    Elsewhere,
     #[error("{0}:{1} is no master (any more)")]
     NoMaster(String, u16),
+    #[error("Redis has {0} subscriptions fewer than it confirmed")]
+    Fewer(usize),
     #[error("Redis takes messages and delivers none: nothing was heard for {0:?}")]
     Deaf(Duration),
 }
@@ -80,6 +84,16 @@ pub(super) enum LinkError {
 /// Whether Redis answered, and the answer was no.
 pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
     !error.is_unrecoverable_error() && error.code().is_some()
+}
+
+/// Whether the answer was that our ACL user may not.
+pub(super) fn is_not_allowed(error: &redis::RedisError) -> bool {
+    error.code() == Some("NOPERM")
+}
+
+/// Sends one command; an error that Redis answers is an error.
+pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &redis::Cmd) -> RedisResult<Value> {
+    connection.send_packed_command(command).await.and_then(Value::extract_error)
 }
 
 /// What moves a link's bytes, for as long as it is polled.
@@ -135,6 +149,11 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Where the server is, without its password.
+    pub(super) fn server(&self) -> String {
+        self.url.to_string()
+    }
+
     /// The password, read anew each time so that a rotated one is found.
     fn password(&self) -> Result<Option<SecretString>, SettingsError> {
         if let Some(password) = &self.url.password {
@@ -186,7 +205,7 @@ impl Settings {
         set_name.arg("SETNAME").arg(name);
         tokio::select! {
             // Only a name for CLIENT LIST: an ACL may forbid it.
-            named = connection.send_packed_command(&set_name) => {
+            named = ask(&mut connection, &set_name) => {
                 if let Err(error) = named {
                     tracing::debug!(%error, "CLIENT SETNAME");
                 }
@@ -201,18 +220,16 @@ impl Settings {
         Ok(Made { connection, driver, master })
     }
 
-    /// Resolves when the Sentinels name another master than the one a link was made to.
+    /// Resolves when most of the Sentinels name another master than the one a link was made to.
     pub(super) async fn is_moved(&self, master: Option<&Place>) -> LinkError {
         let (RedisAddress::Sentinel(sentinels, name), Some(master)) = (&self.url.address, master) else {
             return std::future::pending().await;
         };
         loop {
             tokio::time::sleep(ASK_SENTINELS).await;
-            match sentinel::master(sentinels, name).await {
-                Ok(found) if found != *master => return LinkError::Moved(found.0, found.1),
-                Ok(_) => {}
-                // The link is there; without Sentinels it goes on.
-                Err(error) => tracing::debug!(%error, "the Sentinels cannot be asked"),
+            // Where they cannot be asked, or differ, the link goes on.
+            if let Some((host, port)) = sentinel::agreed_master(sentinels, name).await.filter(|found| found != master) {
+                return LinkError::Moved(host, port);
             }
         }
     }
@@ -242,13 +259,11 @@ impl Settings {
 async fn is_master(connection: &mut MultiplexedConnection, driver: &mut Driver) -> Result<bool, LinkError> {
     let role = redis::cmd("ROLE");
     let role = tokio::select! {
-        role = connection.send_packed_command(&role) => role,
+        role = ask(connection, &role) => role,
         () = driver => return Err(LinkError::Closed),
     };
     match role {
-        Ok(redis::Value::Array(role)) => {
-            Ok(matches!(role.first(), Some(redis::Value::BulkString(role)) if role == b"master"))
-        }
+        Ok(Value::Array(role)) => Ok(matches!(role.first(), Some(Value::BulkString(role)) if role == b"master")),
         Ok(_) => Ok(true),
         Err(error) if is_refusal(&error) => Ok(true),
         Err(error) => Err(LinkError::Ended(error)),

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::probe::Probe;
+use self::sentinel::Place;
 use super::Sink;
 use super::placement::{Node, Placement};
 use crate::endpoint::Channel;
@@ -68,8 +69,13 @@ pub(crate) struct Links {
     heard_at: Cell<Instant>,
     /// Since when the subscriber waits for an answer.
     unanswered_since: Cell<Option<Instant>>,
-    /// When Redis' subscriptions were compared with ours last.
+    /// When Redis' subscriptions were compared with ours last and found complete.
     audited_at: Cell<Instant>,
+    /// Whether they were not, on the link before.
+    audit_failed: Cell<bool>,
+    /// The master that the subscriber is at, where Sentinels name it: texts go there and nowhere
+    /// else, or they would not come back.
+    subscriber_at: RefCell<Option<Place>>,
     probe: Rc<Probe>,
 }
 
@@ -107,8 +113,8 @@ impl Servers {
         let probes = self.links.iter().map(|links| links.probe.clone()).collect();
         let _target = subscriber::Target::set(sink.clone(), probes);
         let mut tasks = JoinSet::new();
-        for links in self.links.iter().cloned() {
-            let sink = sink.clone();
+        for links in &self.links {
+            let (links, sink) = (links.clone(), sink.clone());
             tasks.spawn_local(async move {
                 tokio::join!(subscriber::run(&links, &*sink), publisher::run(&links, &*sink));
             });
@@ -132,6 +138,8 @@ impl Links {
             heard_at: Cell::new(Instant::now()),
             unanswered_since: Cell::new(None),
             audited_at: Cell::new(Instant::now()),
+            audit_failed: Cell::new(false),
+            subscriber_at: RefCell::default(),
             probe: Rc::new(Probe::new()),
         }
     }
@@ -155,6 +163,10 @@ impl Links {
         [&self.deaf_since, &self.unanswered_since]
             .iter()
             .all(|trouble| trouble.get().is_none_or(|since| since.elapsed() < BLIP))
+    }
+
+    fn is_where_the_subscriber_is(&self, master: Option<&Place>) -> bool {
+        self.subscriber_at.borrow().as_ref() == master
     }
 
     fn is_deaf(&self) -> bool {

@@ -24,18 +24,22 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// people look for a fault.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// One worker's probe.
+/// The probe of a worker's link to one server.
 #[derive(Debug)]
 pub(super) struct Probe {
     channel: Channel,
+    /// The last number that was sent, that Redis has taken, and that has come back.
     sent: Cell<u64>,
-    sent_at: Cell<Option<Instant>>,
+    taken: Cell<u64>,
     heard: Cell<u64>,
-    /// When a message came, a probe or another.
+    next_at: Cell<Instant>,
+    /// When the link proved last that it hears.
     heard_at: Cell<Instant>,
     /// Since when Redis has a number that has not come back.
     missing_since: Cell<Option<Instant>>,
     missing: Notify,
+    /// Whether the link is subscribed; before, nothing can come.
+    is_listening: Cell<bool>,
     /// Whether Redis lets us; by its ACL it may not.
     is_allowed: Cell<bool>,
 }
@@ -45,12 +49,14 @@ impl Probe {
         Self {
             channel: Channel::from(format!("{PREFIX}{:016x}", fastrand::u64(..))),
             sent: Cell::new(0),
-            sent_at: Cell::new(None),
+            taken: Cell::new(0),
             heard: Cell::new(0),
+            next_at: Cell::new(Instant::now()),
             heard_at: Cell::new(Instant::now()),
             missing_since: Cell::new(None),
             missing: Notify::new(),
-            is_allowed: Cell::new(true),
+            is_listening: Cell::new(false),
+            is_allowed: Cell::new(false),
         }
     }
 
@@ -59,40 +65,63 @@ impl Probe {
         &self.channel
     }
 
-    /// A new link hears: what the old one missed is nobody's fault now.
-    pub(super) fn begin(&self, is_allowed: bool) {
-        self.is_allowed.set(is_allowed);
+    /// Redis lets us subscribe it.
+    pub(super) fn allow(&self) {
+        self.is_allowed.set(true);
+    }
+
+    /// Redis does not let us subscribe or publish it.
+    pub(super) fn refuse(&self) {
+        self.is_allowed.set(false);
         self.missing_since.set(None);
+    }
+
+    /// Whether there is a probe at all.
+    pub(super) fn is_allowed(&self) -> bool {
+        self.is_allowed.get()
+    }
+
+    /// A new link has all its subscriptions: what the old one missed is nobody's fault now.
+    pub(super) fn begin(&self) {
         self.heard.set(self.sent.get());
+        self.taken.set(self.sent.get());
+        self.missing_since.set(None);
+        self.is_listening.set(true);
+        self.proved();
+    }
+
+    /// The link is lost.
+    pub(super) fn end(&self) {
+        self.is_listening.set(false);
+        self.missing_since.set(None);
+    }
+
+    /// The link has just proved that it hears.
+    pub(super) fn proved(&self) {
         self.heard_at.set(Instant::now());
     }
 
-    /// When a message came last.
+    /// When it proved that last.
     pub(super) fn heard_at(&self) -> Instant {
         self.heard_at.get()
     }
 
     /// When the next number should be published; `None` where it may not.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        self.is_allowed.get().then(|| self.sent_at.get().map_or_else(Instant::now, |at| at + INTERVAL))
+        self.is_allowed.get().then(|| self.next_at.get())
     }
 
     /// The next number, to be published now.
     pub(super) fn next(&self) -> u64 {
         self.sent.set(self.sent.get() + 1);
-        self.sent_at.set(Some(Instant::now()));
+        self.next_at.set(Instant::now() + INTERVAL);
         self.sent.get()
-    }
-
-    /// Redis does not let us publish it.
-    pub(super) fn refused(&self) {
-        self.is_allowed.set(false);
-        self.missing_since.set(None);
     }
 
     /// Redis has taken `number`, and given it to so many subscribers.
     pub(super) fn on_published(&self, number: u64, receivers: i64) {
-        if number <= self.heard.get() {
+        self.taken.set(number.max(self.taken.get()));
+        if number <= self.heard.get() || !self.is_listening.get() {
             return;
         }
         let now = Instant::now();
@@ -117,12 +146,12 @@ impl Probe {
         true
     }
 
-    /// Messages came: whatever is missing may be behind them.
+    /// Messages came, or a part of one: whatever is missing may be behind them.
     pub(super) fn on_heard(&self) {
-        let now = Instant::now();
-        self.heard_at.set(now);
-        let is_complete = self.heard.get() == self.sent.get();
-        self.missing_since.set(self.missing_since.get().filter(|_| !is_complete).map(|_| now));
+        self.proved();
+        let is_complete = self.heard.get() >= self.taken.get();
+        let still_missing = self.missing_since.get().filter(|_| !is_complete);
+        self.missing_since.set(still_missing.map(|_| self.heard_at.get()));
     }
 
     /// Resolves when a probe is missing; returns for how long nothing was heard.
@@ -155,9 +184,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_number_is_due_at_once_and_then_once_an_interval() {
+        let probe = Probe::new();
+        probe.allow();
+        probe.begin();
+        assert!(probe.due_at().is_some_and(|at| at <= Instant::now()));
+        probe.next();
+        assert_eq!(probe.due_at(), Some(Instant::now() + INTERVAL));
+        probe.refuse();
+        assert_eq!(probe.due_at(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_number_that_comes_back_is_not_missed_whichever_answer_is_first() {
         let probe = Probe::new();
-        probe.begin(true);
+        probe.allow();
+        probe.begin();
         let first = probe.next();
         hear(&probe, first);
         probe.on_published(first, 1);
@@ -170,18 +212,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_number_that_redis_took_and_nobody_heard_is_missed() {
         let probe = Probe::new();
-        probe.begin(true);
+        probe.allow();
+        probe.begin();
         probe.on_published(probe.next(), 1);
         assert!(!is_missed_within(&probe, GRACE / 2).await);
         assert!(is_missed_within(&probe, GRACE).await);
-        probe.begin(true);
+        probe.allow();
+        probe.begin();
         assert!(!is_missed_within(&probe, 10 * GRACE).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_number_behind_many_messages_is_waited_for() {
         let probe = Probe::new();
-        probe.begin(true);
+        probe.allow();
+        probe.begin();
         probe.on_published(probe.next(), 1);
         for _ in 0..10 {
             assert!(!is_missed_within(&probe, GRACE / 2).await);
@@ -194,16 +239,43 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_number_without_receivers_is_missed_at_once() {
         let probe = Probe::new();
-        probe.begin(true);
+        probe.allow();
+        probe.begin();
         tokio::time::advance(10 * GRACE).await;
         probe.on_published(probe.next(), 0);
         assert!(is_missed_within(&probe, Duration::from_millis(1)).await);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn between_two_links_nothing_is_missed() {
+        let probe = Probe::new();
+        probe.begin();
+        let number = probe.next();
+        probe.on_published(number, 0);
+        assert!(is_missed_within(&probe, Duration::from_millis(1)).await);
+        probe.end();
+        probe.on_published(probe.next(), 0);
+        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+        probe.begin();
+        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_number_that_redis_has_not_taken_is_not_missed_when_the_one_before_came_back() {
+        let probe = Probe::new();
+        probe.begin();
+        let first = probe.next();
+        probe.on_published(first, 1);
+        probe.next();
+        hear(&probe, first);
+        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn while_redis_takes_nothing_nothing_is_missed() {
         let probe = Probe::new();
-        probe.begin(true);
+        probe.allow();
+        probe.begin();
         probe.next();
         assert!(!is_missed_within(&probe, 10 * GRACE).await);
     }

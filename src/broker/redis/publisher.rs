@@ -13,7 +13,8 @@ use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
 use super::Links;
-use super::connect::{LinkError, Made, Role, is_refusal};
+use super::connect::{LinkError, Made, Role, ask, is_not_allowed, is_refusal};
+use super::sentinel::Place;
 use super::supervisor::Backoff;
 use crate::broker::{NotPublished, Origin, Sink, Text};
 
@@ -36,8 +37,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
-                    error = serve(links, sink, &mut connection) => error,
-                    error = links.settings.is_moved(master.as_ref()) => error,
+                    error = serve(links, sink, &mut connection, master.as_ref()) => error,
                 };
                 links.health.link_is_lost(&error);
             }
@@ -46,7 +46,12 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     }
 }
 
-async fn serve(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnection) -> LinkError {
+async fn serve(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+    master: Option<&Place>,
+) -> LinkError {
     loop {
         while links.is_deaf() {
             links.hears_again.notified().await;
@@ -57,22 +62,27 @@ async fn serve(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
         if links.is_deaf() {
             continue;
         }
+        if !links.is_where_the_subscriber_is(master) {
+            return LinkError::Elsewhere;
+        }
         let now = Instant::now();
-        let probe_at = links.probe.due_at();
-        let done = if probe_at.is_some_and(|at| at <= now) {
-            publish_probe(links, connection).await
+        if links.probe.due_at().is_some_and(|at| at <= now)
+            && let Err(error) = publish_probe(links, connection).await
+        {
+            return error;
+        }
+        let texts = sink.take_texts(links.node, BATCH_BYTES);
+        let next_probe = links.probe.due_at();
+        let done = if !texts.is_empty() {
+            publish(links, sink, connection, texts).await
+        } else if tokio::time::timeout_at(next_probe.unwrap_or(now + PING_INTERVAL), links.texts_wait.notified())
+            .await
+            .is_err()
+            && next_probe.is_none()
+        {
+            ping(links, connection).await
         } else {
-            let texts = sink.take_texts(links.node, BATCH_BYTES);
-            let idle_until = probe_at.unwrap_or(now + PING_INTERVAL);
-            if !texts.is_empty() {
-                publish(links, sink, connection, texts).await
-            } else if tokio::time::timeout_at(idle_until, links.texts_wait.notified()).await.is_err()
-                && probe_at.is_none()
-            {
-                ping(links, connection).await
-            } else {
-                Ok(())
-            }
+            Ok(())
         };
         if let Err(error) = done {
             return error;
@@ -114,24 +124,24 @@ async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) ->
     let mut publish = redis::cmd("PUBLISH");
     publish.arg(&**links.probe.channel()).arg(number);
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, connection.send_packed_command(&publish)).await {
-        Ok(Ok(receivers)) => {
-            links.probe.on_published(number, redis::from_redis_value(receivers).unwrap_or(1));
-            Ok(())
-        }
-        Ok(Err(error)) if is_refusal(&error) => {
-            links.probe.refused();
+    match tokio::time::timeout(timeout, ask(connection, &publish)).await {
+        Ok(Ok(Value::Int(receivers))) => links.probe.on_published(number, receivers),
+        Ok(Err(error)) if is_not_allowed(&error) => {
+            links.probe.refuse();
             links.health.probe_is_refused(&error);
-            Ok(())
         }
-        Ok(Err(error)) => Err(LinkError::Ended(error)),
-        Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
+        // It was not published, and that says nothing about the subscriber.
+        Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis does not take the probe"),
+        Ok(Ok(other)) => tracing::debug!(?other, "an answer to PUBLISH that is no number"),
+        Ok(Err(error)) => return Err(LinkError::Ended(error)),
+        Err(_) => return Err(LinkError::Silent("Redis".to_owned(), timeout)),
     }
+    Ok(())
 }
 
 async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, connection.send_packed_command(&redis::cmd("PING"))).await {
+    match tokio::time::timeout(timeout, ask(connection, &redis::cmd("PING"))).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(LinkError::Ended(error)),
         Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),

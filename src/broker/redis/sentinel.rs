@@ -37,6 +37,20 @@ pub(super) async fn master(sentinels: &[Place], name: &str) -> io::Result<Place>
     Err(last)
 }
 
+/// Where the master called `name` is, if more than half of `sentinels` agree on that.
+pub(super) async fn agreed_master(sentinels: &[Place], name: &str) -> Option<Place> {
+    let mut named: Vec<Place> = Vec::new();
+    for place in sentinels {
+        match timeout(PATIENCE, ask(place, name)).await {
+            Ok(Ok(master)) => named.extend(master),
+            Ok(Err(error)) => tracing::debug!(%error, "a Sentinel cannot be asked"),
+            Err(_) => tracing::debug!("a Sentinel does not answer"),
+        }
+    }
+    let votes = |candidate: &Place| named.iter().filter(|named| *named == candidate).count();
+    named.iter().find(|candidate| 2 * votes(candidate) > sentinels.len()).cloned()
+}
+
 async fn ask((host, port): &Place, name: &str) -> io::Result<Option<Place>> {
     let stream = TcpStream::connect((host.as_str(), *port)).await?;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);

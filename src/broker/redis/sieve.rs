@@ -125,11 +125,17 @@ impl AsyncRead for Sieve {
                 return Poll::Ready(Ok(()));
             }
             match self.poll_more(cx) {
-                Poll::Ready(done) => done?,
-                Poll::Pending => {
-                    // Nothing more is there: what was collected can leave.
+                Poll::Ready(Ok(())) if !self.has_ended => {
+                    if self.buffer.get(self.unread.clone()).is_some_and(|unread| unread.starts_with(MESSAGE)) {
+                        // A large one may take its time.
+                        on_heard(self.node);
+                    }
+                }
+                // Nothing more is there, or ever will be: what was collected can leave.
+                Poll::Ready(Ok(())) => on_pause(self.node),
+                other => {
                     on_pause(self.node);
-                    return Poll::Pending;
+                    return other;
                 }
             }
         }
@@ -297,7 +303,7 @@ mod tests {
         fn on_subscribed(&self, _: &[u8]) {}
         fn on_refused(&self, _: &[u8], _: Refused) {}
         fn on_lost(&self, _: Node) {}
-        fn on_gap(&self, _: Gap) {}
+        fn on_gap(&self, _: Gap<'_>) {}
 
         fn subscribed(&self, _: Node) -> usize {
             0

@@ -13,7 +13,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, RedisResult, Value};
 use tokio::time::Instant;
 
-use super::connect::{LinkError, Made, Role, is_refusal};
+use super::connect::{LinkError, Made, Role, ask, is_not_allowed, is_refusal};
 use super::probe::Probe;
 use super::supervisor::Backoff;
 use super::{Command, Links};
@@ -27,8 +27,8 @@ use crate::throttle::Throttle;
 const CHUNK: usize = 1_000;
 
 /// How often what Redis has is compared with what the worker wants; that also keeps a link without
-/// channels from being idle. Chosen: half a dozen bytes each, and a channel that went lost is
-/// back before its clients give up.
+/// channels from being idle. Chosen: some hundred bytes each, and a channel that went lost is back
+/// before its clients give up.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 
 thread_local! {
@@ -111,6 +111,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
         match links.settings.connect(Role::Subscriber(links.node)).await {
             Err(error) => links.health.attempt_failed(&error),
             Ok(Made { mut connection, driver, master }) => {
+                links.subscriber_at.replace(master.clone());
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
@@ -119,13 +120,19 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                     silence = links.probe.is_missed() => LinkError::Deaf(silence),
                 };
                 links.unanswered_since.set(None);
+                links.probe.end();
+                if outage.is_none() && (sink.subscribed(links.node) > 0 || !links.is_deaf()) {
+                    // What the probe heard says nothing about a subscription that Redis forgot.
+                    let is_forgotten = matches!(error, LinkError::Fewer(_));
+                    let since = if is_forgotten { links.audited_at.get() } else { links.probe.heard_at() };
+                    outage = Some(Outage { since, channels: sink.subscribed(links.node) });
+                }
                 if links.is_deaf() {
                     links.health.attempt_failed(&error);
                 } else {
                     links.health.link_is_lost(&error);
                     links.deaf_since.set(Some(Instant::now()));
                     links.health.worker_is_deaf();
-                    outage = Some(Outage { since: links.probe.heard_at(), channels: sink.subscribed(links.node) });
                 }
                 sink.on_lost(links.node);
             }
@@ -136,7 +143,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
 
 /// What the loss of a link cost.
 struct Outage {
-    /// When the last message came.
+    /// When it was last known to hear.
     since: Instant,
     /// Channels that were subscribed.
     channels: usize,
@@ -149,17 +156,16 @@ async fn serve(
     backoff: &mut Backoff,
     outage: &mut Option<Outage>,
 ) -> LinkError {
-    let is_probed = match subscribe_probe(links, connection).await {
-        Ok(is_probed) => is_probed,
-        Err(error) => return error,
-    };
+    if let Err(error) = subscribe_probe(links, connection).await {
+        return error;
+    }
     // No await between these two: what is wanted from here on is commanded from here on.
     links.commands.borrow_mut().clear();
     let wanted = sink.wanted(links.node);
     if let Err(error) = subscribe_all(links, sink, connection, &wanted).await {
         return error;
     }
-    links.probe.begin(is_probed);
+    links.probe.begin();
     links.deaf_since.set(None);
     links.heard_at.set(Instant::now());
     links.health.worker_hears();
@@ -167,17 +173,20 @@ async fn serve(
     links.health.link_is_up();
     backoff.reset();
     if let Some(Outage { since, channels }) = outage.take() {
-        sink.on_gap(Gap { node: links.node, length: since.elapsed(), channels });
+        let server = links.settings.server();
+        sink.on_gap(Gap { node: links.node, server: &server, length: since.elapsed(), channels });
     }
-    let mut audit_at = Instant::now() + AUDIT_INTERVAL;
     links.audited_at.set(Instant::now());
+    let mut audit_at = Instant::now() + AUDIT_INTERVAL;
     loop {
-        let done = match tokio::time::timeout_at(audit_at, links.commands_wait.notified()).await {
-            Ok(()) => obey(links, sink, connection).await,
-            Err(_) => {
-                audit_at = Instant::now() + AUDIT_INTERVAL;
-                audit(links, sink, connection).await
-            }
+        // Asked first, so that a storm of handshakes cannot put it off.
+        let done = if audit_at <= Instant::now() {
+            audit_at = Instant::now() + AUDIT_INTERVAL;
+            audit(links, sink, connection).await
+        } else if tokio::time::timeout_at(audit_at, links.commands_wait.notified()).await.is_ok() {
+            obey(links, sink, connection).await
+        } else {
+            Ok(())
         };
         if let Err(error) = done {
             return error;
@@ -185,46 +194,51 @@ async fn serve(
     }
 }
 
-/// Subscribes the probe's channel; false when Redis does not let us.
-async fn subscribe_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<bool, LinkError> {
+/// Subscribes the probe's channel, if Redis lets us.
+async fn subscribe_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     match answered(links, connection.subscribe(&**links.probe.channel())).await {
-        Ok(()) => Ok(true),
-        Err(LinkError::Ended(error)) if is_refusal(&error) => {
+        Ok(()) => links.probe.allow(),
+        Err(LinkError::Ended(error)) if is_not_allowed(&error) => {
+            links.probe.refuse();
             links.health.probe_is_refused(&error);
-            Ok(false)
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
     }
+    Ok(())
 }
 
-/// Compares what Redis has with what the worker was told, and subscribes again what is missing.
-/// Without the right to `CLIENT INFO` it is a sign of life and no more.
+/// Compares how many subscriptions Redis has with what the worker was told. Without the right to
+/// `CLIENT INFO` it is a sign of life and no more.
+///
+/// # Errors
+/// When Redis has fewer: which ones, nobody can say, so the link is made anew with all of them.
 async fn audit(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
-    static FEWER: Throttle = Throttle::per_minute();
+    static DISTRUSTED: Throttle = Throttle::per_minute();
     let mut info = redis::cmd("CLIENT");
     info.arg("INFO");
-    let told = sink.subscribed(links.node) + usize::from(links.probe.due_at().is_some());
-    let info: String = match answered(links, connection.send_packed_command(&info)).await {
+    // Nothing else is under way on this link, so that the numbers belong together.
+    let told = sink.subscribed(links.node) + usize::from(links.probe.is_allowed());
+    let info: String = match answered(links, ask(connection, &info)).await {
         Ok(value) => redis::from_redis_value(value).unwrap_or_default(),
         Err(LinkError::Ended(error)) if is_refusal(&error) => String::new(),
         Err(error) => return Err(error),
     };
-    let Some(there) = info.split(' ').find_map(|field| field.strip_prefix("sub=")?.parse::<usize>().ok()) else {
-        return Ok(());
-    };
-    // Nothing else is under way on this link, so that the numbers belong together.
-    let since = links.audited_at.replace(Instant::now());
-    if there >= told {
+    let there = info.split(' ').find_map(|field| field.strip_prefix("sub=")?.parse::<usize>().ok());
+    let missing = there.map_or(0, |there| told.saturating_sub(there));
+    if missing > 0 && !links.audit_failed.replace(true) {
+        return Err(LinkError::Fewer(missing));
+    }
+    if missing > 0 {
+        // A new link with confirmed subscriptions has the same fault: it is the number that is wrong.
+        if DISTRUSTED.allows() {
+            tracing::warn!(missing, "the server's count of subscriptions (CLIENT INFO) is not believed");
+        }
         return Ok(());
     }
-    let channels = told - there;
-    if FEWER.allows() {
-        tracing::warn!(channels, "Redis has fewer subscriptions than it confirmed: subscribing all channels again");
-    }
-    subscribe_probe(links, connection).await?;
-    let wanted = sink.wanted(links.node);
-    subscribe_all(links, sink, connection, &wanted).await?;
-    sink.on_gap(Gap { node: links.node, length: since.elapsed(), channels });
+    links.audit_failed.set(false);
+    links.audited_at.set(Instant::now());
+    // The answer came behind all messages before it.
+    links.probe.proved();
     Ok(())
 }
 
