@@ -23,6 +23,11 @@ pub fn is_config(text: &str) -> bool {
     Config::read("fuzz", text, []).is_ok_and(|config| config.validate().is_ok())
 }
 
+/// What a subscribing link's stream has: the messages' payloads, and the replies that are none.
+pub fn split(stream: &[u8]) -> (Vec<&[u8]>, Vec<&[u8]>) {
+    crate::broker::redis::split(stream)
+}
+
 /// Appends the Lua wire's frame for a publication on `chat:` and a name.
 pub fn encode(channel: &[u8], payload: &[u8], out: &mut BytesMut) {
     Wire::Lua { name_at: 5 }.encode(channel, payload, out);

@@ -31,6 +31,8 @@ use super::placement::{Node, Placement};
 use crate::endpoint::Channel;
 
 pub(crate) use connect::Settings;
+#[cfg(feature = "internals")]
+pub(crate) use sieve::split;
 pub(crate) use supervisor::Health;
 
 /// A handshake is refused at once when the link has been away, or has owed an answer, for

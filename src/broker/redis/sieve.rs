@@ -173,6 +173,27 @@ fn next(bytes: &[u8]) -> Next<'_> {
     }
 }
 
+/// What a stream has: its messages' payloads, and the replies that are none; up to what is cut or
+/// broken.
+#[cfg(feature = "internals")]
+pub(crate) fn split(mut stream: &[u8]) -> (Vec<&[u8]>, Vec<&[u8]>) {
+    let (mut payloads, mut replies) = (Vec::new(), Vec::new());
+    loop {
+        let len = match next(stream) {
+            Next::Message { payload, len, .. } => {
+                payloads.push(payload);
+                len
+            }
+            Next::Other(len) => {
+                replies.push(stream.get(..len).unwrap_or_default());
+                len
+            }
+            Next::Incomplete | Next::Nonsense => return (payloads, replies),
+        };
+        stream = stream.get(len..).unwrap_or_default();
+    }
+}
+
 /// A message of which `rest` follows its kind, at the start of `total` bytes; `None` while it is
 /// not whole.
 fn message(rest: &[u8], total: usize) -> Option<Next<'_>> {
