@@ -118,6 +118,8 @@ async fn handshakes_during_an_outage_get_503_in_bounded_time_and_101_afterwards(
     let target = webws.target();
     let mut witness = Witness::join(&target, &path("old")).await;
     redis.kill();
+    // Before, a handshake on a channel that is subscribed succeeds, and rightly.
+    until("webws has noticed", SOON, async || webws.log().contains("Redis is away")).await;
     // At once, when the link may still be coming back, and later, when it is given up.
     for bound in [Duration::from_secs(5), Duration::from_secs(1)] {
         let asked = Instant::now();
