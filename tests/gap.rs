@@ -174,6 +174,30 @@ async fn a_subscriber_that_redis_ends_for_its_output_buffer_comes_back() {
     stage.settle().await;
 }
 
+/// Any troubles in any order. For longer, and for the same again:
+/// `SOAK_SECONDS=600 SOAK_SEED=7 tests/run.sh --test main soak -- --nocapture`.
+#[tokio::test]
+async fn soak() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seconds = number("SOAK_SECONDS").unwrap_or(20);
+    let seed = number("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut stage = Stage::start().await;
+    let mut suffered = Vec::new();
+    while Instant::now() < end {
+        let (trouble, length) = (random.usize(..11), Duration::from_millis(random.u64(100..2_000)));
+        suffered.push((trouble, length));
+        // What a failure shows, so that it can be had again.
+        println!("soak: seed {seed}, trouble {trouble} for {length:?}");
+        stage.suffer(trouble, length).await;
+        stage.flows_again().await;
+        sleep(Duration::from_millis(random.u64(..500))).await;
+    }
+    let lost = stage.settle().await.lost;
+    println!("soak: seed {seed}, {} troubles, {} gaps, {lost} lost", suffered.len(), stage.gaps().len());
+}
+
 /// As fast as Redis can: its default output buffer for subscribers ends who is 32 MB behind.
 #[tokio::test]
 async fn a_flood_is_taken_whole_and_costs_no_memory() {
@@ -306,6 +330,15 @@ impl Stage {
 
     /// The trouble is over: messages flow again in time, and the ledger is right.
     async fn settle(&mut self) -> Ledger {
+        self.flows_again().await;
+        self.stop.send_replace(true);
+        let sent = self.counting.take().unwrap().await.unwrap();
+        self.witness.collect(Duration::from_millis(500)).await;
+        self.judge(&sent)
+    }
+
+    /// What is sent from now on arrives in time.
+    async fn flows_again(&mut self) {
         let (before, well_at) = (self.witness.texts.len(), Instant::now());
         // What waited somewhere comes first; what is published from now on is waited for.
         let resumed = SystemTime::now();
@@ -321,10 +354,41 @@ impl Stage {
             "no message for {FLOWS_WITHIN:?} after the trouble's end:\n{}",
             self.webws.log()
         );
-        self.stop.send_replace(true);
-        let sent = self.counting.take().unwrap().await.unwrap();
-        self.witness.collect(Duration::from_millis(500)).await;
-        self.judge(&sent)
+    }
+
+    /// One trouble, from its beginning to its end.
+    async fn suffer(&mut self, trouble: usize, length: Duration) {
+        match trouble {
+            0 => self.proxy.reset(),
+            1 => {
+                self.redis.kill();
+                sleep(length).await;
+                self.redis.start_again().await;
+            }
+            2 => {
+                self.redis.freeze();
+                sleep(length).await;
+                self.redis.thaw();
+            }
+            3 => drop(self.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await),
+            4 => {
+                let millis = length.as_millis().to_string();
+                self.redis.command(&["CLIENT", "PAUSE", &millis, "ALL"]).await;
+                sleep(length).await;
+            }
+            5 => {
+                self.proxy.say_as_subscriber(b"UNSUBSCRIBE chat:ledger\r\n");
+                // The audit's interval, and some.
+                sleep(Duration::from_secs(6)).await;
+            }
+            _ => {
+                let modes = [Mode::Hold, Mode::Delay(length / 20), Mode::Trickle, Mode::Deafen, Mode::CutInMessage];
+                self.proxy.set(modes[trouble % modes.len()]);
+                // A deaf link is found out while it is deaf.
+                sleep(length + Duration::from_secs(4)).await;
+                self.proxy.set(Mode::Pass);
+            }
+        }
     }
 
     fn judge(&self, sent: &[SystemTime]) -> Ledger {

@@ -207,8 +207,8 @@ impl Spy {
 }
 
 fn spawn(dir: &TempDir, port: u16, arguments: &[String]) -> Process {
-    // The same suite runs against what speaks Redis' protocol: WEBWS_TEST_REDIS=valkey-server.
-    let server = std::env::var("WEBWS_TEST_REDIS").unwrap_or_else(|_| "redis-server".to_owned());
+    // The same suite runs against what speaks Redis' protocol: TEST_REDIS=valkey-server.
+    let server = std::env::var("TEST_REDIS").unwrap_or_else(|_| "redis-server".to_owned());
     let mut command = Command::new(server);
     command
         .args(["--bind", "127.0.0.1", "--port", &port.to_string()])

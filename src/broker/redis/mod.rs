@@ -73,8 +73,6 @@ pub(crate) struct Links {
     unanswered_since: Cell<Option<Instant>>,
     /// When Redis' subscriptions were compared with ours last and found complete.
     audited_at: Cell<Instant>,
-    /// Whether they were not, on the link before.
-    audit_failed: Cell<bool>,
     /// The master that the subscriber is at, where Sentinels name it: texts go there and nowhere
     /// else, or they would not come back.
     subscriber_at: RefCell<Option<Place>>,
@@ -140,7 +138,6 @@ impl Links {
             heard_at: Cell::new(Instant::now()),
             unanswered_since: Cell::new(None),
             audited_at: Cell::new(Instant::now()),
-            audit_failed: Cell::new(false),
             subscriber_at: RefCell::default(),
             probe: Rc::new(Probe::new()),
         }

@@ -165,6 +165,10 @@ async fn serve(
     if let Err(error) = subscribe_all(links, sink, connection, &wanted).await {
         return error;
     }
+    let count = match judge_count(links, sink, connection).await {
+        Ok(count) => count,
+        Err(error) => return error,
+    };
     links.probe.begin();
     links.deaf_since.set(None);
     links.heard_at.set(Instant::now());
@@ -182,7 +186,7 @@ async fn serve(
         // Asked first, so that a storm of handshakes cannot put it off.
         let done = if audit_at <= Instant::now() {
             audit_at = Instant::now() + AUDIT_INTERVAL;
-            audit(links, sink, connection).await
+            audit(links, sink, connection, count).await
         } else if tokio::time::timeout_at(audit_at, links.commands_wait.notified()).await.is_ok() {
             obey(links, sink, connection).await
         } else {
@@ -207,13 +211,21 @@ async fn subscribe_probe(links: &Links, connection: &mut MultiplexedConnection) 
     Ok(())
 }
 
-/// Compares how many subscriptions Redis has with what the worker was told. Without the right to
-/// `CLIENT INFO` it is a sign of life and no more.
-///
-/// # Errors
-/// When Redis has fewer: which ones, nobody can say, so the link is made anew with all of them.
-async fn audit(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
-    static DISTRUSTED: Throttle = Throttle::per_minute();
+/// What the server's count of subscriptions is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Count {
+    Believed,
+    /// Our ACL does not let us ask, or it was wrong before.
+    Unknown,
+}
+
+/// How many subscriptions Redis lacks of those the worker was told of; `None` where its ACL does not
+/// allow us to ask, or it does not say.
+async fn missing(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+) -> Result<Option<usize>, LinkError> {
     let mut info = redis::cmd("CLIENT");
     info.arg("INFO");
     // Nothing else is under way on this link, so that the numbers belong together.
@@ -224,18 +236,42 @@ async fn audit(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConne
         Err(error) => return Err(error),
     };
     let there = info.split(' ').find_map(|field| field.strip_prefix("sub=")?.parse::<usize>().ok());
-    let missing = there.map_or(0, |there| told.saturating_sub(there));
-    if missing > 0 && !links.audit_failed.replace(true) {
+    Ok(there.map(|there| told.saturating_sub(there)))
+}
+
+/// Whether the server's count of subscriptions can be believed: right behind their confirmations it
+/// must be complete.
+async fn judge_count(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+) -> Result<Count, LinkError> {
+    static WRONG: Throttle = Throttle::per_minute();
+    let missing = missing(links, sink, connection).await?;
+    if let Some(missing @ 1..) = missing
+        && WRONG.allows()
+    {
+        tracing::warn!(missing, "the server's count of subscriptions (CLIENT INFO) is wrong and not asked for again");
+    }
+    Ok(if missing == Some(0) { Count::Believed } else { Count::Unknown })
+}
+
+/// Compares how many subscriptions Redis has with what the worker was told. Where it does not count,
+/// that is a sign of life and no more.
+///
+/// # Errors
+/// When Redis has fewer: which ones, nobody can say, so the link is made anew with all of them.
+async fn audit(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+    count: Count,
+) -> Result<(), LinkError> {
+    if let Some(missing @ 1..) = missing(links, sink, connection).await?
+        && count == Count::Believed
+    {
         return Err(LinkError::Fewer(missing));
     }
-    if missing > 0 {
-        // A new link with confirmed subscriptions has the same fault: it is the number that is wrong.
-        if DISTRUSTED.allows() {
-            tracing::warn!(missing, "the server's count of subscriptions (CLIENT INFO) is not believed");
-        }
-        return Ok(());
-    }
-    links.audit_failed.set(false);
     links.audited_at.set(Instant::now());
     // The answer came behind all messages before it.
     links.probe.proved();
