@@ -68,7 +68,7 @@ pub(crate) struct Links {
     deaf_since: Cell<Option<Instant>>,
     hears_again: Notify,
     /// When all wanted channels were subscribed last.
-    heard_at: Cell<Instant>,
+    subscribed_at: Cell<Instant>,
     /// Since when the subscriber waits for an answer.
     unanswered_since: Cell<Option<Instant>>,
     /// When Redis' subscriptions were compared with ours last and found complete.
@@ -135,7 +135,7 @@ impl Links {
             texts_wait: Notify::new(),
             deaf_since: Cell::new(Some(Instant::now())),
             hears_again: Notify::new(),
-            heard_at: Cell::new(Instant::now()),
+            subscribed_at: Cell::new(Instant::now()),
             unanswered_since: Cell::new(None),
             audited_at: Cell::new(Instant::now()),
             subscriber_at: RefCell::default(),

@@ -58,7 +58,7 @@ async fn serve(
         }
         // Twice the longest pause between attempts; a worker that cannot come back must not
         // hold the others for longer.
-        links.health.all_hear(links.heard_at.get() + 2 * links.settings.max_reconnect_delay).await;
+        links.health.all_hear(links.subscribed_at.get() + 2 * links.settings.max_reconnect_delay).await;
         if links.is_deaf() {
             continue;
         }

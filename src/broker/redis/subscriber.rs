@@ -171,7 +171,7 @@ async fn serve(
     };
     links.probe.begin();
     links.deaf_since.set(None);
-    links.heard_at.set(Instant::now());
+    links.subscribed_at.set(Instant::now());
     links.health.worker_hears();
     links.hears_again.notify_one();
     links.health.link_is_up();
