@@ -85,10 +85,11 @@
 //!   1,000 messages/s: p99 33–54 → 29–31 ms, own CPU per delivery 0.53 → 0.31 µs; at 3,000/s 31–35 →
 //!   24–31 ms, 0.17 → 0.12 µs; 9,000 subscribers at 100/s: 303–490 → 232–321 ms, 0.81 → 0.60 µs. At
 //!   100/s to 1,000, with 10 subscribers, and in closed loops nothing changes (a rest by the clock,
-//!   tried before, cost a closed loop of 16 in flight four fifths of its throughput); 2, 10 and 20 ms
-//!   are no better.
+//!   tried before, cost a closed loop of 16 in flight four fifths of its throughput). 2 ms gain less;
+//!   10 and 20 ms differ from 5 ms by less than its own two rounds do.
 //! - Published messages never reach the redis crate: parsing them there and copying them out was a
-//!   sixth of our CPU with 9,000 channels (3.5 against 2.6 µs a delivery, where the floor takes 2.5).
+//!   sixth of our CPU with 9,000 channels. With the reads that this saves and the hub's entries in one
+//!   piece, a delivery fell from 3.5 to 2.6 µs, where the floor takes 2.5.
 //! - A request is received whole before hyper sees it, from memory: no registration with the
 //!   runtime and no second one for the session (24 → 17 µs of CPU per upgrade in a storm).
 //! - The audit of subscriptions compares numbers (`CLIENT INFO` has this link's own) instead of asking

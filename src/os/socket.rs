@@ -222,6 +222,26 @@ mod tests {
     }
 
     #[test]
+    fn what_the_other_end_has_not_read_is_known() {
+        use std::io::Read;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert_eq!(untaken_bytes(ours.as_fd()), 0);
+        send_bytes(ours.as_fd(), b"unread").unwrap();
+        assert!(untaken_bytes(ours.as_fd()) > 0);
+        theirs.read_exact(&mut [0; 6]).unwrap();
+        assert_eq!(untaken_bytes(ours.as_fd()), 0);
+    }
+
+    #[test]
+    fn connections_of_a_tcp_listener_send_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        prepare_listener(listener.as_fd()).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = accept(listener.as_fd()).unwrap();
+        assert!(nix::sys::socket::getsockopt(&accepted, nix::sys::socket::sockopt::TcpNoDelay).unwrap());
+    }
+
+    #[test]
     fn an_unknown_group_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let error = bind_unix(&dir.path().join("s"), 0o600, Some("no-such-group")).unwrap_err();

@@ -267,7 +267,7 @@ fn reply_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
     use bytes::Bytes;
@@ -313,14 +313,21 @@ mod tests {
 
     /// A worker that keeps what it is told.
     #[derive(Default)]
-    struct Kept(RefCell<Vec<Message>>);
+    struct Kept {
+        messages: RefCell<Vec<Message>>,
+        /// How many of them could leave, because nothing more was there.
+        left: Cell<usize>,
+    }
 
     impl Sink for Kept {
         fn on_publication(&self, channel: &[u8], payload: &[u8]) {
-            self.0.borrow_mut().push((channel.to_vec(), payload.to_vec()));
+            self.messages.borrow_mut().push((channel.to_vec(), payload.to_vec()));
         }
 
-        fn on_pause(&self) {}
+        fn on_pause(&self) {
+            self.left.set(self.messages.borrow().len());
+        }
+
         fn on_subscribed(&self, _: &[u8]) {}
         fn on_refused(&self, _: &[u8], _: Refused) {}
         fn on_lost(&self, _: Node) {}
@@ -358,7 +365,9 @@ mod tests {
             end.unwrap();
             read
         });
-        (read, kept.0.take())
+        let messages = kept.messages.take();
+        assert_eq!(kept.left.get(), messages.len(), "messages that came with the end leave all the same");
+        (read, messages)
     }
 
     #[test]
@@ -368,6 +377,24 @@ mod tests {
         let (read, messages) = sifted(&stream, 100_000);
         assert_eq!(read, [PONG, PONG].concat());
         assert_eq!(messages, [(b"c:a".to_vec(), payload.to_vec())]);
+    }
+
+    #[test]
+    fn a_part_of_a_message_proves_that_the_link_hears() {
+        let probe = Rc::new(Probe::new());
+        let _target = Target::set(Rc::new(Kept::default()), vec![probe.clone()]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (mut theirs, ours) = tokio::io::duplex(1_000);
+            let mut sieve = Sieve::new(Box::new(ours), Node(0));
+            probe.proved();
+            let before = probe.heard_at();
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            let message = push("c:a", b"large");
+            tokio::io::AsyncWriteExt::write_all(&mut theirs, &message[..message.len() - 4]).await.unwrap();
+            let read = tokio::time::timeout(std::time::Duration::from_millis(1), sieve.read_u8()).await;
+            assert!(read.is_err() && probe.heard_at() > before);
+        });
     }
 
     #[test]
