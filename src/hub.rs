@@ -17,11 +17,11 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::broker::Refused;
 use crate::broker::placement::{Node, Placement};
+use crate::broker::{Moved, Refused};
 use crate::clock::Millis;
 use crate::endpoint::Channel;
-use crate::id::{SessionKey, SubscriberId};
+use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::outbound::Batch;
 use crate::wire::Wire;
 
@@ -59,6 +59,8 @@ pub(crate) trait Outlet {
 #[derive(Debug)]
 pub(crate) struct Joined {
     pub(crate) subscriber: SubscriberId,
+    /// Where the channel lives.
+    pub(crate) node: Node,
     /// Whether the broker has to be asked to subscribe.
     pub(crate) is_first: bool,
     /// Resolves when the subscription is confirmed or refused; `None` when it is confirmed.
@@ -121,6 +123,9 @@ struct ChannelEntry {
     /// Whether the broker was asked to subscribe it and has not refused.
     is_asked: bool,
     is_confirmed: bool,
+    /// After its subscription was lost: the newest session that missed something. Until the gap is
+    /// reported.
+    missed_by: Option<Generation>,
     audiences: SmallVec<[Audience; 1]>,
     subscribers: usize,
     given_up_at: Option<Millis>,
@@ -176,13 +181,14 @@ impl Hub {
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
         let is_first = !std::mem::replace(&mut entry.is_asked, true);
         let (audience, place) = entry.place(wire, SubscriberId(subscriber), session);
+        let node = entry.node;
         let confirmation = (!entry.is_confirmed).then(|| {
             let (tell, told) = oneshot::channel();
             entry.waiting.push(tell);
             told
         });
         self.subscribers.insert(Subscriber { channel: id, audience, place });
-        Joined { subscriber: SubscriberId(subscriber), is_first, confirmation }
+        Joined { subscriber: SubscriberId(subscriber), node, is_first, confirmation }
     }
 
     /// Ends a subscription. Its channel lingers if it was the last.
@@ -205,7 +211,7 @@ impl Hub {
     }
 
     /// Forgets the channels whose linger is over; those to unsubscribe go to `unsubscribe`.
-    pub(crate) fn expire(&mut self, now: Millis, mut unsubscribe: impl FnMut(Channel)) {
+    pub(crate) fn expire(&mut self, now: Millis, mut unsubscribe: impl FnMut(Node, Channel)) {
         while let Some((id, at)) = self.lingering.front().copied().filter(|(_, at)| *at <= now) {
             self.lingering.pop_front();
             // Somebody came back, or left again later: that has an entry of its own.
@@ -225,7 +231,7 @@ impl Hub {
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
                 count(&mut self.confirmed, entry.node, |confirmed| confirmed - 1);
-                unsubscribe(entry.name);
+                unsubscribe(entry.node, entry.name);
             }
         }
     }
@@ -242,12 +248,11 @@ impl Hub {
             .is_some_and(|entry| entry.is_confirmed)
     }
 
-    /// Notes that the broker confirmed `channel`. False when nobody wants it any more.
-    pub(crate) fn confirm(&mut self, channel: &[u8]) -> bool {
-        let Some(entry) = self.named(channel) else { return false };
+    /// Notes that the broker confirmed `channel` at `node`. False when nobody wants it there any more.
+    pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> bool {
+        let Some(entry) = self.named(channel).filter(|entry| entry.node == node) else { return false };
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
         entry.tell_waiting(&Ok(()));
-        let node = entry.node;
         count(&mut self.confirmed, node, |confirmed| confirmed + usize::from(is_new));
         true
     }
@@ -270,12 +275,55 @@ impl Hub {
     }
 
     /// Notes that the link to a server is lost: nothing there is confirmed until the broker says so
-    /// again. Returns how many channels were.
-    pub(crate) fn unconfirm_all(&mut self, node: Node) -> usize {
-        self.of_node(node).for_each(|entry| entry.is_confirmed = false);
+    /// again, and sessions up to `newest` miss what is published. Returns how many channels were.
+    pub(crate) fn unconfirm_all(&mut self, node: Node, newest: Generation) -> usize {
+        for entry in self.of_node(node) {
+            entry.unconfirm(newest);
+        }
         let confirmed = self.confirmed(node);
         count(&mut self.confirmed, node, |_| 0);
         confirmed
+    }
+
+    /// The same of one channel; says whether it was confirmed there.
+    pub(crate) fn unconfirm(&mut self, node: Node, channel: &[u8], newest: Generation) -> bool {
+        let was_confirmed =
+            self.named(channel).filter(|entry| entry.node == node).is_some_and(|entry| entry.unconfirm(newest));
+        count(&mut self.confirmed, node, |confirmed| confirmed - usize::from(was_confirmed));
+        was_confirmed
+    }
+
+    /// Channels live elsewhere now. Returns those that were asked for and have to be asked for there.
+    pub(crate) fn follow_placement(&mut self, newest: Generation) -> Vec<Moved> {
+        self.confirmed.resize(self.placement.count(), 0);
+        let mut all = Vec::new();
+        for (_, entry) in &mut self.channels {
+            let from = entry.node;
+            let to = self.placement.node_from(from, &entry.name);
+            if to == from {
+                continue;
+            }
+            let was_confirmed = entry.unconfirm(newest);
+            count(&mut self.confirmed, from, |confirmed| confirmed - usize::from(was_confirmed));
+            entry.node = to;
+            if entry.is_asked {
+                all.push(Moved { channel: entry.name.clone(), from, to, was_heard: entry.missed_by.is_some() });
+            }
+        }
+        all
+    }
+
+    /// How many channels at a server were lost and are there again, and their sessions that may have
+    /// missed something, each with the newest of them.
+    pub(crate) fn take_missed(&mut self, node: Node) -> (usize, Vec<(SessionKey, Generation)>) {
+        let (mut channels, mut sessions) = (0, Vec::new());
+        for entry in self.of_node(node) {
+            let Some(newest) = entry.missed_by.take() else { continue };
+            channels += 1;
+            let members = entry.audiences.iter().flat_map(|audience| audience.members.iter());
+            sessions.extend(members.map(|(_, session)| (*session, newest)));
+        }
+        (channels, sessions)
     }
 
     fn of_node(&mut self, node: Node) -> impl Iterator<Item = &mut ChannelEntry> {
@@ -290,6 +338,12 @@ impl Hub {
             entry.name.clone()
         });
         asked.collect()
+    }
+
+    /// Those of them that were asked for and are not confirmed.
+    pub(crate) fn unconfirmed(&mut self, node: Node) -> Vec<Channel> {
+        let unconfirmed = self.of_node(node).filter(|entry| entry.is_asked && !entry.is_confirmed);
+        unconfirmed.map(|entry| entry.name.clone()).collect()
     }
 
     /// Appends a publication to the batches of its channel's audiences.
@@ -413,6 +467,7 @@ impl ChannelEntry {
             node,
             is_asked: false,
             is_confirmed: false,
+            missed_by: None,
             audiences: SmallVec::new(),
             subscribers: 0,
             given_up_at: None,
@@ -432,6 +487,15 @@ impl ChannelEntry {
         let Some(audience) = self.audiences.get_mut(index) else { return (index, 0) };
         audience.members.push((subscriber, session));
         (index, audience.members.len() - 1)
+    }
+
+    /// Says whether it was confirmed.
+    fn unconfirm(&mut self, newest: Generation) -> bool {
+        let was_confirmed = std::mem::replace(&mut self.is_confirmed, false);
+        if was_confirmed {
+            self.missed_by = Some(newest);
+        }
+        was_confirmed
     }
 
     fn tell_waiting(&mut self, outcome: &Result<(), Refused>) {
@@ -503,10 +567,10 @@ mod tests {
         assert!(first.is_first && !second.is_first);
         let (mut first, mut second) = (first.confirmation.unwrap(), second.confirmation.unwrap());
         assert!(first.try_recv().is_err());
-        assert!(hub.confirm(b"c:a"));
+        assert!(!hub.confirm(Node(1), b"c:a") && hub.confirm(Node(0), b"c:a"));
         assert!(first.try_recv().unwrap().is_ok() && second.try_recv().unwrap().is_ok());
         assert!(hub.join(&channel(), LUA, key(3)).confirmation.is_none());
-        hub.unconfirm_all(Node(0));
+        hub.unconfirm_all(Node(0), 0);
         assert!(hub.join(&channel(), LUA, key(4)).confirmation.is_some());
     }
 
@@ -515,16 +579,16 @@ mod tests {
         let mut hub = Hub::new(1_000, Duration::ZERO, Placement::over(1));
         let mut gone = Vec::new();
         let first = hub.join(&channel(), LUA, key(1)).subscriber;
-        hub.confirm(b"c:a");
+        hub.confirm(Node(0), b"c:a");
         hub.leave(first, 0);
-        hub.expire(999, |channel| gone.push(channel));
+        hub.expire(999, |_, channel| gone.push(channel));
         let again = hub.join(&channel(), LUA, key(2));
         assert!(!again.is_first && again.confirmation.is_none());
-        hub.expire(1_000, |channel| gone.push(channel));
+        hub.expire(1_000, |_, channel| gone.push(channel));
         hub.leave(again.subscriber, 1_500);
-        hub.expire(2_499, |channel| gone.push(channel));
+        hub.expire(2_499, |_, channel| gone.push(channel));
         assert!(gone.is_empty());
-        hub.expire(2_500, |channel| gone.push(channel));
+        hub.expire(2_500, |_, channel| gone.push(channel));
         assert_eq!(gone, [channel()]);
         assert!(hub.join(&channel(), LUA, key(3)).is_first);
     }
@@ -534,15 +598,15 @@ mod tests {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let joined = hub.join(&channel(), LUA, key(1));
         hub.leave(joined.subscriber, 0);
-        hub.expire(0, |_| panic!("an unconfirmed channel is not unsubscribed"));
+        hub.expire(0, |_, _| panic!("an unconfirmed channel is not unsubscribed"));
         let again = hub.join(&channel(), LUA, key(2));
         assert!(!again.is_first, "its SUBSCRIBE is on its way");
         hub.leave(again.subscriber, 1);
-        assert!(hub.confirm(b"c:a"));
+        assert!(hub.confirm(Node(0), b"c:a"));
         let mut gone = 0;
-        hub.expire(2, |_| gone += 1);
+        hub.expire(2, |_, _| gone += 1);
         assert_eq!(gone, 1);
-        assert!(!hub.confirm(b"c:a"), "nobody knows it any more");
+        assert!(!hub.confirm(Node(0), b"c:a"), "nobody knows it any more");
     }
 
     #[test]
@@ -606,5 +670,39 @@ mod tests {
         }
         hub.append(b"c:a", b"x");
         assert_eq!(flushed(&mut hub).iter().map(|(session, _)| *session).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn who_missed_something_is_known_until_the_gap_is_reported() {
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+        hub.join(&channel(), LUA, key(1));
+        hub.join(&Channel::from_static(b"c:b"), LUA, key(2));
+        hub.confirm(Node(0), b"c:a");
+        hub.unconfirm_all(Node(0), 7);
+        assert_eq!(hub.unconfirmed(Node(0)).len(), 2);
+        hub.confirm(Node(0), b"c:a");
+        assert!(hub.unconfirm(Node(0), b"c:a", 9), "it was there again");
+        assert_eq!(hub.take_missed(Node(0)), (1, vec![(key(1), 9)]));
+        assert_eq!(hub.take_missed(Node(0)), (0, vec![]));
+    }
+
+    #[test]
+    fn channels_follow_their_placement() {
+        use crate::broker::placement::{NOWHERE, Owners, SLOTS};
+        let placement = Placement::in_cluster(vec!["c:".to_owned()]);
+        let mut hub = Hub::new(0, Duration::ZERO, placement.clone());
+        let joined = hub.join(&channel(), LUA, key(1));
+        assert!(joined.is_first && joined.node == NOWHERE);
+        let all_at = |node| Owners { slots: vec![node; SLOTS.into()], nodes: 3, live: vec![node] };
+        let moved = |from, to, was_heard| Moved { channel: channel(), from, to, was_heard };
+        placement.set_owners(all_at(Node(1)));
+        assert_eq!(hub.follow_placement(0), [moved(NOWHERE, Node(1), false)]);
+        assert!(hub.confirm(Node(1), b"c:a"));
+        assert!(hub.follow_placement(0).is_empty());
+        placement.set_owners(all_at(Node(2)));
+        assert_eq!(hub.follow_placement(0), [moved(Node(1), Node(2), true)]);
+        assert_eq!([Node(1), Node(2)].map(|node| hub.confirmed(node)), [0, 0]);
+        assert!(!hub.confirm(Node(1), b"c:a") && hub.confirm(Node(2), b"c:a"));
+        assert_eq!(hub.confirmed(Node(2)), 1);
     }
 }

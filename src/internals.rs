@@ -4,7 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::broker::placement::Placement;
+use crate::broker::placement::{Node, Placement};
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
 use crate::hub::{Hub, Outlet};
@@ -66,7 +66,7 @@ impl Fanout {
         for n in 0..channels * subscribers {
             let channel = Channel::from(format!("chat:c{}", n % channels));
             hub.join(&channel, Wire::Lua { name_at: 5 }, SessionKey { index: n, generation: 0 });
-            hub.confirm(&channel);
+            hub.confirm(Node(0), &channel);
         }
         let queues = (0..channels * subscribers).map(|_| Outbound::new(0)).collect();
         Self { hub, queues }

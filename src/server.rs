@@ -156,8 +156,10 @@ impl Server {
             faults.push("listen is empty: write one address at least".to_owned());
         }
         if let Broker::Redis(urls) = &config.broker {
-            for error in urls.iter().filter_map(|url| redis_settings(config, url).err()) {
-                faults.extend(error.faults().map(str::to_owned));
+            for url in urls {
+                if let Err(error) = redis_deployment(config, std::slice::from_ref(url), 1) {
+                    faults.extend(error.faults().map(str::to_owned));
+                }
             }
         }
         if let Some(group) = &config.socket_group
@@ -183,10 +185,8 @@ impl Server {
         let seeds = match &config.broker {
             Broker::Memory => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),
             Broker::Redis(urls) => {
-                let server =
-                    |url| Ok((Arc::new(redis_settings(&config, url)?), Arc::new(redis::Health::new(url, workers))));
-                let servers: Arc<[_]> = urls.iter().map(server).collect::<Result<_, ConfigError>>()?;
-                (0..workers).map(|_| BrokerSeed::Redis(servers.clone())).collect()
+                let deployment = redis_deployment(&config, urls, workers)?;
+                (0..workers).map(|_| BrokerSeed::Redis(deployment.clone())).collect()
             }
         };
         let shards: Arc<[_]> = (0..workers).map(|_| Arc::new(Shard::new())).collect();
@@ -285,9 +285,10 @@ impl Server {
     }
 }
 
-fn redis_settings(config: &Config, url: &RedisUrl) -> Result<redis::Settings, ConfigError> {
+fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Result<redis::Deployment, ConfigError> {
     let credential = os::systemd::credential("redis-password");
-    redis::Settings::try_new(url, &config.redis, credential).map_err(|error| ConfigError::new(vec![error.to_string()]))
+    redis::Deployment::try_new(config, urls, workers, credential.as_deref())
+        .map_err(|error| ConfigError::new(vec![error.to_string()]))
 }
 
 fn bind_unix(path: &Path, config: &Config) -> io::Result<Listener> {

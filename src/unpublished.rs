@@ -22,7 +22,7 @@ pub(crate) struct Unpublished {
     placement: Placement,
     /// Of each of the broker's servers, so that one that is away keeps no other's texts waiting.
     queues: Vec<Queue>,
-    /// What may wait for one server.
+    /// What may wait for all servers.
     max_bytes: usize,
     /// Texts that were taken and not answered for.
     in_flight: usize,
@@ -32,7 +32,7 @@ pub(crate) struct Unpublished {
 
 #[derive(Debug, Default)]
 struct Queue {
-    texts: VecDeque<(Text, Millis)>,
+    texts: VecDeque<Text>,
     bytes: usize,
     /// Sessions whose waiting texts must not be published: their clients were told so.
     abandoned: HashSet<SessionKey>,
@@ -41,8 +41,7 @@ struct Queue {
 impl Unpublished {
     /// Queues for about `max_bytes` in all.
     pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
-        let queues: Vec<_> = placement.nodes().map(|_| Queue::default()).collect();
-        let max_bytes = (max_bytes / queues.len()).max(1);
+        let queues = placement.nodes().map(|_| Queue::default()).collect();
         Self { placement, queues, max_bytes, in_flight: 0, dropped: 0 }
     }
 
@@ -55,14 +54,19 @@ impl Unpublished {
         self.queues.get(node).map_or(0, |queue| queue.bytes)
     }
 
+    /// What may wait for one server.
+    fn share(&self) -> usize {
+        (self.max_bytes / self.placement.live()).max(1)
+    }
+
     /// Whether clients whose texts go there should not be read for now.
     pub(crate) fn is_full(&self, node: Node) -> bool {
-        self.bytes(node) >= self.max_bytes
+        self.bytes(node) >= self.share()
     }
 
     /// Whether those who are not read can be read again: half of the room is free.
     pub(crate) fn has_room(&self, node: Node) -> bool {
-        self.bytes(node) <= self.max_bytes / 2
+        self.bytes(node) <= self.share() / 2
     }
 
     /// Whether nothing waits.
@@ -90,17 +94,43 @@ impl Unpublished {
         std::mem::take(&mut self.dropped)
     }
 
-    pub(crate) fn push(&mut self, text: Text, now: Millis) {
+    pub(crate) fn push(&mut self, text: Text) {
         let Node(node) = self.node_of(&text.channel);
         if let Some(queue) = self.queues.get_mut(node) {
             queue.bytes += text.payload.len() + TEXT_COST;
-            queue.texts.push_back((text, now));
+            queue.texts.push_back(text);
         }
     }
 
-    /// Never publishes what waits of `session`.
-    pub(crate) fn abandon(&mut self, session: SessionKey) {
+    /// Puts back, before all others, what was taken and certainly not published.
+    pub(crate) fn take_back(&mut self, texts: Vec<Text>) {
+        self.in_flight = self.in_flight.saturating_sub(texts.len());
+        for text in texts.into_iter().rev() {
+            let Node(node) = self.node_of(&text.channel);
+            if let Some(queue) = self.queues.get_mut(node) {
+                queue.bytes += text.payload.len() + TEXT_COST;
+                queue.texts.push_front(text);
+            }
+        }
+    }
+
+    /// Channels live elsewhere now.
+    pub(crate) fn follow_placement(&mut self) {
+        let queues = self.placement.nodes().map(|_| Queue::default()).collect();
+        let old = std::mem::replace(&mut self.queues, queues);
+        let abandoned: HashSet<_> = old.iter().flat_map(|queue| queue.abandoned.iter().copied()).collect();
+        // The texts of a channel are all in one queue, and stay in their order.
+        old.into_iter().flat_map(|queue| queue.texts).for_each(|text| self.push(text));
         for queue in self.queues.iter_mut().filter(|queue| !queue.texts.is_empty()) {
+            queue.abandoned.clone_from(&abandoned);
+            queue.texts.make_contiguous().sort_by_key(|text| text.since);
+        }
+    }
+
+    /// Never publishes what waits of `session`, or is taken back.
+    pub(crate) fn abandon(&mut self, session: SessionKey) {
+        let is_any_in_flight = self.in_flight > 0;
+        for queue in self.queues.iter_mut().filter(|queue| is_any_in_flight || !queue.texts.is_empty()) {
             queue.abandoned.insert(session);
         }
     }
@@ -110,7 +140,7 @@ impl Unpublished {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while bytes < max_bytes
-            && let Some((text, _)) = self.pop(node)
+            && let Some(text) = self.pop(node)
         {
             if matches!(&text.origin, Origin::Session(key) if self.is_abandoned(node, key)) {
                 self.dropped += 1;
@@ -128,8 +158,8 @@ impl Unpublished {
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
         let mut lost = Vec::new();
         for node in self.placement.nodes() {
-            while self.queues.get(node.0).and_then(|queue| queue.texts.front()).is_some_and(|(_, at)| *at < since) {
-                let Some((text, _)) = self.pop(node) else { break };
+            while self.queues.get(node.0).and_then(|queue| queue.texts.front()).is_some_and(|text| text.since < since) {
+                let Some(text) = self.pop(node) else { break };
                 match text.origin {
                     Origin::Session(key) if self.is_abandoned(node, &key) => self.dropped += 1,
                     Origin::Session(key) => lost.push(key),
@@ -140,11 +170,11 @@ impl Unpublished {
         lost
     }
 
-    fn pop(&mut self, Node(node): Node) -> Option<(Text, Millis)> {
+    fn pop(&mut self, Node(node): Node) -> Option<Text> {
         let queue = self.queues.get_mut(node)?;
-        if let Some((text, at)) = queue.texts.pop_front() {
+        if let Some(text) = queue.texts.pop_front() {
             queue.bytes -= text.payload.len() + TEXT_COST;
-            return Some((text, at));
+            return Some(text);
         }
         // Nothing waits any more, so there is no memory to keep, nor anything left to hold back.
         *queue = Queue::default();
@@ -159,13 +189,18 @@ impl Unpublished {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::placement::{NOWHERE, Owners, SLOTS};
     use bytes::Bytes;
 
     const NODE: Node = Node(0);
 
     fn text(session: u32, payload: &'static [u8]) -> Text {
+        at(0, session, payload)
+    }
+
+    fn at(since: Millis, session: u32, payload: &'static [u8]) -> Text {
         let origin = Origin::Session(SessionKey { index: session, generation: 0 });
-        Text { channel: Bytes::new(), payload: Bytes::from_static(payload), origin }
+        Text { channel: Bytes::new(), payload: Bytes::from_static(payload), origin, since }
     }
 
     fn payloads(texts: &[Text]) -> Vec<&[u8]> {
@@ -175,9 +210,9 @@ mod tests {
     #[test]
     fn texts_leave_in_order_and_the_limit_counts_what_they_cost() {
         let mut queue = Unpublished::new(2 * TEXT_COST, Placement::over(1));
-        queue.push(text(1, b"a"), 0);
+        queue.push(text(1, b"a"));
         assert!(!queue.is_full(NODE));
-        queue.push(text(2, b"b"), 0);
+        queue.push(text(2, b"b"));
         assert!(queue.is_full(NODE));
         assert_eq!(payloads(&queue.take(NODE, 1)), [b"a"]);
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
@@ -187,25 +222,45 @@ mod tests {
     #[test]
     fn texts_of_a_client_that_was_told_otherwise_are_never_published() {
         let mut queue = Unpublished::new(1_000, Placement::over(1));
-        queue.push(text(1, b"a"), 0);
-        queue.push(text(2, b"b"), 0);
-        queue.push(text(1, b"c"), 0);
+        queue.push(text(1, b"a"));
+        queue.push(text(2, b"b"));
+        queue.push(text(1, b"c"));
         queue.abandon(SessionKey { index: 1, generation: 0 });
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
         assert_eq!((queue.take_dropped(), queue.unsettled()), (2, 1));
         queue.answered();
         assert_eq!(queue.unsettled(), 0);
         // The key may be used again once nothing of the old session waits.
-        queue.push(text(1, b"d"), 0);
+        queue.push(text(1, b"d"));
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"d"]);
     }
 
     #[test]
     fn what_waited_too_long_is_dropped_and_its_session_named() {
         let mut queue = Unpublished::new(1_000, Placement::over(1));
-        queue.push(text(1, b"a"), 0);
-        queue.push(text(1, b"b"), 10);
+        queue.push(text(1, b"a"));
+        queue.push(at(10, 1, b"b"));
         assert_eq!(queue.expire(10), [SessionKey { index: 1, generation: 0 }]);
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
+    }
+
+    #[test]
+    fn what_was_not_published_after_all_is_first_again_and_moves_with_its_channel() {
+        let placement = Placement::in_cluster(Vec::new());
+        let mut queue = Unpublished::new(1_000, placement.clone());
+        for payload in [b"a", b"b", b"c"] {
+            queue.push(text(1, payload));
+        }
+        let taken = queue.take(NOWHERE, 2 * TEXT_COST);
+        assert_eq!((payloads(&taken), queue.unsettled()), (vec![&b"a"[..], b"b"], 3));
+        queue.take_back(taken);
+        assert_eq!((queue.waiting(), queue.unsettled()), (3, 3));
+        let slots = vec![Node(1); SLOTS.into()];
+        placement.set_owners(Owners { slots, nodes: 2, live: vec![Node(1)] });
+        queue.abandon(SessionKey { index: 2, generation: 0 });
+        queue.push(text(2, b"d"));
+        queue.follow_placement();
+        assert_eq!(queue.bytes(NOWHERE), 0);
+        assert_eq!(payloads(&queue.take(Node(1), usize::MAX)), [b"a", b"b", b"c"]);
     }
 }

@@ -86,7 +86,7 @@ impl Port {
         loop {
             self.is_asked.notified().await;
             for channel in self.asked.take() {
-                sink.on_subscribed(&channel);
+                sink.on_subscribed(Node(0), &channel);
             }
         }
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use self::placement::Node;
+use crate::clock::Millis;
 use crate::endpoint::Channel;
 use crate::id::SessionKey;
 
@@ -26,35 +27,52 @@ pub(crate) trait Sink {
     fn on_publication(&self, channel: &[u8], payload: &[u8]);
     /// Nothing more is there at the moment: what was collected can leave.
     fn on_pause(&self);
-    /// `channel` is subscribed: what is published from now on arrives.
-    fn on_subscribed(&self, channel: &[u8]);
+    /// `channel` is subscribed at `node`: what is published from now on arrives.
+    fn on_subscribed(&self, node: Node, channel: &[u8]);
     /// The broker does not let us subscribe to `channel`.
     fn on_refused(&self, channel: &[u8], refused: Refused);
     /// The subscriptions at `node` are gone; they are made again by and by.
     fn on_lost(&self, node: Node);
+    /// One of them is gone. Says whether anybody wanted it.
+    fn on_dropped(&self, node: Node, channel: &[u8]) -> bool;
     /// The subscriptions are there again; what was published in between is missing.
     fn on_gap(&self, gap: Gap<'_>);
+    /// Channels live elsewhere now ([`placement::Placement`]): texts that wait go there, and those of the
+    /// channels that have to be subscribed there are returned.
+    fn on_placed(&self) -> Vec<Moved>;
     /// All channels to subscribe at `node`.
     fn wanted(&self, node: Node) -> Vec<Channel>;
+    /// Those of them that are not subscribed.
+    fn unconfirmed(&self, node: Node) -> Vec<Channel>;
     /// How many channels are subscribed at `node`, as far as the worker was told.
     fn subscribed(&self, node: Node) -> usize;
     /// Texts to publish at `node` now, in order: at most about `max_bytes`, none when nothing waits.
     fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text>;
+    /// Texts that were taken and certainly not published: they are given out again, first of all.
+    fn take_back(&self, texts: Vec<Text>);
     /// What became of a text that was taken.
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
 }
 
-/// A time in which a worker's subscriptions were away.
+/// A time in which subscriptions were away: all that a worker had at a node, or single channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap<'a> {
     /// Where they are.
     pub(crate) node: Node,
     /// The same in words, without a password.
     pub(crate) server: &'a str,
-    /// From the last message that came to the last confirmation.
+    /// From the last time that they were known to be there to the last confirmation.
     pub(crate) length: Duration,
-    /// Channels that were subscribed before it.
-    pub(crate) channels: usize,
+}
+
+/// A channel that lives elsewhere now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) channel: Channel,
+    pub(crate) from: Node,
+    pub(crate) to: Node,
+    /// Whether it was subscribed, or had been before a gap that lasts.
+    pub(crate) was_heard: bool,
 }
 
 /// A text on its way to the broker.
@@ -63,6 +81,8 @@ pub(crate) struct Text {
     pub(crate) channel: Channel,
     pub(crate) payload: Bytes,
     pub(crate) origin: Origin,
+    /// When it came.
+    pub(crate) since: Millis,
 }
 
 /// Who wants to know what became of a text.
@@ -106,19 +126,19 @@ pub(crate) enum Broker {
 }
 
 impl Broker {
-    /// Subscribes `channel`; [`Sink::on_subscribed`] or [`Sink::on_refused`] follows.
-    pub(crate) fn subscribe(&self, channel: Channel) {
+    /// Subscribes `channel` at `node`; [`Sink::on_subscribed`] or [`Sink::on_refused`] follows.
+    pub(crate) fn subscribe(&self, node: Node, channel: Channel) {
         match self {
             Self::Memory(port) => port.subscribe(channel),
-            Self::Redis(servers) => servers.at(&channel).subscribe(channel),
+            Self::Redis(servers) => servers.subscribe(node, channel),
         }
     }
 
     /// Unsubscribes `channel`, which was confirmed.
-    pub(crate) fn unsubscribe(&self, channel: Channel) {
+    pub(crate) fn unsubscribe(&self, node: Node, channel: Channel) {
         match self {
             Self::Memory(_) => {}
-            Self::Redis(servers) => servers.at(&channel).unsubscribe(channel),
+            Self::Redis(servers) => servers.unsubscribe(node, channel),
         }
     }
 
@@ -134,7 +154,7 @@ impl Broker {
     pub(crate) fn is_reachable(&self, channel: &Channel) -> bool {
         match self {
             Self::Memory(_) => true,
-            Self::Redis(servers) => servers.at(channel).is_reachable(),
+            Self::Redis(servers) => servers.is_reachable(channel),
         }
     }
 

@@ -1,35 +1,157 @@
-//! Which server a channel lives on, when channels are spread over several independent ones.
+//! Which server a channel lives on.
 //!
-//! Producers have to compute the same, so it is simple and documented: the channel's name hashed by
-//! 64-bit FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>), the hash placed by jump consistent
-//! hashing (Lamping, Veach: A Fast, Minimal Memory, Consistent Hash Algorithm, 2014). A server that is
-//! added at the list's end takes its share from all others, and nothing else moves.
+//! Over several independent ones, producers have to compute the same, so it is simple and documented:
+//! the channel's name hashed by 64-bit FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>), the hash
+//! placed by jump consistent hashing (Lamping, Veach: A Fast, Minimal Memory, Consistent Hash
+//! Algorithm, 2014). A server that is added at the list's end takes its share from all others, and
+//! nothing else moves. In a Redis Cluster the channel's slot has an owner, and it may change
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+
+use std::cell::RefCell;
+use std::rc::Rc;
 
 /// One of a broker's servers, by its place in the list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) usize);
 
-/// How channels are spread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Placement {
-    nodes: usize,
+/// Where channels of a cluster live whose slot nobody owns, as far as we know.
+pub(crate) const NOWHERE: Node = Node(0);
+
+/// Slots of a Redis Cluster.
+pub(crate) const SLOTS: u16 = 16_384;
+
+/// How a worker's channels are spread; its clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Placement(Rc<Spread>);
+
+#[derive(Debug)]
+enum Spread {
+    /// Over so many independent servers.
+    Servers(usize),
+    Cluster {
+        owners: RefCell<Owners>,
+        /// What names start with that are published and subscribed within their slot only.
+        sharded: Vec<String>,
+    },
+}
+
+/// Who owns what in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owners {
+    /// Of each slot.
+    pub(crate) slots: Vec<Node>,
+    /// Places in the list of nodes, whether taken or not.
+    pub(crate) nodes: usize,
+    /// Those that own a slot, and so are there.
+    pub(crate) live: Vec<Node>,
 }
 
 impl Placement {
-    /// Over so many servers.
+    /// Over so many independent servers.
     pub(crate) fn over(nodes: usize) -> Self {
-        Self { nodes: nodes.max(1) }
+        Self(Rc::new(Spread::Servers(nodes.max(1))))
     }
 
-    /// All servers.
-    pub(crate) fn nodes(self) -> impl Iterator<Item = Node> {
-        (0..self.nodes).map(Node)
+    /// In a cluster of which nothing is known yet; channels that start with one of `sharded` are
+    /// sharded.
+    pub(crate) fn in_cluster(sharded: Vec<String>) -> Self {
+        let owners = Owners { slots: vec![NOWHERE; SLOTS.into()], nodes: 1, live: Vec::new() };
+        Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), sharded }))
+    }
+
+    /// The cluster has other owners now. Who keeps state by node has to follow.
+    pub(crate) fn set_owners(&self, new: Owners) {
+        if let Spread::Cluster { owners, .. } = &*self.0 {
+            owners.replace(new);
+        }
+    }
+
+    /// How many places the list of nodes has.
+    pub(crate) fn count(&self) -> usize {
+        match &*self.0 {
+            Spread::Servers(nodes) => *nodes,
+            Spread::Cluster { owners, .. } => owners.borrow().nodes,
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        (0..self.count()).map(Node)
+    }
+
+    /// Over how many servers channels are spread now, one at least.
+    pub(crate) fn live(&self) -> usize {
+        match &*self.0 {
+            Spread::Servers(nodes) => *nodes,
+            Spread::Cluster { owners, .. } => owners.borrow().live.len().max(1),
+        }
     }
 
     /// Where `channel` lives.
-    pub(crate) fn node_of(self, channel: &[u8]) -> Node {
-        if self.nodes == 1 { Node(0) } else { Node(jump(fnv_1a(channel), self.nodes)) }
+    pub(crate) fn node_of(&self, channel: &[u8]) -> Node {
+        match &*self.0 {
+            Spread::Servers(1) => Node(0),
+            Spread::Servers(nodes) => Node(jump(fnv_1a(channel), *nodes)),
+            Spread::Cluster { owners, .. } => {
+                owners.borrow().slots.get(usize::from(slot_of(channel))).copied().unwrap_or(NOWHERE)
+            }
+        }
     }
+
+    /// Where `channel` should be subscribed that is subscribed at `node`: what is not sharded is heard
+    /// at every node of a cluster, and so stays for as long as its node does.
+    pub(crate) fn node_from(&self, node: Node, channel: &[u8]) -> Node {
+        match &*self.0 {
+            Spread::Cluster { owners, .. } if !self.is_sharded(channel) && owners.borrow().live.contains(&node) => node,
+            _ => self.node_of(channel),
+        }
+    }
+
+    /// Whether `channel` is published and subscribed within its slot only.
+    pub(crate) fn is_sharded(&self, channel: &[u8]) -> bool {
+        match &*self.0 {
+            Spread::Servers(_) => false,
+            Spread::Cluster { sharded, .. } => sharded.iter().any(|prefix| channel.starts_with(prefix.as_bytes())),
+        }
+    }
+
+    /// Whether any channel is.
+    pub(crate) fn has_sharded(&self) -> bool {
+        matches!(&*self.0, Spread::Cluster { sharded, .. } if !sharded.is_empty())
+    }
+}
+
+/// The slot of a channel or key: of what stands between the first `{` and the next `}`, if anything
+/// does.
+fn slot_of(name: &[u8]) -> u16 {
+    let tag = name.iter().position(|byte| *byte == b'{').and_then(|open| {
+        let behind = name.get(open + 1..)?;
+        let len = behind.iter().position(|byte| *byte == b'}').filter(|len| *len > 0)?;
+        behind.get(..len)
+    });
+    crc16(tag.unwrap_or(name)) % SLOTS
+}
+
+/// CRC-16/XMODEM, as the cluster's specification has it.
+fn crc16(bytes: &[u8]) -> u16 {
+    #[expect(clippy::indexing_slicing, reason = "there is no other way in a constant; it would not compile")]
+    const TABLE: [u16; 256] = {
+        let (mut table, mut index) = ([0; 256], 0_u16);
+        while index < 256 {
+            let (mut crc, mut bit) = (index << 8, 0);
+            while bit < 8 {
+                crc = if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 };
+                bit += 1;
+            }
+            table[index as usize] = crc;
+            index += 1;
+        }
+        table
+    };
+    bytes.iter().fold(0, |crc, byte| {
+        let index = usize::from((crc >> 8) as u8 ^ byte);
+        crc << 8 ^ TABLE.get(index).copied().unwrap_or_default()
+    })
 }
 
 fn fnv_1a(bytes: &[u8]) -> u64 {
@@ -64,6 +186,35 @@ mod tests {
             let found = [1, 2, 3, 5, 10].map(|nodes| Placement::over(nodes).node_of(channel.as_bytes()).0);
             assert_eq!(found, places, "{channel}");
         }
+    }
+
+    /// From the cluster's specification, and what `CLUSTER KEYSLOT` says of a Redis 7.
+    #[test]
+    fn slots_are_those_of_redis_cluster() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+        for (name, slot) in [
+            ("foo", 12_182),
+            ("bar", 5_061),
+            ("chat:{user1}.a", 8_106),
+            ("{}foo", 9_500),
+            ("chat:{}{a}", 14_354),
+            ("{{bar}}", 4_015),
+        ] {
+            assert_eq!(slot_of(name.as_bytes()), slot, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_sharded_stays_where_it_is_while_its_node_does() {
+        let placement = Placement::in_cluster(vec!["live:".to_owned()]);
+        assert_eq!(placement.node_of(b"live:a"), NOWHERE);
+        let all = |node| Owners { slots: vec![node; SLOTS.into()], nodes: 3, live: vec![Node(1), Node(2)] };
+        placement.set_owners(all(Node(1)));
+        assert_eq!(placement.node_from(NOWHERE, b"chat:a"), Node(1));
+        placement.set_owners(all(Node(2)));
+        assert_eq!([&b"chat:a"[..], b"live:a"].map(|name| placement.node_from(Node(1), name)), [Node(1), Node(2)]);
+        placement.set_owners(Owners { live: vec![Node(2)], ..all(Node(2)) });
+        assert_eq!(placement.node_from(Node(1), b"chat:a"), Node(2));
     }
 
     #[test]

@@ -61,7 +61,8 @@ pub struct Config {
     /// as nginx's `worker_processes auto`.
     pub workers: usize,
     /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://` or
-    /// `redis+sentinel://`; several with blanks between share the channels.
+    /// `redis+sentinel://`, several with blanks between to share the channels; or
+    /// `redis+cluster://` (`rediss+cluster://` by TLS).
     /// Default `redis://127.0.0.1:6379`.
     pub broker: Broker,
     /// Over how long the sessions are closed when the sidecar stops (1001), or after a gap
@@ -188,6 +189,10 @@ pub struct EndpointConfig {
     /// What clients are told when messages may be missing, because a link to Redis was away.
     /// Default `keep`, as the Lua handler.
     pub on_gap: GapPolicy,
+    /// In a Redis Cluster: whether channels are sharded (`SPUBLISH`, `SSUBSCRIBE`), so that a message
+    /// burdens the nodes of its slot and no other; producers must use `SPUBLISH` then. It is so for
+    /// all channels with this `prefix`. Default false: `PUBLISH`, as everywhere else.
+    pub sharded: bool,
 }
 
 /// What clients are told after a gap. It is logged and counted in either case.
@@ -379,6 +384,7 @@ impl Default for EndpointConfig {
             max_unpublished_bytes: 256 << 10,
             publish_timeout: Duration::from_secs(10),
             on_gap: GapPolicy::Keep,
+            sharded: false,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Where the broker is: `memory`, `redis://`, `rediss://`, `unix://` or `redis+sentinel://`.
+//! Where the broker is: `memory`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://`,
+//! `redis+cluster://` or `rediss+cluster://`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +11,8 @@ use url::Url;
 
 use super::ConfigError;
 
-/// Where a Sentinel listens unless its address says otherwise.
+/// Where a Redis and a Sentinel listen unless their addresses say otherwise.
+const REDIS_PORT: u16 = 6_379;
 const SENTINEL_PORT: u16 = 26_379;
 
 /// Which broker joins the sessions.
@@ -46,16 +48,27 @@ pub enum RedisAddress {
     /// `redis+sentinel://HOST:PORT,HOST:PORT/MASTER`: the Sentinels, and the name of the master they
     /// watch.
     Sentinel(Vec<(String, u16)>, String),
+    /// `redis+cluster://HOST:PORT,HOST:PORT` or `rediss+cluster://…`: some of a cluster's nodes, which
+    /// tell of all others.
+    Cluster {
+        /// Some of its nodes.
+        nodes: Vec<(String, u16)>,
+        /// Whether they are spoken to by TLS.
+        tls: bool,
+    },
 }
 
 impl Default for Broker {
     fn default() -> Self {
-        Self::Redis(vec![RedisUrl {
-            address: RedisAddress::Tcp("127.0.0.1".to_owned(), 6379),
-            username: None,
-            password: None,
-            database: None,
-        }])
+        Self::Redis(vec![RedisUrl::default()])
+    }
+}
+
+impl Default for RedisUrl {
+    /// The Redis of this machine.
+    fn default() -> Self {
+        let address = RedisAddress::Tcp("127.0.0.1".to_owned(), REDIS_PORT);
+        Self { address, username: None, password: None, database: None }
     }
 }
 
@@ -73,19 +86,37 @@ impl FromStr for Broker {
             ConfigError::new(vec![format!(
                 "the broker's address is wrong: {what}; write \"memory\", redis://HOST:PORT, \
                  rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (user and \
-                 password before HOST as USER:PASSWORD@), or several of these with blanks between"
+                 password before HOST as USER:PASSWORD@), several of these with blanks between, or \
+                 redis+cluster://HOST:PORT,HOST:PORT (rediss+cluster:// by TLS)"
             )])
         })
     }
 }
 
-/// Splits the Sentinels off and reads the rest as that of one server.
 fn parse_sentinel(rest: &str) -> Result<RedisUrl, String> {
-    let (login, rest) = rest.rsplit_once('@').map_or(("", rest), |(login, rest)| (login, rest));
-    let (places, master) = rest.split_once('/').unwrap_or((rest, ""));
+    let (all, master, url) = parse_several(rest, SENTINEL_PORT)?;
     if master.is_empty() || master.contains('/') {
         return Err("it does not name the master, as in redis+sentinel://HOST:26379/mymaster".to_owned());
     }
+    Ok(RedisUrl { address: RedisAddress::Sentinel(all, master), ..url })
+}
+
+fn parse_cluster(rest: &str, tls: bool) -> Result<RedisUrl, String> {
+    let (nodes, path, url) = parse_several(rest, REDIS_PORT)?;
+    if !path.is_empty() {
+        return Err("nothing can follow the nodes of a cluster: it has no databases".to_owned());
+    }
+    Ok(RedisUrl { address: RedisAddress::Cluster { nodes, tls }, ..url })
+}
+
+/// Several places, the path behind them, and the rest as that of one server.
+type Several = (Vec<(String, u16)>, String, RedisUrl);
+
+/// Reads `USER:PASSWORD@HOST:PORT,HOST:PORT/PATH`.
+/// server.
+fn parse_several(rest: &str, default_port: u16) -> Result<Several, String> {
+    let (login, rest) = rest.rsplit_once('@').map_or(("", rest), |(login, rest)| (login, rest));
+    let (places, path) = rest.split_once('/').unwrap_or((rest, ""));
     let at = if login.is_empty() { String::new() } else { format!("{login}@") };
     let mut all = Vec::new();
     let mut first = None;
@@ -93,18 +124,22 @@ fn parse_sentinel(rest: &str) -> Result<RedisUrl, String> {
         let url = parse(&format!("redis://{at}{place}"))?;
         let has_port = place.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
         match &url.address {
-            RedisAddress::Tcp(host, port) => all.push((host.clone(), if has_port { *port } else { SENTINEL_PORT })),
+            RedisAddress::Tcp(host, port) => all.push((host.clone(), if has_port { *port } else { default_port })),
             _ => return Err(format!("'{place}' is no HOST:PORT")),
         }
         first.get_or_insert(url);
     }
-    let url = first.ok_or("it names no Sentinel")?;
-    Ok(RedisUrl { address: RedisAddress::Sentinel(all, master.to_owned()), ..url })
+    Ok((all, path.to_owned(), first.ok_or("it names no host")?))
 }
 
 fn parse(text: &str) -> Result<RedisUrl, String> {
     if let Some(rest) = text.strip_prefix("redis+sentinel://") {
         return parse_sentinel(rest);
+    }
+    for (scheme, tls) in [("redis+cluster://", false), ("rediss+cluster://", true)] {
+        if let Some(rest) = text.strip_prefix(scheme) {
+            return parse_cluster(rest, tls);
+        }
     }
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let decoded = |text: &str| {
@@ -116,7 +151,7 @@ fn parse(text: &str) -> Result<RedisUrl, String> {
     let path = decoded(url.path())?;
     let host = || {
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or("it has no host")?;
-        Ok::<_, String>((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(6379)))
+        Ok::<_, String>((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(REDIS_PORT)))
     };
     let (address, database) = match url.scheme() {
         scheme @ ("redis" | "rediss") => {
@@ -163,6 +198,8 @@ impl fmt::Display for RedisUrl {
             RedisAddress::Tls(..) => "rediss",
             RedisAddress::Unix(..) => "unix",
             RedisAddress::Sentinel(..) => "redis+sentinel",
+            RedisAddress::Cluster { tls: false, .. } => "redis+cluster",
+            RedisAddress::Cluster { tls: true, .. } => "rediss+cluster",
         };
         write!(f, "{scheme}://")?;
         if self.username.is_some() || self.password.is_some() {
@@ -172,16 +209,19 @@ impl fmt::Display for RedisUrl {
         match &self.address {
             RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => f.write_str(&place(host, *port)),
             RedisAddress::Unix(path) => write!(f, "{}", path.display()),
-            RedisAddress::Sentinel(places, master) => {
-                let places: Vec<_> = places.iter().map(|(host, port)| place(host, *port)).collect();
-                write!(f, "{}/{master}", places.join(","))
-            }
+            RedisAddress::Sentinel(all, master) => write!(f, "{}/{master}", places(all)),
+            RedisAddress::Cluster { nodes, .. } => f.write_str(&places(nodes)),
         }
     }
 }
 
 fn place(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn places(all: &[(String, u16)]) -> String {
+    let all: Vec<_> = all.iter().map(|(host, port)| place(host, *port)).collect();
+    all.join(",")
 }
 
 impl PartialEq for RedisUrl {
@@ -224,6 +264,17 @@ mod tests {
         for wrong in ["redis+sentinel://s1", "redis+sentinel:///main", "redis+sentinel://s1,:x/main"] {
             assert!(wrong.parse::<Broker>().unwrap_err().to_string().contains("/MASTER"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn some_nodes_of_a_cluster_are_read() {
+        let parsed = url("rediss+cluster://web:pw@a,b:7000");
+        let nodes = vec![("a".to_owned(), 6_379), ("b".to_owned(), 7_000)];
+        assert_eq!(parsed.address, RedisAddress::Cluster { nodes, tls: true });
+        assert_eq!(parsed.to_string(), "rediss+cluster://web:***@a:6379,b:7000");
+        assert_eq!(url("redis+cluster://a:1").to_string(), "redis+cluster://a:1");
+        assert!("redis+cluster://a:1/0".parse::<Broker>().is_err());
+        assert!("redis+cluster://".parse::<Broker>().is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{ChannelRule, Config, ConfigError, EndpointConfig, Listen};
+use super::{Broker, ChannelRule, Config, ConfigError, EndpointConfig, Listen, RedisAddress, RedisUrl};
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
 const MAX_UNIX_PATH_BYTES: usize = 107;
@@ -31,9 +31,8 @@ impl Config {
         if self.pace > Duration::from_secs(1) {
             faults.push(format!("pace = \"{}\": at most 1s", humantime::format_duration(self.pace)));
         }
-        if matches!(&self.broker, super::Broker::Redis(servers) if servers.is_empty()) {
-            faults.push("broker names no server".to_owned());
-        }
+        check_broker(&mut faults, self);
+        check_sharded(&mut faults, self);
         let redis = &self.redis;
         for (name, value) in [
             ("redis.connect_timeout", redis.connect_timeout),
@@ -77,6 +76,44 @@ impl Config {
             check_endpoint(&mut faults, endpoint);
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
+    }
+}
+
+fn check_broker(faults: &mut Vec<String>, config: &Config) {
+    let servers = match &config.broker {
+        Broker::Memory => return,
+        Broker::Redis(servers) => servers,
+    };
+    if servers.is_empty() {
+        faults.push("broker names no server".to_owned());
+    }
+    if is_cluster(&config.broker) && servers.len() > 1 {
+        faults.push("broker: a cluster spreads the channels itself, nothing else can stand beside it".to_owned());
+    }
+}
+
+fn is_cluster(broker: &Broker) -> bool {
+    let is_cluster = |server: &RedisUrl| matches!(server.address, RedisAddress::Cluster { .. });
+    matches!(broker, Broker::Redis(servers) if servers.iter().any(is_cluster))
+}
+
+/// Whether a channel is sharded is known by its name, for publishers have nothing else.
+fn check_sharded(faults: &mut Vec<String>, config: &Config) {
+    let (sharded, plain): (Vec<_>, Vec<_>) = config.endpoints.iter().partition(|endpoint| endpoint.sharded);
+    for EndpointConfig { path, prefix, .. } in sharded {
+        if !is_cluster(&config.broker) {
+            faults.push(format!(
+                "endpoint {path}: sharded = true needs a broker that is redis+cluster:// or rediss+cluster://"
+            ));
+        }
+        let overlaps = |other: &&&EndpointConfig| other.prefix.starts_with(prefix) || prefix.starts_with(&other.prefix);
+        if let Some(other) = plain.iter().find(overlaps) {
+            faults.push(format!(
+                "endpoint {path}: it is sharded and endpoint {} is not, but channels could belong to both: give them \
+                 prefixes of which none begins with the other",
+                other.path
+            ));
+        }
     }
 }
 
@@ -152,6 +189,21 @@ mod tests {
         config.endpoints.push(EndpointConfig { publish: false, subscribe: false, ..EndpointConfig::default() });
         let error = config.validate().unwrap_err();
         assert_eq!(error.faults().count(), 7, "{error}");
+    }
+
+    #[test]
+    fn sharded_channels_need_a_cluster_and_a_prefix_of_their_own() {
+        let live = EndpointConfig { path: "/live".to_owned(), sharded: true, ..EndpointConfig::default() };
+        let mut config = Config { endpoints: vec![live], ..Config::default() };
+        assert_eq!(config.validate().unwrap_err().faults().count(), 1);
+        config.broker = "redis+cluster://a:1".parse().unwrap();
+        config.validate().unwrap();
+        config.endpoints.push(EndpointConfig::default());
+        assert!(config.validate().unwrap_err().to_string().contains("could belong to both"));
+        config.endpoints.first_mut().unwrap().prefix = "live:".to_owned();
+        config.validate().unwrap();
+        config.broker = "redis+cluster://a:1 redis://b:1".parse().unwrap();
+        assert_eq!(config.validate().unwrap_err().faults().count(), 1);
     }
 
     #[test]

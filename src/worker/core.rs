@@ -12,13 +12,13 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::broker::placement::{Node, Placement};
-use crate::broker::{Origin, Text};
+use crate::broker::{Moved, Origin, Text};
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::config::{Config, GapPolicy};
 use crate::endpoint::Channel;
 use crate::hub::{Hub, Outlet};
-use crate::id::SessionKey;
+use crate::id::{Generation, SessionKey};
 use crate::metrics::{Counter, Shard};
 use crate::outbound::Batch;
 use crate::reactor::{Ready, Registrar};
@@ -31,10 +31,10 @@ use crate::ws::reader::Flow;
 /// What transitions work on, borrowed for one of them at a time.
 #[derive(Debug)]
 pub(super) struct Core {
-    sessions: Slab<(u32, Session)>,
-    generation: u32,
-    /// The newest session's generation when the link to a server was lost last.
-    newest_before_loss: Vec<u32>,
+    sessions: Slab<(Generation, Session)>,
+    placement: Placement,
+    /// The newest session's.
+    generation: Generation,
     pub(super) hub: Hub,
     pub(super) wheel: Wheel,
     pub(super) unpublished: Unpublished,
@@ -55,14 +55,14 @@ impl Core {
         Self {
             sessions: Slab::new(),
             generation: 0,
-            newest_before_loss: placement.nodes().map(|_| 0).collect(),
-            hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement),
+            held: placement.nodes().map(|_| Vec::new()).collect(),
+            hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone()),
             wheel: Wheel::new(),
-            unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement),
+            unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement.clone()),
+            placement,
             registrar,
             scratch: vec![0; SCRATCH_BYTES],
             again: Vec::new(),
-            held: placement.nodes().map(|_| Vec::new()).collect(),
             unsettled: Vec::new(),
             shard,
         }
@@ -94,28 +94,34 @@ impl Core {
 
     /// The subscriptions at a server are lost. Returns how many there were.
     pub(super) fn lose(&mut self, node: Node) -> usize {
-        if let Some(newest) = self.newest_before_loss.get_mut(node.0) {
-            *newest = self.generation;
-        }
-        self.hub.unconfirm_all(node)
+        self.hub.unconfirm_all(node, self.generation)
     }
 
-    /// The open sessions that are closed after a gap at `node`: those that were there before it.
-    pub(super) fn keys_to_close_after_gap(&self, node: Node) -> Vec<SessionKey> {
-        let newest = self.newest_before_loss.get(node.0).copied().unwrap_or_default();
-        let wants_it = |key: &SessionKey| {
-            if newest.wrapping_sub(key.generation) > u32::MAX / 2 {
-                return false;
-            }
-            let session = self.sessions.get(key.index as usize).map(|(_, session)| session);
-            session.is_some_and(|session| {
-                let config = &session.endpoint.config;
-                config.subscribe
-                    && config.on_gap == GapPolicy::Close
-                    && self.unpublished.node_of(&session.channel) == node
-            })
+    /// One of them is lost; says whether it was there.
+    pub(super) fn lose_one(&mut self, node: Node, channel: &[u8]) -> bool {
+        self.hub.unconfirm(node, channel, self.generation)
+    }
+
+    /// Channels live elsewhere now; returns those that have to be subscribed there.
+    pub(super) fn follow_placement(&mut self) -> Vec<Moved> {
+        // Who is held because of one server may have its texts go to another.
+        let held = self.held.iter_mut().flat_map(std::mem::take).collect();
+        self.release(held);
+        self.held.resize_with(self.placement.count(), Vec::new);
+        self.unpublished.follow_placement();
+        self.hub.follow_placement(self.generation)
+    }
+
+    /// A gap at `node` is over. Returns how many channels had it, and the open sessions to close
+    /// because of it: those that were there before.
+    pub(super) fn end_gap(&mut self, node: Node) -> (usize, Vec<SessionKey>) {
+        let (channels, missed) = self.hub.take_missed(node);
+        let is_closed = |key: &SessionKey| {
+            session_of(&mut self.sessions, *key)
+                .is_some_and(|session| session.is_open() && session.endpoint.config.on_gap == GapPolicy::Close)
         };
-        self.open_keys().into_iter().filter(wants_it).collect()
+        let before = missed.into_iter().filter(|(key, newest)| key.is_up_to(*newest)).map(|(key, _)| key);
+        (channels, before.filter(is_closed).collect())
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -173,7 +179,11 @@ impl Core {
         let unpublished = &self.unpublished;
         let with_room = self.held.iter_mut().enumerate().filter(|(node, _)| unpublished.has_room(Node(*node)));
         let released: Vec<_> = with_room.flat_map(|(_, held)| std::mem::take(held)).collect();
-        for key in released {
+        self.release(released);
+    }
+
+    fn release(&mut self, held: Vec<SessionKey>) {
+        for key in held {
             if let Some(session) = self.session(key) {
                 session.release();
                 self.again.push(key);
@@ -298,6 +308,6 @@ fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&m
 fn queue(unpublished: &mut Unpublished, channel: &Channel, text: &str, key: SessionKey, now: Millis) -> Flow {
     let payload = Bytes::copy_from_slice(text.as_bytes());
     let node = unpublished.node_of(channel);
-    unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key) }, now);
+    unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key), since: now });
     if unpublished.is_full(node) { Flow::Pause } else { Flow::Continue }
 }

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::broker::placement::{Node, Placement};
-use crate::broker::{Broker, Gap, NotPublished, Origin, Refused, Sink, Text, memory, redis};
+use crate::broker::{Broker, Gap, Moved, NotPublished, Origin, Refused, Sink, Text, memory, redis};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::{Channel, Endpoint};
@@ -52,7 +52,7 @@ pub(crate) struct PublishRequest {
 #[derive(Debug)]
 pub(crate) enum BrokerSeed {
     Memory(memory::PortSeed),
-    Redis(Arc<[redis::Server]>),
+    Redis(redis::Deployment),
 }
 
 /// A worker on its way to its thread.
@@ -125,15 +125,15 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
         let WorkerSeed { requests, mut orders, .. } = seed;
         let placement = match &seed.broker {
             BrokerSeed::Memory(_) => Placement::over(1),
-            BrokerSeed::Redis(servers) => Placement::over(servers.len()),
+            BrokerSeed::Redis(deployment) => deployment.placement(),
         };
         let worker = Rc::new(Worker {
             endpoints: seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect(),
             broker: match seed.broker {
                 BrokerSeed::Memory(seed) => Broker::Memory(memory::Port::new(seed)),
-                BrokerSeed::Redis(servers) => Broker::Redis(redis::Servers::new(&servers)),
+                BrokerSeed::Redis(deployment) => Broker::Redis(redis::Servers::new(deployment, placement.clone())),
             },
-            core: RefCell::new(Core::new(&seed.config, placement, registrar, seed.shard.clone())),
+            core: RefCell::new(Core::new(&seed.config, placement.clone(), registrar, seed.shard.clone())),
             shard: seed.shard,
             metrics: seed.metrics,
             max_sessions: seed.max_sessions,
@@ -291,7 +291,7 @@ impl Worker {
                 self.guarded(key, now, |core| core.on_due(key, at, now));
             }
             let mut core = self.core.borrow_mut();
-            core.hub.expire(now, |channel| self.broker.unsubscribe(channel));
+            core.hub.expire(now, |node, channel| self.broker.unsubscribe(node, channel));
             // A second later than the sessions' own deadline, which counts from the last progress.
             let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
             self.shard.add(Counter::TextsLost, lost.len() as u64 + core.unpublished.take_dropped());
@@ -363,7 +363,7 @@ impl Worker {
             if unpublished.is_full(unpublished.node_of(&channel)) {
                 drop(tell.send(Err(NotPublished::Unavailable)));
             } else {
-                unpublished.push(Text { channel, payload, origin: Origin::Publisher(tell) }, now);
+                unpublished.push(Text { channel, payload, origin: Origin::Publisher(tell), since: now });
                 self.broker.wake_publisher();
             }
         }
@@ -400,7 +400,7 @@ impl Worker {
         let (admission, joined) = self.reserve(endpoint, &channel, wire);
         let Some(joined) = joined else { return Ok(admission) };
         if joined.is_first {
-            self.broker.subscribe(channel);
+            self.broker.subscribe(joined.node, channel);
         }
         let Some(confirmation) = joined.confirmation else { return Ok(admission) };
         let deadline = deadline.min(Instant::now() + self.config.redis.subscribe_timeout);
@@ -472,9 +472,9 @@ impl Sink for Worker {
         }
     }
 
-    fn on_subscribed(&self, channel: &[u8]) {
-        if !self.core.borrow_mut().hub.confirm(channel) {
-            self.broker.unsubscribe(Channel::copy_from_slice(channel));
+    fn on_subscribed(&self, node: Node, channel: &[u8]) {
+        if !self.core.borrow_mut().hub.confirm(node, channel) {
+            self.broker.unsubscribe(node, Channel::copy_from_slice(channel));
         }
     }
 
@@ -492,15 +492,26 @@ impl Sink for Worker {
         self.shard.add(Counter::SubscriptionsLost, lost as u64);
     }
 
-    fn on_gap(&self, gap: Gap<'_>) {
+    fn on_dropped(&self, node: Node, channel: &[u8]) -> bool {
+        let was_there = self.core.borrow_mut().lose_one(node, channel);
+        self.shard.add(Counter::SubscriptionsLost, u64::from(was_there));
+        was_there
+    }
+
+    fn on_placed(&self) -> Vec<Moved> {
+        let moved = self.core.borrow_mut().follow_placement();
+        self.after_reading();
+        moved
+    }
+
+    fn on_gap(&self, Gap { node, server, length }: Gap<'_>) {
+        let (channels, keys) = self.core.borrow_mut().end_gap(node);
         self.shard.add(Counter::Gaps, 1);
-        self.shard.add(Counter::GapMillis, millis(gap.length));
-        if gap.channels == 0 {
+        self.shard.add(Counter::GapMillis, millis(length));
+        if channels == 0 {
             // Nobody listened.
             return;
         }
-        let Gap { node, server, length, channels } = gap;
-        let keys = self.core.borrow().keys_to_close_after_gap(node);
         tracing::warn!(
             server,
             length_ms = millis(length),
@@ -518,6 +529,14 @@ impl Sink for Worker {
 
     fn wanted(&self, node: Node) -> Vec<Channel> {
         self.core.borrow_mut().hub.wanted(node)
+    }
+
+    fn unconfirmed(&self, node: Node) -> Vec<Channel> {
+        self.core.borrow_mut().hub.unconfirmed(node)
+    }
+
+    fn take_back(&self, texts: Vec<Text>) {
+        self.core.borrow_mut().unpublished.take_back(texts);
     }
 
     fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text> {

@@ -30,13 +30,15 @@ use crate::config::{RedisAddress, RedisConfig, RedisUrl};
 const ASK_SENTINELS: Duration = Duration::from_secs(1);
 
 /// Everything needed to make links, checked once at start.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     url: RedisUrl,
     username: Option<String>,
     password_file: Option<PathBuf>,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    connect_timeout: Duration,
+    tls: Option<Arc<ClientConfig>>,
+    /// The name that its certificate must have; otherwise the host's.
+    server_name: Option<ServerName<'static>>,
+    pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
     pub(super) max_reconnect_delay: Duration,
 }
@@ -79,11 +81,24 @@ pub(super) enum LinkError {
     Fewer(usize),
     #[error("Redis takes messages and delivers none: nothing was heard for {0:?}")]
     Deaf(Duration),
+    #[error("answers came out of step")]
+    OutOfStep,
+    #[error("the node says that its cluster is down")]
+    ClusterDown,
+    #[error("the node does not say who owns what: {0}")]
+    NoTopology(String),
 }
 
 /// Whether Redis answered, and the answer was no.
 pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
     !error.is_unrecoverable_error() && error.code().is_some()
+}
+
+/// Whether a refusal is of the moment and certain: the command was not executed, and may be elsewhere
+/// or later.
+pub(super) fn is_for_now(code: Option<&str>) -> bool {
+    const CODES: [&str; 7] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "BUSY"];
+    code.is_some_and(|code| CODES.contains(&code))
 }
 
 /// Whether the answer was that our ACL user may not.
@@ -107,12 +122,14 @@ pub(super) struct Made {
     pub(super) master: Option<Place>,
 }
 
-/// Which of a worker's two links.
+/// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// Of which server: its messages name none.
     Subscriber(Node),
     Publisher,
+    /// Asks a cluster who owns what.
+    Topology,
 }
 
 impl Settings {
@@ -128,19 +145,20 @@ impl Settings {
         if let Some(database) = url.database.as_deref().filter(|database| *database != "0") {
             tracing::warn!(database, "the database in the broker's address is ignored: Pub/Sub knows no databases");
         }
-        let tls = match &url.address {
-            RedisAddress::Tls(host, _) => {
-                let name = config.server_name.as_ref().unwrap_or(host).clone();
-                let name = ServerName::try_from(name.clone()).map_err(|_| SettingsError::ServerName(name))?;
-                Some((Arc::new(client_config(config)?), name))
-            }
-            RedisAddress::Tcp(..) | RedisAddress::Unix(_) | RedisAddress::Sentinel(..) => None,
+        let (tls, host) = match &url.address {
+            RedisAddress::Tls(host, _) => (true, Some(host)),
+            RedisAddress::Cluster { tls, .. } => (*tls, None),
+            RedisAddress::Tcp(..) | RedisAddress::Unix(_) | RedisAddress::Sentinel(..) => (false, None),
         };
+        let name = config.server_name.as_ref().or(host).filter(|_| tls);
+        let server_name = name.map(|name| name_to_check(name)).transpose()?;
+        let tls = if tls { Some(Arc::new(client_config(config)?)) } else { None };
         let settings = Self {
             url: url.clone(),
             username: url.username.clone().or_else(|| config.username.clone()),
             password_file: config.password_file.clone().or(credential),
             tls,
+            server_name,
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             max_reconnect_delay: config.max_reconnect_delay,
@@ -150,8 +168,22 @@ impl Settings {
     }
 
     /// Where the server is, without its password.
-    pub(super) fn server(&self) -> String {
-        self.url.to_string()
+    pub(super) fn server(&self) -> &RedisUrl {
+        &self.url
+    }
+
+    /// Where it is, if that is a host and a port.
+    pub(super) fn place(&self) -> Option<Place> {
+        match &self.url.address {
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => Some((host.clone(), *port)),
+            RedisAddress::Unix(_) | RedisAddress::Sentinel(..) | RedisAddress::Cluster { .. } => None,
+        }
+    }
+
+    /// The same for one node of a cluster.
+    pub(super) fn at(&self, (host, port): Place) -> Self {
+        let address = if self.tls.is_some() { RedisAddress::Tls(host, port) } else { RedisAddress::Tcp(host, port) };
+        Self { url: RedisUrl { address, ..self.url.clone() }, ..self.clone() }
     }
 
     /// The password, read anew each time so that a rotated one is found.
@@ -192,7 +224,7 @@ impl Settings {
         }
         let stream: Box<dyn Transport> = match role {
             Role::Subscriber(node) => Box::new(Sieve::new(transport, node)),
-            Role::Publisher => transport,
+            Role::Publisher | Role::Topology => transport,
         };
         let (mut connection, driver) =
             MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Refused)?;
@@ -200,6 +232,7 @@ impl Settings {
         let name = match role {
             Role::Subscriber(_) => "webws-subscriber",
             Role::Publisher => "webws-publisher",
+            Role::Topology => "webws-topology",
         };
         let mut set_name = redis::cmd("CLIENT");
         set_name.arg("SETNAME").arg(name);
@@ -246,9 +279,17 @@ impl Settings {
             RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                let Some((config, name)) = &self.tls else { return Ok((Box::new(stream), None)) };
+                let Some(config) = &self.tls else { return Ok((Box::new(stream), None)) };
                 let connector = TlsConnector::from(config.clone());
-                (Box::new(connector.connect(name.clone(), stream).await?), None)
+                let name = match &self.server_name {
+                    Some(name) => name.clone(),
+                    None => name_to_check(host).map_err(io::Error::other)?,
+                };
+                (Box::new(connector.connect(name, stream).await?), None)
+            }
+            RedisAddress::Cluster { .. } => {
+                // Its nodes have links, each with an address of its own.
+                return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no node of the cluster owns the slot"));
             }
         })
     }
@@ -268,6 +309,10 @@ async fn is_master(connection: &mut MultiplexedConnection, driver: &mut Driver) 
         Err(error) if is_refusal(&error) => Ok(true),
         Err(error) => Err(LinkError::Ended(error)),
     }
+}
+
+fn name_to_check(name: &str) -> Result<ServerName<'static>, SettingsError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| SettingsError::ServerName(name.to_owned()))
 }
 
 /// The certificates in a PEM file, one at least.

@@ -3,9 +3,10 @@
 //!
 //! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever;
 //! `sieve.rs` takes the published messages out of the subscriber's stream, `probe.rs` proves that
-//! they come.
+//! they come. `sentinel.rs` and `cluster.rs` know where the servers are.
 //! The only room that names the redis crate. May not enter: sessions.
 
+mod cluster;
 mod connect;
 mod probe;
 mod publisher;
@@ -15,7 +16,8 @@ mod subscriber;
 mod supervisor;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,22 +26,27 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::cluster::{Cluster, Topology};
+use self::connect::{Settings, SettingsError};
 use self::probe::Probe;
 use self::sentinel::Place;
-use super::Sink;
-use super::placement::{Node, Placement};
+use super::placement::{NOWHERE, Node, Owners, Placement};
+use super::{Moved, Sink};
+use crate::config::{Config, RedisAddress, RedisUrl};
 use crate::endpoint::Channel;
 
-pub(crate) use connect::Settings;
+use self::supervisor::Health;
 #[cfg(feature = "internals")]
 pub(crate) use sieve::split;
-pub(crate) use supervisor::Health;
 
 /// A handshake is refused at once when the link has been away, or has owed an answer, for
 /// this long; before, it waits. Chosen: a lost connection is back within it, a lost or
 /// frozen server is not. Without it every handshake would wait `subscribe_timeout` for a
 /// frozen server, 64 at a time, and those behind would run out of time without an answer.
 const BLIP: Duration = Duration::from_secs(1);
+
+/// The pause before a channel or a text is tried again that a server did not take for now.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What the subscriber shall do next, in order.
 #[derive(Debug)]
@@ -48,12 +55,27 @@ enum Command {
     Unsubscribe(Channel),
 }
 
-/// A worker's links to all servers over which channels are spread; one, mostly.
+/// What Redis there is, for all workers.
+#[derive(Debug, Clone)]
+pub(crate) enum Deployment {
+    /// Independent servers over which channels are spread; one, mostly.
+    Servers(Arc<[Server]>),
+    Cluster(Arc<Cluster>),
+}
+
+/// What it takes to make links to a server.
+pub(crate) type Server = (Arc<Settings>, Arc<Health>);
+
+/// A worker's links to all servers.
 #[derive(Debug)]
 pub(crate) struct Servers {
     placement: Placement,
-    links: Vec<Rc<Links>>,
+    links: Roster,
+    cluster: Option<Arc<Cluster>>,
 }
+
+/// Links by node. Those of a node that is gone keep their place until another takes it.
+type Roster = Rc<RefCell<Vec<Rc<Links>>>>;
 
 /// A worker's links to one server.
 #[derive(Debug)]
@@ -61,6 +83,8 @@ pub(crate) struct Links {
     node: Node,
     settings: Arc<Settings>,
     health: Arc<Health>,
+    placement: Placement,
+    cluster: Option<Arc<Cluster>>,
     commands: RefCell<VecDeque<Command>>,
     commands_wait: Notify,
     texts_wait: Notify,
@@ -73,63 +97,193 @@ pub(crate) struct Links {
     unanswered_since: Cell<Option<Instant>>,
     /// When Redis' subscriptions were compared with ours last and found complete.
     audited_at: Cell<Instant>,
+    /// Since when subscriptions are lost that were there: until the gap is reported.
+    lost_since: Cell<Option<Instant>>,
+    /// When to ask again for channels that could not be subscribed for now.
+    retry_at: Cell<Option<Instant>>,
+    /// Sharded channels that we are unsubscribing.
+    leaving: RefCell<HashSet<Channel>>,
     /// The master that the subscriber is at, where Sentinels name it: texts go there and nowhere
     /// else, or they would not come back.
     subscriber_at: RefCell<Option<Place>>,
-    probe: Rc<Probe>,
+    probe: Probe,
+    is_started: Cell<bool>,
+    state: Cell<LinksState>,
+    state_changed: Notify,
+    is_publishing: Cell<bool>,
 }
 
-/// What it takes to make links to a server.
-pub(crate) type Server = (Arc<Settings>, Arc<Health>);
+/// How long links live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LinksState {
+    Kept,
+    /// The node is no part of the cluster any more; texts under way are waited for.
+    Leaving,
+    /// Another node may have the place.
+    Gone,
+}
 
-impl Servers {
-    /// Links to `servers`, none of them made yet.
-    pub(crate) fn new(servers: &[Server]) -> Self {
-        let placement = Placement::over(servers.len());
-        let links = placement
-            .nodes()
-            .zip(servers)
-            .map(|(node, (settings, health))| Rc::new(Links::new(node, settings.clone(), health.clone())));
-        Self { placement, links: links.collect() }
+impl Deployment {
+    /// What `config` says.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a name that TLS cannot check.
+    pub(crate) fn try_new(
+        config: &Config,
+        urls: &[RedisUrl],
+        workers: usize,
+        credential: Option<&Path>,
+    ) -> Result<Self, SettingsError> {
+        let settings = |url| Settings::try_new(url, &config.redis, credential.map(Path::to_owned)).map(Arc::new);
+        if let [url] = urls
+            && let RedisAddress::Cluster { nodes, .. } = &url.address
+        {
+            let sharded = config.endpoints.iter().filter(|endpoint| endpoint.sharded);
+            let sharded = sharded.map(|endpoint| endpoint.prefix.clone()).collect();
+            return Ok(Self::Cluster(Arc::new(Cluster::new(settings(url)?, nodes.clone(), sharded, workers))));
+        }
+        let server = |url| Ok((settings(url)?, Arc::new(Health::new(url, workers))));
+        urls.iter().map(server).collect::<Result<_, _>>().map(Self::Servers)
     }
 
-    /// The links to the server where `channel` lives.
-    pub(super) fn at(&self, channel: &Channel) -> &Links {
-        let Node(node) = self.placement.node_of(channel);
-        self.links.get(node).expect("the placement is over these")
+    /// How a worker's channels are spread over it.
+    pub(crate) fn placement(&self) -> Placement {
+        match self {
+            Self::Servers(servers) => Placement::over(servers.len()),
+            Self::Cluster(cluster) => Placement::in_cluster(cluster.sharded.clone()),
+        }
+    }
+}
+
+impl Servers {
+    /// Links to all servers, none of them made yet.
+    pub(crate) fn new(deployment: Deployment, placement: Placement) -> Self {
+        let (servers, cluster) = match deployment {
+            Deployment::Servers(servers) => (servers, None),
+            Deployment::Cluster(cluster) => {
+                let settings = cluster.settings().clone();
+                // Of NOWHERE, where there are no workers with links.
+                let health = Health::new(settings.server(), 0);
+                ([(settings, Arc::new(health))].into(), Some(cluster))
+            }
+        };
+        let links = placement
+            .nodes()
+            .zip(servers.iter())
+            .map(|(node, server)| Rc::new(Links::new(node, server, placement.clone(), cluster.clone())));
+        let links = Rc::new(RefCell::new(links.collect()));
+        Self { placement, links, cluster }
+    }
+
+    fn at(&self, Node(node): Node) -> Rc<Links> {
+        self.links.borrow().get(node).expect("a placement is over these").clone()
+    }
+
+    pub(super) fn subscribe(&self, node: Node, channel: Channel) {
+        self.at(node).command(Command::Subscribe(channel));
+    }
+
+    pub(super) fn unsubscribe(&self, node: Node, channel: Channel) {
+        self.at(node).command(Command::Unsubscribe(channel));
+    }
+
+    pub(super) fn is_reachable(&self, channel: &Channel) -> bool {
+        self.at(self.placement.node_of(channel)).is_reachable()
     }
 
     pub(super) fn wake_publishers(&self) {
-        self.links.iter().for_each(|links| links.texts_wait.notify_one());
+        self.links.borrow().iter().for_each(|links| links.texts_wait.notify_one());
     }
 
     /// What is wrong with the links of all workers, if anything.
     pub(super) fn fault(&self) -> Option<String> {
-        let faults: Vec<_> = self.links.iter().filter_map(|links| links.health.fault()).collect();
+        let links = self.links.borrow();
+        let kept = links.iter().filter(|links| links.state.get() == LinksState::Kept);
+        let faults = kept.filter_map(|links| links.health.fault());
+        let faults: Vec<_> = self.cluster.iter().filter_map(|cluster| cluster.fault()).chain(faults).collect();
         (!faults.is_empty()).then(|| faults.join("; "))
     }
 
     pub(super) async fn run(&self, sink: Rc<dyn Sink>) {
-        let probes = self.links.iter().map(|links| links.probe.clone()).collect();
-        let _target = subscriber::Target::set(sink.clone(), probes);
+        let _target = subscriber::Target::set(sink.clone(), self.links.clone());
         let mut tasks = JoinSet::new();
-        for links in &self.links {
-            let (links, sink) = (links.clone(), sink.clone());
-            tasks.spawn_local(async move {
-                tokio::join!(subscriber::run(&links, &*sink), publisher::run(&links, &*sink));
-            });
+        let Some(cluster) = &self.cluster else {
+            self.links.borrow().iter().for_each(|links| links.start(&sink, &mut tasks));
+            // None of them ends but by a panic, which ends the worker.
+            while let Some(Ok(())) = tasks.join_next().await {}
+            return;
+        };
+        tasks.spawn_local({
+            let cluster = cluster.clone();
+            async move { cluster.watch().await }
+        });
+        let mut topology = cluster.topology();
+        loop {
+            tokio::select! {
+                // Its sender is ours.
+                _ = topology.changed() => {
+                    let now = topology.borrow_and_update().clone();
+                    self.follow(&now, &sink, &mut tasks);
+                }
+                // Links to a node that is gone end, and all others only by a panic.
+                Some(Err(_)) = tasks.join_next() => return,
+            }
         }
-        // None of them ends but by a panic, which ends the worker.
-        while let Some(Ok(())) = tasks.join_next().await {}
+    }
+
+    /// Brings links, subscriptions and texts to where the cluster has them now.
+    fn follow(&self, topology: &Topology, sink: &Rc<dyn Sink>, tasks: &mut JoinSet<()>) {
+        let nodes: Vec<_> = topology.nodes.iter().map(|server| self.node_of(server)).collect();
+        let owner = |node: &Option<usize>| node.and_then(|node| nodes.get(node)).copied().unwrap_or(NOWHERE);
+        let slots = topology.owners.iter().map(owner).collect();
+        let count = self.links.borrow().len();
+        self.placement.set_owners(Owners { slots, nodes: count, live: nodes.clone() });
+        for Moved { channel, from, to, was_heard } in sink.on_placed() {
+            let (from, to) = (self.at(from), self.at(to));
+            if was_heard {
+                to.lost(from.heard_until());
+            }
+            to.command(Command::Subscribe(channel));
+        }
+        let links = self.links.borrow();
+        for links in links.iter().filter(|links| links.node != NOWHERE && links.state.get() == LinksState::Kept) {
+            if !nodes.contains(&links.node) {
+                links.set_state(LinksState::Leaving);
+            } else if !links.is_started.replace(true) {
+                links.start(sink, tasks);
+            }
+        }
+        drop(links);
+        self.wake_publishers();
+    }
+
+    /// The node of a server; it has links from now on.
+    fn node_of(&self, server: &Server) -> Node {
+        let mut all = self.links.borrow_mut();
+        let is_it = |links: &Rc<Links>| links.state.get() == LinksState::Kept && Arc::ptr_eq(&links.health, &server.1);
+        if let Some(links) = all.iter().find(|links| is_it(links)) {
+            return links.node;
+        }
+        let free = all.iter().position(|links| links.state.get() == LinksState::Gone);
+        let node = Node(free.unwrap_or(all.len()));
+        let links = Rc::new(Links::new(node, server, self.placement.clone(), self.cluster.clone()));
+        match all.get_mut(node.0) {
+            Some(place) => *place = links,
+            None => all.push(links),
+        }
+        node
     }
 }
 
 impl Links {
-    fn new(node: Node, settings: Arc<Settings>, health: Arc<Health>) -> Self {
+    fn new(node: Node, server: &Server, placement: Placement, cluster: Option<Arc<Cluster>>) -> Self {
+        let (settings, health) = server.clone();
         Self {
             node,
             settings,
             health,
+            placement,
+            cluster,
             commands: RefCell::default(),
             commands_wait: Notify::new(),
             texts_wait: Notify::new(),
@@ -138,17 +292,39 @@ impl Links {
             subscribed_at: Cell::new(Instant::now()),
             unanswered_since: Cell::new(None),
             audited_at: Cell::new(Instant::now()),
+            lost_since: Cell::new(None),
+            retry_at: Cell::new(None),
+            leaving: RefCell::default(),
             subscriber_at: RefCell::default(),
-            probe: Rc::new(Probe::new()),
+            probe: Probe::new(),
+            is_started: Cell::new(false),
+            state: Cell::new(LinksState::Kept),
+            state_changed: Notify::new(),
+            is_publishing: Cell::new(false),
         }
     }
 
-    pub(super) fn subscribe(&self, channel: Channel) {
-        self.command(Command::Subscribe(channel));
+    /// Makes and keeps both links until the node is gone.
+    fn start(self: &Rc<Self>, sink: &Rc<dyn Sink>, tasks: &mut JoinSet<()>) {
+        let (links, sink) = (self.clone(), sink.clone());
+        tasks.spawn_local(async move {
+            tokio::select! {
+                _ = async { tokio::join!(subscriber::run(&links, &*sink), publisher::run(&links, &*sink)) } => {}
+                () = links.left() => links.set_state(LinksState::Gone),
+            }
+        });
     }
 
-    pub(super) fn unsubscribe(&self, channel: Channel) {
-        self.command(Command::Unsubscribe(channel));
+    fn set_state(&self, state: LinksState) {
+        self.state.set(state);
+        self.state_changed.notify_one();
+    }
+
+    /// Resolves when the node is gone and no text is under way to it.
+    async fn left(&self) {
+        while self.state.get() == LinksState::Kept || self.is_publishing.get() {
+            self.state_changed.notified().await;
+        }
     }
 
     fn command(&self, command: Command) {
@@ -158,7 +334,29 @@ impl Links {
         self.commands_wait.notify_one();
     }
 
-    pub(super) fn is_reachable(&self) -> bool {
+    /// Subscriptions are lost that were last known to be there at `since`.
+    fn lost(&self, since: Instant) {
+        let earlier = self.lost_since.get().map_or(since, |before| before.min(since));
+        self.lost_since.set(Some(earlier));
+    }
+
+    /// Until when channels that have moved away were certainly heard here.
+    fn heard_until(&self) -> Instant {
+        let cluster = self.cluster.iter().map(|cluster| cluster.confirmed_at());
+        let known = self.lost_since.get().into_iter().chain(cluster).chain([self.probe.heard_at()]);
+        known.min().unwrap_or_else(Instant::now)
+    }
+
+    /// The node does not have what it should, for now; somebody must know better.
+    fn contradicted(&self) {
+        self.retry_at.set(Some(Instant::now() + RETRY));
+        self.commands_wait.notify_one();
+        if let Some(cluster) = &self.cluster {
+            cluster.doubt();
+        }
+    }
+
+    fn is_reachable(&self) -> bool {
         [&self.deaf_since, &self.unanswered_since]
             .iter()
             .all(|trouble| trouble.get().is_none_or(|since| since.elapsed() < BLIP))
@@ -166,6 +364,17 @@ impl Links {
 
     fn is_where_the_subscriber_is(&self, master: Option<&Place>) -> bool {
         self.subscriber_at.borrow().as_ref() == master
+    }
+
+    /// Resolves when all channels are subscribed; of those that are not for now, though the link is up,
+    /// the others do not wait long.
+    async fn hears(&self) {
+        while self.is_deaf() {
+            self.hears_again.notified().await;
+        }
+        if self.lost_since.get().is_some() {
+            drop(tokio::time::timeout(RETRY, self.hears_again.notified()).await);
+        }
     }
 
     fn is_deaf(&self) -> bool {

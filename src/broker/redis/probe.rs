@@ -5,7 +5,7 @@
 //! A probe is missing when Redis has taken it and neither it nor any other message has come since.
 //! While Redis does not answer at all, nothing can be said: that is for the links' own deadlines.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// The probe of a worker's link to one server.
 #[derive(Debug)]
 pub(super) struct Probe {
-    channel: Channel,
+    channel: RefCell<Channel>,
     /// The last number that was sent, that Redis has taken, and that has come back.
     sent: Cell<u64>,
     taken: Cell<u64>,
@@ -47,7 +47,7 @@ pub(super) struct Probe {
 impl Probe {
     pub(super) fn new() -> Self {
         Self {
-            channel: Channel::from(format!("{PREFIX}{:016x}", fastrand::u64(..))),
+            channel: RefCell::new(random_name()),
             sent: Cell::new(0),
             taken: Cell::new(0),
             heard: Cell::new(0),
@@ -61,8 +61,20 @@ impl Probe {
     }
 
     /// The channel to subscribe on each new link.
-    pub(super) fn channel(&self) -> &Channel {
-        &self.channel
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.borrow().clone()
+    }
+
+    /// Whether it uses `channel`.
+    pub(super) fn is_on(&self, channel: &[u8]) -> bool {
+        *channel == **self.channel.borrow()
+    }
+
+    /// Takes another name, one that `suits`.
+    pub(super) fn rename(&self, suits: impl Fn(&Channel) -> bool) {
+        // A node with one slot of 16,384 is hit by then, or owns nothing any more.
+        let found = std::iter::repeat_with(random_name).take(1 << 18).find(suits);
+        self.channel.replace(found.unwrap_or_else(random_name));
     }
 
     /// Redis lets us subscribe it.
@@ -137,7 +149,7 @@ impl Probe {
 
     /// A message came. True when it was a probe and is nobody else's business.
     pub(super) fn takes(&self, channel: &[u8], payload: &[u8]) -> bool {
-        if *channel != *self.channel {
+        if !self.is_on(channel) {
             return false;
         }
         let number = std::str::from_utf8(payload).ok().and_then(|digits| digits.parse().ok());
@@ -169,6 +181,10 @@ impl Probe {
     }
 }
 
+fn random_name() -> Channel {
+    Channel::from(format!("{PREFIX}{:016x}", fastrand::u64(..)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,7 +195,7 @@ mod tests {
     }
 
     fn hear(probe: &Probe, number: u64) {
-        assert!(probe.takes(&probe.channel.clone(), number.to_string().as_bytes()));
+        assert!(probe.takes(&probe.channel(), number.to_string().as_bytes()));
         probe.on_heard();
     }
 

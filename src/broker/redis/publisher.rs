@@ -12,11 +12,11 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
-use super::Links;
-use super::connect::{LinkError, Made, Role, ask, is_not_allowed, is_refusal};
+use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
 use super::sentinel::Place;
 use super::supervisor::Backoff;
-use crate::broker::{NotPublished, Origin, Sink, Text};
+use super::{Links, RETRY};
+use crate::broker::{NotPublished, Sink, Text};
 
 /// Bytes of one pipeline. Chosen: far under Redis' query buffer, and over what comes in a round trip.
 const BATCH_BYTES: usize = 256 << 10;
@@ -53,9 +53,7 @@ async fn serve(
     master: Option<&Place>,
 ) -> LinkError {
     loop {
-        while links.is_deaf() {
-            links.hears_again.notified().await;
-        }
+        links.hears().await;
         // Twice the longest pause between attempts; a worker that cannot come back must not
         // hold the others for longer.
         links.health.all_hear(links.subscribed_at.get() + 2 * links.settings.max_reconnect_delay).await;
@@ -74,7 +72,11 @@ async fn serve(
         let texts = sink.take_texts(links.node, BATCH_BYTES);
         let next_probe = links.probe.due_at();
         let done = if !texts.is_empty() {
-            publish(links, sink, connection, texts).await
+            links.is_publishing.set(true);
+            let done = publish(links, sink, connection, texts).await;
+            links.is_publishing.set(false);
+            links.state_changed.notify_one();
+            done
         } else if tokio::time::timeout_at(next_probe.unwrap_or(now + PING_INTERVAL), links.texts_wait.notified())
             .await
             .is_err()
@@ -98,31 +100,41 @@ async fn publish(
 ) -> Result<(), LinkError> {
     let mut pipeline = Pipeline::with_capacity(texts.len());
     for text in &texts {
-        pipeline.cmd("PUBLISH").arg(&*text.channel).arg(&*text.payload);
+        pipeline.cmd(command(links, &text.channel)).arg(&*text.channel).arg(&*text.payload);
     }
     let count = texts.len();
-    let unanswered = texts.into_iter().map(|text| (text.origin, text.payload.len())).collect();
-    let mut sent = Sent { sink, unanswered };
+    let mut sent = Sent { sink, unanswered: texts.into(), taken_back: Vec::new() };
     let timeout = links.settings.response_timeout;
     let answers = tokio::time::timeout(timeout, connection.send_packed_commands(&pipeline, 0, count))
         .await
         .map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?
         .map_err(LinkError::Ended)?;
     for answer in answers {
-        sent.answer(match answer {
+        match answer {
+            Value::ServerError(error) if is_for_now(Some(error.code())) => sent.take_back(),
             Value::ServerError(error) => {
-                Err(NotPublished::Refused(format!("{} {}", error.code(), error.details().unwrap_or_default())))
+                let words = format!("{} {}", error.code(), error.details().unwrap_or_default());
+                sent.answer(Err(NotPublished::Refused(words)));
             }
-            _ => Ok(()),
-        });
+            _ => sent.answer(Ok(())),
+        }
+    }
+    if !sent.taken_back.is_empty() {
+        drop(sent);
+        links.contradicted();
+        tokio::time::sleep(RETRY).await;
     }
     Ok(())
 }
 
+fn command(links: &Links, channel: &[u8]) -> &'static str {
+    if links.placement.is_sharded(channel) { "SPUBLISH" } else { "PUBLISH" }
+}
+
 async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     let number = links.probe.next();
-    let mut publish = redis::cmd("PUBLISH");
-    publish.arg(&**links.probe.channel()).arg(number);
+    let mut publish = redis::cmd(if links.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" });
+    publish.arg(&*links.probe.channel()).arg(number);
     let timeout = links.settings.response_timeout;
     match tokio::time::timeout(timeout, ask(connection, &publish)).await {
         Ok(Ok(Value::Int(receivers))) => links.probe.on_published(number, receivers),
@@ -148,17 +160,22 @@ async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(
     }
 }
 
-/// Texts that were sent. However this ends, every one of them is reported.
+/// Texts that were sent. However this ends, every one of them is reported or given back.
 struct Sent<'a> {
     sink: &'a dyn Sink,
-    unanswered: VecDeque<(Origin, usize)>,
+    unanswered: VecDeque<Text>,
+    taken_back: Vec<Text>,
 }
 
 impl Sent<'_> {
     fn answer(&mut self, outcome: Result<(), NotPublished>) {
-        if let Some((origin, bytes)) = self.unanswered.pop_front() {
-            self.sink.on_published(origin, bytes, outcome);
+        if let Some(Text { origin, payload, .. }) = self.unanswered.pop_front() {
+            self.sink.on_published(origin, payload.len(), outcome);
         }
+    }
+
+    fn take_back(&mut self) {
+        self.taken_back.extend(self.unanswered.pop_front());
     }
 }
 
@@ -166,6 +183,9 @@ impl Drop for Sent<'_> {
     fn drop(&mut self) {
         while !self.unanswered.is_empty() {
             self.answer(Err(NotPublished::Unknown));
+        }
+        if !self.taken_back.is_empty() {
+            self.sink.take_back(std::mem::take(&mut self.taken_back));
         }
     }
 }

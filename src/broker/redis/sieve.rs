@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::subscriber::{on_heard, on_message, on_pause};
+use super::subscriber::{on_heard, on_message, on_pause, on_unsubscribed};
 use crate::broker::placement::Node;
 
 /// How bytes reach Redis.
@@ -29,6 +29,12 @@ const READS_PER_TURN: usize = 8;
 /// What every published message starts with: a push of three bulk strings, the first of which says
 /// what it is (RESP3; <https://redis.io/docs/latest/develop/reference/protocol-spec/>).
 const MESSAGE: &[u8] = b">3\r\n$7\r\nmessage\r\n";
+/// The same of a channel that is sharded.
+const SHARDED_MESSAGE: &[u8] = b">3\r\n$8\r\nsmessage\r\n";
+
+/// The end of a subscription that is sharded: an answer, or unasked when its slot moves. The crate
+/// would take the latter for the answer to whatever it has asked.
+const UNSUBSCRIBED: &[u8] = b">3\r\n$12\r\nsunsubscribe\r\n";
 
 /// A subscriber's stream, as the crate reads it.
 pub(super) struct Sieve {
@@ -78,7 +84,10 @@ impl Sieve {
                     on_message(self.node, channel, payload);
                     self.unread.start += len;
                 }
-                Next::Other(len) => self.passing = len,
+                Next::Other(len) => match unsubscribed(unread) {
+                    Some(channel) if on_unsubscribed(self.node, channel) => self.unread.start += len,
+                    _ => self.passing = len,
+                },
                 Next::Incomplete if !self.has_ended => return,
                 Next::Incomplete | Next::Nonsense => {
                     self.passing = unread.len();
@@ -126,7 +135,7 @@ impl AsyncRead for Sieve {
             }
             match self.poll_more(cx) {
                 Poll::Ready(Ok(())) if !self.has_ended => {
-                    if self.buffer.get(self.unread.clone()).is_some_and(|unread| unread.starts_with(MESSAGE)) {
+                    if self.buffer.get(self.unread.clone()).is_some_and(begins_with_message) {
                         // A large one may take its time.
                         on_heard(self.node);
                     }
@@ -160,17 +169,29 @@ impl AsyncWrite for Sieve {
 }
 
 fn next(bytes: &[u8]) -> Next<'_> {
-    if let Some(rest) = bytes.strip_prefix(MESSAGE) {
-        return message(rest, bytes.len()).unwrap_or(Next::Incomplete);
-    }
-    if MESSAGE.starts_with(bytes) {
-        return Next::Incomplete;
+    for kind in [MESSAGE, SHARDED_MESSAGE] {
+        if let Some(rest) = bytes.strip_prefix(kind) {
+            return message(rest, bytes.len()).unwrap_or(Next::Incomplete);
+        }
+        if kind.starts_with(bytes) {
+            return Next::Incomplete;
+        }
     }
     match reply_len(bytes) {
         Ok(Some(len)) => Next::Other(len),
         Ok(None) => Next::Incomplete,
         Err(Malformed) => Next::Nonsense,
     }
+}
+
+fn begins_with_message(bytes: &[u8]) -> bool {
+    bytes.starts_with(MESSAGE) || bytes.starts_with(SHARDED_MESSAGE)
+}
+
+/// The channel whose subscription has ended, if it is that.
+fn unsubscribed(reply: &[u8]) -> Option<&[u8]> {
+    let (channel, _) = bulk(reply.strip_prefix(UNSUBSCRIBED)?).ok()??;
+    Some(channel)
 }
 
 /// What a stream has: its messages' payloads, and the replies that are none; up to what is cut or
@@ -269,23 +290,39 @@ mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
     use std::rc::Rc;
+    use std::sync::Arc;
 
     use bytes::Bytes;
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt;
 
-    use crate::broker::redis::probe::Probe;
+    use crate::broker::placement::Placement;
     use crate::broker::redis::subscriber::Target;
-    use crate::broker::{Gap, NotPublished, Origin, Refused, Sink, Text};
+    use crate::broker::redis::{Health, Links, Settings};
+    use crate::broker::{Gap, Moved, NotPublished, Origin, Refused, Sink, Text};
+    use crate::config::{RedisConfig, RedisUrl};
     use crate::endpoint::Channel;
 
     const HELLO: &[u8] = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n";
     const CONFIRMED: &[u8] = b">3\r\n$9\r\nsubscribe\r\n$3\r\nc:a\r\n:1\r\n";
     const PONG: &[u8] = b"+PONG\r\n";
+    const ENDED: &[u8] = b">3\r\n$12\r\nsunsubscribe\r\n$3\r\nc:a\r\n:0\r\n";
 
     fn push(channel: &str, payload: &[u8]) -> Vec<u8> {
+        of_kind(MESSAGE, channel, payload)
+    }
+
+    fn of_kind(kind: &[u8], channel: &str, payload: &[u8]) -> Vec<u8> {
         let head = format!("${}\r\n{channel}\r\n${}\r\n", channel.len(), payload.len());
-        [MESSAGE, head.as_bytes(), payload, b"\r\n"].concat()
+        [kind, head.as_bytes(), payload, b"\r\n"].concat()
+    }
+
+    /// Links to a server that is never spoken to.
+    fn links() -> Rc<Links> {
+        let url = RedisUrl::default();
+        let settings = Arc::new(Settings::try_new(&url, &RedisConfig::default(), None).unwrap());
+        let server = (settings, Arc::new(Health::new(&url, 1)));
+        Rc::new(Links::new(Node(0), &server, Placement::over(1), None))
     }
 
     #[test]
@@ -296,7 +333,9 @@ mod tests {
         for whole in [HELLO, CONFIRMED, PONG, b"$-1\r\n", b"|1\r\n+a\r\n:1\r\n+OK\r\n", b"*0\r\n", b"_\r\n"] {
             assert_eq!(next(&[whole, b"+"].concat()), Next::Other(whole.len()), "{}", whole.escape_ascii());
         }
-        for whole in [&message[..], HELLO, CONFIRMED, PONG] {
+        let sharded = of_kind(SHARDED_MESSAGE, "c:a", b"x");
+        assert_eq!(next(&sharded), Next::Message { channel: b"c:a", payload: b"x", len: sharded.len() });
+        for whole in [&message[..], &sharded, HELLO, CONFIRMED, ENDED, PONG] {
             for end in 0..whole.len() {
                 assert_eq!(next(&whole[..end]), Next::Incomplete, "{}", whole[..end].escape_ascii());
             }
@@ -328,10 +367,23 @@ mod tests {
             self.left.set(self.messages.borrow().len());
         }
 
-        fn on_subscribed(&self, _: &[u8]) {}
+        fn on_subscribed(&self, _: Node, _: &[u8]) {}
         fn on_refused(&self, _: &[u8], _: Refused) {}
         fn on_lost(&self, _: Node) {}
         fn on_gap(&self, _: Gap<'_>) {}
+        fn take_back(&self, _: Vec<Text>) {}
+
+        fn on_dropped(&self, _: Node, _: &[u8]) -> bool {
+            true
+        }
+
+        fn on_placed(&self) -> Vec<Moved> {
+            Vec::new()
+        }
+
+        fn unconfirmed(&self, _: Node) -> Vec<Channel> {
+            Vec::new()
+        }
 
         fn subscribed(&self, _: Node) -> usize {
             0
@@ -350,8 +402,12 @@ mod tests {
 
     /// What the crate reads of a stream that comes in pieces of `step` bytes, and the messages.
     fn sifted(stream: &[u8], step: usize) -> (Vec<u8>, Vec<Message>) {
+        sifted_by(links(), stream, step)
+    }
+
+    fn sifted_by(links: Rc<Links>, stream: &[u8], step: usize) -> (Vec<u8>, Vec<Message>) {
         let kept = Rc::new(Kept::default());
-        let _target = Target::set(kept.clone(), vec![Rc::new(Probe::new())]);
+        let _target = Target::set(kept.clone(), Rc::new(RefCell::new(vec![links])));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let read = runtime.block_on(async {
             let (mut theirs, ours) = tokio::io::duplex(step);
@@ -381,8 +437,9 @@ mod tests {
 
     #[test]
     fn a_part_of_a_message_proves_that_the_link_hears() {
-        let probe = Rc::new(Probe::new());
-        let _target = Target::set(Rc::new(Kept::default()), vec![probe.clone()]);
+        let links = links();
+        let probe = &links.probe;
+        let _target = Target::set(Rc::new(Kept::default()), Rc::new(RefCell::new(vec![links.clone()])));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (mut theirs, ours) = tokio::io::duplex(1_000);
@@ -401,6 +458,19 @@ mod tests {
     fn a_stream_that_ends_in_the_middle_is_passed_on_to_its_end() {
         let message = push("c:a", b"x");
         assert_eq!(sifted(&message[..message.len() - 1], 7).0, &message[..message.len() - 1]);
+    }
+
+    #[test]
+    fn a_subscription_that_ended_unasked_is_no_answer() {
+        let stream = [PONG, ENDED, PONG].concat();
+        let links = links();
+        assert_eq!(sifted_by(links.clone(), &stream, 7).0, [PONG, PONG].concat());
+        assert!(links.lost_since.get().is_some() && links.retry_at.get().is_some());
+        let links = self::links();
+        links.leaving.borrow_mut().insert(Bytes::from_static(b"c:a"));
+        assert_eq!(sifted_by(links.clone(), &stream, 7).0, stream, "asked for, it is one");
+        assert_eq!(links.lost_since.get(), None);
+        assert_eq!(sifted_by(links, &stream, 7).0, [PONG, PONG].concat(), "once");
     }
 
     proptest! {

@@ -10,13 +10,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, RedisResult, Value};
-use tokio::time::Instant;
+use redis::{Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
+use tokio::time::{Instant, timeout_at};
 
-use super::connect::{LinkError, Made, Role, ask, is_not_allowed, is_refusal};
-use super::probe::Probe;
+use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
 use super::supervisor::Backoff;
-use super::{Command, Links};
+use super::{Command, Links, Roster};
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Refused, Sink};
 use crate::endpoint::Channel;
@@ -40,16 +39,15 @@ thread_local! {
 /// Where this thread's messages and pushes go.
 pub(super) struct Target {
     sink: Rc<dyn Sink>,
-    /// Of each server.
-    probes: Vec<Rc<Probe>>,
+    links: Roster,
 }
 
 /// Lets messages reach a worker for as long as it exists.
 pub(super) struct TargetGuard;
 
 impl Target {
-    pub(super) fn set(sink: Rc<dyn Sink>, probes: Vec<Rc<Probe>>) -> TargetGuard {
-        TARGET.set(Some(Self { sink, probes }));
+    pub(super) fn set(sink: Rc<dyn Sink>, links: Roster) -> TargetGuard {
+        TARGET.set(Some(Self { sink, links }));
         TargetGuard
     }
 }
@@ -60,21 +58,18 @@ impl Drop for TargetGuard {
     }
 }
 
-/// Calls `act` with this thread's worker and the probe of the link to `node`.
-fn with_target(Node(node): Node, act: impl FnOnce(&dyn Sink, &Probe)) {
+/// Calls `act` with this thread's worker and its links to `node`.
+fn with_target<T>(Node(node): Node, act: impl FnOnce(&dyn Sink, &Links) -> T) -> Option<T> {
     TARGET.with_borrow(|target| {
-        if let Some(Target { sink, probes }) = target
-            && let Some(probe) = probes.get(node)
-        {
-            act(&**sink, probe);
-        }
-    });
+        let Target { sink, links } = target.as_ref()?;
+        links.borrow().get(node).map(|links| act(&**sink, links))
+    })
 }
 
 /// A message, in the order of the stream.
 pub(super) fn on_message(node: Node, channel: &[u8], payload: &[u8]) {
-    with_target(node, |sink, probe| {
-        if !probe.takes(channel, payload) {
+    with_target(node, |sink, links| {
+        if !links.probe.takes(channel, payload) {
             sink.on_publication(channel, payload);
         }
     });
@@ -82,7 +77,7 @@ pub(super) fn on_message(node: Node, channel: &[u8], payload: &[u8]) {
 
 /// Messages came.
 pub(super) fn on_heard(node: Node) {
-    with_target(node, |_, probe| probe.on_heard());
+    with_target(node, |_, links| links.probe.on_heard());
 }
 
 /// The link has nothing more to give at the moment.
@@ -90,13 +85,33 @@ pub(super) fn on_pause(node: Node) {
     with_target(node, |sink, _| sink.on_pause());
 }
 
+/// A sharded channel is not subscribed any more. False when that is an answer.
+pub(super) fn on_unsubscribed(node: Node, channel: &[u8]) -> bool {
+    let told = with_target(node, |sink, links| {
+        if links.leaving.borrow_mut().remove(channel) {
+            return false;
+        }
+        if links.probe.is_on(channel) {
+            // Another name is found at the next audit.
+            links.probe.refuse();
+        } else if sink.on_dropped(node, channel) {
+            links.lost(links.heard_until());
+        }
+        links.contradicted();
+        true
+    });
+    told.unwrap_or_default()
+}
+
 /// Runs inside the link's driver, once per push, in the order of the stream.
 #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the signature is the crate's")]
 pub(super) fn on_push(node: Node, push: PushInfo) -> Result<(), std::convert::Infallible> {
-    if let (PushKind::Subscribe, [Value::BulkString(channel), ..]) = (&push.kind, push.data.as_slice()) {
-        with_target(node, |sink, probe| {
-            if *channel != **probe.channel() {
-                sink.on_subscribed(channel);
+    if let (PushKind::Subscribe | PushKind::SSubscribe, [Value::BulkString(channel), ..]) =
+        (&push.kind, push.data.as_slice())
+    {
+        with_target(node, |sink, links| {
+            if !links.probe.is_on(channel) {
+                sink.on_subscribed(node, channel);
             }
         });
     }
@@ -106,7 +121,6 @@ pub(super) fn on_push(node: Node, push: PushInfo) -> Result<(), std::convert::In
 /// Keeps the link, forever.
 pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
-    let mut outage = None;
     loop {
         match links.settings.connect(Role::Subscriber(links.node)).await {
             Err(error) => links.health.attempt_failed(&error),
@@ -115,17 +129,18 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
-                    error = serve(links, sink, &mut connection, &mut backoff, &mut outage) => error,
+                    error = serve(links, sink, &mut connection, &mut backoff) => error,
                     error = links.settings.is_moved(master.as_ref()) => error,
                     silence = links.probe.is_missed() => LinkError::Deaf(silence),
                 };
                 links.unanswered_since.set(None);
                 links.probe.end();
-                if outage.is_none() && (sink.subscribed(links.node) > 0 || !links.is_deaf()) {
+                links.leaving.borrow_mut().clear();
+                links.retry_at.set(None);
+                if links.lost_since.get().is_none() && (sink.subscribed(links.node) > 0 || !links.is_deaf()) {
                     // What the probe heard says nothing about a subscription that Redis forgot.
                     let is_forgotten = matches!(error, LinkError::Fewer(_));
-                    let since = if is_forgotten { links.audited_at.get() } else { links.probe.heard_at() };
-                    outage = Some(Outage { since, channels: sink.subscribed(links.node) });
+                    links.lost(if is_forgotten { links.audited_at.get() } else { links.probe.heard_at() });
                 }
                 if links.is_deaf() {
                     links.health.attempt_failed(&error);
@@ -141,20 +156,11 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     }
 }
 
-/// What the loss of a link cost.
-struct Outage {
-    /// When it was last known to hear.
-    since: Instant,
-    /// Channels that were subscribed.
-    channels: usize,
-}
-
 async fn serve(
     links: &Links,
     sink: &dyn Sink,
     connection: &mut MultiplexedConnection,
     backoff: &mut Backoff,
-    outage: &mut Option<Outage>,
 ) -> LinkError {
     if let Err(error) = subscribe_probe(links, connection).await {
         return error;
@@ -176,18 +182,20 @@ async fn serve(
     links.hears_again.notify_one();
     links.health.link_is_up();
     backoff.reset();
-    if let Some(Outage { since, channels }) = outage.take() {
-        let server = links.settings.server();
-        sink.on_gap(Gap { node: links.node, server: &server, length: since.elapsed(), channels });
-    }
+    end_gap(links, sink);
     links.audited_at.set(Instant::now());
     let mut audit_at = Instant::now() + AUDIT_INTERVAL;
     loop {
+        let now = Instant::now();
+        let retry_at = links.retry_at.get();
         // Asked first, so that a storm of handshakes cannot put it off.
-        let done = if audit_at <= Instant::now() {
-            audit_at = Instant::now() + AUDIT_INTERVAL;
+        let done = if audit_at <= now {
+            audit_at = now + AUDIT_INTERVAL;
             audit(links, sink, connection, count).await
-        } else if tokio::time::timeout_at(audit_at, links.commands_wait.notified()).await.is_ok() {
+        } else if retry_at.is_some_and(|at| at <= now) {
+            links.retry_at.set(None);
+            subscribe_all(links, sink, connection, &sink.unconfirmed(links.node)).await
+        } else if timeout_at(retry_at.unwrap_or(audit_at).min(audit_at), links.commands_wait.notified()).await.is_ok() {
             obey(links, sink, connection).await
         } else {
             Ok(())
@@ -195,13 +203,33 @@ async fn serve(
         if let Err(error) = done {
             return error;
         }
+        end_gap(links, sink);
     }
 }
 
-/// Subscribes the probe's channel, if Redis lets us.
+/// Reports what was lost, once all is there again.
+fn end_gap(links: &Links, sink: &dyn Sink) {
+    let Some(since) = links.lost_since.get() else { return };
+    if sink.unconfirmed(links.node).is_empty() {
+        links.lost_since.set(None);
+        links.hears_again.notify_one();
+        let server = links.settings.server().to_string();
+        sink.on_gap(Gap { node: links.node, server: &server, length: since.elapsed() });
+    }
+}
+
+/// Subscribes the probe's channel, if Redis lets us: one that lives there, where channels are sharded.
 async fn subscribe_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
-    match answered(links, connection.subscribe(&**links.probe.channel())).await {
-        Ok(()) => links.probe.allow(),
+    let is_sharded = links.placement.has_sharded();
+    if is_sharded {
+        links.probe.rename(|channel| links.placement.node_of(channel) == links.node);
+    }
+    let channel = links.probe.channel();
+    let mut subscribe = redis::cmd(if is_sharded { "SSUBSCRIBE" } else { "SUBSCRIBE" });
+    subscribe.arg(&*channel);
+    match answered(links, ask(connection, &subscribe)).await {
+        Ok(_) => links.probe.allow(),
+        Err(LinkError::Ended(error)) if is_for_now(error.code()) => links.probe.refuse(),
         Err(LinkError::Ended(error)) if is_not_allowed(&error) => {
             links.probe.refuse();
             links.health.probe_is_refused(&error);
@@ -235,8 +263,11 @@ async fn missing(
         Err(LinkError::Ended(error)) if is_refusal(&error) => String::new(),
         Err(error) => return Err(error),
     };
-    let there = info.split(' ').find_map(|field| field.strip_prefix("sub=")?.parse::<usize>().ok());
-    Ok(there.map(|there| told.saturating_sub(there)))
+    let there =
+        ["sub=", "ssub="].map(|kind| info.split(' ').find_map(|field| field.strip_prefix(kind)?.parse::<usize>().ok()));
+    // Who does not count sharded ones has none of them, or too few for us to believe.
+    let [Some(there), sharded] = there else { return Ok(None) };
+    Ok(Some(told.saturating_sub(there + sharded.unwrap_or_default())))
 }
 
 /// Whether the server's count of subscriptions can be believed: right behind their confirmations it
@@ -275,6 +306,11 @@ async fn audit(
     links.audited_at.set(Instant::now());
     // The answer came behind all messages before it.
     links.probe.proved();
+    if links.placement.has_sharded() && !links.probe.is_allowed() {
+        // Its slot may have moved.
+        subscribe_probe(links, connection).await?;
+        links.probe.begin();
+    }
     Ok(())
 }
 
@@ -311,30 +347,109 @@ async fn obey(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnec
         if !join.is_empty() {
             subscribe(links, sink, connection, &join).await?;
         } else if !leave.is_empty() {
-            answered(links, connection.unsubscribe(names(&leave))).await?;
+            unsubscribe(links, connection, leave).await?;
         } else {
             return Ok(());
         }
     }
 }
 
-/// Subscribes; when Redis refuses, one by one, to find whom it refuses.
 async fn subscribe(
     links: &Links,
     sink: &dyn Sink,
     connection: &mut MultiplexedConnection,
     channels: &[Channel],
 ) -> Result<(), LinkError> {
+    if !links.placement.has_sharded() {
+        return subscribe_plain(links, sink, connection, channels).await;
+    }
+    let (sharded, plain) = split(links, channels.to_vec());
+    subscribe_plain(links, sink, connection, &plain).await?;
+    let answers = each(links, connection, "SSUBSCRIBE", &sharded).await?;
+    for (channel, answer) in sharded.iter().zip(answers) {
+        match answer.extract_error() {
+            Err(error) if is_for_now(error.code()) => {
+                tracing::debug!(%error, "a channel cannot be subscribed there for now");
+                links.contradicted();
+            }
+            Err(error) => refuse(sink, channel, &error),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Those that are sharded, and those that are not.
+fn split(links: &Links, channels: Vec<Channel>) -> (Vec<Channel>, Vec<Channel>) {
+    channels.into_iter().partition(|channel| links.placement.is_sharded(channel))
+}
+
+/// Sends a command for each channel, for two slots cannot be in one; an answer for each comes back.
+async fn each(
+    links: &Links,
+    connection: &mut MultiplexedConnection,
+    name: &str,
+    channels: &[Channel],
+) -> Result<Vec<Value>, LinkError> {
+    if channels.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = Pipeline::with_capacity(channels.len());
+    for channel in channels {
+        pipeline.cmd(name).arg(&**channel);
+    }
+    answered(links, connection.send_packed_commands(&pipeline, 0, channels.len())).await
+}
+
+async fn unsubscribe(
+    links: &Links,
+    connection: &mut MultiplexedConnection,
+    channels: Vec<Channel>,
+) -> Result<(), LinkError> {
+    let (sharded, plain) = split(links, channels);
+    if !plain.is_empty() {
+        answered(links, connection.unsubscribe(names(&plain))).await?;
+    }
+    if sharded.is_empty() {
+        return Ok(());
+    }
+    links.leaving.borrow_mut().extend(sharded.iter().cloned());
+    each(links, connection, "SUNSUBSCRIBE", &sharded).await?;
+    links.leaving.borrow_mut().clear();
+    // A subscription that ended by itself just before was counted as an answer, and then there is one
+    // too many.
+    let mut echo = redis::cmd("PING");
+    echo.arg("in step");
+    match answered(links, ask(connection, &echo)).await {
+        Ok(Value::BulkString(answer)) if answer == b"in step" => Ok(()),
+        Ok(_) => Err(LinkError::OutOfStep),
+        Err(LinkError::Ended(error)) if is_refusal(&error) => Err(LinkError::OutOfStep),
+        Err(error) => Err(error),
+    }
+}
+
+fn refuse(sink: &dyn Sink, channel: &[u8], error: &RedisError) {
+    tracing::debug!(%error, "Redis refuses a channel");
+    sink.on_refused(channel, Refused(format!("Redis refuses the channel: {error}").into()));
+}
+
+/// When Redis refuses, one by one, to find whom it refuses.
+async fn subscribe_plain(
+    links: &Links,
+    sink: &dyn Sink,
+    connection: &mut MultiplexedConnection,
+    channels: &[Channel],
+) -> Result<(), LinkError> {
+    if channels.is_empty() {
+        return Ok(());
+    }
     match answered(links, connection.subscribe(names(channels))).await {
         Err(LinkError::Ended(error)) if is_refusal(&error) => {}
         done => return done,
     }
     for channel in channels {
         match answered(links, connection.subscribe(names(std::slice::from_ref(channel)))).await {
-            Err(LinkError::Ended(error)) if is_refusal(&error) => {
-                tracing::debug!(%error, "Redis refuses a channel");
-                sink.on_refused(channel, Refused(format!("Redis refuses the channel: {error}").into()));
-            }
+            Err(LinkError::Ended(error)) if is_refusal(&error) => refuse(sink, channel, &error),
             done => done?,
         }
     }

@@ -1,0 +1,261 @@
+//! Who owns what in a Redis Cluster: one node is asked every second, and at once when another has
+//! contradicted (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+//!
+//! One for all workers of a server, so that they agree on who is there. May not enter: what moves
+//! with a slot (`mod.rs`).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use super::Server;
+use super::connect::{LinkError, Made, Role, Settings};
+use super::sentinel::Place;
+use super::supervisor::Health;
+use crate::broker::placement::SLOTS;
+
+/// How often a node is asked who owns what. Chosen: a failover is found by its lost links and a
+/// moved slot by contradiction, so this is for what nobody tells us.
+const ASK: Duration = Duration::from_secs(1);
+
+/// The pause before asking again when there is doubt, or another node when one could not say.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A Redis Cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    settings: Arc<Settings>,
+    seeds: Vec<Place>,
+    /// Prefixes of the channels that are sharded.
+    pub(super) sharded: Vec<String>,
+    workers: usize,
+    topology: watch::Sender<Arc<Topology>>,
+    doubt: Notify,
+    is_watched: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// Its masters, and the slots that they own.
+#[derive(Debug, Default)]
+pub(super) struct Topology {
+    pub(super) nodes: Vec<Server>,
+    /// Of each slot, the place of its owner among `nodes`.
+    pub(super) owners: Vec<Option<usize>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// When a node said last that the topology is as we know it.
+    confirmed_at: Instant,
+    /// Why nobody can say.
+    fault: Option<String>,
+}
+
+/// First and last slot, and who owns them.
+type Range = (usize, usize, Place);
+
+impl Cluster {
+    pub(super) fn new(settings: Arc<Settings>, seeds: Vec<Place>, sharded: Vec<String>, workers: usize) -> Self {
+        let fault = Some("no node of the cluster was asked yet".to_owned());
+        Self {
+            settings,
+            seeds,
+            sharded,
+            workers,
+            topology: watch::Sender::new(Arc::default()),
+            doubt: Notify::new(),
+            is_watched: AtomicBool::new(false),
+            state: Mutex::new(State { confirmed_at: Instant::now(), fault }),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// The topology as it changes.
+    pub(super) fn topology(&self) -> watch::Receiver<Arc<Topology>> {
+        self.topology.subscribe()
+    }
+
+    /// A node says something else.
+    pub(super) fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// When the topology was last known to be what it was.
+    pub(super) fn confirmed_at(&self) -> Instant {
+        self.change(|state| state.confirmed_at)
+    }
+
+    /// Why nobody can say who owns what, or who does not.
+    pub(super) fn fault(&self) -> Option<String> {
+        let fault = self.change(|state| state.fault.clone());
+        fault.or_else(|| {
+            let lost = self.topology.borrow().owners.iter().filter(|owner| owner.is_none()).count();
+            (lost > 0).then(|| format!("{lost} slots of the cluster have no owner"))
+        })
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps the topology, forever; the first worker to call does it for all.
+    pub(super) async fn watch(&self) {
+        if self.is_watched.swap(true, Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
+        let mut link = None;
+        loop {
+            let pause = match self.ask(&mut link).await {
+                Ok(ranges) => {
+                    self.adopt(&ranges);
+                    ASK
+                }
+                Err(error) => {
+                    link = None;
+                    self.complain(&error);
+                    ASK_AGAIN
+                }
+            };
+            // A wish that came meanwhile is fulfilled, too.
+            if timeout(pause, self.doubt.notified()).await.is_ok() {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+
+    fn complain(&self, error: &LinkError) {
+        let is_new = self.change(|state| state.fault.replace(error.to_string())).is_none();
+        if is_new {
+            tracing::warn!(%error, "the Redis Cluster does not say who owns what: what we know is used, asking on");
+        } else {
+            tracing::debug!(%error, "no topology from this node");
+        }
+    }
+
+    /// Asks the node that was asked before, or another one.
+    async fn ask(&self, link: &mut Option<(Place, Made)>) -> Result<Vec<Range>, LinkError> {
+        if link.is_none() {
+            let place = self.somebody();
+            let made = self.settings.at(place.clone()).connect(Role::Topology).await?;
+            *link = Some((place, made));
+        }
+        let Some((place, Made { connection, driver, .. })) = link else { return Err(LinkError::Closed) };
+        let mut questions = Pipeline::new();
+        questions.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("SLOTS");
+        let limit = self.settings.connect_timeout;
+        let answers = tokio::select! {
+            answers = timeout(limit, connection.send_packed_commands(&questions, 0, 2)) => answers,
+            () = driver => return Err(LinkError::Closed),
+        };
+        let silent = |_| LinkError::Silent(format!("{}:{}", place.0, place.1), limit);
+        let mut answers = answers.map_err(silent)?.map_err(LinkError::Ended)?.into_iter();
+        let info: String = answers.next().and_then(|info| redis::from_redis_value(info).ok()).unwrap_or_default();
+        // A node that has lost the others knows an old topology. What is wrong at the very first is
+        // better than nothing.
+        if info.contains("cluster_state:fail") && !self.topology.borrow().nodes.is_empty() {
+            return Err(LinkError::ClusterDown);
+        }
+        let slots = answers.next().unwrap_or(Value::Nil).extract_error().map_err(LinkError::Refused)?;
+        ranges(&slots, &place.0).ok_or_else(|| LinkError::NoTopology(format!("{slots:?}")))
+    }
+
+    /// One of the masters or of the configured nodes.
+    fn somebody(&self) -> Place {
+        let topology = self.topology.borrow();
+        let known = topology.nodes.iter().filter_map(|(settings, _)| settings.place());
+        let all: Vec<_> = known.chain(self.seeds.iter().cloned()).collect();
+        all.get(fastrand::usize(..all.len().max(1))).cloned().unwrap_or_default()
+    }
+
+    fn adopt(&self, ranges: &[Range]) {
+        self.change(|state| {
+            if state.fault.take().is_some() {
+                tracing::info!("the Redis Cluster says who owns what");
+            }
+        });
+        let known = self.topology.borrow().clone();
+        let mut topology = Topology { nodes: Vec::new(), owners: vec![None; SLOTS.into()] };
+        let mut places = HashMap::new();
+        for (first, last, place) in ranges {
+            let node = *places.entry(place).or_insert_with(|| {
+                let old = known.nodes.iter().find(|(settings, _)| settings.place().as_ref() == Some(place));
+                topology.nodes.push(old.cloned().unwrap_or_else(|| self.node(place)));
+                topology.nodes.len() - 1
+            });
+            topology.owners.iter_mut().take(last + 1).skip(*first).for_each(|owner| *owner = Some(node));
+        }
+        if topology.is_same(&known) {
+            self.change(|state| state.confirmed_at = Instant::now());
+        } else {
+            let names: Vec<_> = topology.nodes.iter().map(|(settings, _)| settings.server().to_string()).collect();
+            tracing::info!(masters = names.join(" "), "the Redis Cluster has changed");
+            self.topology.send_replace(Arc::new(topology));
+        }
+    }
+
+    fn node(&self, place: &Place) -> Server {
+        let settings = self.settings.at(place.clone());
+        let health = Health::new(settings.server(), self.workers);
+        (Arc::new(settings), Arc::new(health))
+    }
+}
+
+impl Topology {
+    fn is_same(&self, other: &Self) -> bool {
+        let owner = |topology: &Self, slot: Option<usize>| {
+            slot.and_then(|node| topology.nodes.get(node)).and_then(|(settings, _)| settings.place())
+        };
+        self.nodes.len() == other.nodes.len()
+            && self.owners.len() == other.owners.len()
+            && self.owners.iter().zip(&other.owners).all(|(a, b)| owner(self, *a) == owner(other, *b))
+    }
+}
+
+/// What `CLUSTER SLOTS` answers; a node that does not know its own address is the one that was asked.
+fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
+    let Value::Array(ranges) = answer else { return None };
+    ranges.iter().map(|range| self::range(range, asked)).collect()
+}
+
+fn range(answer: &Value, asked: &str) -> Option<Range> {
+    let Value::Array(range) = answer else { return None };
+    let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = range.as_slice() else { return None };
+    let [host, Value::Int(port), ..] = master.as_slice() else { return None };
+    let host = match host {
+        Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
+        Value::SimpleString(host) if !host.is_empty() => host.clone(),
+        _ => asked.to_owned(),
+    };
+    let last = usize::try_from(*last).ok().filter(|last| *last < SLOTS.into())?;
+    Some((usize::try_from(*first).ok()?, last, (host, u16::try_from(*port).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owners_of_slots_are_read() {
+        let bulk = |text: &str| Value::BulkString(text.into());
+        let node = |host, port| Value::Array(vec![host, Value::Int(port), bulk("id"), Value::Array(vec![])]);
+        let range = |first, last, node| Value::Array(vec![Value::Int(first), Value::Int(last), node]);
+        let answer =
+            Value::Array(vec![range(0, 99, node(bulk("10.0.0.1"), 7000)), range(100, 16_383, node(Value::Nil, 7001))]);
+        let told = |host: &str, port| (host.to_owned(), port);
+        assert_eq!(
+            ranges(&answer, "a.example"),
+            Some(vec![(0, 99, told("10.0.0.1", 7000)), (100, 16_383, told("a.example", 7001))])
+        );
+        for wrong in [range(0, 16_384, node(bulk("a"), 1)), range(0, 1, node(bulk("a"), 70_000)), bulk("x")] {
+            assert_eq!(ranges(&Value::Array(vec![wrong]), ""), None);
+        }
+    }
+}
