@@ -5,12 +5,12 @@
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::support::http::get;
+use crate::support::ledger;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
@@ -21,9 +21,6 @@ use crate::support::{SOON, until};
 const FLOWS_WITHIN: Duration = Duration::from_secs(5);
 /// Between two numbers of the ledger.
 const STEP: Duration = Duration::from_millis(5);
-/// A gap begins with the last message that came, so the first that is missing may be a step later,
-/// and the log is written a moment after the gap's end.
-const SLACK: Duration = Duration::from_millis(250);
 
 /// These clients answer no pings.
 const KEEP: &str = "path = \"/webws\"\nidle_timeout = \"0s\"";
@@ -343,7 +340,7 @@ impl Stage {
         // What waited somewhere comes first; what is published from now on is waited for.
         let resumed = SystemTime::now();
         while self.witness.take(FLOWS_WITHIN.saturating_sub(well_at.elapsed())).await {
-            let text = self.witness.texts.last().map(String::as_str).and_then(number_and_time);
+            let text = self.witness.texts.last().map(String::as_str).and_then(ledger::number_and_time);
             if text.is_some_and(|(_, sent)| sent > resumed) {
                 break;
             }
@@ -392,34 +389,11 @@ impl Stage {
     }
 
     fn judge(&self, sent: &[SystemTime]) -> Ledger {
-        let received: Vec<usize> =
-            self.witness.texts.iter().filter_map(|text| Some(number_and_time(text)?.0)).collect();
-        assert!(received.is_sorted_by(|a, b| a < b), "twice, or out of order: {received:?}");
-        let gaps = self.gaps();
-        let is_missing = |number: &usize| received.binary_search(number).is_err();
-        let missing: Vec<usize> = (received[0]..sent.len()).filter(is_missing).collect();
-        for number in &missing {
-            let at = sent[*number];
-            let is_named = gaps.iter().any(|(from, to)| *from - SLACK <= at && at <= *to + SLACK);
-            assert!(
-                is_named,
-                "{number}, sent at {at:?}, is missing outside of all gaps {gaps:?}\n{}",
-                self.webws.log()
-            );
-        }
-        Ledger { lost: missing.len() }
+        Ledger { lost: ledger::lost(&self.witness.texts, sent, &self.webws.log()) }
     }
 
-    /// The gaps that were reported: from when to when.
-    fn gaps(&self) -> Vec<(SystemTime, SystemTime)> {
-        let lines = self.webws.log();
-        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let gaps = lines.filter_map(|line| {
-            let length = Duration::from_millis(line["length_ms"].as_u64()?);
-            let end = humantime::parse_rfc3339(line["timestamp"].as_str()?).unwrap();
-            Some((end - length, end))
-        });
-        gaps.collect()
+    fn gaps(&self) -> Vec<ledger::Gap> {
+        ledger::gaps(&self.webws.log())
     }
 }
 
@@ -436,8 +410,7 @@ async fn count(url: String, stop: watch::Receiver<bool>) -> Vec<SystemTime> {
             continue;
         };
         let now = SystemTime::now();
-        let micros = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
-        let text = format!("{} {micros} ", sent.len());
+        let text = ledger::text(sent.len(), now);
         let published = ::redis::cmd("PUBLISH").arg("chat:ledger").arg(text).query_async::<i64>(open).await;
         match published {
             Ok(_) => sent.push(now),
@@ -447,12 +420,4 @@ async fn count(url: String, stop: watch::Receiver<bool>) -> Vec<SystemTime> {
         sleep(STEP).await;
     }
     sent
-}
-
-/// Of a text "NUMBER MICROSECONDS ledger".
-fn number_and_time(text: &str) -> Option<(usize, SystemTime)> {
-    let mut words = text.split(' ');
-    let number = words.next()?.parse().ok()?;
-    let micros = words.next()?.parse().ok()?;
-    Some((number, SystemTime::UNIX_EPOCH + Duration::from_micros(micros)))
 }

@@ -6,6 +6,7 @@
 
 mod browser;
 mod cli;
+mod cluster;
 mod contract;
 mod embed;
 mod gap;

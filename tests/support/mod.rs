@@ -6,8 +6,10 @@
 
 pub(crate) mod browser;
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod frame;
 pub(crate) mod http;
+pub(crate) mod ledger;
 pub(crate) mod nginx;
 pub(crate) mod program;
 pub(crate) mod proxy;

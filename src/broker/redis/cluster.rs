@@ -46,14 +46,19 @@ pub(super) struct Topology {
     pub(super) nodes: Vec<Server>,
     /// Of each slot, the place of its owner among `nodes`.
     pub(super) owners: Vec<Option<usize>>,
+    /// How many were before it.
+    pub(super) version: u64,
+    /// Until when the one before it certainly held.
+    pub(super) old_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// When a node said last that the topology is as we know it.
-    confirmed_at: Instant,
-    /// Why nobody can say.
+    /// When a node was asked last that said who owns what.
+    known_at: Option<Instant>,
+    /// Why nobody can say, and whether that is in the log.
     fault: Option<String>,
+    is_told: bool,
 }
 
 /// First and last slot, and who owns them.
@@ -70,7 +75,7 @@ impl Cluster {
             topology: watch::Sender::new(Arc::default()),
             doubt: Notify::new(),
             is_watched: AtomicBool::new(false),
-            state: Mutex::new(State { confirmed_at: Instant::now(), fault }),
+            state: Mutex::new(State { known_at: None, fault, is_told: false }),
         }
     }
 
@@ -88,9 +93,9 @@ impl Cluster {
         self.doubt.notify_one();
     }
 
-    /// When the topology was last known to be what it was.
-    pub(super) fn confirmed_at(&self) -> Instant {
-        self.change(|state| state.confirmed_at)
+    /// Until when the topology was certainly as we know it.
+    pub(super) fn known_at(&self) -> Option<Instant> {
+        self.change(|state| state.known_at)
     }
 
     /// Why nobody can say who owns what, or who does not.
@@ -113,9 +118,10 @@ impl Cluster {
         }
         let mut link = None;
         loop {
+            let asked_at = Instant::now();
             let pause = match self.ask(&mut link).await {
                 Ok(ranges) => {
-                    self.adopt(&ranges);
+                    self.adopt(&ranges, asked_at);
                     ASK
                 }
                 Err(error) => {
@@ -132,8 +138,11 @@ impl Cluster {
     }
 
     fn complain(&self, error: &LinkError) {
-        let is_new = self.change(|state| state.fault.replace(error.to_string())).is_none();
-        if is_new {
+        let was_told = self.change(|state| {
+            state.fault = Some(error.to_string());
+            std::mem::replace(&mut state.is_told, true)
+        });
+        if !was_told {
             tracing::warn!(%error, "the Redis Cluster does not say who owns what: what we know is used, asking on");
         } else {
             tracing::debug!(%error, "no topology from this node");
@@ -175,14 +184,17 @@ impl Cluster {
         all.get(fastrand::usize(..all.len().max(1))).cloned().unwrap_or_default()
     }
 
-    fn adopt(&self, ranges: &[Range]) {
-        self.change(|state| {
-            if state.fault.take().is_some() {
-                tracing::info!("the Redis Cluster says who owns what");
-            }
+    fn adopt(&self, ranges: &[Range], asked_at: Instant) {
+        let (was_told, old_until) = self.change(|state| {
+            state.fault = None;
+            (std::mem::take(&mut state.is_told), state.known_at.replace(asked_at))
         });
+        if was_told {
+            tracing::info!("the Redis Cluster says again who owns what");
+        }
         let known = self.topology.borrow().clone();
-        let mut topology = Topology { nodes: Vec::new(), owners: vec![None; SLOTS.into()] };
+        let (owners, version) = (vec![None; SLOTS.into()], known.version + 1);
+        let mut topology = Topology { nodes: Vec::new(), owners, version, old_until };
         let mut places = HashMap::new();
         for (first, last, place) in ranges {
             let node = *places.entry(place).or_insert_with(|| {
@@ -193,12 +205,15 @@ impl Cluster {
             topology.owners.iter_mut().take(last + 1).skip(*first).for_each(|owner| *owner = Some(node));
         }
         if topology.is_same(&known) {
-            self.change(|state| state.confirmed_at = Instant::now());
-        } else {
-            let names: Vec<_> = topology.nodes.iter().map(|(settings, _)| settings.server().to_string()).collect();
-            tracing::info!(masters = names.join(" "), "the Redis Cluster has changed");
-            self.topology.send_replace(Arc::new(topology));
+            return;
         }
+        let (masters, before) = (topology.masters(), known.masters());
+        if masters == before {
+            tracing::debug!("slots of the Redis Cluster have moved");
+        } else {
+            tracing::info!(masters = masters.join(" "), "the Redis Cluster has other masters");
+        }
+        self.topology.send_replace(Arc::new(topology));
     }
 
     fn node(&self, place: &Place) -> Server {
@@ -209,6 +224,12 @@ impl Cluster {
 }
 
 impl Topology {
+    fn masters(&self) -> Vec<String> {
+        let mut all: Vec<_> = self.nodes.iter().map(|(settings, _)| settings.server().to_string()).collect();
+        all.sort();
+        all
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         let owner = |topology: &Self, slot: Option<usize>| {
             slot.and_then(|node| topology.nodes.get(node)).and_then(|(settings, _)| settings.place())

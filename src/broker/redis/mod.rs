@@ -72,6 +72,8 @@ pub(crate) struct Servers {
     placement: Placement,
     links: Roster,
     cluster: Option<Arc<Cluster>>,
+    /// The cluster's topology that is followed, and since when.
+    followed: Cell<(u64, Instant)>,
 }
 
 /// Links by node. Those of a node that is gone keep their place until another takes it.
@@ -172,7 +174,7 @@ impl Servers {
             .zip(servers.iter())
             .map(|(node, server)| Rc::new(Links::new(node, server, placement.clone(), cluster.clone())));
         let links = Rc::new(RefCell::new(links.collect()));
-        Self { placement, links, cluster }
+        Self { placement, links, cluster, followed: Cell::new((0, Instant::now())) }
     }
 
     fn at(&self, Node(node): Node) -> Rc<Links> {
@@ -238,10 +240,13 @@ impl Servers {
         let slots = topology.owners.iter().map(owner).collect();
         let count = self.links.borrow().len();
         self.placement.set_owners(Owners { slots, nodes: count, live: nodes.clone() });
+        let (version, followed_at) = self.followed.replace((topology.version, Instant::now()));
+        let is_next = topology.version == version + 1;
+        let old_until = topology.old_until.filter(|_| is_next).unwrap_or(followed_at);
         for Moved { channel, from, to, was_heard } in sink.on_placed() {
             let (from, to) = (self.at(from), self.at(to));
             if was_heard {
-                to.lost(from.heard_until());
+                to.lost(from.heard_until(old_until));
             }
             to.command(Command::Subscribe(channel));
         }
@@ -340,11 +345,9 @@ impl Links {
         self.lost_since.set(Some(earlier));
     }
 
-    /// Until when channels that have moved away were certainly heard here.
-    fn heard_until(&self) -> Instant {
-        let cluster = self.cluster.iter().map(|cluster| cluster.confirmed_at());
-        let known = self.lost_since.get().into_iter().chain(cluster).chain([self.probe.heard_at()]);
-        known.min().unwrap_or_else(Instant::now)
+    /// Until when channels were certainly heard here that were here until `placed`.
+    fn heard_until(&self, placed: Instant) -> Instant {
+        self.lost_since.get().unwrap_or(placed).min(placed).min(self.probe.heard_at())
     }
 
     /// The node does not have what it should, for now; somebody must know better.

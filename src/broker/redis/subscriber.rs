@@ -95,7 +95,8 @@ pub(super) fn on_unsubscribed(node: Node, channel: &[u8]) -> bool {
             // Another name is found at the next audit.
             links.probe.refuse();
         } else if sink.on_dropped(node, channel) {
-            links.lost(links.heard_until());
+            let placed = links.cluster.as_ref().and_then(|cluster| cluster.known_at());
+            links.lost(links.heard_until(placed.unwrap_or_else(Instant::now)));
         }
         links.contradicted();
         true
