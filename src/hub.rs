@@ -299,7 +299,7 @@ impl Hub {
         let mut all = Vec::new();
         for (_, entry) in &mut self.channels {
             let from = entry.node;
-            let to = self.placement.node_from(from, &entry.name);
+            let to = self.placement.node_of(&entry.name);
             if to == from {
                 continue;
             }

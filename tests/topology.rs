@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::{Witness, upgrades_within};
@@ -53,6 +54,23 @@ async fn sentinels_that_are_away_or_know_no_such_master_are_said_so() {
         let webws = Webws::builder().broker(&broker).workers(1).start().await;
         until("it is said", SOON, async || webws.log().contains(why)).await;
     }
+}
+
+#[tokio::test]
+async fn a_name_that_moves_to_another_address_is_followed() {
+    let (mut old, new) = (Redis::start().await, Redis::start().await);
+    let way = Proxy::start_on(([127, 0, 0, 2], old.port()).into(), new.port()).await;
+    let broker = format!("redis://redis.test:{}", old.port());
+    let webws = Webws::builder().broker(&broker).workers(1).hosts("127.0.0.1 redis.test\n").start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    webws.set_hosts("127.0.0.2 redis.test\n");
+    old.kill();
+    witness.client.send_text("waits for the new one ").await;
+    witness.await_text("waits for the new one a", 2 * SOON).await;
+    assert_eq!(new.publish(b"chat:a", b"is there ").await, 1);
+    witness.await_text("is there a", SOON).await;
+    witness.assert_open();
+    drop(way);
 }
 
 #[tokio::test]

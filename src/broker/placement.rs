@@ -30,6 +30,10 @@ enum Spread {
     Servers(usize),
     Cluster {
         owners: RefCell<Owners>,
+        /// Of each slot, where its channels are that are not sharded. Every node of a cluster takes
+        /// and gives them, so they stay for as long as their node does: texts that took another way
+        /// than those before could overtake them.
+        homes: RefCell<Vec<Node>>,
         /// What names start with that are published and subscribed within their slot only.
         sharded: Vec<String>,
     },
@@ -55,15 +59,20 @@ impl Placement {
     /// In a cluster of which nothing is known yet; channels that start with one of `sharded` are
     /// sharded.
     pub(crate) fn in_cluster(sharded: Vec<String>) -> Self {
-        let owners = Owners { slots: vec![NOWHERE; SLOTS.into()], nodes: 1, live: Vec::new() };
-        Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), sharded }))
+        let slots = vec![NOWHERE; SLOTS.into()];
+        let owners = Owners { slots: slots.clone(), nodes: 1, live: Vec::new() };
+        Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), homes: RefCell::new(slots), sharded }))
     }
 
     /// The cluster has other owners now. Who keeps state by node has to follow.
     pub(crate) fn set_owners(&self, new: Owners) {
-        if let Spread::Cluster { owners, .. } = &*self.0 {
-            owners.replace(new);
+        let Spread::Cluster { owners, homes, .. } = &*self.0 else { return };
+        for (home, owner) in homes.borrow_mut().iter_mut().zip(&new.slots) {
+            if !new.live.contains(home) {
+                *home = *owner;
+            }
         }
+        owners.replace(new);
     }
 
     /// How many places the list of nodes has.
@@ -92,18 +101,15 @@ impl Placement {
         match &*self.0 {
             Spread::Servers(1) => Node(0),
             Spread::Servers(nodes) => Node(jump(fnv_1a(channel), *nodes)),
-            Spread::Cluster { owners, .. } => {
-                owners.borrow().slots.get(usize::from(slot_of(channel))).copied().unwrap_or(NOWHERE)
+            Spread::Cluster { owners, homes, .. } => {
+                let slot = usize::from(slot_of(channel));
+                let node = if self.is_sharded(channel) {
+                    owners.borrow().slots.get(slot).copied()
+                } else {
+                    homes.borrow().get(slot).copied()
+                };
+                node.unwrap_or(NOWHERE)
             }
-        }
-    }
-
-    /// Where `channel` should be subscribed that is subscribed at `node`: what is not sharded is heard
-    /// at every node of a cluster, and so stays for as long as its node does.
-    pub(crate) fn node_from(&self, node: Node, channel: &[u8]) -> Node {
-        match &*self.0 {
-            Spread::Cluster { owners, .. } if !self.is_sharded(channel) && owners.borrow().live.contains(&node) => node,
-            _ => self.node_of(channel),
         }
     }
 
@@ -209,12 +215,13 @@ mod tests {
         let placement = Placement::in_cluster(vec!["live:".to_owned()]);
         assert_eq!(placement.node_of(b"live:a"), NOWHERE);
         let all = |node| Owners { slots: vec![node; SLOTS.into()], nodes: 3, live: vec![Node(1), Node(2)] };
+        let both = || [&b"chat:a"[..], b"live:a"].map(|name| placement.node_of(name));
         placement.set_owners(all(Node(1)));
-        assert_eq!(placement.node_from(NOWHERE, b"chat:a"), Node(1));
+        assert_eq!(both(), [Node(1), Node(1)]);
         placement.set_owners(all(Node(2)));
-        assert_eq!([&b"chat:a"[..], b"live:a"].map(|name| placement.node_from(Node(1), name)), [Node(1), Node(2)]);
+        assert_eq!(both(), [Node(1), Node(2)]);
         placement.set_owners(Owners { live: vec![Node(2)], ..all(Node(2)) });
-        assert_eq!(placement.node_from(Node(1), b"chat:a"), Node(2));
+        assert_eq!(both(), [Node(2), Node(2)]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Resharding {
 }
 
 impl Cluster {
-    /// `masters` with `replicas` each; a node that is silent for a second is dead.
+    /// `masters` with `replicas` each; a node that is silent for two seconds is dead.
     pub(crate) async fn start(masters: usize, replicas: usize) -> Cluster {
         let mut nodes = Vec::new();
         for _ in 0..masters * (1 + replicas) {
@@ -61,7 +61,7 @@ impl Cluster {
     /// A node that belongs to no cluster yet.
     pub(crate) async fn node() -> Redis {
         let bus = free_port().to_string();
-        let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
+        let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"];
         Redis::start_with(&settings).await
     }
 
@@ -107,7 +107,12 @@ impl Cluster {
     }
 
     /// Moves all slots of a node but so many while all goes on: without any it is a master no more.
-    pub(crate) fn reshard(&self, from: usize, to: usize, but: usize) -> Resharding {
+    pub(crate) async fn reshard(&self, from: usize, to: usize, but: usize) -> Resharding {
+        let is_settled = async || {
+            let check = ["--cluster", "check", &place(&self.nodes[0])];
+            Command::new("redis-cli").args(check).output().unwrap().status.success()
+        };
+        until("the cluster is settled", START, is_settled).await;
         let ranges = self.told(&self.nodes[from], &["CLUSTER", "SLOTS"]);
         let ranges: Vec<_> = ranges.lines().filter(|line| !line.is_empty()).collect();
         let port = self.nodes[from].port().to_string();

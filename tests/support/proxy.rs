@@ -1,6 +1,7 @@
 //! A TCP proxy in front of Redis that misbehaves on command.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -54,7 +55,12 @@ struct Connection {
 impl Proxy {
     /// A proxy in front of the Redis at `upstream` on this machine.
     pub(crate) async fn start(upstream: u16) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Proxy::start_on(([127, 0, 0, 1], 0).into(), upstream).await
+    }
+
+    /// The same on an address of this machine.
+    pub(crate) async fn start_on(address: SocketAddr, upstream: u16) -> Proxy {
+        let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (mode, connections) = (watch::Sender::new(Mode::Pass), Mutex::default());
         let shared = Arc::new(Shared { upstream, mode, connections });

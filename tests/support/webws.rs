@@ -27,6 +27,7 @@ pub(crate) struct Builder {
     tables: String,
     endpoints: String,
     environment: Vec<(String, String)>,
+    hosts: Option<String>,
 }
 
 impl Webws {
@@ -92,6 +93,12 @@ impl Webws {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// Changes what it finds in /etc/hosts.
+    pub(crate) fn set_hosts(&self, hosts: &str) {
+        // In place: the file is mounted, not its name.
+        std::fs::write(self.dir.path().join("hosts"), hosts).unwrap();
+    }
+
     pub(crate) fn fd_count(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
@@ -129,16 +136,32 @@ impl Builder {
         self
     }
 
+    /// What it finds in /etc/hosts, which `Webws::set_hosts` changes.
+    pub(crate) fn hosts(mut self, hosts: &str) -> Builder {
+        self.hosts = Some(hosts.to_owned());
+        self
+    }
+
     /// Writes the config file, starts webws and waits until it accepts.
     pub(crate) async fn start(self) -> Webws {
         let dir = tempfile::tempdir().unwrap();
         let tcp = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = [format!("unix:{}/webws.sock", dir.path().display()), format!("tcp:{tcp}")];
-        let Builder { settings, tables, endpoints, environment } = self;
+        let Builder { settings, tables, endpoints, environment, hosts } = self;
         let config = format!("listen = {listen:?}\n{settings}{tables}{endpoints}");
         std::fs::write(dir.path().join("webws.toml"), &config).unwrap();
         let log = File::create(dir.path().join("webws.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_webws"));
+        let mut command = match hosts {
+            None => Command::new(env!("CARGO_BIN_EXE_webws")),
+            // In namespaces of its own, where anybody may mount (unshare(1)).
+            Some(hosts) => {
+                std::fs::write(dir.path().join("hosts"), hosts).unwrap();
+                let mut command = Command::new("unshare");
+                command.args(["--map-root-user", "--mount", "sh", "-c"]);
+                command.arg("mount --bind hosts /etc/hosts && exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_webws"));
+                command
+            }
+        };
         command
             .args(["run", "--config", "webws.toml"])
             .envs(environment)

@@ -83,9 +83,11 @@ impl Cluster {
         &self.settings
     }
 
-    /// The topology as it changes.
+    /// The topology as it changes, beginning with what is known already.
     pub(super) fn topology(&self) -> watch::Receiver<Arc<Topology>> {
-        self.topology.subscribe()
+        let mut topology = self.topology.subscribe();
+        topology.mark_changed();
+        topology
     }
 
     /// A node says something else.
@@ -262,6 +264,22 @@ fn range(answer: &Value, asked: &str) -> Option<Range> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_comes_late_learns_what_is_known() {
+        use crate::config::{RedisConfig, RedisUrl};
+        let settings = Settings::try_new(&RedisUrl::default(), &RedisConfig::default(), None).unwrap();
+        let cluster = Cluster::new(Arc::new(settings), Vec::new(), Vec::new(), 2);
+        let all_at = |host: &str| [(0, usize::from(SLOTS) - 1, (host.to_owned(), 7000))];
+        cluster.adopt(&all_at("a"), Instant::now());
+        let mut topology = cluster.topology();
+        topology.changed().await.unwrap();
+        assert_eq!(topology.borrow_and_update().masters(), ["redis://a:7000"]);
+        cluster.adopt(&all_at("a"), Instant::now());
+        assert!(!topology.has_changed().unwrap(), "nothing has changed");
+        cluster.adopt(&all_at("b"), Instant::now());
+        assert!(topology.has_changed().unwrap() && cluster.fault().is_none());
+    }
 
     #[test]
     fn the_owners_of_slots_are_read() {
