@@ -18,6 +18,7 @@ Settings come from the defaults, then the file, then WEBWS_* variables (WEBWS_WO
 WEBWS_REDIS__USERNAME=web), then the options.
 
 Signals: SIGTERM and SIGINT close the connections over drain_time and end; a second one ends at once.
+SIGUSR2 is webws upgrade without an answer.
 Exit codes: 0 done, 1 could not go on, 64 wrong arguments, 78 wrong settings.
 Log lines: WEBWS_LOG=debug (or a tracing filter, as webws=debug) shows more than info.";
 
@@ -30,6 +31,15 @@ pub(crate) enum Command {
         /// The configuration file (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Start the binary and the configuration anew while every WebSocket stays connected, and wait for it.
+    Upgrade {
+        /// The configuration file (TOML), for its control socket.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The control socket, instead.
+        #[arg(long, value_name = "PATH")]
+        control: Option<PathBuf>,
     },
     /// Try it out: a test page at http://127.0.0.1:8080/ and no Redis needed.
     Dev {

@@ -191,6 +191,35 @@ impl Hub {
         Joined { subscriber: SubscriberId(subscriber), node, is_first, confirmation }
     }
 
+    /// Wants `channel` for sessions that are to come, until [`Hub::free`].
+    pub(crate) fn reserve(&mut self, channel: &Channel) -> Joined {
+        let mut joined = self.join(channel, Wire::Plain, SessionKey::default());
+        let entry = self.names.find(&self.channels, channel).and_then(|id| self.channels.get_mut(id));
+        // A subscriber without a place among the members gets nothing.
+        if let (Some(entry), Some(subscriber)) = (entry, self.subscribers.try_remove(joined.subscriber.0))
+            && let Some(audience) = entry.audiences.get_mut(subscriber.audience)
+        {
+            audience.members.pop();
+        }
+        joined.subscriber = SubscriberId(usize::MAX);
+        joined
+    }
+
+    /// Ends what [`Hub::reserve`] began; a channel to which nobody came lingers.
+    pub(crate) fn free(&mut self, channel: &[u8], now: Millis) {
+        let Some(id) = self.names.find(&self.channels, channel) else { return };
+        if let Some(entry) = self.channels.get_mut(id) {
+            entry.subscribers -= 1;
+        }
+        self.linger_if_unused(id, now);
+    }
+
+    /// The channels that somebody listens to.
+    pub(crate) fn channels_in_use(&self) -> Vec<Channel> {
+        let used = self.channels.iter().filter(|(_, entry)| entry.subscribers > 0);
+        used.map(|(_, entry)| entry.name.clone()).collect()
+    }
+
     /// Ends a subscription. Its channel lingers if it was the last.
     pub(crate) fn leave(&mut self, subscriber: SubscriberId, now: Millis) {
         let Some(Subscriber { channel, audience, place }) = self.subscribers.try_remove(subscriber.0) else { return };
@@ -203,7 +232,11 @@ impl Hub {
             moved.place = place;
         }
         entry.subscribers -= 1;
-        if entry.subscribers == 0 {
+        self.linger_if_unused(channel, now);
+    }
+
+    fn linger_if_unused(&mut self, channel: usize, now: Millis) {
+        if let Some(entry) = self.channels.get_mut(channel).filter(|entry| entry.subscribers == 0) {
             let given_up_at = now + self.linger;
             entry.given_up_at = Some(given_up_at);
             self.lingering.push_back((channel, given_up_at));
@@ -375,6 +408,11 @@ impl Hub {
         for (_, entry) in &mut self.channels {
             entry.audiences.iter_mut().for_each(|audience| audience.held_until = None);
         }
+    }
+
+    /// Holds back for at most `pace` from now on.
+    pub(crate) fn set_pace(&mut self, pace: Duration) {
+        self.pace = pace;
     }
 
     /// Whether anything waits to be flushed.

@@ -101,7 +101,9 @@ mod broker;
 mod clock;
 mod close;
 mod config;
+mod control;
 mod endpoint;
+mod handover;
 mod http;
 mod hub;
 mod id;
@@ -127,6 +129,7 @@ pub use config::{
     Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, RedisAddress, RedisConfig,
     RedisUrl, SocketMode, WireName,
 };
+pub use control::upgrade;
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
 pub use service::{Extra, run_service};

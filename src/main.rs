@@ -73,6 +73,14 @@ fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => serve(run_config(args)?, Extra::None),
         Command::Check { config } => check(&config),
+        Command::Upgrade { config, control } => {
+            let control = match control {
+                Some(path) => path,
+                None => read_config(config.as_deref())?.control.ok_or_else(no_control)?,
+            };
+            let told = webws::upgrade(&control).map_err(|error| (1, error))?;
+            print(format!("{told}\n").as_bytes())
+        }
         Command::Dev { broker, listen } => {
             let config = dev_config(broker, listen)?;
             serve(config, Extra::TestPage)
@@ -111,11 +119,15 @@ fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
             (path.display().to_string(), text)
         }
     };
-    // WEBWS_LOG is the logger's; what is not UTF-8 in a variable of ours cannot be a setting.
+    // These two are the logger's and the hand-over's; what is not UTF-8 in a variable of ours cannot be a setting.
     let environment = std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-        .filter(|(name, _)| name != "WEBWS_LOG");
+        .filter(|(name, _)| name != "WEBWS_LOG" && name != "WEBWS_HANDOVER");
     Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
+}
+
+fn no_control() -> Failure {
+    (EX_CONFIG, "there is no control socket: set control = \"/run/webws-control/webws.sock\" or the like".to_owned())
 }
 
 fn config_failure(error: &ConfigError) -> Failure {

@@ -69,6 +69,19 @@ impl Outbound {
         queue
     }
 
+    /// All that waits, and how many bytes of it belong to a frame that has begun to leave.
+    pub(crate) fn parts(&self) -> (Vec<u8>, usize) {
+        (self.slices.iter().flatten().copied().collect(), self.begun_frame_bytes)
+    }
+
+    /// Goes on where another stopped.
+    pub(crate) fn from_parts(unsent: Bytes, begun_frame_bytes: usize, progress_at: Millis) -> Self {
+        let mut queue = Self::new(progress_at);
+        queue.push(unsent);
+        queue.begun_frame_bytes = begun_frame_bytes;
+        queue
+    }
+
     /// Appends whole frames.
     pub(crate) fn push(&mut self, frames: Bytes) {
         self.cost += frames.len() + SLICE_COST;

@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,10 +18,14 @@ use tokio::time::Instant;
 use crate::broker::{NotPublished, memory, redis};
 use crate::config::{Broker, Config, ConfigError, Listen, RedisUrl};
 use crate::endpoint::Channel;
+use crate::handover::protocol::PortableListener;
+use crate::handover::{CountsWaiting, Listeners, Site};
 use crate::http::{self, Accepted, Pages, TEST_PAGE};
 use crate::metrics::{Counter, Metrics, Shard};
+use crate::os::descriptors::Lent;
 use crate::os::{self, socket::FileId};
 use crate::throttle::Throttle;
+use crate::worker::handover::Ask;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
 
 /// Connections accepted before the others have their turn.
@@ -29,6 +33,9 @@ const ACCEPTS_PER_TURN: usize = 64;
 
 /// Messages of [`Publisher`]s that may wait for their worker.
 const MAX_REQUESTS: usize = 1_024;
+
+/// What a hand-over may have asked of a worker that has not done it yet.
+const MAX_ASKS: usize = 8;
 
 /// Descriptors kept back from sessions: listeners, links, logs, epolls, a spare.
 const RESERVED_DESCRIPTORS: usize = 128;
@@ -51,6 +58,12 @@ pub enum ServerError {
     /// The sockets that systemd handed over are not what is expected.
     #[error("socket activation: {0}")]
     Activation(String),
+    /// This process was started to take over from another, and could not: that one goes on.
+    #[error("nothing was taken over: {0}")]
+    HandOver(String),
+    /// The control socket cannot be made.
+    #[error("control: {0}")]
+    Control(String),
     /// A worker could not start or ended before its time.
     #[error("worker {worker}: {source}")]
     Worker {
@@ -99,18 +112,26 @@ pub struct Server {
     shards: Arc<[Arc<Shard>]>,
     pages: Pages,
     requests: (mpsc::Sender<PublishRequest>, mpsc::Receiver<PublishRequest>),
+    /// Whether its workers begin at rest, because another process' sessions are to come.
+    rests: bool,
+    /// Listeners of another process that are not configured here.
+    leftover: Vec<Listener>,
 }
 
 #[derive(Debug)]
 struct Listener {
     socket: OwnedFd,
-    /// The socket file we made, removed at the end.
+    /// What was configured; none when somebody gave it to us.
+    listen: Option<Listen>,
+    /// The socket file that was made for it.
     file: Option<(PathBuf, FileId)>,
+    /// Whether that is removed at the end: not while, or since, it is another process'.
+    owns_file: bool,
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some((path, id)) = &self.file {
+        if let Some((path, id)) = self.file.as_ref().filter(|_| self.owns_file) {
             os::socket::remove_own(path, *id);
         }
     }
@@ -128,17 +149,46 @@ impl Server {
             return Err(ConfigError::new(vec!["listen is empty: write one address at least".to_owned()]).into());
         }
         for listen in &server.config.listen {
-            let bound = match listen {
-                Listen::Unix(path) => bind_unix(path, &server.config),
-                Listen::Tcp(address) => std::net::TcpListener::bind(address)
-                    .map(|listener| Listener { socket: listener.into(), file: None }),
-            };
-            let listener =
-                bound.and_then(|listener| os::socket::prepare_listener(listener.socket.as_fd()).map(|()| listener));
+            let listener = bind(listen, &server.config);
             server
                 .listeners
                 .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
         }
+        Ok(server)
+    }
+
+    /// A server that takes over from another process with these listeners: those that systemd gave, or
+    /// those that are still configured; what is configured and not among them is bound. Its workers
+    /// rest, and nobody is accepted.
+    pub(crate) fn taking_over(config: Config, handed_over: Listeners) -> Result<Self, ServerError> {
+        let mut server = Self::on(config, Vec::new())?;
+        server.rests = true;
+        let mut given = Vec::new();
+        for (portable, socket) in handed_over {
+            let address = portable.address.as_deref().map(str::parse::<Listen>).transpose()?;
+            let file = match (&address, portable.file) {
+                (Some(Listen::Unix(path)), Some((device, inode))) => Some((path.clone(), FileId { device, inode })),
+                _ => None,
+            };
+            given.push(Listener { socket, listen: address, file, owns_file: false });
+        }
+        if given.iter().any(|listener| listener.listen.is_none()) {
+            server.listeners = given;
+            return Ok(server);
+        }
+        for listen in server.config.listen.clone() {
+            let place = given.iter().position(|listener| listener.listen.as_ref() == Some(&listen));
+            let listener = match place {
+                Some(place) => Ok(given.swap_remove(place)),
+                None => bind(&listen, &server.config),
+            };
+            server
+                .listeners
+                .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
+        }
+        // What is not configured any more is closed when the old process has gone: until then, it may
+        // need it.
+        server.leftover = given;
         Ok(server)
     }
 
@@ -198,6 +248,8 @@ impl Server {
             shards,
             pages: &[],
             requests: mpsc::channel(MAX_REQUESTS),
+            rests: false,
+            leftover: Vec::new(),
         };
         for socket in listeners {
             if !os::socket::is_listening(socket.as_fd()) {
@@ -206,7 +258,7 @@ impl Server {
             }
             os::socket::prepare_listener(socket.as_fd())
                 .map_err(|source| ServerError::Listen { address: "the given socket".to_owned(), source })?;
-            server.listeners.push(Listener { socket, file: None });
+            server.listeners.push(Listener { socket, listen: None, file: None, owns_file: false });
         }
         Ok(server)
     }
@@ -248,7 +300,11 @@ impl Server {
     /// # Cancel safety
     /// Dropping the future ends the server at once: all connections are closed without a word.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        self.start()?.run_until(shutdown).await
+        let drain = async {
+            shutdown.await;
+            Ending::Drain
+        };
+        self.start()?.run_until(drain).await
     }
 
     /// Starts the workers.
@@ -260,8 +316,11 @@ impl Server {
             0 => os::limit::descriptors().saturating_sub(RESERVED_DESCRIPTORS).max(1),
             limit => limit,
         };
+        let mut asks = Vec::new();
         for (number, (broker, shard)) in self.seeds.into_iter().zip(self.shards.iter()).enumerate() {
             let (queue, accepted) = mpsc::channel(self.config.limits.max_handshakes);
+            let (ask, asked) = mpsc::channel(MAX_ASKS);
+            asks.push(ask);
             let seed = WorkerSeed {
                 config: self.config.clone(),
                 broker,
@@ -270,6 +329,8 @@ impl Server {
                 max_sessions,
                 requests: requests.take(),
                 orders: ordered.clone(),
+                asks: asked,
+                rests: self.rests,
             };
             let pages = self.pages;
             let (tell, ended) = oneshot::channel();
@@ -281,7 +342,17 @@ impl Server {
             ends.push(End { ended, thread });
         }
         let overflow = overflow_answer(self.config.limits.retry_after);
-        Ok(Running { listeners: self.listeners, inlets, ends, orders, overflow })
+        Ok(Running {
+            listeners: self.listeners,
+            leftover: self.leftover,
+            broker: self.config.broker.to_string(),
+            inlets: inlets.into(),
+            ends,
+            orders,
+            asks,
+            accepting: Arc::new(watch::Sender::new(!self.rests)),
+            overflow,
+        })
     }
 }
 
@@ -291,18 +362,31 @@ fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Resul
         .map_err(|error| ConfigError::new(vec![error.to_string()]))
 }
 
-fn bind_unix(path: &Path, config: &Config) -> io::Result<Listener> {
-    let (socket, id) = os::socket::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
-    Ok(Listener { socket, file: Some((path.to_owned(), id)) })
+fn bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
+    let (socket, file) = match listen {
+        Listen::Unix(path) => {
+            let (socket, id) = os::socket::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
+            (socket, Some((path.clone(), id)))
+        }
+        Listen::Tcp(address) => (std::net::TcpListener::bind(address)?.into(), None),
+    };
+    let listener = Listener { socket, listen: Some(listen.clone()), file, owns_file: true };
+    os::socket::prepare_listener(listener.socket.as_fd())?;
+    Ok(listener)
 }
 
 /// A server whose workers run.
 #[derive(Debug)]
 pub(crate) struct Running {
     listeners: Vec<Listener>,
-    inlets: Vec<Inlet>,
+    leftover: Vec<Listener>,
+    broker: String,
+    inlets: Arc<[Inlet]>,
     ends: Vec<End>,
     orders: watch::Sender<Order>,
+    asks: Vec<mpsc::Sender<Ask>>,
+    /// Whether connections are accepted.
+    accepting: Arc<watch::Sender<bool>>,
     /// The answer to connections beyond `limits.max_handshakes`.
     overflow: Bytes,
 }
@@ -324,8 +408,27 @@ struct End {
 impl Inlet {
     /// Sessions it has and connections that wait to become one.
     fn load(&self) -> u64 {
-        self.shard.sessions() + (self.queue.max_capacity() - self.queue.capacity()) as u64
+        self.shard.sessions() + self.waiting() as u64
     }
+
+    fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+}
+
+impl CountsWaiting for Arc<[Inlet]> {
+    fn waiting(&self) -> usize {
+        self.iter().map(Inlet::waiting).sum()
+    }
+}
+
+/// How a server ends that was not broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It closes its sessions.
+    Drain,
+    /// Another process has them.
+    Leave,
 }
 
 impl End {
@@ -340,17 +443,51 @@ impl Running {
         self.inlets.iter().map(|inlet| inlet.shard.clone()).collect()
     }
 
-    /// Serves until `shutdown` resolves, then drains.
-    pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        tokio::select! {
-            () = shutdown => {}
-            error = accept_all(&self.listeners, &self.inlets, &self.overflow) => return Err(error),
+    /// What can be handed over, for as long as this runs.
+    pub(crate) fn site(&self) -> Site {
+        let portable = |listener: &Listener| {
+            let address = listener.listen.as_ref().map(ToString::to_string);
+            let file = listener.file.as_ref().map(|(_, id)| (id.device, id.inode));
+            (PortableListener { address, file }, Lent::from(&listener.socket))
+        };
+        Site {
+            asks: self.asks.clone(),
+            listeners: self.listeners.iter().map(portable).collect(),
+            broker: self.broker.clone(),
+            accepting: self.accepting.clone(),
+            waiting: Arc::new(self.inlets.clone()),
+        }
+    }
+
+    /// The process that this one took over from is gone: its listeners are ours, and those that are not
+    /// configured any more are closed.
+    pub(crate) fn own_listeners(&mut self) {
+        self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
+        self.leftover.clear();
+        self.accepting.send_replace(true);
+    }
+
+    /// Serves until `shutdown` resolves, then drains or leaves.
+    pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = Ending>) -> Result<(), ServerError> {
+        let ending = tokio::select! {
+            ending = shutdown => ending,
+            error = accept_all(&self.listeners, &self.inlets, &self.overflow, self.accepting.subscribe()) => {
+                return Err(error);
+            }
             error = first_end(&mut self.ends) => return Err(error),
+        };
+        if ending == Ending::Leave {
+            self.listeners.iter_mut().for_each(|listener| listener.owns_file = false);
+            for worker in &self.asks {
+                drop(worker.send(Ask::Leave).await);
+            }
         }
         // Nobody new; what waits in the backlog stays there for the next process when the
         // socket is systemd's, and is refused by the kernel when it was ours.
         self.listeners.clear();
-        self.orders.send_replace(Order::Drain);
+        if ending == Ending::Drain {
+            self.orders.send_replace(Order::Drain);
+        }
         for (worker, End { ended, thread }) in self.ends.into_iter().enumerate() {
             let result = End::result(ended.await);
             // To tell its end was the thread's last act.
@@ -373,7 +510,12 @@ async fn first_end(ends: &mut [End]) -> ServerError {
 }
 
 /// Accepts on all listeners; returns only when one cannot be used any more.
-async fn accept_all(listeners: &[Listener], inlets: &[Inlet], overflow: &Bytes) -> ServerError {
+async fn accept_all(
+    listeners: &[Listener],
+    inlets: &[Inlet],
+    overflow: &Bytes,
+    mut accepting: watch::Receiver<bool>,
+) -> ServerError {
     let mut refusing = JoinSet::new();
     let mut sockets = Vec::new();
     for listener in listeners {
@@ -393,6 +535,8 @@ async fn accept_all(listeners: &[Listener], inlets: &[Inlet], overflow: &Bytes) 
             Ok(guard) => guard,
             Err(source) => return ServerError::Listen { address: "a listener".to_owned(), source },
         };
+        // Its sender is this server's.
+        drop(accepting.wait_for(|accepting| *accepting).await);
         for _ in 0..ACCEPTS_PER_TURN {
             match os::socket::accept(guard.get_inner().as_fd()) {
                 Ok(socket) => deal(inlets, socket, overflow, &mut refusing),

@@ -1,20 +1,28 @@
-//! A server as a systemd service: sockets and signals in, READY, STOPPING and WATCHDOG out.
+//! A server as a systemd service: sockets and signals in, READY, STOPPING and WATCHDOG out; and how it
+//! is handed over to another process.
 //!
 //! Works the same without systemd. May not enter: how connections are served.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
-use crate::metrics::Shard;
+use crate::control::{self, Outcome, Request};
+use crate::handover::protocol::Line;
+use crate::handover::{Attempt, Done, GiveError, Predecessor, Program, Site};
+use crate::metrics::{Metrics, Shard};
 use crate::os;
-use crate::server::{Server, ServerError};
+use crate::server::{Ending, Running, Server, ServerError};
 
 /// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
 const SOCKET_NAME: &str = "ws";
+
+/// Requests to hand over that may wait: one is tried, and the others are told so.
+const MAX_REQUESTS: usize = 8;
 
 /// What the service does beside its endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,31 +35,83 @@ pub enum Extra {
 }
 
 /// Runs a server as the binary does: on the sockets that systemd handed over, else on
-/// `config.listen`; until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+/// `config.listen`; until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGUSR2,
+/// or `upgrade` on the control socket, starts the binary anew and hands everything over to it.
 ///
 /// # Errors
-/// As [`Server::bind`] and [`Server::run`], and when the sockets handed over are not ours.
+/// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
+/// process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
     if let Err(error) = os::limit::raise_descriptors() {
         tracing::debug!(%error, "the descriptor limit stays as it is");
     }
     let signals = |kind| signal(kind).map_err(|error| ServerError::Activation(format!("signals: {error}")));
     let (mut term, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let mut upgrade = signals(SignalKind::user_defined2())?;
+    // Now: later, another file may stand there.
+    let program = Program::own();
     let broker = config.broker.to_string();
-    let server = listen(config)?;
+    let control = config.control.clone();
+    let found = Predecessor::find().map_err(|error| ServerError::HandOver(error.to_string()))?;
+    let (predecessor, server) = match found {
+        None => (None, listen(config)),
+        Some((predecessor, listeners)) => (Some(Arc::new(predecessor)), Server::taking_over(config, listeners)),
+    };
+    let server = match (server, &predecessor) {
+        (Err(error), Some(predecessor)) => {
+            predecessor.refuse(&error.to_string());
+            return Err(error);
+        }
+        (server, _) => server?,
+    };
     let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
     let (metrics, workers, addresses) = (server.metrics(), server.workers(), server.addresses());
-    let running = server.start()?;
-    tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION"));
+    let mut running = server.start()?;
+    let has_sessions = predecessor.is_some();
+    match predecessor {
+        None => tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION")),
+        Some(predecessor) => {
+            let (version, sessions) =
+                (predecessor.version.clone(), take_over(&mut running, predecessor, &broker).await?);
+            tracing::info!(
+                listen = addresses,
+                broker,
+                workers,
+                sessions,
+                before = version,
+                "webws {} serves, and has taken over",
+                env!("CARGO_PKG_VERSION")
+            );
+        }
+    }
+    let (requests, mut requested) = mpsc::channel(MAX_REQUESTS);
+    // Dropped last: the process that takes over waits for that.
+    let farewell = OnceCell::new();
+    let control =
+        control.map(|path| control::listen(&path, requests.clone()).map_err(|error| (path, error))).transpose();
+    let _control = match control {
+        // Sessions were taken over and are served, whatever else is wrong.
+        Err((path, error)) if has_sessions => {
+            tracing::error!(%error, path = %path.display(), "the control socket cannot be made");
+            None
+        }
+        Err((path, error)) => return Err(ServerError::Control(format!("{}: {error}", path.display()))),
+        Ok(control) => control,
+    };
     os::systemd::notify_ready(&format!("serving on {addresses}"));
     let watchdog = watchdog(running.shards());
     let (tell, told) = oneshot::channel();
+    let site = running.site();
     let serving = running.run_until(async {
-        first_of(&mut term, &mut interrupt).await;
-        tracing::info!(sessions = metrics.sessions(), "stopping: no new connections, closing the open ones");
-        os::systemd::notify_stopping("closing connections");
+        let giver = Giver { site, program, metrics: metrics.clone(), farewell: &farewell };
+        let ending = giver.serve(&mut term, &mut interrupt, &mut upgrade, &mut requested).await;
+        if ending == Ending::Drain {
+            tracing::info!(sessions = metrics.sessions(), "stopping: no new connections, closing the open ones");
+            os::systemd::notify_stopping("closing connections");
+        }
         // The streams themselves: a second signal may be in them already.
         tell.send((term, interrupt)).ok();
+        ending
     });
     tokio::select! {
         ended = serving => {
@@ -63,6 +123,110 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             Ok(())
         }
         () = watchdog => Ok(()),
+    }
+}
+
+/// Takes everything over from another process; returns how many sessions, when that one has gone.
+async fn take_over(running: &mut Running, predecessor: Arc<Predecessor>, broker: &str) -> Result<usize, ServerError> {
+    let (asks, broker) = (running.site().asks, broker.to_owned());
+    let taken = blocking(move || {
+        let taken = predecessor.take(&asks, &broker);
+        if taken.is_ok() {
+            predecessor.await_end();
+        }
+        taken
+    });
+    let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
+    let sessions = sessions.map_err(ServerError::HandOver)?;
+    running.own_listeners();
+    Ok(sessions)
+}
+
+/// Runs what waits on a thread for that.
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(act).await.map_err(|error| error.to_string())
+}
+
+/// Who hands over when that is asked for.
+struct Giver<'a> {
+    site: Site,
+    program: std::io::Result<Program>,
+    metrics: Metrics,
+    /// What the process that takes over waits for to be closed.
+    farewell: &'a OnceCell<Line>,
+}
+
+impl Giver<'_> {
+    /// Waits for the end, and hands over when asked to.
+    async fn serve(
+        &self,
+        term: &mut Signal,
+        interrupt: &mut Signal,
+        upgrade: &mut Signal,
+        requested: &mut mpsc::Receiver<Request>,
+    ) -> Ending {
+        loop {
+            let request = tokio::select! {
+                () = first_of(term, interrupt) => return Ending::Drain,
+                _ = upgrade.recv() => None,
+                request = requested.recv() => request,
+            };
+            let attempt = Attempt::default();
+            let mut giving = Box::pin(self.give(attempt.clone()));
+            let mut is_stopping = false;
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut giving => break outcome,
+                    () = first_of(term, interrupt), if !is_stopping => {
+                        // Nobody knows how far it is; when it is too late, the other drains in our place.
+                        is_stopping = true;
+                        attempt.break_off();
+                    }
+                    _ = upgrade.recv() => tracing::warn!("{}", Outcome::BUSY),
+                    Some(Request(tell)) = requested.recv() => drop(tell.send(Outcome::busy())),
+                }
+            };
+            let words = match &outcome {
+                Ok(done) => Outcome::done(format!(
+                    "{} sessions are with process {} (webws {}) now; nobody was served for {} ms",
+                    done.sessions,
+                    done.pid,
+                    done.version,
+                    done.standstill.as_millis()
+                )),
+                Err(error) => Outcome::failed(format!("not handed over, everything goes on as before: {error}")),
+            };
+            match &outcome {
+                Ok(Done { pid, sessions, standstill, .. }) => {
+                    let standstill_ms = standstill.as_millis();
+                    tracing::info!(pid, sessions, standstill_ms, "handed over: nobody was served for so long");
+                }
+                Err(_) => tracing::error!("{}", words.text()),
+            }
+            if let Some(Request(tell)) = request {
+                // Who asked may have gone.
+                drop(tell.send(words));
+            }
+            match outcome {
+                Ok(done) => {
+                    os::systemd::notify_main_process(done.pid);
+                    drop(self.farewell.set(done.line));
+                    return Ending::Leave;
+                }
+                Err(_) if is_stopping => return Ending::Drain,
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn give(&self, attempt: Attempt) -> Result<Done, GiveError> {
+        let program = match &self.program {
+            Ok(program) => program.clone(),
+            Err(error) => return Err(GiveError::Here(format!("nobody knows which program this is: {error}"))),
+        };
+        tracing::info!(sessions = self.metrics.sessions(), "handing over to a new process");
+        let site = self.site.clone();
+        blocking(move || site.give(&program, &attempt)).await.unwrap_or_else(|error| Err(GiveError::Here(error)))
     }
 }
 

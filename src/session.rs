@@ -4,6 +4,8 @@
 //! it has read and not used, what it still has to send, its liveness clock. It knows its
 //! socket and nothing else. May not enter: the broker, the hub, tasks, other sessions.
 
+pub(crate) mod portable;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -129,6 +131,10 @@ impl Session {
         self.phase = Phase::Open;
         (self.heard_at, self.pinged_at, self.alive_at) = (now, now, now);
         self.on_writable(now)
+    }
+
+    pub(crate) fn wire(&self) -> Wire {
+        self.wire
     }
 
     pub(crate) fn socket(&self) -> Option<&OwnedFd> {
@@ -429,6 +435,11 @@ impl Session {
                     .min(unpublished.unwrap_or(Millis::MAX))
             }
         }
+    }
+
+    fn count_text(&mut self, bytes: usize) {
+        self.unpublished_texts += 1;
+        self.unpublished_bytes += bytes + TEXT_COST;
     }
 
     /// The broker took one of its texts of `bytes`. True when the session can be read again.

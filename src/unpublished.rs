@@ -79,6 +79,20 @@ impl Unpublished {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
+    /// Whether texts were taken that are not answered for.
+    pub(crate) fn has_in_flight(&self) -> bool {
+        self.in_flight > 0
+    }
+
+    /// The texts that wait and will be published, those of a channel in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Text> {
+        self.queues.iter().flat_map(|queue| {
+            let is_wanted =
+                |text: &&Text| !matches!(&text.origin, Origin::Session(key) if queue.abandoned.contains(key));
+            queue.texts.iter().filter(is_wanted)
+        })
+    }
+
     /// Texts that wait or are not answered for.
     pub(crate) fn unsettled(&self) -> usize {
         self.waiting() + self.in_flight

@@ -26,8 +26,8 @@ pub(crate) struct Wheel {
 }
 
 impl Wheel {
-    pub(crate) fn new() -> Self {
-        Self { buckets: std::iter::repeat_with(Vec::new).take(BUCKETS).collect(), tick: 0 }
+    pub(crate) fn new(now: Millis) -> Self {
+        Self { buckets: std::iter::repeat_with(Vec::new).take(BUCKETS).collect(), tick: now / TICK_MILLIS }
     }
 
     /// Makes `key` due at `due`.
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn nothing_fires_early_and_nothing_later_than_a_tick() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(0);
         for due in [1, 99, 100, 101, 5_000, 51_200, 400_000] {
             wheel.schedule(SessionKey::default(), due);
         }
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_past_fires_with_the_next_tick() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(0);
         assert_eq!(fired(&mut wheel, 1_000), [0; 0]);
         wheel.schedule(SessionKey::default(), 5);
         assert_eq!(fired(&mut wheel, 1_100), [5]);

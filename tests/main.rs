@@ -11,6 +11,7 @@ mod contract;
 mod embed;
 mod gap;
 mod golden;
+mod handover;
 mod liveness;
 mod nginx;
 mod outage;

@@ -26,6 +26,8 @@ type Publication = (Channel, Bytes);
 #[derive(Debug)]
 pub(crate) struct Port {
     bus: Arc<[mpsc::Sender<Publication>]>,
+    /// Its place on it.
+    own: usize,
     inbox: Mutex<mpsc::Receiver<Publication>>,
     /// Channels to confirm at the next turn.
     asked: RefCell<Vec<Channel>>,
@@ -37,13 +39,14 @@ pub(crate) struct Port {
 pub(crate) fn bus(workers: usize) -> Vec<PortSeed> {
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(INBOX)).unzip();
     let bus: Arc<[_]> = senders.into();
-    receivers.into_iter().map(|inbox| PortSeed { bus: bus.clone(), inbox }).collect()
+    receivers.into_iter().enumerate().map(|(own, inbox)| PortSeed { bus: bus.clone(), own, inbox }).collect()
 }
 
 /// A [`Port`] on its way to its worker's thread.
 #[derive(Debug)]
 pub(crate) struct PortSeed {
     bus: Arc<[mpsc::Sender<Publication>]>,
+    own: usize,
     inbox: mpsc::Receiver<Publication>,
 }
 
@@ -51,6 +54,7 @@ impl Port {
     pub(crate) fn new(seed: PortSeed) -> Self {
         Self {
             bus: seed.bus,
+            own: seed.own,
             inbox: Mutex::new(seed.inbox),
             asked: RefCell::default(),
             is_asked: Notify::new(),
@@ -61,6 +65,11 @@ impl Port {
     pub(super) fn subscribe(&self, channel: Channel) {
         self.asked.borrow_mut().push(channel);
         self.is_asked.notify_one();
+    }
+
+    /// Whether everything that was published has been heard.
+    pub(super) fn is_idle(&self) -> bool {
+        self.bus.get(self.own).is_some_and(|inbox| inbox.capacity() == INBOX)
     }
 
     pub(super) fn wake_publisher(&self) {

@@ -65,6 +65,19 @@ pub(crate) struct Gap<'a> {
     pub(crate) length: Duration,
 }
 
+/// How far a mark has come: a point in the broker's streams, the same for all who listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Marking {
+    /// A link was lost: there is no such point.
+    Lost,
+    /// It is not subscribed everywhere yet.
+    Asked,
+    /// It is, and can be published.
+    Set,
+    /// All streams stand still at it.
+    Reached,
+}
+
 /// A channel that lives elsewhere now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Moved {
@@ -155,6 +168,40 @@ impl Broker {
         match self {
             Self::Memory(_) => true,
             Self::Redis(servers) => servers.is_reachable(channel),
+        }
+    }
+
+    /// Wants all streams to stop at a mark of that name, which others may want as well.
+    pub(crate) fn set_mark(&self, name: &str) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(servers) => servers.set_mark(name),
+        }
+    }
+
+    /// Publishes the mark, behind all texts that were taken.
+    pub(crate) fn publish_mark(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(servers) => servers.publish_mark(),
+        }
+    }
+
+    /// How far the mark has come.
+    pub(crate) fn marking(&self) -> Marking {
+        match self {
+            // Nobody else listens to this one.
+            Self::Memory(port) if port.is_idle() => Marking::Reached,
+            Self::Memory(_) => Marking::Set,
+            Self::Redis(servers) => servers.marking(),
+        }
+    }
+
+    /// Goes on behind the mark.
+    pub(crate) fn release(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(servers) => servers.release(),
         }
     }
 

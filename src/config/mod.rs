@@ -75,6 +75,9 @@ pub struct Config {
     /// never.
     #[serde(with = "duration")]
     pub pace: Duration,
+    /// A Unix socket for `webws upgrade`, which only root and our user may open. Default: none;
+    /// SIGUSR2 does the same, without an answer.
+    pub control: Option<PathBuf>,
     /// How to speak with Redis.
     pub redis: RedisConfig,
     /// What one process takes on.
@@ -329,6 +332,7 @@ impl Default for Config {
             broker: Broker::default(),
             drain_time: Duration::from_secs(3),
             pace: Duration::from_millis(5),
+            control: None,
             redis: RedisConfig::default(),
             limits: Limits::default(),
             endpoints: vec![EndpointConfig::default()],

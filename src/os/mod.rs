@@ -1,6 +1,7 @@
 //! System calls that std has no safe wrapper for: the only room that names nix
 //! or rustix, or needs `unsafe`. It does as it is told; decisions are taken elsewhere.
 
+pub(crate) mod descriptors;
 pub(crate) mod limit;
 pub(crate) mod readiness;
 pub(crate) mod socket;

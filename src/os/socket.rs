@@ -28,8 +28,8 @@ enum Occupant {
 /// The identity of a socket file we made, so that only ours is removed at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileId {
-    device: u64,
-    inode: u64,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
 }
 
 /// Binds a Unix socket at `path` with permissions `mode` and, if given, the group of that

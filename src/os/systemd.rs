@@ -35,6 +35,11 @@ pub(crate) fn notify_ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// Tells systemd that another process is the service's main one from now on.
+pub(crate) fn notify_main_process(pid: u32) {
+    notify(&[NotifyState::MainPid(pid)]);
+}
+
 /// Tells systemd that the sidecar drains.
 pub(crate) fn notify_stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);

@@ -7,11 +7,12 @@
 pub(crate) mod json;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use crate::ws::frame;
 
 /// How payloads look to a client of one channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Wire {
     /// The payload and, right behind it, the channel's name: what follows the first
     /// `name_at` bytes (the prefix) of the channel.

@@ -3,23 +3,30 @@
 //!
 //! Here a transition's outcome is carried out ([`Core::settle`]). May not enter: tasks, the broker.
 
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::handover::{Adopted, Collected};
 use crate::broker::placement::{Node, Placement};
 use crate::broker::{Moved, Origin, Text};
-use crate::clock::{Millis, millis};
+use crate::clock::{self, Millis, millis};
 use crate::close::CloseReason;
-use crate::config::{Config, GapPolicy};
-use crate::endpoint::Channel;
-use crate::hub::{Hub, Outlet};
+use crate::config::{Config, EndpointConfig, GapPolicy};
+use crate::endpoint::{Channel, Endpoint};
+use crate::hub::{Hub, Joined, Outlet};
 use crate::id::{Generation, SessionKey};
 use crate::metrics::{Counter, Shard};
+use crate::os::descriptors::Lent;
 use crate::outbound::Batch;
 use crate::reactor::{Ready, Registrar};
 use crate::session::{Outcome, SCRATCH_BYTES, Session};
@@ -45,6 +52,11 @@ pub(super) struct Core {
     /// Sessions that are not read until there is room for their texts, those who waited longest first.
     /// Of each of the broker's servers.
     held: Vec<Vec<SessionKey>>,
+    /// Channels of sessions that are to come from another process, those that have come, and those
+    /// of them whose path is not served any more.
+    reserved: Vec<Channel>,
+    adopted: Vec<SessionKey>,
+    homeless: HashSet<SessionKey>,
     /// What a flush found, to be settled after it.
     unsettled: Vec<(SessionKey, Outcome)>,
     shard: Arc<Shard>,
@@ -57,12 +69,15 @@ impl Core {
             generation: 0,
             held: placement.nodes().map(|_| Vec::new()).collect(),
             hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone()),
-            wheel: Wheel::new(),
+            wheel: Wheel::new(clock::START),
             unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement.clone()),
             placement,
             registrar,
             scratch: vec![0; SCRATCH_BYTES],
             again: Vec::new(),
+            reserved: Vec::new(),
+            adopted: Vec::new(),
+            homeless: HashSet::new(),
             unsettled: Vec::new(),
             shard,
         }
@@ -72,7 +87,7 @@ impl Core {
         self.generation = self.generation.wrapping_add(1);
         let index = self.sessions.insert((self.generation, session));
         self.shard.set_sessions(self.sessions.len());
-        SessionKey { index: u32::try_from(index).unwrap_or(u32::MAX), generation: self.generation }
+        key_of(index, self.generation)
     }
 
     pub(super) fn session(&mut self, key: SessionKey) -> Option<&mut Session> {
@@ -85,11 +100,8 @@ impl Core {
 
     /// The open sessions.
     pub(super) fn open_keys(&self) -> Vec<SessionKey> {
-        let key = |(index, (generation, _)): (usize, &(u32, Session))| SessionKey {
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-            generation: *generation,
-        };
-        self.sessions.iter().filter(|(_, (_, session))| session.is_open()).map(key).collect()
+        let open = self.sessions.iter().filter(|(_, (_, session))| session.is_open());
+        open.map(|(index, (generation, _))| key_of(index, *generation)).collect()
     }
 
     /// The subscriptions at a server are lost. Returns how many there were.
@@ -172,6 +184,94 @@ impl Core {
             }
         }
         self.settle(key, outcome, now);
+    }
+
+    /// Wants `channel` for sessions that are to come.
+    pub(super) fn reserve(&mut self, channel: &Channel) -> Joined {
+        self.reserved.push(channel.clone());
+        self.hub.reserve(channel)
+    }
+
+    /// Those who were to come have come.
+    pub(super) fn free_reserved(&mut self, now: Millis) {
+        for channel in std::mem::take(&mut self.reserved) {
+            self.hub.free(&channel, now);
+        }
+    }
+
+    /// All that another process needs to go on.
+    pub(super) fn collect(&self, now: Millis) -> Collected {
+        let mut collected = Collected::default();
+        let mut places = HashMap::new();
+        for (index, (generation, session)) in &self.sessions {
+            let (Some(portable), Some(socket)) = (session.portable(now), session.socket()) else { continue };
+            places.insert(key_of(index, *generation), collected.sessions.len());
+            collected.sessions.push((portable, Lent::from(socket)));
+        }
+        collected.texts = self.unpublished.iter().map(|text| PortableText::of(text, &places, now)).collect();
+        collected
+    }
+
+    /// Makes sessions of what another process had; they rest.
+    ///
+    /// # Errors
+    /// When one contradicts itself, or the kernel does not let us wait for its socket.
+    pub(super) fn adopt(&mut self, adopted: Adopted, endpoints: &[Rc<Endpoint>], now: Millis) -> io::Result<()> {
+        for (portable, socket) in adopted.sessions {
+            let known = endpoints.iter().find(|endpoint| endpoint.config.path == portable.endpoint).cloned();
+            let is_known = known.is_some();
+            let endpoint = known.unwrap_or_else(|| {
+                // Of a path that is not served any more: it ends when all goes on.
+                let path = portable.endpoint.clone();
+                Rc::new(Endpoint::new(EndpointConfig { path, ..EndpointConfig::default() }))
+            });
+            let session = Session::adopt(portable, endpoint, socket, now).map_err(io::Error::other)?;
+            let key = self.insert(session);
+            self.adopted.push(key);
+            let Some((_, session)) = self.sessions.get_mut(key.index as usize) else { continue };
+            session.registered = session.wants();
+            if let Some(socket) = session.socket() {
+                self.registrar.add(socket.as_fd(), key, session.registered)?;
+            }
+            if !is_known {
+                self.homeless.insert(key);
+            } else if session.endpoint.config.subscribe && session.is_open() {
+                session.subscriptions.push(self.hub.join(&session.channel, session.wire(), key).subscriber);
+            }
+        }
+        for PortableText { session, channel, payload, ago } in adopted.texts {
+            let origin = session.and_then(|place| self.adopted.get(place)).copied();
+            let since = now.saturating_sub(ago);
+            if let Some(session) = origin.and_then(|key| self.session(key)) {
+                session.adopt_text(payload.len(), since);
+            }
+            let origin = Origin::Session(origin.unwrap_or_default());
+            let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
+            self.unpublished.push(Text { channel, payload, origin, since });
+        }
+        Ok(())
+    }
+
+    /// All sessions.
+    pub(super) fn all_keys(&mut self) -> Vec<SessionKey> {
+        self.adopted = Vec::new();
+        self.sessions.iter().map(|(index, (generation, _))| key_of(index, *generation)).collect()
+    }
+
+    /// Lets a session that rested be read again: what its socket has to say is told once more.
+    pub(super) fn go_on(&mut self, key: SessionKey, now: Millis) {
+        let Some((_, session)) = self.sessions.get_mut(key.index as usize) else { return };
+        let Some(socket) = session.socket() else { return };
+        let wants = session.wants();
+        if let Err(error) = self.registrar.change(socket.as_fd(), key, wants) {
+            tracing::warn!(%error, "a session's registration could not be changed");
+            return self.settle(key, Outcome::End(CloseReason::Internal), now);
+        }
+        session.registered = wants;
+        let is_homeless = self.homeless.contains(&key);
+        // What was read and kept waits for nobody but us.
+        self.again.push(key);
+        self.settle(key, if is_homeless { Outcome::Close(CloseReason::GoingAway) } else { Outcome::Stay }, now);
     }
 
     /// Lets those be read who were held, when there is room again.
@@ -297,6 +397,36 @@ impl Outlet for Delivery<'_> {
     fn is_behind(&mut self, key: SessionKey) -> bool {
         session_of(self.sessions, key).is_some_and(|session| session.is_behind())
     }
+}
+
+/// A text that waits, for another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PortableText {
+    /// The place of its session among those that come with it; none when its client has left.
+    session: Option<usize>,
+    channel: ByteBuf,
+    payload: ByteBuf,
+    ago: Millis,
+}
+
+impl PortableText {
+    fn of(text: &Text, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
+        let session = match &text.origin {
+            Origin::Session(key) => places.get(key).copied(),
+            Origin::Publisher(_) => None,
+        };
+        let (channel, payload) = (ByteBuf::from(&*text.channel), ByteBuf::from(&*text.payload));
+        Self { session, channel, payload, ago: now.saturating_sub(text.since) }
+    }
+
+    /// The same when so many sessions of others came before its own.
+    pub(crate) fn behind(self, sessions: usize) -> Self {
+        Self { session: self.session.map(|place| place + sessions), ..self }
+    }
+}
+
+fn key_of(index: usize, generation: Generation) -> SessionKey {
+    SessionKey { index: u32::try_from(index).unwrap_or(u32::MAX), generation }
 }
 
 fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&mut Session> {

@@ -4,6 +4,7 @@
 //! Here the rooms meet: sockets, time and the broker ([`Sink`]) move the sessions in `core.rs`. May not enter: HTTP, what bytes mean.
 
 mod core;
+pub(crate) mod handover;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
@@ -26,12 +27,15 @@ use crate::metrics::{Counter, Metrics, Shard};
 use crate::reactor::{self, Reactor, Ready};
 use crate::session::{Outcome, Session};
 
-use crate::clock::{Millis, millis};
+use crate::clock::{self, Millis, millis};
 use crate::throttle::Throttle;
 use crate::wheel::TICK;
 use crate::wire::Wire;
 
+pub(crate) use self::core::PortableText;
+
 use self::core::Core;
+use self::handover::Ask;
 
 /// What the server asks of its workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,9 @@ pub(crate) struct WorkerSeed {
     pub(crate) max_sessions: usize,
     pub(crate) requests: Option<mpsc::Receiver<PublishRequest>>,
     pub(crate) orders: watch::Receiver<Order>,
+    pub(crate) asks: mpsc::Receiver<Ask>,
+    /// Whether it begins at rest, because another process' sessions are to come.
+    pub(crate) rests: bool,
 }
 
 /// Why a handshake was not admitted: what is said in the 503.
@@ -94,6 +101,8 @@ pub(crate) struct Worker {
     max_sessions: usize,
     started: Instant,
     is_draining: Cell<bool>,
+    /// Whether everything stands still for a hand-over.
+    is_resting: Cell<bool>,
     /// Connections that are being answered.
     pub(crate) handshakes: Cell<usize>,
     again: Notify,
@@ -122,7 +131,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let (reactor, registrar) = reactor::new()?;
-        let WorkerSeed { requests, mut orders, .. } = seed;
+        let WorkerSeed { requests, mut orders, mut asks, .. } = seed;
         let placement = match &seed.broker {
             BrokerSeed::Memory(_) => Placement::over(1),
             BrokerSeed::Redis(deployment) => deployment.placement(),
@@ -140,6 +149,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             config: seed.config,
             started: Instant::now(),
             is_draining: Cell::new(false),
+            is_resting: Cell::new(seed.rests),
             handshakes: Cell::new(0),
             again: Notify::new(),
             next_flush: Cell::new(None),
@@ -165,6 +175,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
         }
         tokio::select! {
             () = worker.serve_and_drain(&mut orders) => Ok(()),
+            () = worker.obey(&mut asks) => Ok(()),
             Some(ended) = tasks.join_next() => Err(match ended {
                 Err(panic) => std::io::Error::other(panic),
                 Ok(()) => std::io::Error::other("a task of the worker ended before its time"),
@@ -186,7 +197,7 @@ fn share_of(total: usize, elapsed: std::time::Duration, time: std::time::Duratio
 
 impl Worker {
     fn now(&self) -> Millis {
-        millis(self.started.elapsed())
+        clock::START + millis(self.started.elapsed())
     }
 
     async fn serve_and_drain(&self, orders: &mut watch::Receiver<Order>) {
@@ -234,6 +245,10 @@ impl Worker {
     async fn react(self: Rc<Self>, mut reactor: Reactor) {
         loop {
             let on = |ready: Ready| {
+                if self.is_resting.get() {
+                    // It is told once more when all goes on.
+                    return;
+                }
                 let now = self.now();
                 self.guarded(ready.key, now, |core| core.on_ready(ready, now));
             };
@@ -251,6 +266,9 @@ impl Worker {
         loop {
             self.again.notified().await;
             tokio::task::yield_now().await;
+            if self.is_resting.get() {
+                continue;
+            }
             let now = self.now();
             // Bound first: in the head of the loop the borrow would last as long as the loop.
             let again = std::mem::take(&mut self.core.borrow_mut().again);
@@ -285,6 +303,10 @@ impl Worker {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            if self.is_resting.get() {
+                self.shard.beat();
+                continue;
+            }
             let now = self.now();
             let due = self.core.borrow_mut().wheel.advance(now);
             for (key, at) in due {
@@ -345,6 +367,10 @@ impl Worker {
             fastrand::shuffle(&mut keys);
             let (start, total) = (Instant::now(), keys.len());
             while !keys.is_empty() {
+                if self.is_resting.get() {
+                    tokio::time::sleep(SPREAD_STEP).await;
+                    continue;
+                }
                 let left = total - share_of(total, start.elapsed(), self.config.drain_time);
                 let now = self.now();
                 for key in keys.drain(left..) {
@@ -388,7 +414,7 @@ impl Worker {
         wire: Wire,
         deadline: Instant,
     ) -> Result<Admission, Refusal> {
-        if self.is_draining.get() {
+        if self.is_draining.get() || self.is_resting.get() {
             return Err(Refusal::Draining);
         }
         if self.metrics.sessions() >= self.max_sessions as u64 {
@@ -405,7 +431,7 @@ impl Worker {
         let Some(confirmation) = joined.confirmation else { return Ok(admission) };
         let deadline = deadline.min(Instant::now() + self.config.redis.subscribe_timeout);
         match tokio::time::timeout_at(deadline, confirmation).await {
-            Ok(Ok(Ok(()))) if self.is_draining.get() => Err(Refusal::Draining),
+            Ok(Ok(Ok(()))) if self.is_draining.get() || self.is_resting.get() => Err(Refusal::Draining),
             Ok(Ok(Ok(()))) => Ok(admission),
             Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
             Ok(Err(_)) | Err(_) => Err(Refusal::BrokerSlow),
@@ -437,6 +463,10 @@ impl Admission {
     /// Gives the session its socket: `head`, the 101, is the first it sends, and the bytes that
     /// came behind the request the first it reads.
     pub(crate) fn attach(mut self, socket: OwnedFd, head: &[u8], read_ahead: &[u8]) {
+        if self.worker.is_resting.get() {
+            // Its session would belong to nobody.
+            return;
+        }
         let Some(key) = self.key.take() else { return };
         let worker = &self.worker;
         let now = worker.now();
@@ -540,6 +570,9 @@ impl Sink for Worker {
     }
 
     fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text> {
+        if self.is_resting.get() {
+            return Vec::new();
+        }
         let mut core = self.core.borrow_mut();
         let taken = core.unpublished.take(node, max_bytes);
         core.release_held();

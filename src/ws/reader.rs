@@ -59,6 +59,18 @@ impl Reader {
         !self.unread.is_empty()
     }
 
+    /// Its bytes that were read and not judged, and the message whose last frame has not come: whether
+    /// it is a text, and its payload so far.
+    pub(crate) fn parts(&self) -> (&[u8], Option<(bool, &[u8])>) {
+        (&self.unread, self.unfinished.as_ref().map(|message| (message.is_text, &*message.payload)))
+    }
+
+    /// Goes on where another stopped.
+    pub(crate) fn from_parts(unread: Vec<u8>, unfinished: Option<(bool, Vec<u8>)>) -> Self {
+        let unfinished = unfinished.map(|(is_text, payload)| Box::new(Unfinished { is_text, payload }));
+        Self { unread, unfinished }
+    }
+
     /// Judges `fresh`, the bytes just read, after those kept from before, and hands each
     /// whole message to `on` until it says [`Flow::Pause`] or [`Flow::Stop`].
     /// `fresh` is unmasked in place. Messages may have `max_message_bytes`.

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -64,12 +66,23 @@ impl Webws {
         self.dir.path()
     }
 
+    /// The process that serves: the one that was started, or who took over last.
     pub(crate) fn pid(&self) -> u32 {
-        self.process.pid()
+        self.heirs().pop().unwrap_or(self.process.pid())
+    }
+
+    /// Those who took over, in their order, as the log has them.
+    pub(crate) fn heirs(&self) -> Vec<u32> {
+        let heir = |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"].as_str()?.starts_with("handed over")).then(|| line["pid"].as_u64()?.try_into().ok())?
+        };
+        self.log().lines().filter_map(heir).collect()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        self.process.signal(signal);
+        let pid = Pid::from_raw(self.pid().try_into().expect("a pid is an i32"));
+        kill(pid, signal).unwrap();
     }
 
     pub(crate) fn term(&self) {
@@ -187,6 +200,10 @@ impl Builder {
 impl Drop for Webws {
     /// A failing test shows the log before its directory goes.
     fn drop(&mut self) {
+        for heir in self.heirs() {
+            // Most have ended.
+            kill(Pid::from_raw(heir.try_into().expect("a pid is an i32")), Signal::SIGKILL).ok();
+        }
         if std::thread::panicking() {
             let log = self.log();
             let tail = log.lines().rev().take(30).collect::<Vec<_>>();

@@ -20,6 +20,7 @@ use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -31,7 +32,7 @@ use self::connect::{Settings, SettingsError};
 use self::probe::Probe;
 use self::sentinel::Place;
 use super::placement::{NOWHERE, Node, Owners, Placement};
-use super::{Moved, Sink};
+use super::{Marking, Moved, Sink};
 use crate::config::{Config, RedisAddress, RedisUrl};
 use crate::endpoint::Channel;
 
@@ -53,6 +54,27 @@ const RETRY: Duration = Duration::from_millis(100);
 enum Command {
     Subscribe(Channel),
     Unsubscribe(Channel),
+    /// Subscribes the mark's channel, or unsubscribes it.
+    Mark,
+    Unmark(Channel),
+}
+
+/// A point in the stream of a server, the same for all who listen to it: where it stands still until
+/// somebody says who goes on from there.
+#[derive(Debug)]
+struct Mark {
+    channel: Channel,
+    state: Cell<MarkState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MarkState {
+    Wanted,
+    Subscribed,
+    /// It came, and nothing behind it is read.
+    Reached,
+    /// The link was lost since.
+    Lost,
 }
 
 /// What Redis there is, for all workers.
@@ -103,6 +125,11 @@ pub(crate) struct Links {
     lost_since: Cell<Option<Instant>>,
     /// When to ask again for channels that could not be subscribed for now.
     retry_at: Cell<Option<Instant>>,
+    mark: RefCell<Option<Mark>>,
+    /// Whether the mark is to be published.
+    is_mark_due: Cell<bool>,
+    /// Who reads on when the mark is taken away.
+    stopped: RefCell<Option<Waker>>,
     /// Sharded channels that we are unsubscribing.
     leaving: RefCell<HashSet<Channel>>,
     /// The master that the subscriber is at, where Sentinels name it: texts go there and nowhere
@@ -191,6 +218,45 @@ impl Servers {
 
     pub(super) fn is_reachable(&self, channel: &Channel) -> bool {
         self.at(self.placement.node_of(channel)).is_reachable()
+    }
+
+    /// The links that are in use.
+    fn kept(&self) -> Vec<Rc<Links>> {
+        let links = self.links.borrow();
+        let is_kept = |links: &&Rc<Links>| {
+            links.state.get() == LinksState::Kept && (self.cluster.is_none() || links.node != NOWHERE)
+        };
+        links.iter().filter(is_kept).cloned().collect()
+    }
+
+    pub(super) fn set_mark(&self, name: &str) {
+        self.kept().iter().for_each(|links| links.set_mark(name));
+    }
+
+    pub(super) fn publish_mark(&self) {
+        for links in self.kept() {
+            links.is_mark_due.set(true);
+            links.texts_wait.notify_one();
+        }
+    }
+
+    pub(super) fn marking(&self) -> Marking {
+        let states: Vec<_> = self.kept().iter().map(|links| links.mark_state()).collect();
+        let all =
+            |expected: &[MarkState]| states.iter().all(|state| state.is_some_and(|state| expected.contains(&state)));
+        if states.is_empty() || states.contains(&None) || states.contains(&Some(MarkState::Lost)) {
+            Marking::Lost
+        } else if all(&[MarkState::Reached]) {
+            Marking::Reached
+        } else if all(&[MarkState::Reached, MarkState::Subscribed]) {
+            Marking::Set
+        } else {
+            Marking::Asked
+        }
+    }
+
+    pub(super) fn release(&self) {
+        self.links.borrow().iter().for_each(|links| links.release());
     }
 
     pub(super) fn wake_publishers(&self) {
@@ -299,6 +365,9 @@ impl Links {
             audited_at: Cell::new(Instant::now()),
             lost_since: Cell::new(None),
             retry_at: Cell::new(None),
+            mark: RefCell::default(),
+            is_mark_due: Cell::new(false),
+            stopped: RefCell::default(),
             leaving: RefCell::default(),
             subscriber_at: RefCell::default(),
             probe: Probe::new(),
@@ -318,6 +387,41 @@ impl Links {
                 () = links.left() => links.set_state(LinksState::Gone),
             }
         });
+    }
+
+    /// Wants the stream to stop at a mark: at what is published on a channel of this node's own, which
+    /// begins with `name`.
+    fn set_mark(&self, name: &str) {
+        let channel = Channel::from(format!("{name}:{}", self.settings.server()));
+        self.mark.replace(Some(Mark { channel, state: Cell::new(MarkState::Wanted) }));
+        self.command(Command::Mark);
+    }
+
+    fn mark_state(&self) -> Option<MarkState> {
+        self.mark.borrow().as_ref().map(|mark| mark.state.get())
+    }
+
+    fn set_mark_state(&self, state: MarkState) {
+        if let Some(mark) = &*self.mark.borrow() {
+            mark.state.set(state);
+        }
+    }
+
+    fn is_mark(&self, channel: &[u8]) -> bool {
+        self.mark.borrow().as_ref().is_some_and(|mark| *mark.channel == *channel)
+    }
+
+    /// Goes on behind the mark.
+    fn release(&self) {
+        self.is_mark_due.set(false);
+        if let Some(mark) = self.mark.take()
+            && mark.state.get() != MarkState::Lost
+        {
+            self.command(Command::Unmark(mark.channel));
+        }
+        if let Some(stopped) = self.stopped.take() {
+            stopped.wake();
+        }
     }
 
     fn set_state(&self, state: LinksState) {

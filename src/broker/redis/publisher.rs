@@ -63,6 +63,11 @@ async fn serve(
         if !links.is_where_the_subscriber_is(master) {
             return LinkError::Elsewhere;
         }
+        if links.is_mark_due.take()
+            && let Err(error) = publish_mark(links, connection).await
+        {
+            return error;
+        }
         let now = Instant::now();
         if links.probe.due_at().is_some_and(|at| at <= now)
             && let Err(error) = publish_probe(links, connection).await
@@ -129,6 +134,23 @@ async fn publish(
 
 fn command(links: &Links, channel: &[u8]) -> &'static str {
     if links.placement.is_sharded(channel) { "SPUBLISH" } else { "PUBLISH" }
+}
+
+async fn publish_mark(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+    let mut publish = redis::cmd("PUBLISH");
+    match &*links.mark.borrow() {
+        Some(mark) => publish.arg(&*mark.channel).arg("x"),
+        None => return Ok(()),
+    };
+    let timeout = links.settings.response_timeout;
+    match tokio::time::timeout(timeout, ask(connection, &publish)).await {
+        Ok(Ok(_)) => {}
+        // Nobody comes to it, then, and they say so.
+        Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis does not take the mark"),
+        Ok(Err(error)) => return Err(LinkError::Ended(error)),
+        Err(_) => return Err(LinkError::Silent("Redis".to_owned(), timeout)),
+    }
+    Ok(())
 }
 
 async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::subscriber::{on_heard, on_message, on_pause, on_unsubscribed};
+use super::subscriber::{is_stopped, on_heard, on_message, on_pause, on_unsubscribed};
 use crate::broker::placement::Node;
 
 /// How bytes reach Redis.
@@ -77,7 +77,7 @@ impl Sieve {
     }
 
     fn sift_all(&mut self) {
-        while self.passing == 0 {
+        while self.passing == 0 && !is_stopped(self.node, None) {
             let unread = self.buffer.get(self.unread.clone()).unwrap_or_default();
             match next(unread) {
                 Next::Message { channel, payload, len } => {
@@ -125,6 +125,10 @@ impl AsyncRead for Sieve {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         for _ in 0..READS_PER_TURN {
             self.sift();
+            if is_stopped(self.node, Some(cx.waker())) {
+                on_pause(self.node);
+                return Poll::Pending;
+            }
             if self.passing > 0 || self.has_ended {
                 let step = self.passing.min(out.remaining());
                 let from = self.unread.start;

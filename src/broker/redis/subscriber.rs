@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
 use super::supervisor::Backoff;
-use super::{Command, Links, Roster};
+use super::{Command, Links, MarkState, Roster};
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Refused, Sink};
 use crate::endpoint::Channel;
@@ -69,10 +70,24 @@ fn with_target<T>(Node(node): Node, act: impl FnOnce(&dyn Sink, &Links) -> T) ->
 /// A message, in the order of the stream.
 pub(super) fn on_message(node: Node, channel: &[u8], payload: &[u8]) {
     with_target(node, |sink, links| {
-        if !links.probe.takes(channel, payload) {
+        if links.is_mark(channel) {
+            links.set_mark_state(MarkState::Reached);
+        } else if !links.probe.takes(channel, payload) {
             sink.on_publication(channel, payload);
         }
     });
+}
+
+/// Whether the stream stands still; `waker` is woken when it goes on.
+pub(super) fn is_stopped(node: Node, waker: Option<&Waker>) -> bool {
+    let told = with_target(node, |_, links| {
+        let is_stopped = links.mark_state() == Some(MarkState::Reached);
+        if let Some(waker) = waker.filter(|_| is_stopped) {
+            links.stopped.replace(Some(waker.clone()));
+        }
+        is_stopped
+    });
+    told.unwrap_or_default()
 }
 
 /// Messages came.
@@ -111,7 +126,7 @@ pub(super) fn on_push(node: Node, push: PushInfo) -> Result<(), std::convert::In
         (&push.kind, push.data.as_slice())
     {
         with_target(node, |sink, links| {
-            if !links.probe.is_on(channel) {
+            if !links.probe.is_on(channel) && !links.is_mark(channel) {
                 sink.on_subscribed(node, channel);
             }
         });
@@ -138,6 +153,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                 links.probe.end();
                 links.leaving.borrow_mut().clear();
                 links.retry_at.set(None);
+                links.set_mark_state(MarkState::Lost);
                 if links.lost_since.get().is_none() && (sink.subscribed(links.node) > 0 || !links.is_deaf()) {
                     // What the probe heard says nothing about a subscription that Redis forgot.
                     let is_forgotten = matches!(error, LinkError::Fewer(_));
@@ -331,12 +347,21 @@ async fn subscribe_all(
 async fn obey(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     loop {
         let (mut join, mut leave) = (Vec::new(), Vec::new());
+        let mut mark = None;
         {
             let mut commands = links.commands.borrow_mut();
             while join.len() + leave.len() < CHUNK {
                 match commands.pop_front() {
                     Some(Command::Subscribe(channel)) if leave.is_empty() => join.push(channel),
                     Some(Command::Unsubscribe(channel)) if join.is_empty() => leave.push(channel),
+                    Some(Command::Mark) if join.is_empty() && leave.is_empty() => {
+                        mark = Some((true, links.mark.borrow().as_ref().map(|mark| mark.channel.clone())));
+                        break;
+                    }
+                    Some(Command::Unmark(channel)) if join.is_empty() && leave.is_empty() => {
+                        mark = Some((false, Some(channel)));
+                        break;
+                    }
                     Some(other_kind) => {
                         commands.push_front(other_kind);
                         break;
@@ -349,6 +374,10 @@ async fn obey(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnec
             subscribe(links, sink, connection, &join).await?;
         } else if !leave.is_empty() {
             unsubscribe(links, connection, leave).await?;
+        } else if let Some((is_wanted, channel)) = mark {
+            if let Some(channel) = channel {
+                set_mark(links, connection, is_wanted, &channel).await?;
+            }
         } else {
             return Ok(());
         }
@@ -376,6 +405,26 @@ async fn subscribe(
             Err(error) => refuse(sink, channel, &error),
             Ok(_) => {}
         }
+    }
+    Ok(())
+}
+
+/// Never sharded: at its node it is in one order with everything all the same.
+async fn set_mark(
+    links: &Links,
+    connection: &mut MultiplexedConnection,
+    is_wanted: bool,
+    channel: &Channel,
+) -> Result<(), LinkError> {
+    let mut command = redis::cmd(if is_wanted { "SUBSCRIBE" } else { "UNSUBSCRIBE" });
+    command.arg(&**channel);
+    match answered(links, ask(connection, &command)).await {
+        Ok(_) if is_wanted && links.is_mark(channel) && links.mark_state() == Some(MarkState::Wanted) => {
+            links.set_mark_state(MarkState::Subscribed);
+        }
+        Ok(_) => {}
+        Err(LinkError::Ended(error)) if is_refusal(&error) => links.set_mark_state(MarkState::Lost),
+        Err(error) => return Err(error),
     }
     Ok(())
 }

@@ -1,0 +1,146 @@
+//! The control socket: a line is asked, a line is answered. Only root and our own user may.
+//!
+//! `upgrade` hands everything over to a new process, and answers when that is done or has failed.
+//! May not enter: how that is done.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::os::{self, socket::FileId};
+
+/// Who may open it: its owner.
+const MODE: u32 = 0o600;
+
+/// The longest line that is asked.
+const MAX_LINE: u64 = 64;
+
+/// How long an answer may take: longer than any hand-over.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Somebody wants a hand-over, and to hear what came of it.
+#[derive(Debug)]
+pub(crate) struct Request(pub(crate) oneshot::Sender<Outcome>);
+
+/// What came of a request, in a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    is_done: bool,
+    text: String,
+}
+
+impl Outcome {
+    pub(crate) const BUSY: &str = "a hand-over is under way already: wait for it";
+
+    pub(crate) fn busy() -> Self {
+        Self::failed(Self::BUSY.to_owned())
+    }
+
+    pub(crate) fn done(text: String) -> Self {
+        Self { is_done: true, text }
+    }
+
+    pub(crate) fn failed(text: String) -> Self {
+        Self { is_done: false, text }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn line(&self) -> String {
+        format!("{} {}\n", if self.is_done { "done" } else { "failed" }, self.text.replace('\n', " "))
+    }
+}
+
+/// Listens until it is dropped; its file goes with it, unless another process has put its own there.
+#[derive(Debug)]
+pub(crate) struct Control {
+    path: PathBuf,
+    file: FileId,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        os::socket::remove_own(&self.path, self.file);
+    }
+}
+
+/// Passes what is asked at `path` on to `requests`.
+///
+/// # Errors
+/// When the socket cannot be made there.
+pub(crate) fn listen(path: &Path, requests: mpsc::Sender<Request>) -> io::Result<Control> {
+    let (socket, file) = os::socket::bind_unix(path, MODE, None)?;
+    os::socket::prepare_listener(socket.as_fd())?;
+    let listener = UnixListener::from_std(StdListener::from(socket))?;
+    let accepting = tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(answer(stream, requests.clone()))),
+                Err(error) => {
+                    tracing::debug!(%error, "nobody could be let in at the control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    Ok(Control { path: path.to_owned(), file, accepting })
+}
+
+async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
+    // Its file's mode says the same, unless somebody has changed it.
+    let is_allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == os::limit::own_user());
+    let mut stream = tokio::io::BufReader::new(stream);
+    let mut line = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(5), (&mut stream).take(MAX_LINE).read_line(&mut line)).await;
+    let outcome = match (read, line.trim_end()) {
+        (Err(_) | Ok(Err(_)), _) => return,
+        _ if !is_allowed => Outcome::failed("only root and the user that webws runs as may ask".to_owned()),
+        (_, "upgrade") => {
+            let (tell, told) = oneshot::channel();
+            let ended = || Outcome::failed("the server stops".to_owned());
+            match requests.send(Request(tell)).await {
+                Ok(()) => told.await.unwrap_or_else(|_| ended()),
+                Err(_) => ended(),
+            }
+        }
+        _ => Outcome::failed("what is that? \"upgrade\" is all there is".to_owned()),
+    };
+    // Who asked may have gone.
+    drop(stream.write_all(outcome.line().as_bytes()).await);
+}
+
+/// Asks the server whose control socket is at `path` to hand over to a new process; returns what it says
+/// when that is done.
+///
+/// # Errors
+/// Why it was not done, in a sentence.
+pub fn upgrade(path: &Path) -> Result<String, String> {
+    let ask = || -> io::Result<String> {
+        let mut stream = StdStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"upgrade\n")?;
+        let mut line = String::new();
+        BufReader::new(stream.take(1 << 16)).read_line(&mut line)?;
+        Ok(line)
+    };
+    let line = ask().map_err(|error| {
+        let path = path.display();
+        format!("the control socket {path} cannot be used: {error}; does webws run, with control = \"{path}\"?")
+    })?;
+    match line.trim_end().split_once(' ') {
+        Some(("done", text)) => Ok(text.to_owned()),
+        Some(("failed", text)) => Err(text.to_owned()),
+        _ => Err("the server ended without an answer; its log says why".to_owned()),
+    }
+}

@@ -1,0 +1,322 @@
+//! The old process' side: starts the new one, hands everything over, and can go on at any moment until
+//! the other has said that it serves.
+//!
+//! It runs on a thread of its own and waits; the workers go on meanwhile.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_bytes::ByteBuf;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::protocol::{FULL_BYTES, Hello, Line, MAX_SESSIONS, Message, PortableListener, ProtocolError};
+use super::take::VARIABLE;
+use crate::endpoint::Channel;
+use crate::os::descriptors::{self, Lent};
+use crate::worker::handover::{Answer, Ask, Collected};
+
+/// How long the new process may take to say who it is: as long as a unit's start.
+const HELLO: Duration = Duration::from_secs(20);
+
+/// How long it may take to be connected and subscribed. Nobody waits for it meanwhile.
+const READY: Duration = Duration::from_secs(60);
+
+/// How long each step may take while everything stands still.
+const STEP: Duration = Duration::from_secs(5);
+
+/// How long connections that were accepted may wait for their worker.
+const INLETS: Duration = Duration::from_secs(2);
+
+/// Channels in one message.
+const NAMES: usize = 10_000;
+
+/// What is started: the binary at the path it was started from, whatever stands there now.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+/// What is handed over.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    pub(crate) asks: Vec<mpsc::Sender<Ask>>,
+    pub(crate) listeners: Vec<(PortableListener, Lent)>,
+    pub(crate) broker: String,
+    /// Whether connections are accepted.
+    pub(crate) accepting: Arc<watch::Sender<bool>>,
+    /// How many connections wait for their worker.
+    pub(crate) waiting: Waiting,
+}
+
+/// Counts accepted connections that no worker has taken.
+pub(crate) type Waiting = Arc<dyn CountsWaiting>;
+
+pub(crate) trait CountsWaiting: std::fmt::Debug + Send + Sync {
+    fn waiting(&self) -> usize;
+}
+
+/// An attempt that may be broken off from elsewhere.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Attempt(Arc<Mutex<Breakable>>);
+
+#[derive(Debug, Default)]
+struct Breakable {
+    child: Option<Child>,
+    is_broken_off: bool,
+}
+
+/// A hand-over that is done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// The new process.
+    pub(crate) pid: u32,
+    pub(crate) version: String,
+    pub(crate) sessions: usize,
+    /// How long nobody was served.
+    pub(crate) standstill: Duration,
+    /// Open until this process ends: the other waits for that.
+    pub(crate) line: Line,
+}
+
+/// Why all goes on here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GiveError {
+    #[error("{} cannot be started: {source}", path.display())]
+    Start { path: PathBuf, source: io::Error },
+    #[error("the new process: {0}")]
+    Protocol(#[from] ProtocolError),
+    #[error("the new process ended ({0}); what it wrote to the log says why")]
+    Ended(std::process::ExitStatus),
+    #[error("{0}")]
+    Here(String),
+}
+
+impl Program {
+    /// The binary that runs, with its arguments. Asked for at the start: later, its file may be another.
+    ///
+    /// # Errors
+    /// When the system does not say where it is.
+    pub(crate) fn own() -> io::Result<Self> {
+        Ok(Self { path: std::env::current_exe()?, arguments: std::env::args_os().skip(1).collect() })
+    }
+}
+
+impl Attempt {
+    /// Ends it: all goes on here.
+    pub(crate) fn break_off(&self) {
+        let mut this = self.lock();
+        this.is_broken_off = true;
+        if let Some(child) = &mut this.child {
+            // It may have ended by itself.
+            drop(child.kill());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Breakable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn started(&self, child: Child) -> u32 {
+        let pid = child.id();
+        let mut this = self.lock();
+        this.child = Some(child);
+        if this.is_broken_off {
+            drop(this.child.as_mut().map(Child::kill));
+        }
+        pid
+    }
+
+    /// Makes sure that the new process does nothing any more; returns how it ended, if it did so by itself.
+    fn end_child(&self) -> Option<std::process::ExitStatus> {
+        let mut child = self.lock().child.take()?;
+        // It may be about to end, and its status says more than that it was killed.
+        let deadline = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+            rest(Duration::from_millis(5));
+        }
+        drop(child.kill());
+        drop(child.wait());
+        None
+    }
+}
+
+impl Site {
+    /// Hands everything over to a new process of `program`. It waits; not for async code.
+    ///
+    /// # Errors
+    /// Why that was not possible. Everything goes on here then.
+    pub(crate) fn give(&self, program: &Program, attempt: &Attempt) -> Result<Done, GiveError> {
+        let start = |source| GiveError::Start { path: program.path.clone(), source };
+        let (ours, theirs) = UnixStream::pair().map_err(start)?;
+        let mut command = Command::new(&program.path);
+        command.args(&program.arguments).env(VARIABLE, theirs.as_raw_fd().to_string());
+        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
+            // They speak of this process.
+            command.env_remove(name);
+        }
+        descriptors::inherit(&mut command, &theirs);
+        let pid = attempt.started(command.spawn().map_err(start)?);
+        drop(theirs);
+        let line = Line::new(ours);
+        match self.talk(&line) {
+            Ok((version, sessions, standstill)) => Ok(Done { pid, version, sessions, standstill, line }),
+            Err(error) => {
+                drop(line);
+                let ended = attempt.end_child();
+                self.ask_all(|| Ask::GoOn);
+                self.accepting.send_replace(true);
+                Err(match (ended, error) {
+                    (Some(status), GiveError::Protocol(ProtocolError::Ended)) => GiveError::Ended(status),
+                    (_, error) => error,
+                })
+            }
+        }
+    }
+
+    /// Returns the other's version, how many sessions it has, and how long nobody was served.
+    fn talk(&self, line: &Line) -> Result<(String, usize, Duration), GiveError> {
+        let hello = match line.hear(HELLO)? {
+            (Message::Hello(hello), _) => hello,
+            (other, _) => return Err(out_of_turn(&other)),
+        };
+        hello.check()?;
+        let mark = format!("webws:probe:{:016x}", fastrand::u64(..));
+        let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
+        let broker = self.broker.clone();
+        line.say(&Message::Listeners { hello: Hello::own(), listeners, broker, mark: mark.clone() }, &sockets, STEP)?;
+        let mut known = HashSet::new();
+        self.say_channels(line, &mut known)?;
+        expect_ready(line, READY)?;
+        self.all(|tell| Ask::SetMark(mark.clone(), tell))?;
+
+        // No connections come any more, and those that came become sessions.
+        self.accepting.send_replace(false);
+        let deadline = Instant::now() + INLETS;
+        while self.waiting.waiting() > 0 && Instant::now() < deadline {
+            rest(Duration::from_millis(1));
+        }
+        self.all(Ask::Settle)?;
+
+        // From here on nobody is served.
+        let stood_still = Instant::now();
+        self.all(Ask::Rest)?;
+        self.say_channels(line, &mut known)?;
+        expect_ready(line, STEP)?;
+        // One worker speaks for all: their streams are of the same servers.
+        self.asks.iter().take(1).for_each(|worker| drop(worker.blocking_send(Ask::PublishMark)));
+        self.all(Ask::AwaitMark)?;
+        line.say(&Message::Marked, &[], STEP)?;
+        let mut sessions = 0;
+        for (worker, asks) in self.asks.iter().enumerate() {
+            let collected = ask(asks, Ask::Collect)?;
+            sessions += collected.sessions.len();
+            say_worker(line, worker, collected)?;
+        }
+        line.say(&Message::End, &[], STEP)?;
+        match line.hear(STEP)? {
+            (Message::Adopted, _) => {}
+            (other, _) => return Err(out_of_turn(&other)),
+        }
+        line.say(&Message::Commit, &[], STEP)?;
+        match line.hear(STEP)? {
+            (Message::Serving, _) => {}
+            (other, _) => return Err(out_of_turn(&other)),
+        }
+        Ok((hello.version, sessions, stood_still.elapsed()))
+    }
+
+    /// Says which channels there are that are not `known` yet.
+    fn say_channels(&self, line: &Line, known: &mut HashSet<(usize, Channel)>) -> Result<(), GiveError> {
+        for (worker, asks) in self.asks.iter().enumerate() {
+            let names = ask(asks, Ask::Channels)?;
+            let new: Vec<_> = names.into_iter().filter(|name| known.insert((worker, name.clone()))).collect();
+            for names in new.chunks(NAMES) {
+                let names = names.iter().map(|name| ByteBuf::from(&**name)).collect();
+                line.say(&Message::Channels { worker, names }, &[], STEP)?;
+            }
+        }
+        Ok(line.say(&Message::End, &[], STEP)?)
+    }
+
+    /// Asks all workers, and waits for all of their answers.
+    fn all(&self, ask: impl Fn(Answer) -> Ask) -> Result<(), GiveError> {
+        let (tells, answers): (Vec<_>, Vec<_>) = self.asks.iter().map(|_| oneshot::channel()).unzip();
+        for (worker, tell) in self.asks.iter().zip(tells) {
+            // One that has ended does not answer either.
+            drop(worker.blocking_send(ask(tell)));
+        }
+        for answer in answers {
+            answer.blocking_recv().map_err(|_| gone())?.map_err(GiveError::Here)?;
+        }
+        Ok(())
+    }
+
+    /// Tells all workers.
+    pub(crate) fn ask_all(&self, ask: impl Fn() -> Ask) {
+        for worker in &self.asks {
+            drop(worker.blocking_send(ask()));
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this thread serves nobody")]
+fn rest(time: Duration) {
+    std::thread::sleep(time);
+}
+
+fn gone() -> GiveError {
+    GiveError::Here("a worker has ended".to_owned())
+}
+
+fn ask<T>(worker: &mpsc::Sender<Ask>, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, GiveError> {
+    let (tell, told) = oneshot::channel();
+    worker.blocking_send(ask(tell)).map_err(|_| gone())?;
+    told.blocking_recv().map_err(|_| gone())
+}
+
+fn expect_ready(line: &Line, limit: Duration) -> Result<(), GiveError> {
+    match line.hear(limit)? {
+        (Message::Ready, _) => Ok(()),
+        (other, _) => Err(out_of_turn(&other)),
+    }
+}
+
+/// Says a worker's sessions, so many at a time that few descriptors are under way: unread ones count
+/// against the limit of open files (unix(7), ETOOMANYREFS).
+fn say_worker(line: &Line, worker: usize, collected: Collected) -> Result<(), GiveError> {
+    let mut sessions = collected.sessions.into_iter().peekable();
+    while sessions.peek().is_some() {
+        let (mut some, mut sockets, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while some.len() < MAX_SESSIONS
+            && bytes < FULL_BYTES
+            && let Some((session, socket)) = sessions.next()
+        {
+            bytes += session.size();
+            some.push(session);
+            sockets.push(socket);
+        }
+        line.say(&Message::Sessions { worker, sessions: some }, &sockets, STEP)?;
+        match line.hear(STEP)? {
+            (Message::Taken, _) => {}
+            (other, _) => return Err(out_of_turn(&other)),
+        }
+    }
+    Ok(line.say(&Message::Texts { worker, texts: collected.texts }, &[], STEP)?)
+}
+
+fn out_of_turn(message: &Message) -> GiveError {
+    let words = format!("{message:?}");
+    let name = words.split([' ', '(', '{']).next().unwrap_or_default();
+    GiveError::Protocol(ProtocolError::Nonsense(format!("{name} is not what should come here")))
+}

@@ -1,0 +1,17 @@
+//! One process takes over from another while every WebSocket stays connected.
+//!
+//! The old process starts the new one (`give.rs`) and hands it its listeners and the names of its channels.
+//! The new one (`take.rs`) connects and subscribes everything while the old one serves. Then the old one
+//! rests; a mark in Redis' streams says up to where it delivers, and from where the other does; the
+//! sessions follow, each as words and its socket. Until the new process has said that it serves, the old
+//! one can go on as if nothing had been asked, and does when anything fails.
+//!
+//! `protocol.rs` has the messages. May not enter: what a session is (`session/portable.rs`), how a worker
+//! rests (`worker/handover.rs`).
+
+mod give;
+pub(crate) mod protocol;
+mod take;
+
+pub(crate) use give::{Attempt, CountsWaiting, Done, GiveError, Program, Site};
+pub(crate) use take::{Listeners, Predecessor};

@@ -1,0 +1,204 @@
+//! What two processes say to each other: a head of eight bytes, then a message of MessagePack, with
+//! descriptors at its first byte. Fields that are not known are passed over, and those that an
+//! older version does not send have defaults, so that neighbouring versions understand each other.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::os::descriptors::{self, Lent};
+use crate::session::portable::Portable;
+use crate::worker::PortableText;
+
+/// What this version speaks, and the oldest that it understands. A change that an older version would
+/// misunderstand, rather than pass over, raises both.
+pub(crate) const FORMAT: u32 = 1;
+pub(crate) const OLDEST: u32 = 1;
+
+/// What every message starts with; its length and the number of its descriptors follow.
+const MAGIC: [u8; 2] = *b"Wh";
+const HEAD_BYTES: usize = 8;
+
+/// Sessions in one message: one descriptor each.
+pub(crate) const MAX_SESSIONS: usize = descriptors::MAX_DESCRIPTORS;
+
+/// Bytes of a message beyond which no more sessions go into it.
+pub(crate) const FULL_BYTES: usize = 4 << 20;
+
+/// The longest message. A session alone may have a gigabyte that was not sent, if it was configured so.
+const MAX_BYTES: usize = u32::MAX as usize;
+
+/// The messages, in the order in which they are sent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// The new process: who it is.
+    Hello(Hello),
+    /// The old one: its listeners, as descriptors in the same order.
+    Listeners { hello: Hello, listeners: Vec<PortableListener>, broker: String, mark: String },
+    /// Some names of a worker's channels, until [`Message::End`]: all while it serves, and the few that
+    /// came since when it rests.
+    Channels { worker: usize, names: Vec<ByteBuf> },
+    /// The new one, to each list of channels: they and the mark are subscribed.
+    Ready,
+    /// The old one: its streams stand at the mark, sessions follow.
+    Marked,
+    /// Some sessions of a worker, as descriptors in the same order.
+    Sessions { worker: usize, sessions: Vec<Portable> },
+    /// All texts of a worker that wait to be published.
+    Texts { worker: usize, texts: Vec<PortableText> },
+    /// The new one, after each message with sessions: so many descriptors are not under way any more.
+    Taken,
+    /// The old one: that was all, of channels or of sessions.
+    End,
+    /// The new one: all of it is there, and its streams stand at the mark.
+    Adopted,
+    /// The old one: go on.
+    Commit,
+    /// The new one: it serves.
+    Serving,
+    /// The new one: it cannot.
+    Refused { why: String },
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    format: u32,
+    oldest: u32,
+    pub(crate) version: String,
+}
+
+/// A listener on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PortableListener {
+    /// What was configured; none when systemd gave it.
+    pub(crate) address: Option<String>,
+    /// Device and inode of the socket file that we made.
+    #[serde(default)]
+    pub(crate) file: Option<(u64, u64)>,
+}
+
+/// Why the two do not understand each other.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProtocolError {
+    #[error("it ended")]
+    Ended,
+    #[error("it did not say anything within {0:?}")]
+    Silent(Duration),
+    #[error("{0}")]
+    Io(io::Error),
+    #[error("what it said makes no sense: {0}")]
+    Nonsense(String),
+    #[error(
+        "it is of version {version} and speaks another format (understands {oldest} to {format}, here it is {OLDEST} to {FORMAT})"
+    )]
+    Format { version: String, oldest: u32, format: u32 },
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Hello {
+    pub(crate) fn own() -> Self {
+        Self { format: FORMAT, oldest: OLDEST, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
+    /// Whether one of the two understands the other's words.
+    pub(crate) fn check(&self) -> Result<(), ProtocolError> {
+        if self.format >= OLDEST && self.oldest <= FORMAT {
+            return Ok(());
+        }
+        let Self { version, oldest, format } = self.clone();
+        Err(ProtocolError::Format { version, oldest, format })
+    }
+}
+
+/// The way between the two.
+#[derive(Debug)]
+pub(crate) struct Line(UnixStream);
+
+impl Line {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self(stream)
+    }
+
+    /// # Errors
+    /// When the other has ended, or takes nothing within `limit`.
+    pub(crate) fn say(&self, message: &Message, descriptors: &[Lent], limit: Duration) -> Result<(), ProtocolError> {
+        let io = |error| ProtocolError::of(error, limit);
+        let mut bytes = vec![0; HEAD_BYTES];
+        rmp_serde::encode::write_named(&mut bytes, message)
+            .map_err(|error| ProtocolError::Nonsense(error.to_string()))?;
+        let len = u32::try_from(bytes.len() - HEAD_BYTES)
+            .map_err(|_| ProtocolError::Nonsense("a message has more than 4 GiB".to_owned()))?;
+        let count = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
+        let head = [&MAGIC[..], &len.to_be_bytes(), &count.to_be_bytes()].concat();
+        for (place, byte) in bytes.iter_mut().zip(head) {
+            *place = byte;
+        }
+        self.0.set_write_timeout(Some(limit)).map_err(io)?;
+        descriptors::send(&self.0, &bytes, descriptors).map_err(io)
+    }
+
+    /// The next message and its descriptors.
+    ///
+    /// # Errors
+    /// When the other has ended, says nothing within `limit`, says nonsense, or refuses.
+    pub(crate) fn hear(&self, limit: Duration) -> Result<(Message, Vec<OwnedFd>), ProtocolError> {
+        let io = |error| ProtocolError::of(error, limit);
+        self.0.set_read_timeout(Some(limit)).map_err(io)?;
+        let mut head = [0; HEAD_BYTES];
+        let descriptors = descriptors::receive(&self.0, &mut head).map_err(io)?;
+        let (len, count) = lengths(head)?;
+        let mut bytes = Vec::new();
+        // Grows with what comes, whatever was announced.
+        let read = (&self.0).take(len as u64).read_to_end(&mut bytes).map_err(io)?;
+        if read < len {
+            return Err(ProtocolError::Ended);
+        }
+        if descriptors.len() != count {
+            return Err(ProtocolError::Nonsense(format!("{count} descriptors announced, {} came", descriptors.len())));
+        }
+        match decode(&bytes)? {
+            Message::Refused { why } => Err(ProtocolError::Refused(why)),
+            message => Ok((message, descriptors)),
+        }
+    }
+
+    /// Waits for the other to end.
+    pub(crate) fn await_end(&self, limit: Duration) {
+        // However it ends, it has.
+        drop(self.0.set_read_timeout(Some(limit)));
+        drop((&self.0).read(&mut [0]));
+    }
+}
+
+fn lengths(head: [u8; HEAD_BYTES]) -> Result<(usize, usize), ProtocolError> {
+    let [m0, m1, l0, l1, l2, l3, c0, c1] = head;
+    if [m0, m1] != MAGIC {
+        return Err(ProtocolError::Nonsense("no message starts like that".to_owned()));
+    }
+    let (len, count) = (u32::from_be_bytes([l0, l1, l2, l3]) as usize, usize::from(u16::from_be_bytes([c0, c1])));
+    if len > MAX_BYTES || count > MAX_SESSIONS {
+        return Err(ProtocolError::Nonsense(format!("a message of {len} bytes and {count} descriptors")));
+    }
+    Ok((len, count))
+}
+
+/// A message's words; whatever they are, this ends with a message or an error.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Message, ProtocolError> {
+    rmp_serde::from_slice(bytes).map_err(|error| ProtocolError::Nonsense(error.to_string()))
+}
+
+impl ProtocolError {
+    fn of(error: io::Error, limit: Duration) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent(limit),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Ended,
+            _ => Self::Io(error),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The new process' side: prepares everything while the old one serves, takes the sessions, and goes on
+//! when it is told to. Whatever fails before, it says so and ends: the old one goes on.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
+use crate::endpoint::Channel;
+use crate::os::descriptors;
+use crate::worker::handover::{Adopted, Answer, Ask};
+
+/// The variable with the number of the descriptor that leads to the old process.
+pub(crate) const VARIABLE: &str = "WEBWS_HANDOVER";
+
+/// How long the old process may be silent: it does nothing but wait for us.
+const STEP: Duration = Duration::from_secs(5);
+
+/// The same while it looks for its last handshakes and for Redis' answers.
+const LONG_STEP: Duration = Duration::from_secs(60);
+
+/// How long it may take to leave.
+const LEAVING: Duration = Duration::from_secs(10);
+
+/// The process that everything is taken from.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    line: Line,
+    mark: String,
+    broker: String,
+    pub(crate) version: String,
+}
+
+/// Listeners as they arrive.
+pub(crate) type Listeners = Vec<(PortableListener, OwnedFd)>;
+
+impl Predecessor {
+    /// The process that started this one to take over from it, and its listeners; `None` if none did.
+    ///
+    /// # Errors
+    /// When what it says cannot be understood.
+    pub(crate) fn find() -> Result<Option<(Self, Listeners)>, ProtocolError> {
+        let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
+        let number: Option<RawFd> = number.to_str().and_then(|number| number.parse().ok());
+        let number = number.ok_or_else(|| ProtocolError::Nonsense(format!("{VARIABLE} is no number")))?;
+        let line = Line::new(descriptors::inherited(number).map_err(ProtocolError::Io)?);
+        line.say(&Message::Hello(Hello::own()), &[], STEP)?;
+        let (message, sockets) = line.hear(STEP)?;
+        let Message::Listeners { hello, listeners, broker, mark } = message else { return Err(out_of_turn()) };
+        hello.check()?;
+        if listeners.len() != sockets.len() {
+            return Err(ProtocolError::Nonsense("not every listener has a socket".to_owned()));
+        }
+        let listeners = listeners.into_iter().zip(sockets).collect();
+        Ok(Some((Self { line, mark, broker, version: hello.version }, listeners)))
+    }
+
+    /// Says that this process cannot take over.
+    pub(crate) fn refuse(&self, why: &str) {
+        // If the old one is gone, nobody is there to be told.
+        drop(self.line.say(&Message::Refused { why: why.to_owned() }, &[], STEP));
+    }
+
+    /// Takes everything over into workers that rest; returns when they go on, with the number of sessions.
+    /// It waits; not for async code.
+    ///
+    /// # Errors
+    /// Why that was not possible. The old process goes on then, and this one must end.
+    pub(crate) fn take(&self, asks: &[mpsc::Sender<Ask>], broker: &str) -> Result<usize, ProtocolError> {
+        let taken = self.try_take(asks, broker);
+        if let Err(error) = &taken {
+            self.refuse(&error.to_string());
+        }
+        taken
+    }
+
+    /// Waits for it to be gone.
+    pub(crate) fn await_end(&self) {
+        self.line.await_end(LEAVING);
+    }
+
+    fn try_take(&self, asks: &[mpsc::Sender<Ask>], broker: &str) -> Result<usize, ProtocolError> {
+        // Another broker has another order of things: what is published meanwhile may be missing or come
+        // twice, and there is no mark to wait for.
+        let shares_streams = broker == self.broker;
+        self.hear_channels(asks, STEP)?;
+        if shares_streams {
+            all(asks, |tell| Ask::SetMark(self.mark.clone(), tell))?;
+        } else {
+            tracing::warn!(
+                before = self.broker,
+                now = broker,
+                "another broker: messages of this moment may be missing"
+            );
+        }
+        self.line.say(&Message::Ready, &[], STEP)?;
+        self.hear_channels(asks, LONG_STEP)?;
+        self.line.say(&Message::Ready, &[], STEP)?;
+        let (Message::Marked, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
+        if shares_streams {
+            all(asks, Ask::AwaitMark)?;
+        }
+        let mut adopted: Vec<_> = asks.iter().map(|_| Adopted::default()).collect();
+        let mut sessions_taken = 0;
+        // Where the sessions of the worker that is told of begin.
+        let mut first = None;
+        loop {
+            let (message, sockets) = self.line.hear(STEP)?;
+            match message {
+                Message::Sessions { worker, sessions } => {
+                    if sessions.len() != sockets.len() {
+                        return Err(ProtocolError::Nonsense("not every session has a socket".to_owned()));
+                    }
+                    let own = place(&mut adopted, worker)?;
+                    first.get_or_insert(own.sessions.len());
+                    sessions_taken += sessions.len();
+                    own.sessions.extend(sessions.into_iter().zip(sockets));
+                    self.line.say(&Message::Taken, &[], STEP)?;
+                }
+                Message::Texts { worker, texts } => {
+                    let own = place(&mut adopted, worker)?;
+                    let first = first.take().unwrap_or(own.sessions.len());
+                    own.texts.extend(texts.into_iter().map(|text| text.behind(first)));
+                }
+                Message::End => break,
+                _ => return Err(out_of_turn()),
+            }
+        }
+        let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
+        for ((worker, adopted), tell) in asks.iter().zip(adopted).zip(tells) {
+            drop(worker.blocking_send(Ask::Adopt(adopted, tell)));
+        }
+        answers.into_iter().try_for_each(answer)?;
+        self.line.say(&Message::Adopted, &[], STEP)?;
+        let (Message::Commit, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
+        // Behind this there is no way back.
+        self.line.say(&Message::Serving, &[], STEP)?;
+        for worker in asks {
+            drop(worker.blocking_send(Ask::GoOn));
+        }
+        Ok(sessions_taken)
+    }
+
+    /// Hears a list of channels, and subscribes them.
+    fn hear_channels(&self, asks: &[mpsc::Sender<Ask>], limit: Duration) -> Result<(), ProtocolError> {
+        let mut lists: Vec<Vec<Channel>> = asks.iter().map(|_| Vec::new()).collect();
+        loop {
+            match self.line.hear(limit)?.0 {
+                Message::Channels { worker, names } => {
+                    place(&mut lists, worker)?.extend(names.into_iter().map(|name| Channel::from(name.into_vec())));
+                }
+                Message::End => break,
+                _ => return Err(out_of_turn()),
+            }
+        }
+        let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
+        for ((worker, list), tell) in asks.iter().zip(lists).zip(tells) {
+            drop(worker.blocking_send(Ask::Reserve(list, tell)));
+        }
+        answers.into_iter().try_for_each(answer)
+    }
+}
+
+/// Which of ours does what a worker of theirs did: there may be more or fewer.
+fn place<T>(own: &mut [T], theirs: usize) -> Result<&mut T, ProtocolError> {
+    let count = own.len().max(1);
+    own.get_mut(theirs % count).ok_or_else(|| ProtocolError::Nonsense("there are no workers".to_owned()))
+}
+
+fn all(asks: &[mpsc::Sender<Ask>], ask: impl Fn(Answer) -> Ask) -> Result<(), ProtocolError> {
+    let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
+    for (worker, tell) in asks.iter().zip(tells) {
+        // One that has ended does not answer either.
+        drop(worker.blocking_send(ask(tell)));
+    }
+    answers.into_iter().try_for_each(answer)
+}
+
+fn answer(told: oneshot::Receiver<Result<(), String>>) -> Result<(), ProtocolError> {
+    let told = told.blocking_recv().map_err(|_| ProtocolError::Refused("a worker has ended".to_owned()))?;
+    told.map_err(ProtocolError::Refused)
+}
+
+fn out_of_turn() -> ProtocolError {
+    ProtocolError::Nonsense("a message out of turn".to_owned())
+}

@@ -1,0 +1,143 @@
+//! Descriptors on their way to another process (unix(7), SCM_RIGHTS).
+
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+
+/// The most that one message can carry (the kernel's SCM_MAX_FD; 254 are refused with EINVAL).
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
+
+/// A descriptor that stays open elsewhere while its number is used here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lent(RawFd);
+
+impl Lent {
+    /// Whoever lends it has to keep it open until it is used no more.
+    pub(crate) fn from(descriptor: &OwnedFd) -> Self {
+        Self(descriptor.as_raw_fd())
+    }
+}
+
+/// Sends all of `bytes`, with `descriptors` arriving at the first of them.
+///
+/// # Errors
+/// When the other end is gone, or more than [`MAX_DESCRIPTORS`] are sent.
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[Lent]) -> io::Result<()> {
+    let numbers: Vec<RawFd> = descriptors.iter().map(|Lent(number)| *number).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let rest = [IoSlice::new(bytes.get(sent..).unwrap_or_default())];
+        let control = if sent == 0 { control } else { &[] };
+        match sendmsg::<UnixAddr>(stream.as_raw_fd(), &rest, control, MsgFlags::MSG_NOSIGNAL, None) {
+            Ok(step) => sent += step,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Fills `buffer`, and returns the descriptors that arrived with it.
+///
+/// # Errors
+/// When the other end is gone or silent for the stream's timeout, or this process may not have so many
+/// descriptors.
+#[expect(unsafe_code, reason = "descriptors arrive as numbers")]
+pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut descriptors = Vec::new();
+    let step = loop {
+        let mut room = [IoSliceMut::new(buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = match recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut room, Some(&mut control), flags) {
+            Ok(message) => message,
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for received in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(numbers) = received {
+                // SAFETY: the kernel has just opened these for us, and nobody else knows them.
+                descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+            }
+        }
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(io::Error::other("this process may not have so many descriptors (LimitNOFILE=, ulimit -n)"));
+        }
+        break message.bytes;
+    };
+    if step == 0 && !buffer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    stream.read_exact(buffer.get_mut(step..).unwrap_or_default())?;
+    Ok(descriptors)
+}
+
+/// Lets `command` inherit `stream` under its number here.
+#[expect(unsafe_code, reason = "what runs between fork and exec must be async-signal-safe")]
+pub(crate) fn inherit(command: &mut Command, stream: &UnixStream) {
+    let number = stream.as_raw_fd();
+    let clear = move || -> io::Result<()> {
+        // SAFETY: the number is open in the child as well: fork has copied it.
+        let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        fcntl(stream, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    // SAFETY: one system call and no allocation.
+    unsafe { command.pre_exec(clear) };
+}
+
+/// Takes the stream that was inherited under `number`.
+///
+/// # Errors
+/// When there is none.
+///
+/// Call it once: each call takes ownership of the same descriptor.
+#[expect(unsafe_code, reason = "a descriptor arrives as a number")]
+pub(crate) fn inherited(number: RawFd) -> io::Result<UnixStream> {
+    // SAFETY: only looked at.
+    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    if nix::sys::socket::getsockopt(&borrowed, nix::sys::socket::sockopt::SockType)?
+        != nix::sys::socket::SockType::Stream
+    {
+        return Err(io::Error::other("it is no stream socket"));
+    }
+    // SAFETY: it is open, and was inherited for this.
+    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Write;
+
+    #[test]
+    fn descriptors_arrive_with_their_bytes() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let writer = OwnedFd::from(writer);
+        let all = vec![Lent::from(&writer); MAX_DESCRIPTORS];
+        send(&ours, b"first", &all).unwrap();
+        send(&ours, b"second", &[]).unwrap();
+        let mut bytes = [0; 5];
+        let mut received = receive(&theirs, &mut bytes).unwrap();
+        assert_eq!((&bytes, received.len()), (b"first", MAX_DESCRIPTORS));
+        drop(writer);
+        File::from(received.pop().unwrap()).write_all(b"x").unwrap();
+        let mut through = [0];
+        reader.read_exact(&mut through).unwrap();
+        assert_eq!(&through, b"x");
+        let mut bytes = [0; 6];
+        assert_eq!((receive(&theirs, &mut bytes).unwrap().len(), &bytes), (0, b"second"));
+        drop(ours);
+        assert_eq!(receive(&theirs, &mut bytes).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

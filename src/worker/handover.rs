@@ -1,0 +1,187 @@
+//! A worker's part in a hand-over: it comes to rest, is put into words, and goes on or leaves; or it
+//! takes over what another was, and goes on from there.
+//!
+//! While it rests, nobody is read, nothing is published, and no timer runs: a session is what it was.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::Worker;
+use super::core::PortableText;
+use crate::broker::Marking;
+use crate::endpoint::Channel;
+use crate::os::descriptors::Lent;
+use crate::session::portable::Portable;
+
+/// How long handshakes that have begun are waited for before a worker rests. Chosen: nginx sends
+/// whole requests, so they take milliseconds, unless somebody holds one back.
+const HANDSHAKES: Duration = Duration::from_secs(2);
+
+/// How long Redis may take to answer for texts, and the mark to come: all the time nobody is served.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
+/// How long all channels may take to be subscribed, and the mark.
+const SUBSCRIBING: Duration = Duration::from_secs(20);
+
+/// Between two looks at something that takes milliseconds.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What came of something that was asked.
+pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
+
+/// What a hand-over asks of a worker, one after the other.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// The channels that its sessions listen to.
+    Channels(oneshot::Sender<Vec<Channel>>),
+    /// To subscribe channels whose sessions are to come.
+    Reserve(Vec<Channel>, Answer),
+    /// To let its streams stop at a mark.
+    SetMark(String, Answer),
+    /// To finish handshakes: no connections come any more.
+    Settle(Answer),
+    /// To rest, when the broker has answered for the texts that it has.
+    Rest(Answer),
+    PublishMark,
+    /// To say when its streams have come to the mark.
+    AwaitMark(Answer),
+    /// To put itself into words; the sockets stay open for as long as it rests.
+    Collect(oneshot::Sender<Collected>),
+    /// To be what another was.
+    Adopt(Adopted, Answer),
+    /// To go on.
+    GoOn,
+    /// To end without a word to anybody.
+    Leave,
+}
+
+/// A worker in words: its sessions with their sockets, and the texts that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    pub(crate) sessions: Vec<(Portable, Lent)>,
+    pub(crate) texts: Vec<PortableText>,
+}
+
+/// The same as it arrives: texts name a session by its place among all that were adopted.
+#[derive(Debug, Default)]
+pub(crate) struct Adopted {
+    pub(crate) sessions: Vec<(Portable, OwnedFd)>,
+    pub(crate) texts: Vec<PortableText>,
+}
+
+impl Worker {
+    /// Does what it is asked; returns when it shall end.
+    pub(super) async fn obey(self: &Rc<Self>, asks: &mut mpsc::Receiver<Ask>) {
+        while let Some(ask) = asks.recv().await {
+            match ask {
+                // Who asked and went away needs no answer, here and below.
+                Ask::Channels(tell) => drop(tell.send(self.core.borrow().hub.channels_in_use())),
+                Ask::Reserve(channels, tell) => drop(tell.send(self.reserve_all(channels).await)),
+                Ask::SetMark(name, tell) => {
+                    let usable = || self.broker.fault().is_none();
+                    let done = if self.holds(SUBSCRIBING, usable).await {
+                        self.broker.set_mark(&name);
+                        self.marks(SUBSCRIBING, Marking::Set).await
+                    } else {
+                        Err(self.broker.fault().unwrap_or_default())
+                    };
+                    drop(tell.send(done));
+                }
+                Ask::Settle(tell) => {
+                    self.holds(HANDSHAKES, || self.handshakes.get() == 0).await;
+                    drop(tell.send(Ok(())));
+                }
+                Ask::Rest(tell) => {
+                    self.is_resting.set(true);
+                    let answered = || !self.core.borrow().unpublished.has_in_flight();
+                    let done = self.holds(STANDSTILL, answered).await;
+                    let silent = "the broker does not answer for messages that it has: try again later";
+                    drop(tell.send(if done { Ok(()) } else { Err(silent.to_owned()) }));
+                }
+                Ask::PublishMark => self.broker.publish_mark(),
+                Ask::AwaitMark(tell) => drop(tell.send(self.marks(STANDSTILL, Marking::Reached).await)),
+                Ask::Collect(tell) => {
+                    let now = self.now();
+                    let mut core = self.core.borrow_mut();
+                    core.hub.stop_pacing();
+                    core.flush(now);
+                    drop(tell.send(core.collect(now)));
+                }
+                Ask::Adopt(adopted, tell) => {
+                    let now = self.now();
+                    let done = self.core.borrow_mut().adopt(adopted, &self.endpoints, now);
+                    drop(tell.send(done.map_err(|error| error.to_string())));
+                }
+                Ask::GoOn => self.go_on(),
+                Ask::Leave => return,
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Whether `condition` holds within `limit`.
+    async fn holds(&self, limit: Duration, condition: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        while !condition() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
+    }
+
+    async fn marks(&self, limit: Duration, expected: Marking) -> Result<(), String> {
+        let is_decided = || self.broker.marking() >= expected || self.broker.marking() == Marking::Lost;
+        self.holds(limit, is_decided).await;
+        match self.broker.marking() {
+            marking if marking >= expected => Ok(()),
+            Marking::Lost => Err("a link to Redis was lost meanwhile".to_owned()),
+            _ => Err(format!("Redis did not come to the mark within {limit:?}")),
+        }
+    }
+
+    async fn reserve_all(&self, channels: Vec<Channel>) -> Result<(), String> {
+        let mut confirmations = Vec::new();
+        for channel in channels {
+            let joined = self.core.borrow_mut().reserve(&channel);
+            if joined.is_first {
+                self.broker.subscribe(joined.node, channel);
+            }
+            confirmations.extend(joined.confirmation);
+        }
+        let deadline = Instant::now() + SUBSCRIBING;
+        for confirmation in confirmations {
+            match tokio::time::timeout_at(deadline, confirmation).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(refused))) => return Err(refused.to_string()),
+                Ok(Err(_)) | Err(_) => {
+                    let why = self.broker.fault().unwrap_or_else(|| "no confirmation came".to_owned());
+                    return Err(format!("not all channels could be subscribed within {SUBSCRIBING:?}: {why}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) {
+        let now = self.now();
+        let keys = {
+            let mut core = self.core.borrow_mut();
+            core.hub.set_pace(self.config.pace);
+            core.free_reserved(now);
+            core.all_keys()
+        };
+        self.is_resting.set(false);
+        for key in keys {
+            self.guarded(key, now, |core| core.go_on(key, now));
+        }
+        self.broker.release();
+        self.after_reading();
+        self.flush();
+    }
+}
