@@ -25,9 +25,24 @@ const MAX_LINE: u64 = 64;
 /// How long an answer may take: longer than any hand-over.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// How long somebody may take to read his answer.
+const SAYING: Duration = Duration::from_secs(1);
+
 /// Somebody wants a hand-over, and to hear what came of it.
 #[derive(Debug)]
-pub(crate) struct Request(pub(crate) oneshot::Sender<Outcome>);
+pub(crate) struct Request {
+    tell: oneshot::Sender<Outcome>,
+    told: oneshot::Receiver<()>,
+}
+
+impl Request {
+    /// Tells what came of it; returns when that has been said.
+    pub(crate) async fn answer(self, outcome: Outcome) {
+        // Who asked may have gone.
+        drop(self.tell.send(outcome));
+        drop(tokio::time::timeout(SAYING, self.told).await);
+    }
+}
 
 /// What came of a request, in a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,14 +118,15 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     let mut stream = tokio::io::BufReader::new(stream);
     let mut line = String::new();
     let read = tokio::time::timeout(Duration::from_secs(5), (&mut stream).take(MAX_LINE).read_line(&mut line)).await;
+    let (said, told) = oneshot::channel();
     let outcome = match (read, line.trim_end()) {
         (Err(_) | Ok(Err(_)), _) => return,
         _ if !is_allowed => Outcome::failed("only root and the user that webws runs as may ask".to_owned()),
         (_, "upgrade") => {
-            let (tell, told) = oneshot::channel();
+            let (tell, outcome) = oneshot::channel();
             let ended = || Outcome::failed("the server stops".to_owned());
-            match requests.send(Request(tell)).await {
-                Ok(()) => told.await.unwrap_or_else(|_| ended()),
+            match requests.send(Request { tell, told }).await {
+                Ok(()) => outcome.await.unwrap_or_else(|_| ended()),
                 Err(_) => ended(),
             }
         }
@@ -118,6 +134,7 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     };
     // Who asked may have gone.
     drop(stream.write_all(outcome.line().as_bytes()).await);
+    said.send(()).ok();
 }
 
 /// Asks the server whose control socket is at `path` to hand over to a new process; returns what it says

@@ -731,7 +731,7 @@ mod tests {
         let mut hub = Hub::new(0, Duration::ZERO, placement.clone());
         let joined = hub.join(&channel(), LUA, key(1));
         assert!(joined.is_first && joined.node == NOWHERE);
-        let all_at = |node| Owners { slots: vec![node; SLOTS.into()], nodes: 3, live: vec![node] };
+        let all_at = |node| Owners { slots: vec![node; SLOTS.into()], homes: Vec::new(), nodes: 3, live: 1 };
         let moved = |from, to, was_heard| Moved { channel: channel(), from, to, was_heard };
         placement.set_owners(all_at(Node(1)));
         assert_eq!(hub.follow_placement(0), [moved(NOWHERE, Node(1), false)]);

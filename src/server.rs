@@ -19,7 +19,7 @@ use crate::broker::{NotPublished, memory, redis};
 use crate::config::{Broker, Config, ConfigError, Listen, RedisUrl};
 use crate::endpoint::Channel;
 use crate::handover::protocol::PortableListener;
-use crate::handover::{CountsWaiting, Listeners, Site};
+use crate::handover::{CountsWaiting, Heritage, Site};
 use crate::http::{self, Accepted, Pages, TEST_PAGE};
 use crate::metrics::{Counter, Metrics, Shard};
 use crate::os::descriptors::Lent;
@@ -112,6 +112,8 @@ pub struct Server {
     shards: Arc<[Arc<Shard>]>,
     pages: Pages,
     requests: (mpsc::Sender<PublishRequest>, mpsc::Receiver<PublishRequest>),
+    /// The Redis that it uses, if it does.
+    deployment: Option<redis::Deployment>,
     /// Whether its workers begin at rest, because another process' sessions are to come.
     rests: bool,
     /// Listeners of another process that are not configured here.
@@ -160,11 +162,14 @@ impl Server {
     /// A server that takes over from another process with these listeners: those that systemd gave, or
     /// those that are still configured; what is configured and not among them is bound. Its workers
     /// rest, and nobody is accepted.
-    pub(crate) fn taking_over(config: Config, handed_over: Listeners) -> Result<Self, ServerError> {
+    pub(crate) fn taking_over(config: Config, heritage: Heritage) -> Result<Self, ServerError> {
         let mut server = Self::on(config, Vec::new())?;
         server.rests = true;
+        if let Some(deployment) = &server.deployment {
+            deployment.inherit(heritage.homes);
+        }
         let mut given = Vec::new();
-        for (portable, socket) in handed_over {
+        for (portable, socket) in heritage.listeners {
             let address = portable.address.as_deref().map(str::parse::<Listen>).transpose()?;
             let file = match (&address, portable.file) {
                 (Some(Listen::Unix(path)), Some((device, inode))) => Some((path.clone(), FileId { device, inode })),
@@ -232,12 +237,13 @@ impl Server {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let seeds = match &config.broker {
-            Broker::Memory => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),
-            Broker::Redis(urls) => {
-                let deployment = redis_deployment(&config, urls, workers)?;
-                (0..workers).map(|_| BrokerSeed::Redis(deployment.clone())).collect()
-            }
+        let deployment = match &config.broker {
+            Broker::Memory => None,
+            Broker::Redis(urls) => Some(redis_deployment(&config, urls, workers)?),
+        };
+        let seeds = match &deployment {
+            None => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),
+            Some(deployment) => (0..workers).map(|_| BrokerSeed::Redis(deployment.clone())).collect(),
         };
         let shards: Arc<[_]> = (0..workers).map(|_| Arc::new(Shard::new())).collect();
         let mut server = Self {
@@ -248,6 +254,7 @@ impl Server {
             shards,
             pages: &[],
             requests: mpsc::channel(MAX_REQUESTS),
+            deployment,
             rests: false,
             leftover: Vec::new(),
         };
@@ -346,6 +353,7 @@ impl Server {
             listeners: self.listeners,
             leftover: self.leftover,
             broker: self.config.broker.to_string(),
+            deployment: self.deployment,
             inlets: inlets.into(),
             ends,
             orders,
@@ -381,6 +389,7 @@ pub(crate) struct Running {
     listeners: Vec<Listener>,
     leftover: Vec<Listener>,
     broker: String,
+    deployment: Option<redis::Deployment>,
     inlets: Arc<[Inlet]>,
     ends: Vec<End>,
     orders: watch::Sender<Order>,
@@ -454,6 +463,7 @@ impl Running {
             asks: self.asks.clone(),
             listeners: self.listeners.iter().map(portable).collect(),
             broker: self.broker.clone(),
+            deployment: self.deployment.clone(),
             accepting: self.accepting.clone(),
             waiting: Arc::new(self.inlets.clone()),
         }

@@ -55,7 +55,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let found = Predecessor::find().map_err(|error| ServerError::HandOver(error.to_string()))?;
     let (predecessor, server) = match found {
         None => (None, listen(config)),
-        Some((predecessor, listeners)) => (Some(Arc::new(predecessor)), Server::taking_over(config, listeners)),
+        Some((predecessor, heritage)) => (Some(Arc::new(predecessor)), Server::taking_over(config, heritage)),
     };
     let server = match (server, &predecessor) {
         (Err(error), Some(predecessor)) => {
@@ -183,7 +183,7 @@ impl Giver<'_> {
                         attempt.break_off();
                     }
                     _ = upgrade.recv() => tracing::warn!("{}", Outcome::BUSY),
-                    Some(Request(tell)) = requested.recv() => drop(tell.send(Outcome::busy())),
+                    Some(other) = requested.recv() => other.answer(Outcome::busy()).await,
                 }
             };
             let words = match &outcome {
@@ -203,9 +203,8 @@ impl Giver<'_> {
                 }
                 Err(_) => tracing::error!("{}", words.text()),
             }
-            if let Some(Request(tell)) = request {
-                // Who asked may have gone.
-                drop(tell.send(words));
+            if let Some(request) = request {
+                request.answer(words).await;
             }
             match outcome {
                 Ok(done) => {

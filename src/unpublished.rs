@@ -24,6 +24,8 @@ pub(crate) struct Unpublished {
     queues: Vec<Queue>,
     /// What may wait for all servers.
     max_bytes: usize,
+    /// Sessions whose waiting texts must not be published: their clients were told so.
+    abandoned: HashSet<SessionKey>,
     /// Texts that were taken and not answered for.
     in_flight: usize,
     /// Texts that were dropped because their clients were told so, since they were asked for last.
@@ -34,15 +36,13 @@ pub(crate) struct Unpublished {
 struct Queue {
     texts: VecDeque<Text>,
     bytes: usize,
-    /// Sessions whose waiting texts must not be published: their clients were told so.
-    abandoned: HashSet<SessionKey>,
 }
 
 impl Unpublished {
     /// Queues for about `max_bytes` in all.
     pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
         let queues = placement.nodes().map(|_| Queue::default()).collect();
-        Self { placement, queues, max_bytes, in_flight: 0, dropped: 0 }
+        Self { placement, queues, max_bytes, abandoned: HashSet::new(), in_flight: 0, dropped: 0 }
     }
 
     /// Where texts on `channel` wait.
@@ -77,6 +77,7 @@ impl Unpublished {
     /// The broker has answered for a text that was taken.
     pub(crate) fn answered(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.forget_abandoned();
     }
 
     /// Whether texts were taken that are not answered for.
@@ -86,11 +87,7 @@ impl Unpublished {
 
     /// The texts that wait and will be published, those of a channel in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Text> {
-        self.queues.iter().flat_map(|queue| {
-            let is_wanted =
-                |text: &&Text| !matches!(&text.origin, Origin::Session(key) if queue.abandoned.contains(key));
-            queue.texts.iter().filter(is_wanted)
-        })
+        self.queues.iter().flat_map(|queue| &queue.texts).filter(|text| !self.is_abandoned(text))
     }
 
     /// Texts that wait or are not answered for.
@@ -132,20 +129,28 @@ impl Unpublished {
     pub(crate) fn follow_placement(&mut self) {
         let queues = self.placement.nodes().map(|_| Queue::default()).collect();
         let old = std::mem::replace(&mut self.queues, queues);
-        let abandoned: HashSet<_> = old.iter().flat_map(|queue| queue.abandoned.iter().copied()).collect();
         // The texts of a channel are all in one queue, and stay in their order.
         old.into_iter().flat_map(|queue| queue.texts).for_each(|text| self.push(text));
-        for queue in self.queues.iter_mut().filter(|queue| !queue.texts.is_empty()) {
-            queue.abandoned.clone_from(&abandoned);
+        for queue in &mut self.queues {
             queue.texts.make_contiguous().sort_by_key(|text| text.since);
         }
     }
 
     /// Never publishes what waits of `session`, or is taken back.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
-        let is_any_in_flight = self.in_flight > 0;
-        for queue in self.queues.iter_mut().filter(|queue| is_any_in_flight || !queue.texts.is_empty()) {
-            queue.abandoned.insert(session);
+        if self.unsettled() > 0 {
+            self.abandoned.insert(session);
+        }
+    }
+
+    fn is_abandoned(&self, text: &Text) -> bool {
+        matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key))
+    }
+
+    /// Nothing waits any more, so there is nothing left to hold back.
+    fn forget_abandoned(&mut self) {
+        if !self.abandoned.is_empty() && self.unsettled() == 0 {
+            self.abandoned = HashSet::new();
         }
     }
 
@@ -156,7 +161,7 @@ impl Unpublished {
         while bytes < max_bytes
             && let Some(text) = self.pop(node)
         {
-            if matches!(&text.origin, Origin::Session(key) if self.is_abandoned(node, key)) {
+            if self.is_abandoned(&text) {
                 self.dropped += 1;
             } else {
                 bytes += text.payload.len() + TEXT_COST;
@@ -164,6 +169,7 @@ impl Unpublished {
             }
         }
         self.in_flight += taken.len();
+        self.forget_abandoned();
         taken
     }
 
@@ -174,8 +180,9 @@ impl Unpublished {
         for node in self.placement.nodes() {
             while self.queues.get(node.0).and_then(|queue| queue.texts.front()).is_some_and(|text| text.since < since) {
                 let Some(text) = self.pop(node) else { break };
+                let is_abandoned = self.is_abandoned(&text);
                 match text.origin {
-                    Origin::Session(key) if self.is_abandoned(node, &key) => self.dropped += 1,
+                    Origin::Session(_) if is_abandoned => self.dropped += 1,
                     Origin::Session(key) => lost.push(key),
                     Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
                 }
@@ -190,13 +197,9 @@ impl Unpublished {
             queue.bytes -= text.payload.len() + TEXT_COST;
             return Some(text);
         }
-        // Nothing waits any more, so there is no memory to keep, nor anything left to hold back.
+        // Nothing waits any more, so there is no memory to keep.
         *queue = Queue::default();
         None
-    }
-
-    fn is_abandoned(&self, Node(node): Node, session: &SessionKey) -> bool {
-        self.queues.get(node).is_some_and(|queue| queue.abandoned.contains(session))
     }
 }
 
@@ -269,8 +272,8 @@ mod tests {
         assert_eq!((payloads(&taken), queue.unsettled()), (vec![&b"a"[..], b"b"], 3));
         queue.take_back(taken);
         assert_eq!((queue.waiting(), queue.unsettled()), (3, 3));
-        let slots = vec![Node(1); SLOTS.into()];
-        placement.set_owners(Owners { slots, nodes: 2, live: vec![Node(1)] });
+        let homes = vec![Node(1); SLOTS.into()];
+        placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 2, live: 1 });
         queue.abandon(SessionKey { index: 2, generation: 0 });
         queue.push(text(2, b"d"));
         queue.follow_placement();

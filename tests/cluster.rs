@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use crate::support::cluster::Cluster;
 use crate::support::http::get;
@@ -119,7 +118,7 @@ async fn a_master_that_dies_is_followed_by_its_replica() {
     let victim = cluster.owner("live:ledger");
     let alive = (0..3).find(|node| *node != victim).unwrap();
     let broker = format!("redis+cluster://127.0.0.1:{}", cluster.nodes[alive].port());
-    let webws = webws_at(&broker, 2).await;
+    let webws = webws_at(&broker, 1).await;
     let mut stage = Stage::start(&cluster, &webws).await;
     let mut plain = join(&webws, "/webws", "ledger").await;
     cluster.nodes[victim].kill();
@@ -130,12 +129,16 @@ async fn a_master_that_dies_is_followed_by_its_replica() {
     plain.client.send_text("and all goes on ").await;
     plain.await_text("and all goes on ledger", FAILOVER).await;
     assert!(!ledger::gaps(&webws.log()).is_empty());
-    stage.lost(&webws).await;
     until("it is ready again", SOON, async || get(&webws.target(), "/readyz").await.head.status == 200).await;
     // It comes back as a replica, and is nobody's business.
     cluster.nodes[victim].start_again().await;
-    sleep(Duration::from_secs(2)).await;
+    let is_replica = async || cluster.told(&cluster.nodes[victim], &["ROLE"]).contains("slave");
+    until("it is a replica", FAILOVER, is_replica).await;
+    stage.flows_again().await;
     assert_eq!(get(&webws.target(), "/readyz").await.head.status, 200);
+    let clients = cluster.told(&cluster.nodes[victim], &["CLIENT", "LIST"]);
+    assert!(clients.contains("cmd=client") && !clients.contains("name=webws-subscriber"), "{clients}");
+    stage.lost(&webws).await;
 }
 
 #[tokio::test]
@@ -164,7 +167,6 @@ async fn a_replica_that_is_promoted_and_a_node_that_leaves_and_comes_are_followe
     cluster.agrees(3).await;
     let from = cluster.owner("live:ledger");
     let to = cluster.nodes.len() - 1;
-    sleep(Duration::from_secs(2)).await;
     let mut resharding = cluster.reshard(from, to, 0).await;
     while !resharding.is_done() {
         stage.witness.take(Duration::from_millis(10)).await;
@@ -174,7 +176,7 @@ async fn a_replica_that_is_promoted_and_a_node_that_leaves_and_comes_are_followe
     let away = format!("port={}", cluster.nodes[from].port());
     let has_left = async || {
         let clients = cluster.told(&cluster.nodes[from], &["CLIENT", "LIST"]);
-        !clients.contains("webws-subscriber") && !clients.contains("webws-publisher")
+        clients.contains("cmd=client") && !clients.contains("webws-subscriber") && !clients.contains("webws-publisher")
     };
     until(&format!("nobody is at {away}"), SOON, has_left).await;
 }

@@ -1,33 +1,300 @@
 //! Promise: the binary and its configuration are exchanged while every WebSocket stays connected, and
-//! nobody notices.
+//! nobody notices; and when that cannot be, everything goes on as if nothing had been asked.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::support::client::{Client, Fin};
+use crate::support::frame::{TEXT, client_frame};
 use crate::support::redis::Redis;
-use crate::support::webws::Webws;
+use crate::support::webws::{Builder, Webws};
 use crate::support::witness::Witness;
 use crate::support::{SOON, until};
 
 const PATH: &str = "/webws?channel=%22a%22";
 
-/// Starting a process, its links, all of it, on a busy machine.
-const UPGRADE: Duration = Duration::from_secs(20);
+/// Starting a process, its links, all of it, on a busy machine; and the longest that a new process may
+/// take before it is given up.
+const UPGRADE: Duration = Duration::from_secs(40);
+
+/// A webws with a control socket, as a binary that can be exchanged.
+struct Stage {
+    redis: Redis,
+    webws: Webws,
+    witness: Witness,
+    said: usize,
+}
+
+impl Stage {
+    async fn start() -> Stage {
+        Stage::start_with(|builder| builder.workers(2)).await
+    }
+
+    async fn start_with(more: impl FnOnce(Builder) -> Builder) -> Stage {
+        let redis = Redis::start().await;
+        let webws = more(Webws::builder().broker(&redis.url())).exchangeable().start().await;
+        let witness = Witness::join(&webws.target(), PATH).await;
+        Stage { redis, webws, witness, said: 0 }
+    }
+
+    /// Messages go both ways, once each, in order.
+    async fn goes_on(&mut self) {
+        for _ in 0..3 {
+            let (up, down) = (self.said, self.said + 1);
+            self.witness.client.send_text(&format!("{up} ")).await;
+            self.witness.await_text(&format!("{up} a"), SOON).await;
+            self.redis.publish(b"chat:a", format!("{down} ").as_bytes()).await;
+            self.witness.await_text(&format!("{down} a"), SOON).await;
+            self.said += 2;
+        }
+        let expected: Vec<_> = (0..self.said).map(|n| format!("{n} a")).collect();
+        assert_eq!(self.witness.texts, expected);
+        self.witness.assert_open();
+    }
+
+    async fn succeeds(&mut self) {
+        let before = self.webws.heirs().len();
+        let (is_done, text) = upgrade(&self.webws).await;
+        assert!(is_done, "{text}\n{}", self.webws.log());
+        assert_eq!(self.webws.heirs().len(), before + 1);
+        self.goes_on().await;
+    }
+
+    /// It is not possible, for that reason, and nobody notices.
+    async fn fails(&mut self, why: &str) {
+        let before = self.webws.pid();
+        let (is_done, text) = upgrade(&self.webws).await;
+        assert!(!is_done && text.contains(why), "not {why:?}: {text}\n{}", self.webws.log());
+        assert!(text.contains("everything goes on as before"), "{text}");
+        assert_eq!(self.webws.pid(), before);
+        self.goes_on().await;
+    }
+}
+
+/// What `webws upgrade` says, and whether it was done by its exit status.
+async fn upgrade(webws: &Webws) -> (bool, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_webws"));
+    let output = command.args(["upgrade", "--config", "webws.toml"]).current_dir(webws.dir()).output();
+    let output = tokio::time::timeout(2 * UPGRADE, output).await.expect("an answer").unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
 
 #[tokio::test]
-async fn a_websocket_goes_on_in_the_new_process() {
-    let redis = Redis::start().await;
-    let webws = Webws::builder().broker(&redis.url()).workers(2).start().await;
-    let mut witness = Witness::join(&webws.target(), PATH).await;
-    for n in 1..=3 {
-        webws.signal(Signal::SIGUSR2);
-        until("it is handed over", UPGRADE, async || webws.heirs().len() == n).await;
-        witness.client.send_text(&format!("from the client {n} ")).await;
-        witness.await_text(&format!("from the client {n} a"), SOON).await;
-        redis.publish(b"chat:a", format!("from Redis {n} ").as_bytes()).await;
-        witness.await_text(&format!("from Redis {n} a"), SOON).await;
-        witness.assert_open();
+async fn a_websocket_goes_on_in_one_new_process_after_the_other() {
+    let mut stage = Stage::start().await;
+    stage.goes_on().await;
+    for _ in 0..3 {
+        stage.succeeds().await;
     }
-    assert_eq!(witness.texts.len(), 6, "{:?}", witness.texts);
+    // By signal as well, and without anybody who waits for it.
+    stage.webws.signal(Signal::SIGUSR2);
+    until("it is handed over", UPGRADE, async || stage.webws.heirs().len() == 4).await;
+    stage.goes_on().await;
+    let pids = stage.webws.heirs();
+    let is_gone = async |pid: &u32| !PathBuf::from(format!("/proc/{pid}/exe")).exists();
+    for pid in &pids[..3] {
+        until("the old one is gone", SOON, async || is_gone(pid).await).await;
+    }
+    assert_eq!(stage.redis.numsub(b"chat:a").await, 1, "only the new one listens");
+    let probes = stage.redis.command(&["PUBSUB", "CHANNELS", "webws:probe:*"]).await;
+    assert!(!format!("{probes:?}").contains("://"), "nobody is subscribed to a mark any more: {probes:?}");
+    stage.webws.term();
+    until("the socket's file is gone", SOON, async || !stage.webws.socket().exists()).await;
+    assert_eq!(stage.witness.texts.len(), stage.said);
+    assert!(!stage.webws.log().contains("WARN") && !stage.webws.log().contains("ERROR"), "{}", stage.webws.log());
+}
+
+#[tokio::test]
+async fn what_is_half_done_is_finished_by_the_other() {
+    let mut stage = Stage::start_with(|builder| builder.workers(1).endpoint_toml("ping_interval = \"1s\"")).await;
+    let target = stage.webws.target();
+    // A message of several frames, of which the last half a frame is to come.
+    let mut fragments = Witness::join(&target, PATH).await;
+    fragments.client.send_frame(TEXT, Fin::More, b"one, ").await;
+    fragments.client.send_ping(b"between").await;
+    let frame = client_frame(0x80, "two, thr\u{e9}e ".as_bytes());
+    let (first, last) = frame.split_at(frame.len() - 4);
+    fragments.client.send_raw(first).await;
+    // A close handshake that waits for the other half of its frame.
+    let mut closing = Witness::join(&target, PATH).await;
+    let close = client_frame(0x88, &1000_u16.to_be_bytes());
+    closing.client.send_raw(&close[..3]).await;
+    // A reader who has read nothing of a lot.
+    let slow = Client::connect(&target, "/webws?channel=%22slow%22").await;
+    let large = "x".repeat(100_000);
+    for n in 0..8 {
+        stage.redis.publish(b"chat:slow", format!("{n} {large}").as_bytes()).await;
+    }
+    stage.succeeds().await;
+    fragments.client.send_raw(last).await;
+    fragments.await_text("one, two, thr\u{e9}e a", SOON).await;
+    closing.client.send_raw(&close[3..]).await;
+    while closing.closed.is_none() {
+        assert!(closing.take(SOON).await, "no close frame");
+    }
+    assert_eq!(closing.closed, Some(1005), "as the Lua handler answers");
+    let mut slow = Witness::new(slow);
+    slow.await_texts(8, SOON).await;
+    for (n, text) in slow.texts.iter().enumerate() {
+        assert!(*text == format!("{n} {large}slow"), "{n}: {} bytes", text.len());
+    }
+    slow.assert_open();
+}
+
+#[tokio::test]
+async fn a_new_process_that_cannot_is_given_up_and_the_next_can() {
+    let mut stage = Stage::start().await;
+    let binary = stage.webws.binary();
+    let kept = binary.with_extension("kept");
+    std::fs::rename(&binary, &kept).unwrap();
+    stage.fails("cannot be started").await;
+    std::fs::write(&binary, "no program").unwrap();
+    stage.fails("cannot be started").await;
+    let script = |text: String| {
+        std::fs::write(&binary, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script("exit 7".to_owned());
+    stage.fails("exit status: 7").await;
+    script("kill -ABRT $$".to_owned());
+    stage.fails("signal: 6").await;
+    let kept_name = kept.display().to_string();
+    script(format!("ulimit -n 40; exec {kept_name} \"$@\""));
+    let mut more = Vec::new();
+    for _ in 0..40 {
+        more.push(Client::connect(&stage.webws.target(), PATH).await);
+    }
+    stage.fails("descriptors").await;
+    script(format!("ulimit -v 60000; exec {kept_name} \"$@\""));
+    stage.fails("the new process").await;
+    std::fs::rename(&kept, &binary).unwrap();
+    stage.succeeds().await;
+    for client in &mut more {
+        assert_eq!(client.end(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_new_process_that_fails_on_the_way_is_given_up_at_every_step() {
+    let mut stage = Stage::start().await;
+    for (fault, why) in [
+        ("abort Ready", "signal: 6"),
+        ("abort AfterReady", "signal: 6"),
+        ("abort Sessions", "signal: 6"),
+        ("abort Adopted", "signal: 6"),
+        ("abort Commit", "signal: 6"),
+        ("hang Sessions", "did not say anything within 5s"),
+        ("hang Commit", "did not say anything within 5s"),
+        ("format 9 9", "another format"),
+    ] {
+        stage.webws.set_fault(fault);
+        stage.fails(why).await;
+    }
+    // A newer version that still understands us, and says things that nobody knows.
+    stage.webws.set_fault("format 2 1");
+    stage.succeeds().await;
+    stage.webws.set_fault("");
+    stage.succeeds().await;
+}
+
+#[tokio::test]
+async fn a_silent_new_process_is_waited_for_and_others_are_told_so() {
+    let mut stage = Stage::start().await;
+    let binary = stage.webws.binary();
+    let kept = binary.with_extension("kept");
+    std::fs::rename(&binary, &kept).unwrap();
+    std::fs::write(&binary, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let first = upgrade(&stage.webws);
+    let others = async {
+        until("it has begun", SOON, async || stage.webws.log().contains("handing over")).await;
+        let (is_done, text) = upgrade(&stage.webws).await;
+        assert!(!is_done && text.contains("under way already"), "{text}");
+    };
+    let ((is_done, text), ()) = tokio::join!(first, others);
+    assert!(!is_done && text.contains("did not say anything within 20s"), "{text}");
+    stage.goes_on().await;
+    // And one that is waited for when all shall end: it is given up, and the clients are told.
+    let before = stage.webws.log().matches("handing over").count();
+    stage.webws.signal(Signal::SIGUSR2);
+    until("it has begun", SOON, async || stage.webws.log().matches("handing over").count() > before).await;
+    stage.webws.term();
+    while stage.witness.closed.is_none() {
+        assert!(stage.witness.take(SOON).await);
+    }
+    assert_eq!(stage.witness.closed, Some(1001));
+    until("no hand-over begins any more", SOON, async || !stage.webws.socket().exists()).await;
+}
+
+#[tokio::test]
+async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
+    let mut stage = Stage::start().await;
+    let file = stage.webws.dir().join("webws.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("nonsense = 1\n{good}")).unwrap();
+    let control = stage.webws.dir().join("control.sock").display().to_string();
+    let upgrade_at = async || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_webws"));
+        command.args(["upgrade", "--control", &control]).output().await.unwrap()
+    };
+    let refused = upgrade_at().await;
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("exit status: 78"));
+    stage.goes_on().await;
+    // A broker that is away: the old one serves on.
+    let dead = format!("redis://127.0.0.1:{}", crate::support::free_port());
+    std::fs::write(&file, good.replace(&stage.redis.url(), &dead)).unwrap();
+    stage.fails("could be subscribed").await;
+    // Fewer workers, another endpoint; and a place where it listens no more.
+    let tcp = good.lines().next().unwrap().rsplit('"').nth(1).unwrap().to_owned();
+    let fewer = good.replace("workers = 2", "workers = 1").replace(&format!(", \"{tcp}\""), "");
+    std::fs::write(&file, format!("{fewer}\n[[endpoint]]\n[[endpoint]]\npath = \"/other\"\nwire = \"plain\"\n"))
+        .unwrap();
+    stage.succeeds().await;
+    let mut other = Witness::join(&stage.webws.target(), "/other?channel=%22a%22").await;
+    stage.redis.publish(b"chat:a", b"to both ").await;
+    other.await_text("to both ", SOON).await;
+    stage.witness.await_text("to both a", SOON).await;
+    let is_closed = async || crate::support::client::Socket::connect(&stage.webws.tcp_target()).await.is_err();
+    until("nobody listens there any more", SOON, is_closed).await;
+    // A path that is not served any more: its clients are told, the others stay.
+    std::fs::write(&file, &fewer).unwrap();
+    let (is_done, text) = upgrade(&stage.webws).await;
+    assert!(is_done, "{text}");
+    while other.closed.is_none() {
+        assert!(other.take(SOON).await);
+    }
+    assert_eq!(other.closed, Some(1001));
+    stage.witness.ping(b"still there", SOON).await;
+}
+
+#[tokio::test]
+async fn texts_that_wait_for_redis_are_published_by_the_new_process() {
+    let mut stage = Stage::start_with(|builder| builder.workers(1)).await;
+    stage.redis.command(&["CLIENT", "PAUSE", "700", "WRITE"]).await;
+    for n in 0..20 {
+        stage.witness.client.send_text(&format!("{n} ")).await;
+    }
+    let (is_done, text) = upgrade(&stage.webws).await;
+    assert!(is_done, "{text}");
+    stage.witness.await_texts(20, SOON).await;
+    let expected: Vec<_> = (0..20).map(|n| format!("{n} a")).collect();
+    assert_eq!(stage.witness.texts, expected);
+}
+
+#[tokio::test]
+async fn without_redis_sessions_and_texts_are_handed_over_too() {
+    let webws = Webws::builder().broker("memory").workers(2).exchangeable().start().await;
+    let (mut one, mut other) = (Witness::join(&webws.target(), PATH).await, Witness::join(&webws.target(), PATH).await);
+    for n in 0..3 {
+        let (is_done, text) = upgrade(&webws).await;
+        assert!(is_done, "{text}");
+        one.client.send_text(&format!("{n} ")).await;
+        for witness in [&mut one, &mut other] {
+            witness.await_text(&format!("{n} a"), SOON).await;
+            assert_eq!(witness.texts.len(), n + 1);
+        }
+    }
 }

@@ -30,10 +30,6 @@ enum Spread {
     Servers(usize),
     Cluster {
         owners: RefCell<Owners>,
-        /// Of each slot, where its channels are that are not sharded. Every node of a cluster takes
-        /// and gives them, so they stay for as long as their node does: texts that took another way
-        /// than those before could overtake them.
-        homes: RefCell<Vec<Node>>,
         /// What names start with that are published and subscribed within their slot only.
         sharded: Vec<String>,
     },
@@ -44,10 +40,12 @@ enum Spread {
 pub(crate) struct Owners {
     /// Of each slot.
     pub(crate) slots: Vec<Node>,
+    /// Of each slot, where its channels are that are not sharded.
+    pub(crate) homes: Vec<Node>,
     /// Places in the list of nodes, whether taken or not.
     pub(crate) nodes: usize,
-    /// Those that own a slot, and so are there.
-    pub(crate) live: Vec<Node>,
+    /// How many of them are there.
+    pub(crate) live: usize,
 }
 
 impl Placement {
@@ -60,19 +58,15 @@ impl Placement {
     /// sharded.
     pub(crate) fn in_cluster(sharded: Vec<String>) -> Self {
         let slots = vec![NOWHERE; SLOTS.into()];
-        let owners = Owners { slots: slots.clone(), nodes: 1, live: Vec::new() };
-        Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), homes: RefCell::new(slots), sharded }))
+        let owners = Owners { slots: slots.clone(), homes: slots, nodes: 1, live: 0 };
+        Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), sharded }))
     }
 
     /// The cluster has other owners now. Who keeps state by node has to follow.
     pub(crate) fn set_owners(&self, new: Owners) {
-        let Spread::Cluster { owners, homes, .. } = &*self.0 else { return };
-        for (home, owner) in homes.borrow_mut().iter_mut().zip(&new.slots) {
-            if !new.live.contains(home) {
-                *home = *owner;
-            }
+        if let Spread::Cluster { owners, .. } = &*self.0 {
+            owners.replace(new);
         }
-        owners.replace(new);
     }
 
     /// How many places the list of nodes has.
@@ -92,7 +86,7 @@ impl Placement {
     pub(crate) fn live(&self) -> usize {
         match &*self.0 {
             Spread::Servers(nodes) => *nodes,
-            Spread::Cluster { owners, .. } => owners.borrow().live.len().max(1),
+            Spread::Cluster { owners, .. } => owners.borrow().live.max(1),
         }
     }
 
@@ -101,14 +95,10 @@ impl Placement {
         match &*self.0 {
             Spread::Servers(1) => Node(0),
             Spread::Servers(nodes) => Node(jump(fnv_1a(channel), *nodes)),
-            Spread::Cluster { owners, homes, .. } => {
-                let slot = usize::from(slot_of(channel));
-                let node = if self.is_sharded(channel) {
-                    owners.borrow().slots.get(slot).copied()
-                } else {
-                    homes.borrow().get(slot).copied()
-                };
-                node.unwrap_or(NOWHERE)
+            Spread::Cluster { owners, .. } => {
+                let owners = owners.borrow();
+                let nodes = if self.is_sharded(channel) { &owners.slots } else { &owners.homes };
+                nodes.get(usize::from(slot_of(channel))).copied().unwrap_or(NOWHERE)
             }
         }
     }
@@ -211,17 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sharded_stays_where_it_is_while_its_node_does() {
+    fn what_is_sharded_is_at_its_owner_and_all_else_at_its_home() {
         let placement = Placement::in_cluster(vec!["live:".to_owned()]);
-        assert_eq!(placement.node_of(b"live:a"), NOWHERE);
-        let all = |node| Owners { slots: vec![node; SLOTS.into()], nodes: 3, live: vec![Node(1), Node(2)] };
         let both = || [&b"chat:a"[..], b"live:a"].map(|name| placement.node_of(name));
-        placement.set_owners(all(Node(1)));
-        assert_eq!(both(), [Node(1), Node(1)]);
-        placement.set_owners(all(Node(2)));
-        assert_eq!(both(), [Node(1), Node(2)]);
-        placement.set_owners(Owners { live: vec![Node(2)], ..all(Node(2)) });
-        assert_eq!(both(), [Node(2), Node(2)]);
+        assert_eq!(both(), [NOWHERE, NOWHERE]);
+        let all = |node| vec![node; SLOTS.into()];
+        placement.set_owners(Owners { slots: all(Node(1)), homes: all(Node(2)), nodes: 3, live: 2 });
+        assert_eq!((both(), placement.live(), placement.count()), ([Node(2), Node(1)], 2, 3));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::protocol::{FULL_BYTES, Hello, Line, MAX_SESSIONS, Message, PortableListener, ProtocolError};
 use super::take::VARIABLE;
+use crate::broker::redis::Deployment;
 use crate::endpoint::Channel;
 use crate::os::descriptors::{self, Lent};
 use crate::worker::handover::{Answer, Ask, Collected};
@@ -50,6 +51,7 @@ pub(crate) struct Site {
     pub(crate) asks: Vec<mpsc::Sender<Ask>>,
     pub(crate) listeners: Vec<(PortableListener, Lent)>,
     pub(crate) broker: String,
+    pub(crate) deployment: Option<Deployment>,
     /// Whether connections are accepted.
     pub(crate) accepting: Arc<watch::Sender<bool>>,
     /// How many connections wait for their worker.
@@ -193,8 +195,9 @@ impl Site {
         hello.check()?;
         let mark = format!("webws:probe:{:016x}", fastrand::u64(..));
         let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
-        let broker = self.broker.clone();
-        line.say(&Message::Listeners { hello: Hello::own(), listeners, broker, mark: mark.clone() }, &sockets, STEP)?;
+        let homes = self.deployment.as_ref().map(Deployment::homes).unwrap_or_default();
+        let (hello_back, broker, to_mark) = (Hello::own(), self.broker.clone(), mark.clone());
+        line.say(&Message::Listeners { hello: hello_back, listeners, broker, mark: to_mark, homes }, &sockets, STEP)?;
         let mut known = HashSet::new();
         self.say_channels(line, &mut known)?;
         expect_ready(line, READY)?;

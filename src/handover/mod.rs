@@ -6,12 +6,13 @@
 //! sessions follow, each as words and its socket. Until the new process has said that it serves, the old
 //! one can go on as if nothing had been asked, and does when anything fails.
 //!
-//! `protocol.rs` has the messages. May not enter: what a session is (`session/portable.rs`), how a worker
+//! `protocol.rs` has the messages, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/portable.rs`), how a worker
 //! rests (`worker/handover.rs`).
 
+mod fault;
 mod give;
 pub(crate) mod protocol;
 mod take;
 
 pub(crate) use give::{Attempt, CountsWaiting, Done, GiveError, Program, Site};
-pub(crate) use take::{Listeners, Predecessor};
+pub(crate) use take::{Heritage, Predecessor};

@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::fault;
+use crate::broker::redis::Home;
 use crate::os::descriptors::{self, Lent};
 use crate::session::portable::Portable;
 use crate::worker::PortableText;
@@ -38,7 +40,14 @@ pub(crate) enum Message {
     /// The new process: who it is.
     Hello(Hello),
     /// The old one: its listeners, as descriptors in the same order.
-    Listeners { hello: Hello, listeners: Vec<PortableListener>, broker: String, mark: String },
+    Listeners {
+        hello: Hello,
+        listeners: Vec<PortableListener>,
+        broker: String,
+        mark: String,
+        #[serde(default)]
+        homes: Vec<Home>,
+    },
     /// Some names of a worker's channels, until [`Message::End`]: all while it serves, and the few that
     /// came since when it rests.
     Channels { worker: usize, names: Vec<ByteBuf> },
@@ -70,6 +79,9 @@ pub(crate) struct Hello {
     format: u32,
     oldest: u32,
     pub(crate) version: String,
+    /// Nobody knows this field; it is passed over.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    news: Option<String>,
 }
 
 /// A listener on its way.
@@ -103,7 +115,10 @@ pub(crate) enum ProtocolError {
 
 impl Hello {
     pub(crate) fn own() -> Self {
-        Self { format: FORMAT, oldest: OLDEST, version: env!("CARGO_PKG_VERSION").to_owned() }
+        let (format, oldest) = fault::format().unwrap_or((FORMAT, OLDEST));
+        // What a version says that is newer than all others.
+        let news = (format > FORMAT).then(|| "unheard of".to_owned());
+        Self { format, oldest, version: env!("CARGO_PKG_VERSION").to_owned(), news }
     }
 
     /// Whether one of the two understands the other's words.
@@ -111,7 +126,7 @@ impl Hello {
         if self.format >= OLDEST && self.oldest <= FORMAT {
             return Ok(());
         }
-        let Self { version, oldest, format } = self.clone();
+        let Self { version, oldest, format, .. } = self.clone();
         Err(ProtocolError::Format { version, oldest, format })
     }
 }

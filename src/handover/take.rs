@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::fault::{self, Point};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
+use crate::broker::redis::Home;
 use crate::endpoint::Channel;
 use crate::os::descriptors;
 use crate::worker::handover::{Adopted, Answer, Ask};
@@ -32,28 +34,33 @@ pub(crate) struct Predecessor {
     pub(crate) version: String,
 }
 
-/// Listeners as they arrive.
-pub(crate) type Listeners = Vec<(PortableListener, OwnedFd)>;
+/// What the new process needs before it has workers.
+#[derive(Debug)]
+pub(crate) struct Heritage {
+    pub(crate) listeners: Vec<(PortableListener, OwnedFd)>,
+    pub(crate) homes: Vec<Home>,
+}
 
 impl Predecessor {
-    /// The process that started this one to take over from it, and its listeners; `None` if none did.
+    /// The process that started this one to take over from it, and what it begins with; `None` if none
+    /// did.
     ///
     /// # Errors
     /// When what it says cannot be understood.
-    pub(crate) fn find() -> Result<Option<(Self, Listeners)>, ProtocolError> {
+    pub(crate) fn find() -> Result<Option<(Self, Heritage)>, ProtocolError> {
         let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
         let number: Option<RawFd> = number.to_str().and_then(|number| number.parse().ok());
         let number = number.ok_or_else(|| ProtocolError::Nonsense(format!("{VARIABLE} is no number")))?;
         let line = Line::new(descriptors::inherited(number).map_err(ProtocolError::Io)?);
         line.say(&Message::Hello(Hello::own()), &[], STEP)?;
         let (message, sockets) = line.hear(STEP)?;
-        let Message::Listeners { hello, listeners, broker, mark } = message else { return Err(out_of_turn()) };
+        let Message::Listeners { hello, listeners, broker, mark, homes } = message else { return Err(out_of_turn()) };
         hello.check()?;
         if listeners.len() != sockets.len() {
             return Err(ProtocolError::Nonsense("not every listener has a socket".to_owned()));
         }
         let listeners = listeners.into_iter().zip(sockets).collect();
-        Ok(Some((Self { line, mark, broker, version: hello.version }, listeners)))
+        Ok(Some((Self { line, mark, broker, version: hello.version }, Heritage { listeners, homes })))
     }
 
     /// Says that this process cannot take over.
@@ -94,7 +101,9 @@ impl Predecessor {
                 "another broker: messages of this moment may be missing"
             );
         }
+        fault::at(Point::Ready);
         self.line.say(&Message::Ready, &[], STEP)?;
+        fault::at(Point::AfterReady);
         self.hear_channels(asks, LONG_STEP)?;
         self.line.say(&Message::Ready, &[], STEP)?;
         let (Message::Marked, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
@@ -116,6 +125,7 @@ impl Predecessor {
                     first.get_or_insert(own.sessions.len());
                     sessions_taken += sessions.len();
                     own.sessions.extend(sessions.into_iter().zip(sockets));
+                    fault::at(Point::Sessions);
                     self.line.say(&Message::Taken, &[], STEP)?;
                 }
                 Message::Texts { worker, texts } => {
@@ -132,8 +142,10 @@ impl Predecessor {
             drop(worker.blocking_send(Ask::Adopt(adopted, tell)));
         }
         answers.into_iter().try_for_each(answer)?;
+        fault::at(Point::Adopted);
         self.line.say(&Message::Adopted, &[], STEP)?;
         let (Message::Commit, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
+        fault::at(Point::Commit);
         // Behind this there is no way back.
         self.line.say(&Message::Serving, &[], STEP)?;
         for worker in asks {

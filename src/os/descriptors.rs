@@ -61,14 +61,14 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
             Err(nix::errno::Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
         };
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(io::Error::other("this process may not have so many descriptors (LimitNOFILE=, ulimit -n)"));
+        }
         for received in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(numbers) = received {
                 // SAFETY: the kernel has just opened these for us, and nobody else knows them.
                 descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
             }
-        }
-        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-            return Err(io::Error::other("this process may not have so many descriptors (LimitNOFILE=, ulimit -n)"));
         }
         break message.bytes;
     };

@@ -567,6 +567,8 @@ impl Sink for Worker {
 
     fn take_back(&self, texts: Vec<Text>) {
         self.core.borrow_mut().unpublished.take_back(texts);
+        // They may be for another node by now.
+        self.broker.wake_publisher();
     }
 
     fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text> {

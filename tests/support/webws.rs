@@ -30,6 +30,7 @@ pub(crate) struct Builder {
     endpoints: String,
     environment: Vec<(String, String)>,
     hosts: Option<String>,
+    is_exchangeable: bool,
 }
 
 impl Webws {
@@ -106,6 +107,16 @@ impl Webws {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// The file that is started when it is exchanged.
+    pub(crate) fn binary(&self) -> PathBuf {
+        self.dir.path().join("webws")
+    }
+
+    /// What shall go wrong in the processes that it starts; nothing when it is empty.
+    pub(crate) fn set_fault(&self, fault: &str) {
+        std::fs::write(self.dir.path().join("fault"), fault).unwrap();
+    }
+
     /// Changes what it finds in /etc/hosts.
     pub(crate) fn set_hosts(&self, hosts: &str) {
         // In place: the file is mounted, not its name.
@@ -149,6 +160,12 @@ impl Builder {
         self
     }
 
+    /// As a binary of its own (`Webws::binary`), with a control socket and faults on demand.
+    pub(crate) fn exchangeable(mut self) -> Builder {
+        self.is_exchangeable = true;
+        self.setting("control = \"control.sock\"").env("HANDOVER_FAULT", "fault")
+    }
+
     /// What it finds in /etc/hosts, which `Webws::set_hosts` changes.
     pub(crate) fn hosts(mut self, hosts: &str) -> Builder {
         self.hosts = Some(hosts.to_owned());
@@ -160,11 +177,19 @@ impl Builder {
         let dir = tempfile::tempdir().unwrap();
         let tcp = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = [format!("unix:{}/webws.sock", dir.path().display()), format!("tcp:{tcp}")];
-        let Builder { settings, tables, endpoints, environment, hosts } = self;
+        let Builder { settings, tables, endpoints, environment, hosts, is_exchangeable } = self;
         let config = format!("listen = {listen:?}\n{settings}{tables}{endpoints}");
         std::fs::write(dir.path().join("webws.toml"), &config).unwrap();
         let log = File::create(dir.path().join("webws.log")).unwrap();
         let mut command = match hosts {
+            None if is_exchangeable => {
+                let binary = dir.path().join("webws");
+                // A link, where that is possible, for it is large.
+                if std::fs::hard_link(env!("CARGO_BIN_EXE_webws"), &binary).is_err() {
+                    std::fs::copy(env!("CARGO_BIN_EXE_webws"), &binary).unwrap();
+                }
+                Command::new(binary)
+            }
             None => Command::new(env!("CARGO_BIN_EXE_webws")),
             // In namespaces of its own, where anybody may mount (unshare(1)).
             Some(hosts) => {

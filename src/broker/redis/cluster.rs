@@ -23,6 +23,10 @@ use crate::broker::placement::SLOTS;
 /// moved slot by contradiction, so this is for what nobody tells us.
 const ASK: Duration = Duration::from_secs(1);
 
+/// How long a node may not know yet what others have decided. Chosen: gossip between nodes takes some
+/// hundred milliseconds (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+pub(super) const NEWS: Duration = Duration::from_secs(1);
+
 /// The pause before asking again when there is doubt, or another node when one could not say.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -46,6 +50,10 @@ pub(super) struct Topology {
     pub(super) nodes: Vec<Server>,
     /// Of each slot, the place of its owner among `nodes`.
     pub(super) owners: Vec<Option<usize>>,
+    /// The same of where its channels are that are not sharded. Every node takes and gives them, so they
+    /// stay for as long as their node does: texts that took another way than those before could
+    /// overtake them.
+    pub(super) homes: Vec<Option<usize>>,
     /// How many were before it.
     pub(super) version: u64,
     /// Until when the one before it certainly held.
@@ -59,10 +67,17 @@ struct State {
     /// Why nobody can say, and whether that is in the log.
     fault: Option<String>,
     is_told: bool,
+    /// Whether the cluster says of itself that it is down.
+    fails: bool,
+    /// Where another process had the channels of each slot that are not sharded, until the first topology.
+    inherited: Option<Vec<Option<Place>>>,
 }
 
 /// First and last slot, and who owns them.
 type Range = (usize, usize, Place);
+
+/// First and last slot, and where their channels are that are not sharded.
+pub(crate) type Home = (usize, usize, Place);
 
 impl Cluster {
     pub(super) fn new(settings: Arc<Settings>, seeds: Vec<Place>, sharded: Vec<String>, workers: usize) -> Self {
@@ -75,12 +90,34 @@ impl Cluster {
             topology: watch::Sender::new(Arc::default()),
             doubt: Notify::new(),
             is_watched: AtomicBool::new(false),
-            state: Mutex::new(State { known_at: None, fault, is_told: false }),
+            state: Mutex::new(State { known_at: None, fault, is_told: false, fails: false, inherited: None }),
         }
     }
 
     pub(super) fn settings(&self) -> &Arc<Settings> {
         &self.settings
+    }
+
+    /// Where the channels are that are not sharded: each place with the slots that follow each other.
+    pub(crate) fn homes(&self) -> Vec<Home> {
+        let topology = self.topology.borrow();
+        let mut homes: Vec<Home> = Vec::new();
+        for (slot, place) in (0..SLOTS.into()).filter_map(|slot| Some((slot, topology.home(slot)?))) {
+            match homes.last_mut() {
+                Some((_, last, before)) if *before == place && *last + 1 == slot => *last = slot,
+                _ => homes.push((slot, slot, place)),
+            }
+        }
+        homes
+    }
+
+    /// Keeps them where another process had them, as far as these nodes are still there.
+    pub(crate) fn inherit(&self, homes: Vec<Home>) {
+        let mut all = vec![None; SLOTS.into()];
+        for (first, last, place) in homes {
+            all.iter_mut().take(last.saturating_add(1)).skip(first).for_each(|home| *home = Some(place.clone()));
+        }
+        self.change(|state| state.inherited = Some(all));
     }
 
     /// The topology as it changes, beginning with what is known already.
@@ -102,7 +139,8 @@ impl Cluster {
 
     /// Why nobody can say who owns what, or who does not.
     pub(super) fn fault(&self) -> Option<String> {
-        let fault = self.change(|state| state.fault.clone());
+        let down = || "the cluster says that it is down".to_owned();
+        let fault = self.change(|state| state.fault.clone().or_else(|| state.fails.then(down)));
         fault.or_else(|| {
             let lost = self.topology.borrow().owners.iter().filter(|owner| owner.is_none()).count();
             (lost > 0).then(|| format!("{lost} slots of the cluster have no owner"))
@@ -169,13 +207,19 @@ impl Cluster {
         let silent = |_| LinkError::Silent(format!("{}:{}", place.0, place.1), limit);
         let mut answers = answers.map_err(silent)?.map_err(LinkError::Ended)?.into_iter();
         let info: String = answers.next().and_then(|info| redis::from_redis_value(info).ok()).unwrap_or_default();
-        // A node that has lost the others knows an old topology. What is wrong at the very first is
+        let fails = info.contains("cluster_state:fail");
+        // A node that has lost the others suspects them all, and knows an old topology; where the
+        // others agree that one is dead, nobody is suspected any more. What is wrong at the very first is
         // better than nothing.
-        if info.contains("cluster_state:fail") && !self.topology.borrow().nodes.is_empty() {
+        let suspects =
+            info.lines().any(|line| line.starts_with("cluster_slots_pfail:") && line != "cluster_slots_pfail:0");
+        if fails && suspects && !self.topology.borrow().nodes.is_empty() {
             return Err(LinkError::ClusterDown);
         }
         let slots = answers.next().unwrap_or(Value::Nil).extract_error().map_err(LinkError::Refused)?;
-        ranges(&slots, &place.0).ok_or_else(|| LinkError::NoTopology(format!("{slots:?}")))
+        ranges(&slots, &place.0).ok_or(LinkError::NoTopology).inspect(|_| {
+            self.change(|state| state.fails = fails);
+        })
     }
 
     /// One of the masters or of the configured nodes.
@@ -196,7 +240,7 @@ impl Cluster {
         }
         let known = self.topology.borrow().clone();
         let (owners, version) = (vec![None; SLOTS.into()], known.version + 1);
-        let mut topology = Topology { nodes: Vec::new(), owners, version, old_until };
+        let mut topology = Topology { nodes: Vec::new(), homes: owners.clone(), owners, version, old_until };
         let mut places = HashMap::new();
         for (first, last, place) in ranges {
             let node = *places.entry(place).or_insert_with(|| {
@@ -206,6 +250,18 @@ impl Cluster {
             });
             topology.owners.iter_mut().take(last + 1).skip(*first).for_each(|owner| *owner = Some(node));
         }
+        let inherited = self.change(|state| state.inherited.take());
+        topology.homes = (0..SLOTS.into())
+            .map(|slot| {
+                let before = match &inherited {
+                    Some(homes) => homes.get(slot).cloned().flatten(),
+                    None => known.home(slot),
+                };
+                let home =
+                    topology.nodes.iter().position(|(settings, _)| before.is_some() && settings.place() == before);
+                home.or(topology.owners.get(slot).copied().flatten())
+            })
+            .collect();
         if topology.is_same(&known) {
             return;
         }
@@ -226,6 +282,11 @@ impl Cluster {
 }
 
 impl Topology {
+    fn home(&self, slot: usize) -> Option<Place> {
+        let node = self.homes.get(slot).copied().flatten()?;
+        self.nodes.get(node)?.0.place()
+    }
+
     fn masters(&self) -> Vec<String> {
         let mut all: Vec<_> = self.nodes.iter().map(|(settings, _)| settings.server().to_string()).collect();
         all.sort();
@@ -237,8 +298,9 @@ impl Topology {
             slot.and_then(|node| topology.nodes.get(node)).and_then(|(settings, _)| settings.place())
         };
         self.nodes.len() == other.nodes.len()
-            && self.owners.len() == other.owners.len()
-            && self.owners.iter().zip(&other.owners).all(|(a, b)| owner(self, *a) == owner(other, *b))
+            && [(&self.owners, &other.owners), (&self.homes, &other.homes)].iter().all(|(ours, theirs)| {
+                ours.len() == theirs.len() && ours.iter().zip(*theirs).all(|(a, b)| owner(self, *a) == owner(other, *b))
+            })
     }
 }
 

@@ -85,8 +85,8 @@ pub(super) enum LinkError {
     OutOfStep,
     #[error("the node says that its cluster is down")]
     ClusterDown,
-    #[error("the node does not say who owns what: {0}")]
-    NoTopology(String),
+    #[error("CLUSTER SLOTS was answered with something else than slots and their nodes")]
+    NoTopology,
 }
 
 /// Whether Redis answered, and the answer was no.

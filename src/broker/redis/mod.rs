@@ -27,12 +27,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+pub(crate) use self::cluster::Home;
 use self::cluster::{Cluster, Topology};
 use self::connect::{Settings, SettingsError};
 use self::probe::Probe;
 use self::sentinel::Place;
 use super::placement::{NOWHERE, Node, Owners, Placement};
-use super::{Marking, Moved, Sink};
+use super::{Marking, Moved, Sink, Text};
 use crate::config::{Config, RedisAddress, RedisUrl};
 use crate::endpoint::Channel;
 
@@ -139,7 +140,24 @@ pub(crate) struct Links {
     is_started: Cell<bool>,
     state: Cell<LinksState>,
     state_changed: Notify,
-    is_publishing: Cell<bool>,
+    /// The channels of the texts that Redis has not answered for, and how many such batches there were.
+    batch: RefCell<Option<Vec<Channel>>>,
+    batches: Cell<u64>,
+    /// Batches under way at other nodes whose channels live here now: texts behind them wait.
+    behind: RefCell<Vec<(Rc<Links>, u64)>>,
+    /// Since when channels cannot be subscribed here for now.
+    refused_since: Cell<Option<Instant>>,
+}
+
+/// Texts that Redis has not answered for, for as long as it exists.
+#[derive(Debug)]
+struct Batch<'a>(&'a Links);
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.0.batch.replace(None);
+        self.0.state_changed.notify_one();
+    }
 }
 
 /// How long links live.
@@ -173,6 +191,22 @@ impl Deployment {
         }
         let server = |url| Ok((settings(url)?, Arc::new(Health::new(url, workers))));
         urls.iter().map(server).collect::<Result<_, _>>().map(Self::Servers)
+    }
+
+    /// Where the channels of a cluster are that are not sharded.
+    pub(crate) fn homes(&self) -> Vec<Home> {
+        match self {
+            Self::Servers(_) => Vec::new(),
+            Self::Cluster(cluster) => cluster.homes(),
+        }
+    }
+
+    /// Keeps them where another process had them: the two must listen at the same nodes while one takes
+    /// over from the other.
+    pub(crate) fn inherit(&self, homes: Vec<Home>) {
+        if let Self::Cluster(cluster) = self {
+            cluster.inherit(homes);
+        }
     }
 
     /// How a worker's channels are spread over it.
@@ -267,7 +301,7 @@ impl Servers {
     pub(super) fn fault(&self) -> Option<String> {
         let links = self.links.borrow();
         let kept = links.iter().filter(|links| links.state.get() == LinksState::Kept);
-        let faults = kept.filter_map(|links| links.health.fault());
+        let faults = kept.filter_map(|links| links.fault());
         let faults: Vec<_> = self.cluster.iter().filter_map(|cluster| cluster.fault()).chain(faults).collect();
         (!faults.is_empty()).then(|| faults.join("; "))
     }
@@ -294,7 +328,11 @@ impl Servers {
                     self.follow(&now, &sink, &mut tasks);
                 }
                 // Links to a node that is gone end, and all others only by a panic.
-                Some(Err(_)) = tasks.join_next() => return,
+                Some(ended) = tasks.join_next() => {
+                    if ended.is_err() {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -303,12 +341,21 @@ impl Servers {
     fn follow(&self, topology: &Topology, sink: &Rc<dyn Sink>, tasks: &mut JoinSet<()>) {
         let nodes: Vec<_> = topology.nodes.iter().map(|server| self.node_of(server)).collect();
         let owner = |node: &Option<usize>| node.and_then(|node| nodes.get(node)).copied().unwrap_or(NOWHERE);
-        let slots = topology.owners.iter().map(owner).collect();
+        let [slots, homes] = [&topology.owners, &topology.homes].map(|owners| owners.iter().map(owner).collect());
         let count = self.links.borrow().len();
-        self.placement.set_owners(Owners { slots, nodes: count, live: nodes.clone() });
+        self.placement.set_owners(Owners { slots, homes, nodes: count, live: nodes.len() });
+        for links in self.kept() {
+            let batch = links.batch.borrow();
+            let moved = batch.iter().flatten().map(|channel| self.placement.node_of(channel));
+            let to: HashSet<_> = moved.filter(|node| *node != links.node).collect();
+            for node in to {
+                self.at(node).behind.borrow_mut().push((links.clone(), links.batches.get()));
+            }
+        }
         let (version, followed_at) = self.followed.replace((topology.version, Instant::now()));
         let is_next = topology.version == version + 1;
         let old_until = topology.old_until.filter(|_| is_next).unwrap_or(followed_at);
+        let old_until = old_until.checked_sub(cluster::NEWS).unwrap_or(old_until);
         for Moved { channel, from, to, was_heard } in sink.on_placed() {
             let (from, to) = (self.at(from), self.at(to));
             if was_heard {
@@ -316,6 +363,9 @@ impl Servers {
             }
             to.command(Command::Subscribe(channel));
         }
+        // Of NOWHERE nobody else says that nothing is missing there any more.
+        let nowhere = self.at(NOWHERE);
+        nowhere.lost_since.set(nowhere.lost_since.get().filter(|_| !sink.unconfirmed(NOWHERE).is_empty()));
         let links = self.links.borrow();
         for links in links.iter().filter(|links| links.node != NOWHERE && links.state.get() == LinksState::Kept) {
             if !nodes.contains(&links.node) {
@@ -374,7 +424,10 @@ impl Links {
             is_started: Cell::new(false),
             state: Cell::new(LinksState::Kept),
             state_changed: Notify::new(),
-            is_publishing: Cell::new(false),
+            batch: RefCell::default(),
+            batches: Cell::new(0),
+            behind: RefCell::default(),
+            refused_since: Cell::new(None),
         }
     }
 
@@ -414,10 +467,14 @@ impl Links {
     /// Goes on behind the mark.
     fn release(&self) {
         self.is_mark_due.set(false);
-        if let Some(mark) = self.mark.take()
-            && mark.state.get() != MarkState::Lost
-        {
-            self.command(Command::Unmark(mark.channel));
+        if let Some(mark) = self.mark.take() {
+            if mark.state.get() == MarkState::Reached {
+                // What it took to get here is nobody's fault.
+                self.probe.begin();
+            }
+            if mark.state.get() != MarkState::Lost {
+                self.command(Command::Unmark(mark.channel));
+            }
         }
         if let Some(stopped) = self.stopped.take() {
             stopped.wake();
@@ -431,12 +488,32 @@ impl Links {
 
     /// Resolves when the node is gone and no text is under way to it.
     async fn left(&self) {
-        while self.state.get() == LinksState::Kept || self.is_publishing.get() {
+        while self.state.get() == LinksState::Kept || self.batch.borrow().is_some() {
             self.state_changed.notified().await;
         }
     }
 
+    /// Texts are under way from now on.
+    fn begin_batch(&self, texts: &[Text]) -> Batch<'_> {
+        // Only in a cluster do channels ever move.
+        let moving = self.cluster.iter().flat_map(|_| texts.iter().map(|text| text.channel.clone()));
+        self.batch.replace(Some(moving.collect()));
+        self.batches.set(self.batches.get() + 1);
+        Batch(self)
+    }
+
+    /// Whether texts that have to be first are still under way at other nodes.
+    fn is_behind_others(&self) -> bool {
+        let mut behind = self.behind.borrow_mut();
+        behind.retain(|(other, batch)| other.batches.get() == *batch && other.batch.borrow().is_some());
+        !behind.is_empty()
+    }
+
     fn command(&self, command: Command) {
+        if self.cluster.is_some() && self.node == NOWHERE {
+            // Nobody takes it; whoever gets the channel is told.
+            return;
+        }
         // Bounded: while the link is away nothing is unsubscribed, and handshakes are refused
         // after a blip. The next link starts over with what the hub wants then.
         self.commands.borrow_mut().push_back(command);
@@ -451,16 +528,31 @@ impl Links {
 
     /// Until when channels were certainly heard here that were here until `placed`.
     fn heard_until(&self, placed: Instant) -> Instant {
+        if self.node == NOWHERE {
+            return self.lost_since.get().unwrap_or(placed);
+        }
         self.lost_since.get().unwrap_or(placed).min(placed).min(self.probe.heard_at())
     }
 
     /// The node does not have what it should, for now; somebody must know better.
     fn contradicted(&self) {
+        if self.refused_since.get().is_none() {
+            self.refused_since.set(Some(Instant::now()));
+        }
         self.retry_at.set(Some(Instant::now() + RETRY));
         self.commands_wait.notify_one();
         if let Some(cluster) = &self.cluster {
             cluster.doubt();
         }
+    }
+
+    /// What is wrong with the links of all workers to this server, or with this worker's channels there.
+    fn fault(&self) -> Option<String> {
+        self.health.fault().or_else(|| {
+            let since = self.refused_since.get().filter(|since| since.elapsed() > BLIP)?;
+            let server = self.settings.server();
+            Some(format!("{server} does not take all channels for now, since {:.1?}", since.elapsed()))
+        })
     }
 
     fn is_reachable(&self) -> bool {

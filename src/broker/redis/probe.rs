@@ -24,6 +24,16 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// people look for a fault.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Whether Redis lets us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Permission {
+    Granted,
+    /// By its ACL it does not.
+    Denied,
+    /// It did, or was not asked.
+    Lost,
+}
+
 /// The probe of a worker's link to one server.
 #[derive(Debug)]
 pub(super) struct Probe {
@@ -40,8 +50,7 @@ pub(super) struct Probe {
     missing: Notify,
     /// Whether the link is subscribed; before, nothing can come.
     is_listening: Cell<bool>,
-    /// Whether Redis lets us; by its ACL it may not.
-    is_allowed: Cell<bool>,
+    permission: Cell<Permission>,
 }
 
 impl Probe {
@@ -56,7 +65,7 @@ impl Probe {
             missing_since: Cell::new(None),
             missing: Notify::new(),
             is_listening: Cell::new(false),
-            is_allowed: Cell::new(false),
+            permission: Cell::new(Permission::Lost),
         }
     }
 
@@ -79,18 +88,29 @@ impl Probe {
 
     /// Redis lets us subscribe it.
     pub(super) fn allow(&self) {
-        self.is_allowed.set(true);
+        self.permission.set(Permission::Granted);
     }
 
-    /// Redis does not let us subscribe or publish it.
+    /// Redis' ACL does not let us subscribe or publish it.
     pub(super) fn refuse(&self) {
-        self.is_allowed.set(false);
+        self.permission.set(Permission::Denied);
+        self.missing_since.set(None);
+    }
+
+    /// It is not subscribed any more, or could not be for now.
+    pub(super) fn lose(&self) {
+        self.permission.set(Permission::Lost);
         self.missing_since.set(None);
     }
 
     /// Whether there is a probe at all.
     pub(super) fn is_allowed(&self) -> bool {
-        self.is_allowed.get()
+        self.permission.get() == Permission::Granted
+    }
+
+    /// Whether it has to be subscribed again.
+    pub(super) fn is_lost(&self) -> bool {
+        self.permission.get() == Permission::Lost
     }
 
     /// A new link has all its subscriptions: what the old one missed is nobody's fault now.
@@ -120,7 +140,7 @@ impl Probe {
 
     /// When the next number should be published; `None` where it may not.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        self.is_allowed.get().then(|| self.next_at.get())
+        self.is_allowed().then(|| self.next_at.get())
     }
 
     /// The next number, to be published now.

@@ -5,7 +5,7 @@
 //! sent, so that a client's own text comes back to it; and after that the other workers
 //! get a moment to find theirs, so that a restart of Redis loses no text between workers.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -24,6 +24,9 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Where probes are not allowed: Redis' `timeout` setting closes a publisher that is idle, and a
 /// dead link should be noticed before the next text is.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Between two looks at whether texts that are under way elsewhere are answered for.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Keeps the link, forever.
 pub(super) async fn run(links: &Links, sink: &dyn Sink) {
@@ -63,6 +66,10 @@ async fn serve(
         if !links.is_where_the_subscriber_is(master) {
             return LinkError::Elsewhere;
         }
+        if links.is_behind_others() {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
         if links.is_mark_due.take()
             && let Err(error) = publish_mark(links, connection).await
         {
@@ -77,11 +84,7 @@ async fn serve(
         let texts = sink.take_texts(links.node, BATCH_BYTES);
         let next_probe = links.probe.due_at();
         let done = if !texts.is_empty() {
-            links.is_publishing.set(true);
-            let done = publish(links, sink, connection, texts).await;
-            links.is_publishing.set(false);
-            links.state_changed.notify_one();
-            done
+            publish(links, sink, connection, texts).await
         } else if tokio::time::timeout_at(next_probe.unwrap_or(now + PING_INTERVAL), links.texts_wait.notified())
             .await
             .is_err()
@@ -108,15 +111,17 @@ async fn publish(
         pipeline.cmd(command(links, &text.channel)).arg(&*text.channel).arg(&*text.payload);
     }
     let count = texts.len();
+    let batch = links.begin_batch(&texts);
     let mut sent = Sent { sink, unanswered: texts.into(), taken_back: Vec::new() };
     let timeout = links.settings.response_timeout;
     let answers = tokio::time::timeout(timeout, connection.send_packed_commands(&pipeline, 0, count))
         .await
         .map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?
         .map_err(LinkError::Ended)?;
-    for answer in answers {
+    let overtaken = sent.overtaken(&answers);
+    for (answer, is_overtaken) in answers.into_iter().zip(overtaken) {
         match answer {
-            Value::ServerError(error) if is_for_now(Some(error.code())) => sent.take_back(),
+            Value::ServerError(error) if is_for_now(Some(error.code())) && !is_overtaken => sent.take_back(),
             Value::ServerError(error) => {
                 let words = format!("{} {}", error.code(), error.details().unwrap_or_default());
                 sent.answer(Err(NotPublished::Refused(words)));
@@ -124,8 +129,10 @@ async fn publish(
             _ => sent.answer(Ok(())),
         }
     }
-    if !sent.taken_back.is_empty() {
-        drop(sent);
+    let is_refused_for_now = !sent.taken_back.is_empty();
+    drop(sent);
+    drop(batch);
+    if is_refused_for_now {
         links.contradicted();
         tokio::time::sleep(RETRY).await;
     }
@@ -164,7 +171,8 @@ async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) ->
             links.probe.refuse();
             links.health.probe_is_refused(&error);
         }
-        // It was not published, and that says nothing about the subscriber.
+        // It was not published, and that says nothing about the subscriber; where its slot has moved,
+        // the subscriber is told so as well.
         Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis does not take the probe"),
         Ok(Ok(other)) => tracing::debug!(?other, "an answer to PUBLISH that is no number"),
         Ok(Err(error)) => return Err(LinkError::Ended(error)),
@@ -194,6 +202,30 @@ impl Sent<'_> {
         if let Some(Text { origin, payload, .. }) = self.unanswered.pop_front() {
             self.sink.on_published(origin, payload.len(), outcome);
         }
+    }
+
+    /// Of each text, whether one behind it on its channel was published: it cannot be tried again then,
+    /// for it would come after that.
+    fn overtaken(&self, answers: &[Value]) -> Vec<bool> {
+        let is_taken = |answer: &Value| !matches!(answer, Value::ServerError(_));
+        if answers.iter().all(is_taken) {
+            return vec![false; answers.len()];
+        }
+        let mut published = HashSet::new();
+        let mut overtaken: Vec<_> = self
+            .unanswered
+            .iter()
+            .zip(answers)
+            .rev()
+            .map(|(text, answer)| {
+                if is_taken(answer) {
+                    published.insert(&text.channel);
+                }
+                published.contains(&text.channel)
+            })
+            .collect();
+        overtaken.reverse();
+        overtaken
     }
 
     fn take_back(&mut self) {

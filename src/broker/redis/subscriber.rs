@@ -14,9 +14,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::time::{Instant, timeout_at};
 
+use super::cluster::NEWS;
 use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
 use super::supervisor::Backoff;
-use super::{Command, Links, MarkState, Roster};
+use super::{Command, Links, LinksState, MarkState, RETRY, Roster};
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Refused, Sink};
 use crate::endpoint::Channel;
@@ -70,7 +71,9 @@ fn with_target<T>(Node(node): Node, act: impl FnOnce(&dyn Sink, &Links) -> T) ->
 /// A message, in the order of the stream.
 pub(super) fn on_message(node: Node, channel: &[u8], payload: &[u8]) {
     with_target(node, |sink, links| {
-        if links.is_mark(channel) {
+        if links.state.get() != LinksState::Kept {
+            // Its channels are heard elsewhere, from a gap on that is known.
+        } else if links.is_mark(channel) {
             links.set_mark_state(MarkState::Reached);
         } else if !links.probe.takes(channel, payload) {
             sink.on_publication(channel, payload);
@@ -108,10 +111,10 @@ pub(super) fn on_unsubscribed(node: Node, channel: &[u8]) -> bool {
         }
         if links.probe.is_on(channel) {
             // Another name is found at the next audit.
-            links.probe.refuse();
+            links.probe.lose();
         } else if sink.on_dropped(node, channel) {
-            let placed = links.cluster.as_ref().and_then(|cluster| cluster.known_at());
-            links.lost(links.heard_until(placed.unwrap_or_else(Instant::now)));
+            let known = links.cluster.as_ref().and_then(|cluster| cluster.known_at()?.checked_sub(NEWS));
+            links.lost(links.heard_until(known.unwrap_or_else(Instant::now)));
         }
         links.contradicted();
         true
@@ -147,14 +150,14 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                     () = driver => LinkError::Closed,
                     error = serve(links, sink, &mut connection, &mut backoff) => error,
                     error = links.settings.is_moved(master.as_ref()) => error,
-                    silence = links.probe.is_missed() => LinkError::Deaf(silence),
+                    silence = hears_nothing(links) => LinkError::Deaf(silence),
                 };
                 links.unanswered_since.set(None);
                 links.probe.end();
                 links.leaving.borrow_mut().clear();
                 links.retry_at.set(None);
                 links.set_mark_state(MarkState::Lost);
-                if links.lost_since.get().is_none() && (sink.subscribed(links.node) > 0 || !links.is_deaf()) {
+                if sink.subscribed(links.node) > 0 || !links.is_deaf() {
                     // What the probe heard says nothing about a subscription that Redis forgot.
                     let is_forgotten = matches!(error, LinkError::Fewer(_));
                     links.lost(if is_forgotten { links.audited_at.get() } else { links.probe.heard_at() });
@@ -170,6 +173,17 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
             }
         }
         backoff.wait().await;
+    }
+}
+
+/// Resolves when a probe is missing, unless the stream stands still at a mark.
+async fn hears_nothing(links: &Links) -> Duration {
+    loop {
+        let silence = links.probe.is_missed().await;
+        if links.mark_state() != Some(MarkState::Reached) {
+            return silence;
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 
@@ -211,7 +225,11 @@ async fn serve(
             audit(links, sink, connection, count).await
         } else if retry_at.is_some_and(|at| at <= now) {
             links.retry_at.set(None);
-            subscribe_all(links, sink, connection, &sink.unconfirmed(links.node)).await
+            // What was commanded before comes first: a channel may have to be left and joined again.
+            match obey(links, sink, connection).await {
+                Ok(()) => subscribe_all(links, sink, connection, &sink.unconfirmed(links.node)).await,
+                failed => failed,
+            }
         } else if timeout_at(retry_at.unwrap_or(audit_at).min(audit_at), links.commands_wait.notified()).await.is_ok() {
             obey(links, sink, connection).await
         } else {
@@ -226,9 +244,13 @@ async fn serve(
 
 /// Reports what was lost, once all is there again.
 fn end_gap(links: &Links, sink: &dyn Sink) {
-    let Some(since) = links.lost_since.get() else { return };
-    if sink.unconfirmed(links.node).is_empty() {
-        links.lost_since.set(None);
+    if links.lost_since.get().is_none() && links.refused_since.get().is_none()
+        || !sink.unconfirmed(links.node).is_empty()
+    {
+        return;
+    }
+    links.refused_since.set(None);
+    if let Some(since) = links.lost_since.take() {
         links.hears_again.notify_one();
         let server = links.settings.server().to_string();
         sink.on_gap(Gap { node: links.node, server: &server, length: since.elapsed() });
@@ -246,7 +268,7 @@ async fn subscribe_probe(links: &Links, connection: &mut MultiplexedConnection) 
     subscribe.arg(&*channel);
     match answered(links, ask(connection, &subscribe)).await {
         Ok(_) => links.probe.allow(),
-        Err(LinkError::Ended(error)) if is_for_now(error.code()) => links.probe.refuse(),
+        Err(LinkError::Ended(error)) if is_for_now(error.code()) => links.probe.lose(),
         Err(LinkError::Ended(error)) if is_not_allowed(&error) => {
             links.probe.refuse();
             links.health.probe_is_refused(&error);
@@ -284,6 +306,8 @@ async fn missing(
         ["sub=", "ssub="].map(|kind| info.split(' ').find_map(|field| field.strip_prefix(kind)?.parse::<usize>().ok()));
     // Who does not count sharded ones has none of them, or too few for us to believe.
     let [Some(there), sharded] = there else { return Ok(None) };
+    // Sharded channels may have been taken from us before Redis counted.
+    let told = told.min(sink.subscribed(links.node) + usize::from(links.probe.is_allowed()));
     Ok(Some(told.saturating_sub(there + sharded.unwrap_or_default())))
 }
 
@@ -323,8 +347,8 @@ async fn audit(
     links.audited_at.set(Instant::now());
     // The answer came behind all messages before it.
     links.probe.proved();
-    if links.placement.has_sharded() && !links.probe.is_allowed() {
-        // Its slot may have moved.
+    if links.probe.is_lost() {
+        // Its slot may have moved, or Redis did not take it for a moment.
         subscribe_probe(links, connection).await?;
         links.probe.begin();
     }
@@ -494,6 +518,10 @@ async fn subscribe_plain(
         return Ok(());
     }
     match answered(links, connection.subscribe(names(channels))).await {
+        Err(LinkError::Ended(error)) if is_for_now(error.code()) => {
+            links.contradicted();
+            return Ok(());
+        }
         Err(LinkError::Ended(error)) if is_refusal(&error) => {}
         done => return done,
     }
