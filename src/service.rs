@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock::millis;
 use crate::config::Config;
 use crate::control::{self, Outcome, Request};
 use crate::handover::protocol::Line;
@@ -198,7 +199,7 @@ impl Giver<'_> {
             };
             match &outcome {
                 Ok(Done { pid, sessions, standstill, .. }) => {
-                    let standstill_ms = standstill.as_millis();
+                    let standstill_ms = millis(*standstill);
                     tracing::info!(pid, sessions, standstill_ms, "handed over: nobody was served for so long");
                 }
                 Err(_) => tracing::error!("{}", words.text()),

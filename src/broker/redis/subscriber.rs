@@ -331,8 +331,11 @@ async fn judge_count(
 /// Compares how many subscriptions Redis has with what the worker was told. Where it does not count,
 /// that is a sign of life and no more.
 ///
+/// When Redis has fewer: which ones, nobody can say, so all are made again, on this link, which goes on
+/// meanwhile for those that are there.
+///
 /// # Errors
-/// When Redis has fewer: which ones, nobody can say, so the link is made anew with all of them.
+/// When Redis has fewer even then.
 async fn audit(
     links: &Links,
     sink: &dyn Sink,
@@ -342,7 +345,14 @@ async fn audit(
     if let Some(missing @ 1..) = missing(links, sink, connection).await?
         && count == Count::Believed
     {
-        return Err(LinkError::Fewer(missing));
+        tracing::warn!(missing, "Redis has some subscriptions fewer than it confirmed: all are made again");
+        links.lost(links.audited_at.get());
+        sink.on_lost(links.node);
+        let wanted = sink.wanted(links.node);
+        subscribe_all(links, sink, connection, &wanted).await?;
+        if let Some(missing @ 1..) = self::missing(links, sink, connection).await? {
+            return Err(LinkError::Fewer(missing));
+        }
     }
     links.audited_at.set(Instant::now());
     // The answer came behind all messages before it.
