@@ -204,12 +204,15 @@ impl Giver<'_> {
                 }
                 Err(_) => tracing::error!("{}", words.text()),
             }
+            if let Ok(done) = &outcome {
+                // Before anybody hears of it, and asks systemd to stop whom it takes for the main process.
+                os::systemd::notify_main_process(done.pid);
+            }
             if let Some(request) = request {
                 request.answer(words).await;
             }
             match outcome {
                 Ok(done) => {
-                    os::systemd::notify_main_process(done.pid);
                     drop(self.farewell.set(done.line));
                     return Ending::Leave;
                 }

@@ -21,5 +21,6 @@ mod service;
 mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]
 mod support;
+mod systemd;
 mod topology;
 mod units;

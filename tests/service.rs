@@ -154,6 +154,41 @@ async fn ready_watchdog_and_stopping_are_told_to_systemd() {
 }
 
 #[tokio::test]
+async fn systemd_is_told_of_the_process_that_takes_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path());
+    let listen = listen_in(dir.path());
+    let environment = [("NOTIFY_SOCKET", manager.address.as_str()), ("WATCHDOG_USEC", "900000")];
+    let mut program = Program::spawn(dir.path(), &["run", "--broker", "memory", "--listen", &listen], &environment);
+    manager.hears("READY=1").await;
+    let mut client = Client::connect(&target_in(dir.path()), PATH).await;
+    program.signal(Signal::SIGUSR2);
+    // First whom to listen to, by the one who is listened to; then, by the new one, that it is ready.
+    let heard = async {
+        loop {
+            let message = manager.next(START).await;
+            if message != ["WATCHDOG=1"] {
+                return message;
+            }
+        }
+    };
+    let message = heard.await;
+    let [line] = &message[..] else { panic!("{message:?}") };
+    let pid: i32 = line.strip_prefix("MAINPID=").unwrap().parse().unwrap();
+    assert!(program.wait_exit(START).await.success(), "{}", program.log());
+    manager.hears("READY=1").await;
+    assert!(Path::new(&format!("/proc/{pid}/exe")).exists());
+    for _ in 0..3 {
+        assert_eq!(manager.next(SOON).await, ["WATCHDOG=1"]);
+    }
+    client.send_text("still there ").await;
+    client.expect_text("still there zhang").await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    manager.hears("STOPPING=1").await;
+    client.expect_close(1001, START).await;
+}
+
+#[tokio::test]
 async fn the_watchdog_is_fed_by_the_process_it_is_meant_for() {
     for (meant_for_us, expected) in [("$$", true), ("1", false)] {
         let dir = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ fn copy(dir: &Path) {
     for unit in UNITS {
         let text = std::fs::read_to_string(shipped().join(unit)).unwrap();
         let is_service = unit.ends_with(".service");
-        assert_eq!(text.matches("=/usr/bin/webws ").count(), if is_service { 2 } else { 0 }, "{unit}");
+        assert_eq!(text.matches("=/usr/bin/webws ").count(), if is_service { 3 } else { 0 }, "{unit}");
         let built = format!("={} ", env!("CARGO_BIN_EXE_webws"));
         std::fs::write(dir.join(unit), text.replace("=/usr/bin/webws ", &built)).unwrap();
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ use super::protocol::{FULL_BYTES, Hello, Line, MAX_SESSIONS, Message, PortableLi
 use super::take::VARIABLE;
 use crate::broker::redis::Deployment;
 use crate::endpoint::Channel;
-use crate::os::descriptors::{self, Lent};
+use crate::os::descriptors::Lent;
+use crate::os::process::Grandchild;
 use crate::worker::handover::{Answer, Ask, Collected};
 
 /// How long the new process may take to say who it is: as long as a unit's start.
@@ -71,7 +72,7 @@ pub(crate) struct Attempt(Arc<Mutex<Breakable>>);
 
 #[derive(Debug, Default)]
 struct Breakable {
-    child: Option<Child>,
+    program: Option<Grandchild>,
     is_broken_off: bool,
 }
 
@@ -96,7 +97,7 @@ pub(crate) enum GiveError {
     #[error("the new process: {0}")]
     Protocol(#[from] ProtocolError),
     #[error("the new process ended ({0}); what it wrote to the log says why")]
-    Ended(std::process::ExitStatus),
+    Ended(ExitStatus),
     #[error("{0}")]
     Here(String),
 }
@@ -116,40 +117,46 @@ impl Attempt {
     pub(crate) fn break_off(&self) {
         let mut this = self.lock();
         this.is_broken_off = true;
-        if let Some(child) = &mut this.child {
-            // It may have ended by itself.
-            drop(child.kill());
-        }
+        this.program.iter_mut().for_each(Grandchild::end);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Breakable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn started(&self, child: Child) -> u32 {
-        let pid = child.id();
+    fn started(&self, mut program: Grandchild) {
         let mut this = self.lock();
-        this.child = Some(child);
         if this.is_broken_off {
-            drop(this.child.as_mut().map(Child::kill));
+            program.end();
         }
-        pid
+        this.program = Some(program);
     }
 
-    /// Makes sure that the new process does nothing any more; returns how it ended, if it did so by itself.
-    fn end_child(&self) -> Option<std::process::ExitStatus> {
-        let mut child = self.lock().child.take()?;
+    fn let_go(&self) {
+        self.lock().program.iter_mut().for_each(Grandchild::let_go);
+    }
+
+    /// Ends the new process; returns how it ended, if it did so by itself.
+    fn end(&self) -> Option<ExitStatus> {
+        let mut program = self.lock().program.take()?;
         // It may be about to end, and its status says more than that it was killed.
-        let deadline = Instant::now() + Duration::from_millis(200);
-        while Instant::now() < deadline {
-            if let Ok(Some(status)) = child.try_wait() {
-                return Some(status);
-            }
-            rest(Duration::from_millis(5));
+        let by_itself = ended_within(&mut program, Duration::from_millis(200));
+        if by_itself.is_none() {
+            program.end();
+            ended_within(&mut program, STEP);
+            program.let_go();
         }
-        drop(child.kill());
-        drop(child.wait());
-        None
+        by_itself
+    }
+}
+
+fn ended_within(program: &mut Grandchild, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match program.status() {
+            None if Instant::now() < deadline => rest(Duration::from_millis(5)),
+            status => return status,
+        }
     }
 }
 
@@ -167,15 +174,18 @@ impl Site {
             // They speak of this process.
             command.env_remove(name);
         }
-        descriptors::inherit(&mut command, &theirs);
-        let pid = attempt.started(command.spawn().map_err(start)?);
+        attempt.started(Grandchild::spawn(&mut command, &theirs).map_err(start)?);
         drop(theirs);
         let line = Line::new(ours);
         match self.talk(&line) {
-            Ok((version, sessions, standstill)) => Ok(Done { pid, version, sessions, standstill, line }),
+            Ok((Hello { version, pid, .. }, sessions, standstill)) => {
+                // Who stood between goes, and the new process is the service manager's child.
+                attempt.let_go();
+                Ok(Done { pid, version, sessions, standstill, line })
+            }
             Err(error) => {
-                drop(line);
-                let ended = attempt.end_child();
+                let ended = attempt.end();
+                line.await_end(STEP);
                 self.ask_all(|| Ask::GoOn);
                 self.accepting.send_replace(true);
                 Err(match (ended, error) {
@@ -186,8 +196,8 @@ impl Site {
         }
     }
 
-    /// Returns the other's version, how many sessions it has, and how long nobody was served.
-    fn talk(&self, line: &Line) -> Result<(String, usize, Duration), GiveError> {
+    /// Returns who the other is, how many sessions it has, and how long nobody was served.
+    fn talk(&self, line: &Line) -> Result<(Hello, usize, Duration), GiveError> {
         let hello = match line.hear(HELLO)? {
             (Message::Hello(hello), _) => hello,
             (other, _) => return Err(out_of_turn(&other)),
@@ -236,7 +246,7 @@ impl Site {
             (Message::Serving, _) => {}
             (other, _) => return Err(out_of_turn(&other)),
         }
-        Ok((hello.version, sessions, stood_still.elapsed()))
+        Ok((hello, sessions, stood_still.elapsed()))
     }
 
     /// Says which channels there are that are not `known` yet.

@@ -79,6 +79,7 @@ pub(crate) struct Hello {
     format: u32,
     oldest: u32,
     pub(crate) version: String,
+    pub(crate) pid: u32,
     /// Nobody knows this field; it is passed over.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     news: Option<String>,
@@ -118,7 +119,7 @@ impl Hello {
         let (format, oldest) = fault::format().unwrap_or((FORMAT, OLDEST));
         // What a version says that is newer than all others.
         let news = (format > FORMAT).then(|| "unheard of".to_owned());
-        Self { format, oldest, version: env!("CARGO_PKG_VERSION").to_owned(), news }
+        Self { format, oldest, version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), news }
     }
 
     /// Whether one of the two understands the other's words.
@@ -187,7 +188,7 @@ impl Line {
     pub(crate) fn await_end(&self, limit: Duration) {
         // However it ends, it has.
         drop(self.0.set_read_timeout(Some(limit)));
-        drop((&self.0).read(&mut [0]));
+        while matches!((&self.0).read(&mut [0; 1024]), Ok(1..)) {}
     }
 }
 

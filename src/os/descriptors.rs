@@ -3,8 +3,6 @@
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
@@ -77,20 +75,6 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
     }
     stream.read_exact(buffer.get_mut(step..).unwrap_or_default())?;
     Ok(descriptors)
-}
-
-/// Lets `command` inherit `stream` under its number here.
-#[expect(unsafe_code, reason = "what runs between fork and exec must be async-signal-safe")]
-pub(crate) fn inherit(command: &mut Command, stream: &UnixStream) {
-    let number = stream.as_raw_fd();
-    let clear = move || -> io::Result<()> {
-        // SAFETY: the number is open in the child as well: fork has copied it.
-        let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
-        fcntl(stream, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        Ok(())
-    };
-    // SAFETY: one system call and no allocation.
-    unsafe { command.pre_exec(clear) };
 }
 
 /// Takes the stream that was inherited under `number`.

@@ -3,6 +3,7 @@
 
 pub(crate) mod descriptors;
 pub(crate) mod limit;
+pub(crate) mod process;
 pub(crate) mod readiness;
 pub(crate) mod socket;
 pub(crate) mod systemd;
