@@ -2,14 +2,19 @@
 //!
 //! Not part of the library's promises. May not enter: anything the sidecar uses.
 
+use std::rc::Rc;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::broker::placement::{Node, Placement};
+use crate::clock;
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
+use crate::handover::protocol::{self, Message};
 use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
 use crate::outbound::{Batch, Outbound};
+use crate::session::Session;
 use crate::wire::Wire;
 use crate::ws::reader::{Flow, Incoming, Reader};
 
@@ -93,6 +98,25 @@ impl Fanout {
             queue.keep_begun_frame();
         }
     }
+}
+
+/// What a process does with a message of one that claims to hand over to it: a session for each that it
+/// makes sense of, with a socket of its own, read and written once. Returns how many.
+#[must_use]
+pub fn adopt(words: &[u8]) -> usize {
+    let Ok(Message::Sessions { sessions, .. }) = protocol::decode(words) else { return 0 };
+    let adopted = sessions.into_iter().filter_map(|portable| {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().ok()?;
+        ours.set_nonblocking(true).ok()?;
+        let endpoint = Rc::new(Endpoint::new(EndpointConfig::default()));
+        let mut session = Session::adopt(portable, endpoint, ours.into(), clock::START).ok()?;
+        session.on_tick(clock::START);
+        session.judge(&mut [], clock::START, &mut |_, _| Flow::Continue);
+        session.on_writable(clock::START);
+        session.next_due();
+        Some(session.portable(clock::START))
+    });
+    adopted.count()
 }
 
 struct Queues<'a>(&'a mut Vec<Outbound>);

@@ -43,6 +43,14 @@
 //! last message and the last confirmation is a gap: logged, counted, and told to the clients whose
 //! endpoint says so. Sessions stay, texts wait, `/readyz` says what is wrong.
 //!
+//! # When another process takes over
+//! `handover` starts the binary anew and tells it the listeners and the names of all channels; the new
+//! process subscribes them in workers that rest. Then the old workers rest as well: nobody is read, what
+//! Redis has is answered for. A mark is published on a channel that all links of both processes have
+//! subscribed, and each stops reading its stream right there: up to it the old process delivers, from it on
+//! the new one. The sessions follow, each as words and its descriptor. The new process says that it
+//! serves, and goes on; until then, the old one can, from the same mark.
+//!
 //! # Walls
 //! 1. The reader of a Redis link never waits for a client.
 //! 2. A publication is encoded once per wire and shared; there is no copy per subscriber (one
@@ -69,6 +77,7 @@
 //! | `session`, `outbound`, `unpublished` | one connection as data; what it could not send; texts on their way |
 //! | `hub`, `wire` | channels, audiences, batches; how payloads look to clients |
 //! | `broker` | the contract, the embedded broker, Redis |
+//! | `handover`, `control` | another process takes over; the socket by which it is asked for |
 //! | `reactor`, `wheel`, `os` | readiness, timers, system calls |
 //! | `close`, `metrics`, `throttle` | why sessions end, counts, log lines that could repeat |
 //! | `id`, `clock` | how rooms name a session and an instant |
@@ -94,6 +103,16 @@
 //!   runtime and no second one for the session (24 → 17 µs of CPU per upgrade in a storm).
 //! - The audit of subscriptions compares numbers (`CLIENT INFO` has this link's own) instead of asking
 //!   for each channel (`PUBSUB NUMSUB` counts everybody's); when they differ, the link is made anew.
+//! - The new process is a grandchild, and the child between is taken away before systemd is told of it: a
+//!   main process that is not systemd's own child is killed right behind SIGTERM (seen with 252).
+//! - A link that lacks subscriptions is not replaced: all are made again on it, so that those that are
+//!   there miss nothing. A master that Sentinels replace has no old link to keep: they end its clients
+//!   themselves (`CLIENT KILL TYPE pubsub`, `sentinelSendSlaveOf` in Redis' src/sentinel.c). Links are
+//!   made before others are broken where one process takes over from another.
+//! - Sessions do not survive a crash. They would have to lie in another process' hands all the time:
+//!   descriptors in a socket pair cannot be taken out one by one, so closed ones would pile up or the pair
+//!   be filled anew again and again (5,000 sessions: 20 ms of standstill); what was read and not judged, and
+//!   what was half sent, would have to be written down before each system call.
 //! - Texts wait in one queue per worker and server, bounded per session, rather than in one queue per
 //!   session: they leave in the order they came, and an idle session owns no queue.
 

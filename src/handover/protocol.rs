@@ -218,3 +218,78 @@ impl ProtocolError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn lines() -> (Line, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Line::new(ours), theirs)
+    }
+
+    /// The bytes of a message.
+    fn said(message: &Message) -> Vec<u8> {
+        let (line, mut other) = lines();
+        line.say(message, &[], SOON).unwrap();
+        drop(line);
+        let mut bytes = Vec::new();
+        other.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn heard(bytes: &[u8]) -> Result<(Message, Vec<OwnedFd>), ProtocolError> {
+        let (line, mut other) = lines();
+        other.write_all(bytes).unwrap();
+        drop(other);
+        line.hear(SOON)
+    }
+
+    #[test]
+    fn messages_arrive_as_they_were_and_cut_or_bent_ones_do_not() {
+        let message = Message::Channels { worker: 3, names: vec![ByteBuf::from("chat:a"), ByteBuf::from([0xff])] };
+        let bytes = said(&message);
+        assert_eq!(format!("{:?}", heard(&bytes).unwrap().0), format!("{message:?}"));
+        for cut in 0..bytes.len() {
+            assert!(matches!(heard(&bytes[..cut]), Err(ProtocolError::Ended)), "{cut}");
+        }
+        for (at, flip) in (0..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, 1 << bit))) {
+            let mut bent = bytes.clone();
+            bent[at] ^= flip;
+            // Whatever it is now, it is judged.
+            drop(heard(&bent));
+        }
+        for wrong in [&b"GET / HTTP/1.1\r\n"[..], b"Wh\0\0\0\x01\0\0\xc1", b"Wh\0\0\0\x01\xff\xff\x80"] {
+            assert!(matches!(heard(wrong), Err(ProtocolError::Nonsense(_))), "{}", wrong.escape_ascii());
+        }
+        // Announced descriptors have to come.
+        let mut alone = bytes.clone();
+        alone[7] = 1;
+        assert!(matches!(heard(&alone), Err(ProtocolError::Nonsense(_))));
+        // A length is no reason to take memory.
+        assert!(matches!(heard(b"Wh\xff\xff\xff\xff\0\0"), Err(ProtocolError::Ended)));
+        assert!(matches!(heard(&said(&Message::Refused { why: "no".to_owned() })), Err(ProtocolError::Refused(_))));
+    }
+
+    #[test]
+    fn neighbouring_formats_understand_each_other_and_others_say_so() {
+        let hello = |format, oldest| Hello { format, oldest, ..Hello::own() };
+        for (format, oldest, is_understood) in [(1, 1, true), (2, 1, true), (9, 1, true), (9, 2, false), (0, 0, false)]
+        {
+            let checked = hello(format, oldest).check();
+            assert_eq!(checked.is_ok(), is_understood, "{format}, {oldest}");
+            if let Err(error) = checked {
+                assert!(error.to_string().contains(&format!("understands {oldest} to {format}")), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_says_nothing_is_not_waited_for_for_ever() {
+        let (line, _other) = lines();
+        assert!(matches!(line.hear(Duration::from_millis(10)), Err(ProtocolError::Silent(_))));
+    }
+}

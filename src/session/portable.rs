@@ -168,3 +168,172 @@ impl Session {
         self.count_text(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EndpointConfig;
+    use crate::outbound::Batch;
+    use crate::session::Outcome;
+    use crate::ws::reader::Flow;
+    use proptest::prelude::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    const NOW: Millis = 100_000;
+
+    fn endpoint() -> Rc<Endpoint> {
+        Rc::new(Endpoint::new(EndpointConfig::default()))
+    }
+
+    /// A session of a client, who gets the other end.
+    fn open(now: Millis) -> (Session, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut session = Session::new(endpoint(), Channel::from_static(b"chat:a"), Wire::Lua { name_at: 5 }, now);
+        assert_eq!(session.attach(ours.into(), b"101", now), Outcome::Stay);
+        (session, theirs)
+    }
+
+    /// What it would be in another process, whose clock shows something else.
+    fn moved(session: &mut Session, now: Millis, there: Millis) -> Session {
+        let words = rmp_serde::to_vec_named(&session.portable(now).unwrap()).unwrap();
+        let portable = rmp_serde::from_slice(&words).unwrap();
+        let moved = Session::adopt(portable, endpoint(), session.socket.take().unwrap(), there).unwrap();
+        assert_eq!(moved.portable(there), session.portable(now), "nothing is lost on the way");
+        moved
+    }
+
+    /// A masked frame, RFC 6455 §5.2, of less than 126 bytes; the mask is zero.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        [&[first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0], payload].concat()
+    }
+
+    proptest! {
+        /// Wherever it is cut, each half read by another process, the same texts come out.
+        #[test]
+        fn what_a_client_sends_is_read_on_byte_by_byte(cut in 0_usize..46) {
+            let stream = [frame(0x01, b"one, "), frame(0x89, b"ping"), frame(0x80, "zwei é".as_bytes()), frame(0x81, b"3")];
+            let stream = stream.concat();
+            let (mut session, mut client) = open(NOW);
+            let mut texts = Vec::new();
+            let mut scratch = vec![0; 1_000];
+            let (before, behind) = stream.split_at(cut.min(stream.len()));
+            for part in [before, behind] {
+                client.write_all(part).unwrap();
+                let keep = |_: &Channel, text: &str| {
+                    texts.push(text.to_owned());
+                    Flow::Continue
+                };
+                prop_assert_eq!(session.on_readable(&mut scratch, false, NOW, keep), Outcome::Stay);
+                session = moved(&mut session, NOW, NOW);
+            }
+            prop_assert_eq!(texts, ["one, zwei é", "3"]);
+        }
+
+        /// The decoder takes any bytes.
+        #[test]
+        fn hostile_words_are_refused_or_make_a_session(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0_usize..400, flip in any::<u8>()) {
+            let (session, _client) = open(NOW);
+            let mut words = rmp_serde::to_vec_named(&session.portable(NOW).unwrap()).unwrap();
+            if let Some(byte) = words.get_mut(at) {
+                *byte ^= flip;
+            }
+            for words in [&words[..], &bytes, words.get(..at).unwrap_or_default()] {
+                let Ok(portable) = rmp_serde::from_slice::<Portable>(words) else { continue };
+                let (ours, _theirs) = UnixStream::pair().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                if let Ok(mut session) = Session::adopt(portable, endpoint(), ours.into(), 7) {
+                    session.on_tick(NOW);
+                    session.on_writable(NOW);
+                    session.judge(&mut [], NOW, &mut |_, _| Flow::Continue);
+                    session.next_due();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_client_has_not_read_is_sent_on_from_the_byte_where_it_stopped() {
+        let (mut session, mut client) = open(NOW);
+        let mut expected = b"101".to_vec();
+        for n in 0..30 {
+            let mut batch = bytes::BytesMut::new();
+            session.wire.encode(b"chat:a", &vec![b'0' + n; 50_000], &mut batch);
+            expected.extend_from_slice(&batch);
+            session.deliver(&mut Batch::new(&batch), NOW);
+        }
+        assert!(session.outbound.is_some(), "the socket takes it all");
+        let mut there = moved(&mut session, NOW + 5, 50_000);
+        assert_eq!(there.outbound.as_ref().unwrap().progress_at, 50_000 - 5);
+        let reading = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).unwrap();
+            read
+        });
+        while there.outbound.is_some() {
+            assert_eq!(there.on_writable(50_000), Outcome::Stay);
+            std::thread::yield_now();
+        }
+        drop(there);
+        assert!(reading.join().unwrap() == expected);
+    }
+
+    #[test]
+    fn its_clock_and_its_closing_go_on() {
+        let (mut session, mut client) = open(NOW);
+        let due = session.next_due() - NOW;
+        let mut there = moved(&mut session, NOW + 1_000, 3_000_000);
+        assert_eq!(there.next_due() - 3_000_000, due - 1_000, "no second ping clock");
+        assert_eq!(there.close(CloseReason::Gap, 3_000_000), Outcome::Closing);
+        let again = moved(&mut there, 3_000_200, 9_000_000);
+        assert_eq!((again.is_closing(), again.next_due()), (true, 9_000_000 + CLOSE_WAIT_LEFT));
+        drop(again);
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).unwrap();
+        assert!(read.starts_with(b"101\x88") && read[5..].starts_with(&1012_u16.to_be_bytes()), "{read:?}");
+    }
+
+    /// What is left of the second that a reply is waited for.
+    const CLOSE_WAIT_LEFT: Millis = 800;
+
+    #[test]
+    fn an_older_and_a_newer_version_are_understood() {
+        #[derive(Serialize)]
+        struct Other {
+            endpoint: &'static str,
+            channel: ByteBuf,
+            wire: Wire,
+            heard_ago: Millis,
+            pinged_ago: Millis,
+            alive_ago: Millis,
+            mood: Vec<&'static str>,
+        }
+        let other = Other {
+            endpoint: "/webws",
+            channel: ByteBuf::from("chat:a"),
+            wire: Wire::Plain,
+            heard_ago: 1,
+            pinged_ago: Millis::MAX,
+            alive_ago: 1,
+            mood: vec!["unheard", "of"],
+        };
+        let portable: Portable = rmp_serde::from_slice(&rmp_serde::to_vec_named(&other).unwrap()).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let session = Session::adopt(portable, endpoint(), ours.into(), NOW).unwrap();
+        assert!(session.is_open() && session.pinged_at == 0 && session.heard_at == NOW - 1);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let (session, _client) = open(NOW);
+        let sound = session.portable(NOW).unwrap();
+        let adopt = |portable| {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            Session::adopt(portable, endpoint(), ours.into(), NOW).err()
+        };
+        assert_eq!(adopt(sound.clone()), None);
+        assert_eq!(adopt(Portable { wire: Wire::Lua { name_at: 7 }, ..sound.clone() }), Some(NotASession::Wire));
+        assert_eq!(adopt(Portable { begun_frame_bytes: 1, ..sound }), Some(NotASession::Unsent));
+    }
+}

@@ -421,7 +421,7 @@ impl PortableText {
 
     /// The same when so many sessions of others came before its own.
     pub(crate) fn behind(self, sessions: usize) -> Self {
-        Self { session: self.session.map(|place| place + sessions), ..self }
+        Self { session: self.session.map(|place| place.saturating_add(sessions)), ..self }
     }
 }
 
