@@ -41,6 +41,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
+    /// End, and leave every WebSocket to systemd, for the process that it starts next (systemctl restart).
+    Suspend {
+        /// The configuration file (TOML), for its control socket.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The control socket, instead.
+        #[arg(long, value_name = "PATH")]
+        control: Option<PathBuf>,
+    },
     /// Try it out: a test page at http://127.0.0.1:8080/ and no Redis needed.
     Dev {
         /// The broker to use instead of the embedded one.

@@ -1,6 +1,7 @@
 //! The control socket: a line is asked, a line is answered. Only root and our own user may.
 //!
-//! `upgrade` hands everything over to a new process, and answers when that is done or has failed.
+//! `upgrade` hands everything over to a new process, `suspend` leaves it to whoever is started next; the
+//! answer comes when that is done or has failed.
 //! May not enter: how that is done.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -28,9 +29,19 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// How long somebody may take to read his answer.
 const SAYING: Duration = Duration::from_secs(1);
 
-/// Somebody wants a hand-over, and to hear what came of it.
+/// What may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// To hand over to a new process.
+    Upgrade,
+    /// To leave the sessions to systemd, and end.
+    Suspend,
+}
+
+/// Somebody wishes something, and to hear what came of it.
 #[derive(Debug)]
 pub(crate) struct Request {
+    pub(crate) wish: Wish,
     tell: oneshot::Sender<Outcome>,
     told: oneshot::Receiver<()>,
 }
@@ -122,15 +133,16 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     let outcome = match (read, line.trim_end()) {
         (Err(_) | Ok(Err(_)), _) => return,
         _ if !is_allowed => Outcome::failed("only root and the user that webws runs as may ask".to_owned()),
-        (_, "upgrade") => {
+        (_, word @ ("upgrade" | "suspend")) => {
+            let wish = if word == "upgrade" { Wish::Upgrade } else { Wish::Suspend };
             let (tell, outcome) = oneshot::channel();
             let ended = || Outcome::failed("the server stops".to_owned());
-            match requests.send(Request { tell, told }).await {
+            match requests.send(Request { wish, tell, told }).await {
                 Ok(()) => outcome.await.unwrap_or_else(|_| ended()),
                 Err(_) => ended(),
             }
         }
-        _ => Outcome::failed("what is that? \"upgrade\" is all there is".to_owned()),
+        _ => Outcome::failed("what is that? \"upgrade\" and \"suspend\" are all there is".to_owned()),
     };
     // Who asked may have gone.
     drop(stream.write_all(outcome.line().as_bytes()).await);
@@ -143,10 +155,23 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
 /// # Errors
 /// Why it was not done, in a sentence.
 pub fn upgrade(path: &Path) -> Result<String, String> {
+    ask(path, "upgrade")
+}
+
+/// Asks the server whose control socket is at `path` to leave its sessions to systemd, for the process that
+/// is started next, and to end; returns what it says.
+///
+/// # Errors
+/// Why it was not done, in a sentence. It serves on then.
+pub fn suspend(path: &Path) -> Result<String, String> {
+    ask(path, "suspend")
+}
+
+fn ask(path: &Path, word: &str) -> Result<String, String> {
     let ask = || -> io::Result<String> {
         let mut stream = StdStream::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"upgrade\n")?;
+        stream.write_all(format!("{word}\n").as_bytes())?;
         let mut line = String::new();
         BufReader::new(stream.take(1 << 16)).read_line(&mut line)?;
         Ok(line)

@@ -346,6 +346,13 @@ impl Hub {
         all
     }
 
+    /// Notes that sessions up to `newest` miss what was published on all channels.
+    pub(crate) fn miss_all(&mut self, newest: Generation) {
+        for (_, entry) in &mut self.channels {
+            entry.missed_by = Some(newest);
+        }
+    }
+
     /// How many channels at a server were lost and are there again, and their sessions that may have
     /// missed something, each with the newest of them.
     pub(crate) fn take_missed(&mut self, node: Node) -> (usize, Vec<(SessionKey, Generation)>) {

@@ -148,7 +148,7 @@ pub use config::{
     Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, RedisAddress, RedisConfig,
     RedisUrl, SocketMode, WireName,
 };
-pub use control::upgrade;
+pub use control::{suspend, upgrade};
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
 pub use service::{Extra, run_service};

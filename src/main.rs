@@ -5,7 +5,7 @@ mod cli;
 mod logging;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
@@ -73,14 +73,8 @@ fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => serve(run_config(args)?, Extra::None),
         Command::Check { config } => check(&config),
-        Command::Upgrade { config, control } => {
-            let control = match control {
-                Some(path) => path,
-                None => read_config(config.as_deref())?.control.ok_or_else(no_control)?,
-            };
-            let told = webws::upgrade(&control).map_err(|error| (1, error))?;
-            print(format!("{told}\n").as_bytes())
-        }
+        Command::Upgrade { config, control } => ask(webws::upgrade, config.as_deref(), control),
+        Command::Suspend { config, control } => ask(webws::suspend, config.as_deref(), control),
         Command::Dev { broker, listen } => {
             let config = dev_config(broker, listen)?;
             serve(config, Extra::TestPage)
@@ -124,6 +118,20 @@ fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
         .filter(|(name, _)| name != "WEBWS_LOG" && name != "WEBWS_HANDOVER");
     Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
+}
+
+/// Asks a running webws for something, and prints what it says.
+fn ask(
+    ask: impl FnOnce(&Path) -> Result<String, String>,
+    config: Option<&Path>,
+    control: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let control = match control {
+        Some(path) => path,
+        None => read_config(config)?.control.ok_or_else(no_control)?,
+    };
+    let told = ask(&control).map_err(|error| (1, error))?;
+    print(format!("{told}\n").as_bytes())
 }
 
 fn no_control() -> Failure {

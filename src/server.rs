@@ -270,6 +270,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Its workers begin at rest, and nobody is accepted, because another process' sessions are to come.
+    pub(crate) fn resting(self) -> Self {
+        Self { rests: true, ..self }
+    }
+
     /// Serves the test page at `/` as well.
     #[must_use]
     pub fn with_test_page(mut self) -> Self {

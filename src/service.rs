@@ -4,6 +4,7 @@
 //! Works the same without systemd. May not enter: how connections are served.
 
 use std::cell::OnceCell;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::millis;
 use crate::config::Config;
-use crate::control::{self, Outcome, Request};
+use crate::control::{self, Outcome, Request, Wish};
 use crate::handover::protocol::Line;
-use crate::handover::{Attempt, Done, GiveError, Predecessor, Program, Site};
+use crate::handover::{Attempt, Done, GiveError, Legacy, Predecessor, Program, SOCKETS, Site, WORDS};
 use crate::metrics::{Metrics, Shard};
 use crate::os;
 use crate::server::{Ending, Running, Server, ServerError};
@@ -54,8 +55,9 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let broker = config.broker.to_string();
     let control = config.control.clone();
     let found = Predecessor::find().map_err(|error| ServerError::HandOver(error.to_string()))?;
+    let mut legacy = None;
     let (predecessor, server) = match found {
-        None => (None, listen(config)),
+        None => (None, listen(config, &mut legacy)),
         Some((predecessor, heritage)) => (Some(Arc::new(predecessor)), Server::taking_over(config, heritage)),
     };
     let server = match (server, &predecessor) {
@@ -68,9 +70,14 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
     let (metrics, workers, addresses) = (server.metrics(), server.workers(), server.addresses());
     let mut running = server.start()?;
-    let has_sessions = predecessor.is_some();
+    let has_sessions = predecessor.is_some() || legacy.is_some();
     match predecessor {
-        None => tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION")),
+        None => {
+            if let Some(legacy) = legacy {
+                resume(&mut running, legacy).await?;
+            }
+            tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION"));
+        }
         Some(predecessor) => {
             let (version, sessions) =
                 (predecessor.version.clone(), take_over(&mut running, predecessor, &broker).await?);
@@ -143,6 +150,23 @@ async fn take_over(running: &mut Running, predecessor: Arc<Predecessor>, broker:
     Ok(sessions)
 }
 
+/// Goes on with the sessions that were left by a process that has ended.
+async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServerError> {
+    let site = running.site();
+    let taken = blocking(move || {
+        let taken = legacy.take(&site.asks);
+        site.go_on();
+        taken
+    });
+    match taken.await.map_err(ServerError::HandOver)? {
+        Ok(sessions) => tracing::info!(sessions, "goes on with what was left by the process before"),
+        // They are closed; the clients come back.
+        Err(error) => tracing::error!(%error, "what was left by the process before cannot be used"),
+    }
+    running.own_listeners();
+    Ok(())
+}
+
 /// Runs what waits on a thread for that.
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(act).await.map_err(|error| error.to_string())
@@ -167,11 +191,17 @@ impl Giver<'_> {
         requested: &mut mpsc::Receiver<Request>,
     ) -> Ending {
         loop {
-            let request = tokio::select! {
+            let mut request = tokio::select! {
                 () = first_of(term, interrupt) => return Ending::Drain,
                 _ = upgrade.recv() => None,
                 request = requested.recv() => request,
             };
+            if let Some(request) = request.take_if(|request| request.wish == Wish::Suspend) {
+                if self.suspend(request).await {
+                    return Ending::Leave;
+                }
+                continue;
+            }
             let attempt = Attempt::default();
             let mut giving = Box::pin(self.give(attempt.clone()));
             let mut is_stopping = false;
@@ -222,6 +252,24 @@ impl Giver<'_> {
         }
     }
 
+    /// Leaves the sessions to whoever is started next; says whether that was possible.
+    async fn suspend(&self, request: Request) -> bool {
+        let site = self.site.clone();
+        let left = blocking(move || site.leave()).await.unwrap_or_else(|error| Err(GiveError::Here(error)));
+        let outcome = match &left {
+            Ok(sessions) => {
+                tracing::info!(sessions, "left to the process that is started next");
+                Outcome::done(format!("{sessions} sessions wait for the process that is started next"))
+            }
+            Err(error) => {
+                tracing::error!(%error, "the sessions cannot be left to another process: everything goes on");
+                Outcome::failed(format!("the sessions cannot be left to another process: {error}"))
+            }
+        };
+        request.answer(outcome).await;
+        left.is_ok()
+    }
+
     async fn give(&self, attempt: Attempt) -> Result<Done, GiveError> {
         let program = match &self.program {
             Ok(program) => program.clone(),
@@ -233,8 +281,22 @@ impl Giver<'_> {
     }
 }
 
-fn listen(config: Config) -> Result<Server, ServerError> {
-    let handed_over = os::systemd::take_listeners().map_err(|error| ServerError::Activation(error.to_string()))?;
+/// A server on systemd's sockets or those of the settings, and what systemd kept for it.
+fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Server, ServerError> {
+    let mut handed_over =
+        os::systemd::take_descriptors().map_err(|error| ServerError::Activation(error.to_string()))?;
+    let mut take = |wanted: &str| {
+        let place = handed_over.iter().position(|(_, name)| name == wanted)?;
+        Some(handed_over.swap_remove(place).0)
+    };
+    if let (Some(words), Some(sockets)) = (take(WORDS), take(SOCKETS)) {
+        *legacy = Some(Legacy { words, sockets });
+    }
+    let server = listen_on(config, handed_over)?;
+    Ok(if legacy.is_some() { server.resting() } else { server })
+}
+
+fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Server, ServerError> {
     if handed_over.is_empty() {
         return Server::bind(config);
     }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::support::client::Fin;
+use crate::support::frame::{CONTINUATION, TEXT};
 use crate::support::program::{socket_in, target_in};
 use crate::support::redis::Redis;
 use crate::support::witness::Witness;
@@ -19,8 +21,18 @@ use crate::support::{Process, SOON, START, holds_within, until};
 const PATH: &str = "/webws?channel=%22a%22";
 
 /// What a user's manager may do of the shipped unit: no sandbox, no other user.
-const KEPT: [&str; 9] =
-    ["[", "Type=", "NotifyAccess=", "Exec", "Runtime", "Environment=", "Restart", "Timeout", "KillMode="];
+const KEPT: [&str; 10] = [
+    "[",
+    "Type=",
+    "NotifyAccess=",
+    "Exec",
+    "FileDescriptorStoreMax=",
+    "Runtime",
+    "Environment=",
+    "Restart",
+    "Timeout",
+    "KillMode=",
+];
 
 /// A systemd of its own, with the shipped service in it.
 struct Manager {
@@ -42,6 +54,7 @@ impl Manager {
             .lines()
             .filter(|line| KEPT.iter().any(|kept| line.starts_with(kept)))
             .map(|line| line.replace("/usr/bin/webws", &format!("{path}/webws")))
+            .map(|line| line.replace("systemctl ", "systemctl --user "))
             .map(|line| line.replace("/etc/webws/webws.toml", &format!("{path}/webws.toml")));
         let unit = unit.collect::<Vec<_>>().join("\n").replace("[Install]", "");
         let unit = format!("{unit}\nWatchdogSec=2s\nStandardOutput=append:{path}/webws.log\nStandardError=inherit\n");
@@ -125,6 +138,25 @@ async fn reload_exchanges_the_process_and_systemd_follows() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!((manager.show("MainPID"), manager.show("NRestarts")), (pids.last().unwrap().clone(), "0".to_owned()));
     goes_on(&mut witness, "watched").await;
+    // A restart keeps the WebSocket, and says what is missing.
+    for n in 0..2 {
+        witness.client.send_frame(TEXT, Fin::More, format!("half {n}, ").as_bytes()).await;
+        let (is_done, text) = manager.systemctl(&["restart", "webws.service"]);
+        assert!(is_done, "{text}");
+        witness.client.send_frame(CONTINUATION, Fin::Last, b"whole ").await;
+        witness.await_text(&format!("half {n}, whole a"), SOON).await;
+        goes_on(&mut witness, &format!("after restart {n}")).await;
+        assert!(!pids.contains(&manager.show("MainPID")));
+        pids.push(manager.show("MainPID"));
+        let log = crate::support::read_log(&manager.file("webws.log"));
+        assert_eq!(log.matches("a gap").count(), n + 1, "{log}");
+    }
+    assert_eq!(manager.show("NRestarts"), "0");
+    let (is_done, text) = manager.systemctl(&["reload", "webws.service"]);
+    assert!(is_done, "{text}");
+    goes_on(&mut witness, "after a reload after a restart").await;
+    until("systemd follows", SOON, async || !pids.contains(&manager.show("MainPID"))).await;
+    pids.push(manager.show("MainPID"));
     // What systemd has to do, it does for the new process: it starts it again, and stops it.
     assert!(Command::new("kill").args(["-KILL", pids.last().unwrap()]).status().unwrap().success());
     until("it is started again", SOON, async || manager.show("NRestarts") == "1").await;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::placement::Node;
 use crate::clock::Millis;
@@ -194,6 +195,15 @@ impl Broker {
             Self::Memory(port) if port.is_idle() => Marking::Reached,
             Self::Memory(_) => Marking::Set,
             Self::Redis(servers) => servers.marking(),
+        }
+    }
+
+    /// Notes that nobody has listened since then: a gap, which is reported when all is subscribed.
+    pub(crate) fn lose_since(&self, since: Instant) {
+        match self {
+            // Nobody else publishes there.
+            Self::Memory(_) => {}
+            Self::Redis(servers) => servers.lose_since(since),
         }
     }
 

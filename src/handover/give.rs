@@ -22,6 +22,7 @@ use crate::broker::redis::Deployment;
 use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
+use crate::session::portable::Portable;
 use crate::worker::handover::{Answer, Ask, Collected};
 
 /// How long the new process may take to say who it is: as long as a unit's start.
@@ -186,8 +187,7 @@ impl Site {
             Err(error) => {
                 let ended = attempt.end();
                 line.await_end(STEP);
-                self.ask_all(|| Ask::GoOn);
-                self.accepting.send_replace(true);
+                self.go_on();
                 Err(match (ended, error) {
                     (Some(status), GiveError::Protocol(ProtocolError::Ended)) => GiveError::Ended(status),
                     (_, error) => error,
@@ -213,17 +213,7 @@ impl Site {
         expect_ready(line, READY)?;
         self.all(|tell| Ask::SetMark(mark.clone(), tell))?;
 
-        // No connections come any more, and those that came become sessions.
-        self.accepting.send_replace(false);
-        let deadline = Instant::now() + INLETS;
-        while self.waiting.waiting() > 0 && Instant::now() < deadline {
-            rest(Duration::from_millis(1));
-        }
-        self.all(Ask::Settle)?;
-
-        // From here on nobody is served.
-        let stood_still = Instant::now();
-        self.all(Ask::Rest)?;
+        let stood_still = self.come_to_rest()?;
         self.say_channels(line, &mut known)?;
         expect_ready(line, STEP)?;
         // One worker speaks for all: their streams are of the same servers.
@@ -231,8 +221,7 @@ impl Site {
         self.all(Ask::AwaitMark)?;
         line.say(&Message::Marked, &[], STEP)?;
         let mut sessions = 0;
-        for (worker, asks) in self.asks.iter().enumerate() {
-            let collected = ask(asks, Ask::Collect)?;
+        for (worker, collected) in self.collect_all()?.into_iter().enumerate() {
             sessions += collected.sessions.len();
             say_worker(line, worker, collected)?;
         }
@@ -247,6 +236,31 @@ impl Site {
             (other, _) => return Err(out_of_turn(&other)),
         }
         Ok((hello, sessions, stood_still.elapsed()))
+    }
+
+    /// Comes to rest; returns since when nobody is served.
+    pub(super) fn come_to_rest(&self) -> Result<Instant, GiveError> {
+        // No connections come any more, and those that came become sessions.
+        self.accepting.send_replace(false);
+        let deadline = Instant::now() + INLETS;
+        while self.waiting.waiting() > 0 && Instant::now() < deadline {
+            rest(Duration::from_millis(1));
+        }
+        self.all(Ask::Settle)?;
+        let since = Instant::now();
+        self.all(Ask::Rest)?;
+        Ok(since)
+    }
+
+    /// Goes on as if nothing had been asked.
+    pub(crate) fn go_on(&self) {
+        self.ask_all(|| Ask::GoOn);
+        self.accepting.send_replace(true);
+    }
+
+    /// All workers in words.
+    pub(super) fn collect_all(&self) -> Result<Vec<Collected>, GiveError> {
+        self.asks.iter().map(|worker| ask(worker, Ask::Collect)).collect()
     }
 
     /// Says which channels there are that are not `known` yet.
@@ -308,8 +322,21 @@ fn expect_ready(line: &Line, limit: Duration) -> Result<(), GiveError> {
 /// Says a worker's sessions, so many at a time that few descriptors are under way: unread ones count
 /// against the limit of open files (unix(7), ETOOMANYREFS).
 fn say_worker(line: &Line, worker: usize, collected: Collected) -> Result<(), GiveError> {
-    let mut sessions = collected.sessions.into_iter().peekable();
-    while sessions.peek().is_some() {
+    for (sessions, sockets) in batches(collected.sessions) {
+        line.say(&Message::Sessions { worker, sessions }, &sockets, STEP)?;
+        match line.hear(STEP)? {
+            (Message::Taken, _) => {}
+            (other, _) => return Err(out_of_turn(&other)),
+        }
+    }
+    Ok(line.say(&Message::Texts { worker, texts: collected.texts }, &[], STEP)?)
+}
+
+/// Sessions in parts that are a message each.
+pub(super) fn batches(sessions: Vec<(Portable, Lent)>) -> impl Iterator<Item = (Vec<Portable>, Vec<Lent>)> {
+    let mut sessions = sessions.into_iter().peekable();
+    std::iter::from_fn(move || {
+        sessions.peek()?;
         let (mut some, mut sockets, mut bytes) = (Vec::new(), Vec::new(), 0);
         while some.len() < MAX_SESSIONS
             && bytes < FULL_BYTES
@@ -319,13 +346,8 @@ fn say_worker(line: &Line, worker: usize, collected: Collected) -> Result<(), Gi
             some.push(session);
             sockets.push(socket);
         }
-        line.say(&Message::Sessions { worker, sessions: some }, &sockets, STEP)?;
-        match line.hear(STEP)? {
-            (Message::Taken, _) => {}
-            (other, _) => return Err(out_of_turn(&other)),
-        }
-    }
-    Ok(line.say(&Message::Texts { worker, texts: collected.texts }, &[], STEP)?)
+        Some((some, sockets))
+    })
 }
 
 fn out_of_turn(message: &Message) -> GiveError {

@@ -6,13 +6,18 @@
 //! sessions follow, each as words and its socket. Until the new process has said that it serves, the old
 //! one can go on as if nothing had been asked, and does when anything fails.
 //!
+//! Where there is a time without a process, as in `systemctl restart`, systemd keeps what was left
+//! (`store.rs`); what is published meanwhile is missing, in a gap that is reported.
+//!
 //! `protocol.rs` has the messages, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/portable.rs`), how a worker
 //! rests (`worker/handover.rs`).
 
 mod fault;
 mod give;
 pub(crate) mod protocol;
+mod store;
 mod take;
 
 pub(crate) use give::{Attempt, CountsWaiting, Done, GiveError, Program, Site};
+pub(crate) use store::{Legacy, SOCKETS, WORDS};
 pub(crate) use take::{Heritage, Predecessor};

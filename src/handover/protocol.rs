@@ -71,6 +71,10 @@ pub(crate) enum Message {
     Serving,
     /// The new one: it cannot.
     Refused { why: String },
+    /// A process that ends before the next one starts: the first it leaves behind, before its sessions
+    /// ([`Message::Sessions`], [`Message::Texts`], [`Message::End`]). When that was, in milliseconds since
+    /// 1970.
+    Left { hello: Hello, at_ms: u64 },
 }
 
 /// Who speaks.
@@ -145,16 +149,7 @@ impl Line {
     /// When the other has ended, or takes nothing within `limit`.
     pub(crate) fn say(&self, message: &Message, descriptors: &[Lent], limit: Duration) -> Result<(), ProtocolError> {
         let io = |error| ProtocolError::of(error, limit);
-        let mut bytes = vec![0; HEAD_BYTES];
-        rmp_serde::encode::write_named(&mut bytes, message)
-            .map_err(|error| ProtocolError::Nonsense(error.to_string()))?;
-        let len = u32::try_from(bytes.len() - HEAD_BYTES)
-            .map_err(|_| ProtocolError::Nonsense("a message has more than 4 GiB".to_owned()))?;
-        let count = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
-        let head = [&MAGIC[..], &len.to_be_bytes(), &count.to_be_bytes()].concat();
-        for (place, byte) in bytes.iter_mut().zip(head) {
-            *place = byte;
-        }
+        let bytes = encode(message, descriptors.len())?;
         self.0.set_write_timeout(Some(limit)).map_err(io)?;
         descriptors::send(&self.0, &bytes, descriptors).map_err(io)
     }
@@ -168,17 +163,11 @@ impl Line {
         self.0.set_read_timeout(Some(limit)).map_err(io)?;
         let mut head = [0; HEAD_BYTES];
         let descriptors = descriptors::receive(&self.0, &mut head).map_err(io)?;
-        let (len, count) = lengths(head)?;
-        let mut bytes = Vec::new();
-        // Grows with what comes, whatever was announced.
-        let read = (&self.0).take(len as u64).read_to_end(&mut bytes).map_err(io)?;
-        if read < len {
-            return Err(ProtocolError::Ended);
-        }
+        let (message, count) = read(head, &self.0, limit)?;
         if descriptors.len() != count {
             return Err(ProtocolError::Nonsense(format!("{count} descriptors announced, {} came", descriptors.len())));
         }
-        match decode(&bytes)? {
+        match message {
             Message::Refused { why } => Err(ProtocolError::Refused(why)),
             message => Ok((message, descriptors)),
         }
@@ -190,6 +179,39 @@ impl Line {
         drop(self.0.set_read_timeout(Some(limit)));
         while matches!((&self.0).read(&mut [0; 1024]), Ok(1..)) {}
     }
+}
+
+/// A message's bytes, announcing so many descriptors.
+pub(crate) fn encode(message: &Message, descriptors: usize) -> Result<Vec<u8>, ProtocolError> {
+    let nonsense = |what: &dyn std::fmt::Display| ProtocolError::Nonsense(what.to_string());
+    let mut bytes = vec![0; HEAD_BYTES];
+    rmp_serde::encode::write_named(&mut bytes, message).map_err(|error| nonsense(&error))?;
+    let len = u32::try_from(bytes.len() - HEAD_BYTES).map_err(|error| nonsense(&error))?;
+    let count = u16::try_from(descriptors).map_err(|error| nonsense(&error))?;
+    let head = [&MAGIC[..], &len.to_be_bytes(), &count.to_be_bytes()].concat();
+    for (place, byte) in bytes.iter_mut().zip(head) {
+        *place = byte;
+    }
+    Ok(bytes)
+}
+
+/// The next message of a file, and how many descriptors belong to it.
+pub(crate) fn next(mut file: impl Read) -> Result<(Message, usize), ProtocolError> {
+    let mut head = [0; HEAD_BYTES];
+    file.read_exact(&mut head).map_err(|error| ProtocolError::of(error, Duration::ZERO))?;
+    read(head, file, Duration::ZERO)
+}
+
+/// What follows a head.
+fn read(head: [u8; HEAD_BYTES], rest: impl Read, limit: Duration) -> Result<(Message, usize), ProtocolError> {
+    let (len, count) = lengths(head)?;
+    let mut bytes = Vec::new();
+    // Grows with what comes, whatever was announced.
+    let read = rest.take(len as u64).read_to_end(&mut bytes).map_err(|error| ProtocolError::of(error, limit))?;
+    if read < len {
+        return Err(ProtocolError::Ended);
+    }
+    Ok((decode(&bytes)?, count))
 }
 
 fn lengths(head: [u8; HEAD_BYTES]) -> Result<(usize, usize), ProtocolError> {

@@ -111,37 +111,20 @@ impl Predecessor {
             all(asks, Ask::AwaitMark)?;
         }
         let mut adopted: Vec<_> = asks.iter().map(|_| Adopted::default()).collect();
-        let mut sessions_taken = 0;
-        // Where the sessions of the worker that is told of begin.
-        let mut first = None;
+        let mut gathering = Gathering::new(&mut adopted);
         loop {
             let (message, sockets) = self.line.hear(STEP)?;
-            match message {
-                Message::Sessions { worker, sessions } => {
-                    if sessions.len() != sockets.len() {
-                        return Err(ProtocolError::Nonsense("not every session has a socket".to_owned()));
-                    }
-                    let own = place(&mut adopted, worker)?;
-                    first.get_or_insert(own.sessions.len());
-                    sessions_taken += sessions.len();
-                    own.sessions.extend(sessions.into_iter().zip(sockets));
-                    fault::at(Point::Sessions);
-                    self.line.say(&Message::Taken, &[], STEP)?;
-                }
-                Message::Texts { worker, texts } => {
-                    let own = place(&mut adopted, worker)?;
-                    let first = first.take().unwrap_or(own.sessions.len());
-                    own.texts.extend(texts.into_iter().map(|text| text.behind(first)));
-                }
-                Message::End => break,
-                _ => return Err(out_of_turn()),
+            let is_answered = matches!(message, Message::Sessions { .. });
+            if !gathering.add(message, sockets)? {
+                break;
+            }
+            if is_answered {
+                fault::at(Point::Sessions);
+                self.line.say(&Message::Taken, &[], STEP)?;
             }
         }
-        let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
-        for ((worker, adopted), tell) in asks.iter().zip(adopted).zip(tells) {
-            drop(worker.blocking_send(Ask::Adopt(adopted, tell)));
-        }
-        answers.into_iter().try_for_each(answer)?;
+        let sessions_taken = gathering.sessions;
+        adopt_all(asks, adopted)?;
         fault::at(Point::Adopted);
         self.line.say(&Message::Adopted, &[], STEP)?;
         let (Message::Commit, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
@@ -172,6 +155,52 @@ impl Predecessor {
         }
         answers.into_iter().try_for_each(answer)
     }
+}
+
+/// Puts together what workers were.
+pub(super) struct Gathering<'a> {
+    adopted: &'a mut [Adopted],
+    /// Where the sessions of the worker that is told of begin.
+    first: Option<usize>,
+    pub(super) sessions: usize,
+}
+
+impl<'a> Gathering<'a> {
+    pub(super) fn new(adopted: &'a mut [Adopted]) -> Self {
+        Self { adopted, first: None, sessions: 0 }
+    }
+
+    /// False when that was all.
+    pub(super) fn add(&mut self, message: Message, sockets: Vec<OwnedFd>) -> Result<bool, ProtocolError> {
+        match message {
+            Message::Sessions { worker, sessions } => {
+                if sessions.len() != sockets.len() {
+                    return Err(ProtocolError::Nonsense("not every session has a socket".to_owned()));
+                }
+                let own = place(self.adopted, worker)?;
+                self.first.get_or_insert(own.sessions.len());
+                self.sessions += sessions.len();
+                own.sessions.extend(sessions.into_iter().zip(sockets));
+            }
+            Message::Texts { worker, texts } => {
+                let own = place(self.adopted, worker)?;
+                let first = self.first.take().unwrap_or(own.sessions.len());
+                own.texts.extend(texts.into_iter().map(|text| text.behind(first)));
+            }
+            Message::End => return Ok(false),
+            _ => return Err(out_of_turn()),
+        }
+        Ok(true)
+    }
+}
+
+/// Makes workers what others were.
+pub(super) fn adopt_all(asks: &[mpsc::Sender<Ask>], adopted: Vec<Adopted>) -> Result<(), ProtocolError> {
+    let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
+    for ((worker, adopted), tell) in asks.iter().zip(adopted).zip(tells) {
+        drop(worker.blocking_send(Ask::Adopt(adopted, tell)));
+    }
+    answers.into_iter().try_for_each(answer)
 }
 
 /// Which of ours does what a worker of theirs did: there may be more or fewer.

@@ -1,10 +1,12 @@
 //! Descriptors on their way to another process (unix(7), SCM_RIGHTS).
 
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
 /// The most that one message can carry (the kernel's SCM_MAX_FD; 254 are refused with EINVAL).
@@ -40,6 +42,14 @@ pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[Lent]) -> i
         }
     }
     Ok(())
+}
+
+/// A file in memory.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
+    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
 }
 
 /// Fills `buffer`, and returns the descriptors that arrived with it.
@@ -100,7 +110,6 @@ pub(crate) fn inherited(number: RawFd) -> io::Result<UnixStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::io::Write;
 
     #[test]

@@ -212,11 +212,18 @@ impl Core {
         collected
     }
 
-    /// Makes sessions of what another process had; they rest.
+    /// Makes sessions of what another process had; they rest. Returns the channels that have to be
+    /// subscribed for them.
     ///
     /// # Errors
     /// When one contradicts itself, or the kernel does not let us wait for its socket.
-    pub(super) fn adopt(&mut self, adopted: Adopted, endpoints: &[Rc<Endpoint>], now: Millis) -> io::Result<()> {
+    pub(super) fn adopt(
+        &mut self,
+        adopted: Adopted,
+        endpoints: &[Rc<Endpoint>],
+        now: Millis,
+    ) -> io::Result<Vec<(Node, Channel)>> {
+        let mut asked = Vec::new();
         for (portable, socket) in adopted.sessions {
             let known = endpoints.iter().find(|endpoint| endpoint.config.path == portable.endpoint).cloned();
             let is_known = known.is_some();
@@ -236,7 +243,11 @@ impl Core {
             if !is_known {
                 self.homeless.insert(key);
             } else if session.endpoint.config.subscribe && session.is_open() {
-                session.subscriptions.push(self.hub.join(&session.channel, session.wire(), key).subscriber);
+                let joined = self.hub.join(&session.channel, session.wire(), key);
+                session.subscriptions.push(joined.subscriber);
+                if joined.is_first {
+                    asked.push((joined.node, session.channel.clone()));
+                }
             }
         }
         for PortableText { session, channel, payload, ago } in adopted.texts {
@@ -249,7 +260,12 @@ impl Core {
             let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
             self.unpublished.push(Text { channel, payload, origin, since });
         }
-        Ok(())
+        Ok(asked)
+    }
+
+    /// Nobody has heard anything for a while.
+    pub(super) fn miss_all(&mut self) {
+        self.hub.miss_all(self.generation);
     }
 
     /// All sessions.

@@ -71,6 +71,8 @@ pub(crate) struct Collected {
 pub(crate) struct Adopted {
     pub(crate) sessions: Vec<(Portable, OwnedFd)>,
     pub(crate) texts: Vec<PortableText>,
+    /// For how long nobody has listened for them.
+    pub(crate) lost_for: Option<Duration>,
 }
 
 impl Worker {
@@ -112,9 +114,7 @@ impl Worker {
                     drop(tell.send(core.collect(now)));
                 }
                 Ask::Adopt(adopted, tell) => {
-                    let now = self.now();
-                    let done = self.core.borrow_mut().adopt(adopted, &self.endpoints, now);
-                    drop(tell.send(done.map_err(|error| error.to_string())));
+                    drop(tell.send(self.adopt(adopted)));
                 }
                 Ask::GoOn => self.go_on(),
                 Ask::Leave => return,
@@ -164,6 +164,20 @@ impl Worker {
                     return Err(format!("not all channels could be subscribed within {SUBSCRIBING:?}: {why}"));
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, adopted: Adopted) -> Result<(), String> {
+        let (now, lost_for) = (self.now(), adopted.lost_for);
+        let asked = self.core.borrow_mut().adopt(adopted, &self.endpoints, now);
+        for (node, channel) in asked.map_err(|error| error.to_string())? {
+            self.broker.subscribe(node, channel);
+        }
+        if let Some(time) = lost_for {
+            let now = Instant::now();
+            self.core.borrow_mut().miss_all();
+            self.broker.lose_since(now.checked_sub(time).unwrap_or(now));
         }
         Ok(())
     }

@@ -289,6 +289,10 @@ impl Servers {
         }
     }
 
+    pub(super) fn lose_since(&self, since: Instant) {
+        self.links.borrow().iter().for_each(|links| links.lost(since));
+    }
+
     pub(super) fn release(&self) {
         self.links.borrow().iter().for_each(|links| links.release());
     }
