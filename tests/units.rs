@@ -1,5 +1,6 @@
 //! Promise: systemd takes the units and their drop-ins without a word, and they expose little.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -77,7 +78,7 @@ fn systemd_finds_no_fault_in_the_drop_ins() {
     std::fs::write(dir.path().join("nginx.service"), "[Service]\nExecStart=/bin/true\n").unwrap();
     drop_in(dir.path(), "nginx.service", "nginx-limits.conf");
     verify(dir.path(), &["nginx.service"]);
-    let known = DROP_INS.iter().chain(&UNITS).chain(&["nginx-limits.conf"]);
+    let known = DROP_INS.iter().chain(&UNITS).chain(&["nginx-limits.conf", "postinst", "webws.toml"]);
     let files = std::fs::read_dir(shipped()).unwrap().count();
     assert_eq!(files, known.count(), "a file in systemd/ that no test knows");
 }
@@ -96,6 +97,49 @@ fn exposure_is_low_with_and_without_each_drop_in() {
             assert!(exposure <= MAX_EXPOSURE, "{unit} with {name:?}: {exposure}");
         }
     }
+}
+
+/// What the package's script does, with a systemctl that writes down what it is asked.
+fn postinst(dir: &Path, arguments: &[&str], reload_works: bool) -> (Option<i32>, String, String) {
+    let script = std::fs::read_to_string(shipped().join("postinst")).unwrap();
+    let booted = dir.join("booted");
+    std::fs::create_dir_all(&booted).unwrap();
+    let script = script.replace("/run/systemd/system", &booted.display().to_string());
+    std::fs::write(dir.join("postinst"), script).unwrap();
+    let stub = format!(
+        "#!/bin/sh\necho \"$*\" >> {0}/asked\ncase \"$1\" in\nlist-units) printf 'webws.service loaded active\\nwebws@1.service loaded active\\n' ;;\nreload) exit {1} ;;\nesac\n",
+        dir.display(),
+        i32::from(!reload_works)
+    );
+    std::fs::write(dir.join("systemctl"), stub).unwrap();
+    std::fs::set_permissions(dir.join("systemctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    drop(std::fs::remove_file(dir.join("asked")));
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let output =
+        Command::new("sh").arg("postinst").args(arguments).current_dir(dir).env("PATH", path).output().unwrap();
+    let asked = std::fs::read_to_string(dir.join("asked")).unwrap_or_default();
+    (output.status.code(), asked, told(&output).2)
+}
+
+#[test]
+fn an_upgrade_of_the_package_reloads_what_runs_and_a_first_installation_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, asked, _) = postinst(dir.path(), &["configure", "0.1.0"], true);
+    assert!(code == Some(0) && asked.ends_with("reload webws.service\nreload webws@1.service\n"), "{code:?} {asked}");
+    let (code, asked, said) = postinst(dir.path(), &["configure", "0.1.0"], false);
+    assert!(code == Some(0) && asked.contains("reload webws@1.service"), "one that cannot does not fail the package");
+    assert!(said.contains("webws@1.service did not hand over; the process of version 0.1.0 serves on"), "{said}");
+    for arguments in [&["configure", ""][..], &["configure"], &["abort-upgrade", "0.1.0"]] {
+        assert_eq!(postinst(dir.path(), arguments, true), (Some(0), String::new(), String::new()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_shipped_settings_are_the_defaults() {
+    let text = std::fs::read_to_string(shipped().join("webws.toml")).unwrap();
+    assert_eq!(webws::Config::read("webws.toml", &text, []).unwrap(), webws::Config::default());
+    let bare: String = text.lines().skip(3).map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+    assert_eq!(webws::Config::read("webws.toml", &bare, []).unwrap(), webws::Config::default());
 }
 
 /// Else the three tests above could be blind.
