@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,6 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::os::{self, socket::FileId};
+
+/// What is answered by a process that has handed over.
+const ELSEWHERE: &str = "elsewhere";
+
+/// How long the next process may take to have a control socket.
+const NEXT: Duration = Duration::from_secs(5);
 
 /// Who may open it: its owner.
 const MODE: u32 = 0o600;
@@ -58,7 +64,8 @@ impl Request {
 /// What came of a request, in a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    is_done: bool,
+    /// The first word of the line.
+    kind: &'static str,
     text: String,
 }
 
@@ -70,11 +77,16 @@ impl Outcome {
     }
 
     pub(crate) fn done(text: String) -> Self {
-        Self { is_done: true, text }
+        Self { kind: "done", text }
     }
 
     pub(crate) fn failed(text: String) -> Self {
-        Self { is_done: false, text }
+        Self { kind: "failed", text }
+    }
+
+    /// Another process is asked from now on.
+    pub(crate) fn elsewhere() -> Self {
+        Self { kind: ELSEWHERE, text: "another process serves now".to_owned() }
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -82,7 +94,7 @@ impl Outcome {
     }
 
     fn line(&self) -> String {
-        format!("{} {}\n", if self.is_done { "done" } else { "failed" }, self.text.replace('\n', " "))
+        format!("{} {}\n", self.kind, self.text.replace('\n', " "))
     }
 }
 
@@ -90,14 +102,24 @@ impl Outcome {
 #[derive(Debug)]
 pub(crate) struct Control {
     path: PathBuf,
-    file: FileId,
+    /// None when it is left to another process.
+    file: Option<FileId>,
     accepting: JoinHandle<()>,
+}
+
+impl Control {
+    /// Listens no more, and leaves the file to another process.
+    pub(crate) fn leave(mut self) {
+        self.file = None;
+    }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        os::socket::remove_own(&self.path, self.file);
+        if let Some(file) = self.file {
+            os::socket::remove_own(&self.path, file);
+        }
     }
 }
 
@@ -120,7 +142,7 @@ pub(crate) fn listen(path: &Path, requests: mpsc::Sender<Request>) -> io::Result
             }
         }
     });
-    Ok(Control { path: path.to_owned(), file, accepting })
+    Ok(Control { path: path.to_owned(), file: Some(file), accepting })
 }
 
 async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
@@ -176,13 +198,31 @@ fn ask(path: &Path, word: &str) -> Result<String, String> {
         BufReader::new(stream.take(1 << 16)).read_line(&mut line)?;
         Ok(line)
     };
-    let line = ask().map_err(|error| {
-        let path = path.display();
-        format!("the control socket {path} cannot be used: {error}; does webws run, with control = \"{path}\"?")
-    })?;
-    match line.trim_end().split_once(' ') {
-        Some(("done", text)) => Ok(text.to_owned()),
-        Some(("failed", text)) => Err(text.to_owned()),
-        _ => Err("the server ended without an answer; its log says why".to_owned()),
+    let since = Instant::now();
+    loop {
+        let line = ask();
+        // Right behind a hand-over there is none for a moment, or nobody who answers.
+        let is_between = match &line {
+            Ok(line) => line.is_empty() || line.starts_with(ELSEWHERE),
+            Err(error) => matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset),
+        };
+        if is_between && since.elapsed() < NEXT {
+            pause();
+            continue;
+        }
+        let line = line.map_err(|error| {
+            let path = path.display();
+            format!("the control socket {path} cannot be used: {error}; does webws run, with control = \"{path}\"?")
+        })?;
+        return match line.trim_end().split_once(' ') {
+            Some(("done", text)) => Ok(text.to_owned()),
+            Some(("failed", text)) => Err(text.to_owned()),
+            _ => Err("the server ended without an answer; its log says why".to_owned()),
+        };
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this process does nothing else")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
 }

@@ -127,7 +127,11 @@ impl Handshake {
             }
         };
         match answered {
-            Answered::Admitted { admission, head, read_ahead } => admission.attach(socket, &head, &read_ahead),
+            Answered::Admitted { admission, head, read_ahead } => {
+                // While everything stands still for a hand-over, its session would belong to nobody.
+                worker.is_up().await;
+                admission.attach(socket, &head, &read_ahead);
+            }
             Answered::Refused(answer) => {
                 drop(place);
                 // Boxed: most handshakes are no refusals.

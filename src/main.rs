@@ -113,10 +113,10 @@ fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
             (path.display().to_string(), text)
         }
     };
-    // These two are the logger's and the hand-over's; what is not UTF-8 in a variable of ours cannot be a setting.
+    // WEBWS_LOG is the logger's; what is not UTF-8 in a variable of ours cannot be a setting.
     let environment = std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-        .filter(|(name, _)| name != "WEBWS_LOG" && name != "WEBWS_HANDOVER");
+        .filter(|(name, _)| name != "WEBWS_LOG");
     Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
 }
 

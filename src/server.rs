@@ -19,7 +19,7 @@ use crate::broker::{NotPublished, memory, redis};
 use crate::config::{Broker, Config, ConfigError, Listen, RedisUrl};
 use crate::endpoint::Channel;
 use crate::handover::protocol::PortableListener;
-use crate::handover::{CountsWaiting, Heritage, Site};
+use crate::handover::{CountsWaiting, Gate, Heritage, Site};
 use crate::http::{self, Accepted, Pages, TEST_PAGE};
 use crate::metrics::{Counter, Metrics, Shard};
 use crate::os::descriptors::Lent;
@@ -363,7 +363,7 @@ impl Server {
             ends,
             orders,
             asks,
-            accepting: Arc::new(watch::Sender::new(!self.rests)),
+            gate: Arc::new(Gate::new(!self.rests)),
             overflow,
         })
     }
@@ -399,8 +399,7 @@ pub(crate) struct Running {
     ends: Vec<End>,
     orders: watch::Sender<Order>,
     asks: Vec<mpsc::Sender<Ask>>,
-    /// Whether connections are accepted.
-    accepting: Arc<watch::Sender<bool>>,
+    gate: Arc<Gate>,
     /// The answer to connections beyond `limits.max_handshakes`.
     overflow: Bytes,
 }
@@ -469,7 +468,7 @@ impl Running {
             listeners: self.listeners.iter().map(portable).collect(),
             broker: self.broker.clone(),
             deployment: self.deployment.clone(),
-            accepting: self.accepting.clone(),
+            gate: self.gate.clone(),
             waiting: Arc::new(self.inlets.clone()),
         }
     }
@@ -479,14 +478,14 @@ impl Running {
     pub(crate) fn own_listeners(&mut self) {
         self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
         self.leftover.clear();
-        self.accepting.send_replace(true);
+        self.gate.set(true);
     }
 
     /// Serves until `shutdown` resolves, then drains or leaves.
     pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = Ending>) -> Result<(), ServerError> {
         let ending = tokio::select! {
             ending = shutdown => ending,
-            error = accept_all(&self.listeners, &self.inlets, &self.overflow, self.accepting.subscribe()) => {
+            error = accept_all(&self.listeners, &self.inlets, &self.overflow, &self.gate) => {
                 return Err(error);
             }
             error = first_end(&mut self.ends) => return Err(error),
@@ -525,12 +524,7 @@ async fn first_end(ends: &mut [End]) -> ServerError {
 }
 
 /// Accepts on all listeners; returns only when one cannot be used any more.
-async fn accept_all(
-    listeners: &[Listener],
-    inlets: &[Inlet],
-    overflow: &Bytes,
-    mut accepting: watch::Receiver<bool>,
-) -> ServerError {
+async fn accept_all(listeners: &[Listener], inlets: &[Inlet], overflow: &Bytes, gate: &Gate) -> ServerError {
     let mut refusing = JoinSet::new();
     let mut sockets = Vec::new();
     for listener in listeners {
@@ -550,23 +544,25 @@ async fn accept_all(
             Ok(guard) => guard,
             Err(source) => return ServerError::Listen { address: "a listener".to_owned(), source },
         };
-        // Its sender is this server's.
-        drop(accepting.wait_for(|accepting| *accepting).await);
-        for _ in 0..ACCEPTS_PER_TURN {
-            match os::socket::accept(guard.get_inner().as_fd()) {
-                Ok(socket) => deal(inlets, socket, overflow, &mut refusing),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    guard.clear_ready();
-                    break;
-                }
-                // The peer was faster.
-                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
-                }
-                Err(error) => {
-                    wait_for_room(&error).await;
-                    break;
+        gate.is_open().await;
+        let accepted = gate.pass(|| {
+            for _ in 0..ACCEPTS_PER_TURN {
+                match os::socket::accept(guard.get_inner().as_fd()) {
+                    Ok(socket) => deal(inlets, socket, overflow, &mut refusing),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        guard.clear_ready();
+                        break;
+                    }
+                    // The peer was faster.
+                    Err(error)
+                        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                    Err(error) => return Err(error),
                 }
             }
+            Ok(())
+        });
+        if let Some(Err(error)) = accepted {
+            wait_for_room(&error).await;
         }
         while refusing.try_join_next().is_some() {}
         tokio::task::yield_now().await;

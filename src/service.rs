@@ -3,7 +3,7 @@
 //!
 //! Works the same without systemd. May not enter: how connections are served.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::millis;
 use crate::config::Config;
-use crate::control::{self, Outcome, Request, Wish};
-use crate::handover::protocol::Line;
-use crate::handover::{Attempt, Done, GiveError, Legacy, Predecessor, Program, SOCKETS, Site, WORDS};
+use crate::control::{self, Control, Outcome, Request, Wish};
+use crate::handover::protocol::{Line, ProtocolError};
+use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, SOCKETS, Site, WORDS};
 use crate::metrics::{Metrics, Shard};
 use crate::os;
 use crate::server::{Ending, Running, Server, ServerError};
@@ -93,11 +93,11 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
         }
     }
     let (requests, mut requested) = mpsc::channel(MAX_REQUESTS);
-    // Dropped last: the process that takes over waits for that.
+    // Dropped last: the process that takes over waits for that. And who that is.
     let farewell = OnceCell::new();
     let control =
         control.map(|path| control::listen(&path, requests.clone()).map_err(|error| (path, error))).transpose();
-    let _control = match control {
+    let control = match control {
         // Sessions were taken over and are served, whatever else is wrong.
         Err((path, error)) if has_sessions => {
             tracing::error!(%error, path = %path.display(), "the control socket cannot be made");
@@ -106,12 +106,13 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
         Err((path, error)) => return Err(ServerError::Control(format!("{}: {error}", path.display()))),
         Ok(control) => control,
     };
+    let control = RefCell::new(control);
     os::systemd::notify_ready(&format!("serving on {addresses}"));
     let watchdog = watchdog(running.shards());
     let (tell, told) = oneshot::channel();
     let site = running.site();
     let serving = running.run_until(async {
-        let giver = Giver { site, program, metrics: metrics.clone(), farewell: &farewell };
+        let giver = Giver { site, program, metrics: metrics.clone(), farewell: &farewell, control: &control };
         let ending = giver.serve(&mut term, &mut interrupt, &mut upgrade, &mut requested).await;
         if ending == Ending::Drain {
             tracing::info!(sessions = metrics.sessions(), "stopping: no new connections, closing the open ones");
@@ -127,6 +128,11 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             ended
         }
         () = second_signal(told) => {
+            if let Some((_, heir)) = farewell.get() {
+                // It is meant for whoever serves.
+                os::process::terminate(*heir);
+                return Ok(());
+            }
             tracing::warn!("stopped at once by a second signal: {metrics}");
             Ok(())
         }
@@ -154,15 +160,14 @@ async fn take_over(running: &mut Running, predecessor: Arc<Predecessor>, broker:
 async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServerError> {
     let site = running.site();
     let taken = blocking(move || {
-        let taken = legacy.take(&site.asks);
+        let taken = legacy.take(&site.asks)?;
         site.go_on();
-        taken
+        Ok::<_, ProtocolError>(taken)
     });
-    match taken.await.map_err(ServerError::HandOver)? {
-        Ok(sessions) => tracing::info!(sessions, "goes on with what was left by the process before"),
-        // They are closed; the clients come back.
-        Err(error) => tracing::error!(%error, "what was left by the process before cannot be used"),
-    }
+    // With a part of it nobody would know what is missing: all end, the clients come back, and so do we.
+    let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
+    let sessions = sessions.map_err(ServerError::HandOver)?;
+    tracing::info!(sessions, "goes on with what was left by the process before");
     running.own_listeners();
     Ok(())
 }
@@ -178,7 +183,8 @@ struct Giver<'a> {
     program: std::io::Result<Program>,
     metrics: Metrics,
     /// What the process that takes over waits for to be closed.
-    farewell: &'a OnceCell<Line>,
+    farewell: &'a OnceCell<(Line, u32)>,
+    control: &'a RefCell<Option<Control>>,
 }
 
 impl Giver<'_> {
@@ -203,13 +209,14 @@ impl Giver<'_> {
                 continue;
             }
             let attempt = Attempt::default();
+            let _break_off = BreakOff(attempt.clone());
             let mut giving = Box::pin(self.give(attempt.clone()));
             let mut is_stopping = false;
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut giving => break outcome,
                     () = first_of(term, interrupt), if !is_stopping => {
-                        // Nobody knows how far it is; when it is too late, the other drains in our place.
+                                // When it is too late for that, the other is told to stop, in our place.
                         is_stopping = true;
                         attempt.break_off();
                     }
@@ -238,12 +245,22 @@ impl Giver<'_> {
                 // Before anybody hears of it, and asks systemd to stop whom it takes for the main process.
                 os::systemd::notify_main_process(done.pid);
             }
+            if outcome.is_ok() {
+                // Who comes from now on shall find the other.
+                self.control.take().into_iter().for_each(Control::leave);
+            }
             if let Some(request) = request {
                 request.answer(words).await;
             }
             match outcome {
                 Ok(done) => {
-                    drop(self.farewell.set(done.line));
+                    while let Ok(late) = requested.try_recv() {
+                        late.answer(Outcome::elsewhere()).await;
+                    }
+                    if is_stopping {
+                        os::process::terminate(done.pid);
+                    }
+                    drop(self.farewell.set((done.line, done.pid)));
                     return Ending::Leave;
                 }
                 Err(_) if is_stopping => return Ending::Drain,
@@ -327,6 +344,8 @@ async fn second_signal(told: oneshot::Receiver<(Signal, Signal)>) {
 async fn watchdog(shards: Vec<Arc<Shard>>) {
     let Some(period) = os::systemd::watchdog_period() else { return std::future::pending().await };
     let mut seen: Vec<u64> = shards.iter().map(|shard| shard.beats()).collect();
+    // Who took over may have begun long before it was listened to.
+    os::systemd::notify_watchdog();
     loop {
         tokio::time::sleep((period / 3).max(Duration::from_millis(200))).await;
         let now: Vec<u64> = shards.iter().map(|shard| shard.beats()).collect();

@@ -437,11 +437,6 @@ impl Session {
         }
     }
 
-    fn count_text(&mut self, bytes: usize) {
-        self.unpublished_texts += 1;
-        self.unpublished_bytes += bytes + TEXT_COST;
-    }
-
     /// The broker took one of its texts of `bytes`. True when the session can be read again.
     pub(crate) fn on_published(&mut self, bytes: usize, now: Millis) -> bool {
         self.unpublished_texts = self.unpublished_texts.saturating_sub(1);

@@ -90,6 +90,11 @@ impl Unpublished {
         self.queues.iter().flat_map(|queue| &queue.texts).filter(|text| !self.is_abandoned(text))
     }
 
+    /// Nobody could have taken them for so long.
+    pub(crate) fn rested(&mut self, time: Millis) {
+        self.queues.iter_mut().flat_map(|queue| &mut queue.texts).for_each(|text| text.since += time);
+    }
+
     /// Texts that wait or are not answered for.
     pub(crate) fn unsettled(&self) -> usize {
         self.waiting() + self.in_flight

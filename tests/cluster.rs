@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use crate::support::cluster::Cluster;
@@ -179,6 +180,52 @@ async fn a_replica_that_is_promoted_and_a_node_that_leaves_and_comes_are_followe
         clients.contains("cmd=client") && !clients.contains("webws-subscriber") && !clients.contains("webws-publisher")
     };
     until(&format!("nobody is at {away}"), SOON, has_left).await;
+}
+
+#[tokio::test]
+async fn a_new_process_takes_over_in_a_cluster_without_a_seam() {
+    let cluster = Cluster::start(3, 0).await;
+    let builder = Webws::builder().broker(&cluster.url()).workers(2).endpoint_toml(PLAIN).endpoint_toml(SHARDED);
+    let webws = builder.exchangeable().start().await;
+    let mut stage = Stage::start(&cluster, &webws).await;
+    let mut plain = Vec::new();
+    for n in 0..6 {
+        plain.push((0, join(&webws, "/webws", &format!("p{n}")).await));
+    }
+    // Channels that are not sharded are not where their slots are any more.
+    let home = cluster.owner("live:ledger");
+    let mut resharding = cluster.reshard(home, (home + 1) % 3, 1).await;
+    while !resharding.is_done() {
+        stage.witness.take(Duration::from_millis(10)).await;
+    }
+    stage.flows_again().await;
+    let gaps = ledger::gaps(&webws.log()).len();
+    for upgrades in 1..=3 {
+        webws.signal(Signal::SIGUSR2);
+        while webws.heirs().len() < upgrades {
+            for (n, (said, witness)) in plain.iter_mut().enumerate() {
+                witness.client.send_text(&format!("{said} ")).await;
+                cluster
+                    .told(&cluster.nodes[n % 3], &["PUBLISH", &format!("chat:p{n}"), &format!("from outside {said} ")]);
+                *said += 1;
+                while witness.take(Duration::from_millis(2)).await {}
+            }
+            stage.witness.take(Duration::from_millis(2)).await;
+        }
+        stage.flows_again().await;
+    }
+    for (n, (said, witness)) in plain.iter_mut().enumerate() {
+        witness.await_texts(2 * *said, SOON).await;
+        for way in ["", "from outside "] {
+            let is_it = |text: &&String| text.starts_with("from") != way.is_empty();
+            let came: Vec<_> = witness.texts.iter().filter(is_it).cloned().collect();
+            let expected: Vec<_> = (0..*said).map(|k| format!("{way}{k} p{n}")).collect();
+            assert_eq!(came, expected);
+        }
+    }
+    let log = webws.log();
+    assert_eq!(ledger::gaps(&log).len(), gaps, "{log}");
+    stage.lost(&webws).await;
 }
 
 #[tokio::test]

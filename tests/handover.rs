@@ -230,6 +230,51 @@ async fn a_silent_new_process_is_waited_for_and_others_are_told_so() {
 }
 
 #[tokio::test]
+async fn who_shall_stop_in_the_last_moment_stops_and_who_serves_by_then_does_so_in_its_place() {
+    // The new one never says that it serves: the old one goes on, and then does as it was told.
+    let mut stage = Stage::start().await;
+    stage.webws.set_fault("hang Commit");
+    stage.webws.signal(Signal::SIGUSR2);
+    until("it has begun", SOON, async || stage.webws.log().contains("handing over")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stage.webws.term();
+    while stage.witness.closed.is_none() {
+        assert!(stage.witness.take(2 * SOON).await, "{}", stage.webws.log());
+    }
+    assert_eq!((stage.witness.closed, stage.webws.heirs().len()), (Some(1001), 0));
+    until("its socket is gone", SOON, async || !stage.webws.socket().exists()).await;
+    // Whenever it comes, whoever serves closes everybody in order. (To a process that has ended already it
+    // comes too late; then the other gets one of its own.)
+    for pause in [0, 5, 10, 15, 20, 30, 40] {
+        let mut stage = Stage::start().await;
+        let first = stage.webws.pid();
+        stage.webws.signal(Signal::SIGUSR2);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.try_into().unwrap()), Signal::SIGTERM).unwrap();
+        while stage.witness.closed.is_none() {
+            if !stage.witness.take(SOON).await {
+                assert_eq!(stage.witness.client.end(), None, "after {pause} ms\n{}", stage.webws.log());
+                assert_ne!(stage.webws.pid(), first, "it was swallowed\n{}", stage.webws.log());
+                stage.webws.term();
+            }
+        }
+        assert_eq!(stage.witness.closed, Some(1001), "after {pause} ms\n{}", stage.webws.log());
+        until("its socket is gone", 2 * SOON, async || !stage.webws.socket().exists()).await;
+    }
+}
+
+#[tokio::test]
+async fn one_upgrade_right_behind_the_other_finds_whoever_serves() {
+    let mut stage = Stage::start().await;
+    for n in 1..=10 {
+        let (is_done, text) = upgrade(&stage.webws).await;
+        assert!(is_done, "{n}: {text}");
+    }
+    assert_eq!(stage.webws.heirs().len(), 10);
+    stage.goes_on().await;
+}
+
+#[tokio::test]
 async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
     let mut stage = Stage::start().await;
     let file = stage.webws.dir().join("webws.toml");

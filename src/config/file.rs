@@ -24,6 +24,10 @@ impl Config {
         let (mut faults, mut table) = faults_in_text(name, text);
         for (variable, value) in environment {
             let Some(path) = variable.strip_prefix("WEBWS_") else { continue };
+            if path == "HANDOVER" {
+                // One process' word to the next.
+                continue;
+            }
             let path = path.to_ascii_lowercase();
             let keys: Vec<&str> = path.split("__").collect();
             let value = to_value(&keys, &value);

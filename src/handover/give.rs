@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
@@ -29,7 +30,7 @@ use crate::worker::handover::{Answer, Ask, Collected};
 const HELLO: Duration = Duration::from_secs(20);
 
 /// How long it may take to be connected and subscribed. Nobody waits for it meanwhile.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(45);
 
 /// How long each step may take while everything stands still.
 const STEP: Duration = Duration::from_secs(5);
@@ -55,9 +56,45 @@ pub(crate) struct Site {
     pub(crate) broker: String,
     pub(crate) deployment: Option<Deployment>,
     /// Whether connections are accepted.
-    pub(crate) accepting: Arc<watch::Sender<bool>>,
+    pub(crate) gate: Arc<Gate>,
     /// How many connections wait for their worker.
     pub(crate) waiting: Waiting,
+}
+
+/// Where connections come in, or not.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// Held while connections are accepted and dealt out.
+    is_open: Mutex<bool>,
+    opened: watch::Sender<bool>,
+}
+
+impl Gate {
+    pub(crate) fn new(is_open: bool) -> Self {
+        Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens or closes it. Behind that, nobody is being let in any more.
+    pub(crate) fn set(&self, is_open: bool) {
+        *self.lock() = is_open;
+        self.opened.send_replace(is_open);
+    }
+
+    /// Resolves when it is open.
+    pub(crate) async fn is_open(&self) {
+        // Its sender is ours.
+        drop(self.opened.subscribe().wait_for(|is_open| *is_open).await);
+    }
+
+    /// Lets somebody in, unless it is closed.
+    pub(crate) fn pass<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let is_open = self.lock();
+        is_open.then(act)
+    }
 }
 
 /// Counts accepted connections that no worker has taken.
@@ -75,6 +112,17 @@ pub(crate) struct Attempt(Arc<Mutex<Breakable>>);
 struct Breakable {
     program: Option<Grandchild>,
     is_broken_off: bool,
+    is_committed: bool,
+}
+
+/// Breaks an attempt off when whoever waits for it does not any more.
+#[derive(Debug)]
+pub(crate) struct BreakOff(pub(crate) Attempt);
+
+impl Drop for BreakOff {
+    fn drop(&mut self) {
+        self.0.break_off();
+    }
 }
 
 /// A hand-over that is done.
@@ -109,19 +157,32 @@ impl Program {
     /// # Errors
     /// When the system does not say where it is.
     pub(crate) fn own() -> io::Result<Self> {
-        Ok(Self { path: std::env::current_exe()?, arguments: std::env::args_os().skip(1).collect() })
+        let mut arguments = std::env::args_os();
+        // As it was called, if that says where it is: a link may lead elsewhere by then.
+        let called = arguments.next().map(PathBuf::from).filter(|path| path.is_absolute());
+        let path = called.map_or_else(std::env::current_exe, Ok)?;
+        Ok(Self { path, arguments: arguments.collect() })
     }
 }
 
 impl Attempt {
-    /// Ends it: all goes on here.
+    /// Ends it, and all goes on here; unless it is nearly done: then it is waited for.
     pub(crate) fn break_off(&self) {
         let mut this = self.lock();
         this.is_broken_off = true;
-        this.program.iter_mut().for_each(Grandchild::end);
+        if !this.is_committed {
+            this.program.iter_mut().for_each(Grandchild::end);
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Breakable> {
+    /// From here on it is not broken off.
+    fn commit(&self) -> Result<(), GiveError> {
+        let mut this = self.lock();
+        this.is_committed = !this.is_broken_off;
+        if this.is_committed { Ok(()) } else { Err(GiveError::Here("it was broken off".to_owned())) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Breakable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,7 +195,9 @@ impl Attempt {
     }
 
     fn let_go(&self) {
-        self.lock().program.iter_mut().for_each(Grandchild::let_go);
+        if let Some(program) = self.lock().program.take() {
+            program.let_go();
+        }
     }
 
     /// Ends the new process; returns how it ended, if it did so by itself.
@@ -167,6 +230,11 @@ impl Site {
     /// # Errors
     /// Why that was not possible. Everything goes on here then.
     pub(crate) fn give(&self, program: &Program, attempt: &Attempt) -> Result<Done, GiveError> {
+        if std::process::id() == 1 {
+            return Err(GiveError::Here(
+                "this is the first process of its container, which ends with it, whoever else there is".to_owned(),
+            ));
+        }
         let start = |source| GiveError::Start { path: program.path.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(start)?;
         let mut command = Command::new(&program.path);
@@ -178,7 +246,9 @@ impl Site {
         attempt.started(Grandchild::spawn(&mut command, &theirs).map_err(start)?);
         drop(theirs);
         let line = Line::new(ours);
-        match self.talk(&line) {
+        // A panic must not leave the workers at rest.
+        let talked = catch_unwind(AssertUnwindSafe(|| self.talk(&line, attempt)));
+        match talked.unwrap_or_else(|_| Err(GiveError::Here("a panic; the log says where".to_owned()))) {
             Ok((Hello { version, pid, .. }, sessions, standstill)) => {
                 // Who stood between goes, and the new process is the service manager's child.
                 attempt.let_go();
@@ -197,7 +267,7 @@ impl Site {
     }
 
     /// Returns who the other is, how many sessions it has, and how long nobody was served.
-    fn talk(&self, line: &Line) -> Result<(Hello, usize, Duration), GiveError> {
+    fn talk(&self, line: &Line, attempt: &Attempt) -> Result<(Hello, usize, Duration), GiveError> {
         let hello = match line.hear(HELLO)? {
             (Message::Hello(hello), _) => hello,
             (other, _) => return Err(out_of_turn(&other)),
@@ -221,7 +291,9 @@ impl Site {
         self.all(Ask::AwaitMark)?;
         line.say(&Message::Marked, &[], STEP)?;
         let mut sessions = 0;
-        for (worker, collected) in self.collect_all()?.into_iter().enumerate() {
+        // One after the other: what was not sent is copied, and may be much.
+        for (worker, asks) in self.asks.iter().enumerate() {
+            let collected = self.collect(asks)?;
             sessions += collected.sessions.len();
             say_worker(line, worker, collected)?;
         }
@@ -230,10 +302,19 @@ impl Site {
             (Message::Adopted, _) => {}
             (other, _) => return Err(out_of_turn(&other)),
         }
+        // They stand where they stood, and their sessions are alive.
+        self.all(Ask::AwaitMark)?;
+        attempt.commit()?;
         line.say(&Message::Commit, &[], STEP)?;
-        match line.hear(STEP)? {
-            (Message::Serving, _) => {}
-            (other, _) => return Err(out_of_turn(&other)),
+        match line.hear(STEP) {
+            Ok((Message::Serving, _)) => {}
+            heard => {
+                // It serves if it has said so by now, and cannot say so any more.
+                line.stop_hearing();
+                if !matches!(line.hear(STEP), Ok((Message::Serving, _))) {
+                    return Err(heard.map_or_else(GiveError::Protocol, |(other, _)| out_of_turn(&other)));
+                }
+            }
         }
         Ok((hello, sessions, stood_still.elapsed()))
     }
@@ -241,7 +322,7 @@ impl Site {
     /// Comes to rest; returns since when nobody is served.
     pub(super) fn come_to_rest(&self) -> Result<Instant, GiveError> {
         // No connections come any more, and those that came become sessions.
-        self.accepting.send_replace(false);
+        self.gate.set(false);
         let deadline = Instant::now() + INLETS;
         while self.waiting.waiting() > 0 && Instant::now() < deadline {
             rest(Duration::from_millis(1));
@@ -254,13 +335,14 @@ impl Site {
 
     /// Goes on as if nothing had been asked.
     pub(crate) fn go_on(&self) {
-        self.ask_all(|| Ask::GoOn);
-        self.accepting.send_replace(true);
+        // A worker that has ended ends the server.
+        drop(self.all(Ask::GoOn));
+        self.gate.set(true);
     }
 
-    /// All workers in words.
-    pub(super) fn collect_all(&self) -> Result<Vec<Collected>, GiveError> {
-        self.asks.iter().map(|worker| ask(worker, Ask::Collect)).collect()
+    /// A worker in words.
+    pub(super) fn collect(&self, worker: &mpsc::Sender<Ask>) -> Result<Collected, GiveError> {
+        ask(worker, Ask::Collect)
     }
 
     /// Says which channels there are that are not `known` yet.
@@ -287,13 +369,6 @@ impl Site {
             answer.blocking_recv().map_err(|_| gone())?.map_err(GiveError::Here)?;
         }
         Ok(())
-    }
-
-    /// Tells all workers.
-    pub(crate) fn ask_all(&self, ask: impl Fn() -> Ask) {
-        for worker in &self.asks {
-            drop(worker.blocking_send(ask()));
-        }
     }
 }
 

@@ -173,6 +173,13 @@ impl Line {
         }
     }
 
+    /// Hears no more: what the other says from now on fails there. What it has said before is left to be
+    /// heard.
+    pub(crate) fn stop_hearing(&self) {
+        // If that fails, the other has ended.
+        drop(self.0.shutdown(std::net::Shutdown::Read));
+    }
+
     /// Waits for the other to end.
     pub(crate) fn await_end(&self, limit: Duration) {
         // However it ends, it has.

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 
 use super::give::{GiveError, Site, batches};
 use super::protocol::{self, Hello, Message, ProtocolError};
-use super::take::{Gathering, adopt_all};
+use super::take::Gathering;
 use crate::os::{descriptors, systemd};
-use crate::worker::handover::{Adopted, Ask};
+use crate::worker::handover::Ask;
 
 /// The names under which systemd keeps them.
 pub(crate) const WORDS: &str = "webws-words";
@@ -59,7 +59,8 @@ impl Site {
         };
         write(&left, 0)?;
         let mut count = 0;
-        for (worker, collected) in self.collect_all()?.into_iter().enumerate() {
+        for (worker, asks) in self.asks.iter().enumerate() {
+            let collected = self.collect(asks)?;
             for (sessions, sockets) in batches(collected.sessions) {
                 count += sessions.len();
                 write(&Message::Sessions { worker, sessions }, sockets.len())?;
@@ -83,7 +84,7 @@ impl Legacy {
     /// async code.
     ///
     /// # Errors
-    /// When it makes no sense; none of it is used then.
+    /// When it makes no sense.
     pub(crate) fn take(self, asks: &[mpsc::Sender<Ask>]) -> Result<usize, ProtocolError> {
         // Nobody else must get it.
         systemd::forget(WORDS);
@@ -98,9 +99,7 @@ impl Legacy {
         hello.check()?;
         let left_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at_ms));
         let lost_for = left_at.and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-        let mut adopted: Vec<_> =
-            asks.iter().map(|_| Adopted { lost_for: Some(lost_for), ..Adopted::default() }).collect();
-        let mut gathering = Gathering::new(&mut adopted);
+        let mut gathering = Gathering::new(asks, Some(lost_for));
         loop {
             let (message, count) = protocol::next(&mut words)?;
             let sockets = match count {
@@ -111,8 +110,6 @@ impl Legacy {
                 break;
             }
         }
-        let count = gathering.sessions;
-        adopt_all(asks, adopted)?;
-        Ok(count)
+        Ok(gathering.sessions)
     }
 }

@@ -1,6 +1,7 @@
 //! The new process' side: prepares everything while the old one serves, takes the sessions, and goes on
 //! when it is told to. Whatever fails before, it says so and ends: the old one goes on.
 
+use std::cell::RefCell;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -69,7 +70,8 @@ impl Predecessor {
         drop(self.line.say(&Message::Refused { why: why.to_owned() }, &[], STEP));
     }
 
-    /// Takes everything over into workers that rest; returns when they go on, with the number of sessions.
+    /// Takes everything over into workers that rest; returns when they go on, with the number of
+    /// sessions.
     /// It waits; not for async code.
     ///
     /// # Errors
@@ -110,8 +112,7 @@ impl Predecessor {
         if shares_streams {
             all(asks, Ask::AwaitMark)?;
         }
-        let mut adopted: Vec<_> = asks.iter().map(|_| Adopted::default()).collect();
-        let mut gathering = Gathering::new(&mut adopted);
+        let mut gathering = Gathering::new(asks, None);
         loop {
             let (message, sockets) = self.line.hear(STEP)?;
             let is_answered = matches!(message, Message::Sessions { .. });
@@ -123,27 +124,27 @@ impl Predecessor {
                 self.line.say(&Message::Taken, &[], STEP)?;
             }
         }
-        let sessions_taken = gathering.sessions;
-        adopt_all(asks, adopted)?;
+        if shares_streams {
+            all(asks, Ask::AwaitMark)?;
+        }
         fault::at(Point::Adopted);
         self.line.say(&Message::Adopted, &[], STEP)?;
         let (Message::Commit, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
         fault::at(Point::Commit);
         // Behind this there is no way back.
         self.line.say(&Message::Serving, &[], STEP)?;
-        for worker in asks {
-            drop(worker.blocking_send(Ask::GoOn));
-        }
-        Ok(sessions_taken)
+        all(asks, Ask::GoOn)?;
+        Ok(gathering.sessions)
     }
 
     /// Hears a list of channels, and subscribes them.
     fn hear_channels(&self, asks: &[mpsc::Sender<Ask>], limit: Duration) -> Result<(), ProtocolError> {
-        let mut lists: Vec<Vec<Channel>> = asks.iter().map(|_| Vec::new()).collect();
+        let lists: Vec<RefCell<Vec<Channel>>> = asks.iter().map(|_| RefCell::default()).collect();
         loop {
             match self.line.hear(limit)?.0 {
                 Message::Channels { worker, names } => {
-                    place(&mut lists, worker)?.extend(names.into_iter().map(|name| Channel::from(name.into_vec())));
+                    let names = names.into_iter().map(|name| Channel::from(name.into_vec()));
+                    place(&lists, worker)?.borrow_mut().extend(names);
                 }
                 Message::End => break,
                 _ => return Err(out_of_turn()),
@@ -151,41 +152,43 @@ impl Predecessor {
         }
         let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
         for ((worker, list), tell) in asks.iter().zip(lists).zip(tells) {
-            drop(worker.blocking_send(Ask::Reserve(list, tell)));
+            drop(worker.blocking_send(Ask::Reserve(list.into_inner(), tell)));
         }
         answers.into_iter().try_for_each(answer)
     }
 }
 
-/// Puts together what workers were.
+/// Makes workers what others were, one after the other.
 pub(super) struct Gathering<'a> {
-    adopted: &'a mut [Adopted],
-    /// Where the sessions of the worker that is told of begin.
-    first: Option<usize>,
+    asks: &'a [mpsc::Sender<Ask>],
+    /// The one that is told of.
+    adopted: Adopted,
+    /// For how long nobody has listened for them.
+    lost_for: Option<Duration>,
     pub(super) sessions: usize,
 }
 
 impl<'a> Gathering<'a> {
-    pub(super) fn new(adopted: &'a mut [Adopted]) -> Self {
-        Self { adopted, first: None, sessions: 0 }
+    pub(super) fn new(asks: &'a [mpsc::Sender<Ask>], lost_for: Option<Duration>) -> Self {
+        Self { asks, adopted: Adopted::default(), lost_for, sessions: 0 }
     }
 
     /// False when that was all.
     pub(super) fn add(&mut self, message: Message, sockets: Vec<OwnedFd>) -> Result<bool, ProtocolError> {
         match message {
-            Message::Sessions { worker, sessions } => {
+            Message::Sessions { sessions, .. } => {
                 if sessions.len() != sockets.len() {
                     return Err(ProtocolError::Nonsense("not every session has a socket".to_owned()));
                 }
-                let own = place(self.adopted, worker)?;
-                self.first.get_or_insert(own.sessions.len());
                 self.sessions += sessions.len();
-                own.sessions.extend(sessions.into_iter().zip(sockets));
+                self.adopted.sessions.extend(sessions.into_iter().zip(sockets));
             }
+            // With them a worker is complete.
             Message::Texts { worker, texts } => {
-                let own = place(self.adopted, worker)?;
-                let first = self.first.take().unwrap_or(own.sessions.len());
-                own.texts.extend(texts.into_iter().map(|text| text.behind(first)));
+                let adopted = Adopted { texts, lost_for: self.lost_for, ..std::mem::take(&mut self.adopted) };
+                let (tell, told) = oneshot::channel();
+                drop(place(self.asks, worker)?.blocking_send(Ask::Adopt(adopted, tell)));
+                answer(told)?;
             }
             Message::End => return Ok(false),
             _ => return Err(out_of_turn()),
@@ -194,19 +197,10 @@ impl<'a> Gathering<'a> {
     }
 }
 
-/// Makes workers what others were.
-pub(super) fn adopt_all(asks: &[mpsc::Sender<Ask>], adopted: Vec<Adopted>) -> Result<(), ProtocolError> {
-    let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
-    for ((worker, adopted), tell) in asks.iter().zip(adopted).zip(tells) {
-        drop(worker.blocking_send(Ask::Adopt(adopted, tell)));
-    }
-    answers.into_iter().try_for_each(answer)
-}
-
 /// Which of ours does what a worker of theirs did: there may be more or fewer.
-fn place<T>(own: &mut [T], theirs: usize) -> Result<&mut T, ProtocolError> {
+fn place<T>(own: &[T], theirs: usize) -> Result<&T, ProtocolError> {
     let count = own.len().max(1);
-    own.get_mut(theirs % count).ok_or_else(|| ProtocolError::Nonsense("there are no workers".to_owned()))
+    own.get(theirs % count).ok_or_else(|| ProtocolError::Nonsense("there are no workers".to_owned()))
 }
 
 fn all(asks: &[mpsc::Sender<Ask>], ask: impl Fn(Answer) -> Ask) -> Result<(), ProtocolError> {

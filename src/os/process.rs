@@ -23,6 +23,14 @@ pub(crate) struct Grandchild {
     between: Child,
 }
 
+/// Asks a process to end.
+pub(crate) fn terminate(pid: u32) {
+    if let Ok(pid) = pid.try_into() {
+        // It may have ended by itself.
+        kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
+    }
+}
+
 /// In the process between: the program.
 static PROGRAM: AtomicI32 = AtomicI32::new(0);
 
@@ -60,14 +68,11 @@ impl Grandchild {
 
     /// Ends the program.
     pub(crate) fn end(&mut self) {
-        if let Ok(between) = self.between.id().try_into() {
-            // It may have ended by itself.
-            kill(Pid::from_raw(between), Signal::SIGTERM).ok();
-        }
+        terminate(self.between.id());
     }
 
     /// Makes the program the service manager's child.
-    pub(crate) fn let_go(&mut self) {
+    pub(crate) fn let_go(mut self) {
         drop(self.between.kill());
         drop(self.between.wait());
     }
@@ -87,7 +92,14 @@ fn stand_between(program: libc::pid_t) -> ! {
         libc::signal(libc::SIGTERM, end_program as libc::sighandler_t);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
         // Among them is the pipe by which the parent is told of the exec.
-        libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
+        if libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) < 0 {
+            // Linux before 5.9, or a filter.
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+            (0..libc::c_int::try_from(limit.rlim_cur).unwrap_or(libc::c_int::MAX)).for_each(|fd| {
+                libc::close(fd);
+            });
+        }
         let mut status = 0;
         while libc::waitpid(program, &raw mut status, 0) < 0 && Errno::last() == Errno::EINTR {}
         if libc::WIFSIGNALED(status) {

@@ -13,6 +13,7 @@ use crate::clock::Millis;
 use crate::close::CloseReason;
 use crate::endpoint::{Channel, Endpoint};
 use crate::outbound::Outbound;
+use crate::unpublished::TEXT_COST;
 use crate::wire::Wire;
 use crate::ws::reader::Reader;
 
@@ -42,6 +43,9 @@ pub(crate) struct Portable {
     heard_ago: Millis,
     pinged_ago: Millis,
     alive_ago: Millis,
+    /// Since when there was no progress with its texts.
+    #[serde(default)]
+    unpublished_ago: Millis,
     #[serde(default)]
     is_paused: bool,
 }
@@ -112,6 +116,7 @@ impl Session {
             heard_ago: ago(self.heard_at),
             pinged_ago: ago(self.pinged_at),
             alive_ago: ago(self.alive_at),
+            unpublished_ago: ago(self.unpublished_since),
             is_paused: self.is_paused,
         })
     }
@@ -156,16 +161,27 @@ impl Session {
         session.heard_at = at(portable.heard_ago);
         session.pinged_at = at(portable.pinged_ago);
         session.alive_at = at(portable.alive_ago);
+        session.unpublished_since = at(portable.unpublished_ago);
         session.is_paused = portable.is_paused;
         Ok(session)
     }
 
-    /// One of its texts waits for the broker, of so many bytes, since `at`.
-    pub(crate) fn adopt_text(&mut self, bytes: usize, at: Millis) {
-        if self.unpublished_texts == 0 {
-            self.unpublished_since = at;
+    /// One of its texts waits for the broker, of so many bytes.
+    pub(crate) fn adopt_text(&mut self, bytes: usize) {
+        self.unpublished_texts += 1;
+        self.unpublished_bytes += bytes + TEXT_COST;
+    }
+
+    /// It was not read for so long, through no fault of its client.
+    pub(crate) fn rested(&mut self, time: Millis) {
+        self.alive_at += time;
+        self.unpublished_since += time;
+        if let Some(queue) = &mut self.outbound {
+            queue.progress_at += time;
         }
-        self.count_text(bytes);
+        if let Phase::Closing { until, .. } | Phase::Ending { until, .. } = &mut self.phase {
+            *until = until.saturating_add(time);
+        }
     }
 }
 

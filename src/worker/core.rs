@@ -224,6 +224,7 @@ impl Core {
         now: Millis,
     ) -> io::Result<Vec<(Node, Channel)>> {
         let mut asked = Vec::new();
+        self.adopted.clear();
         for (portable, socket) in adopted.sessions {
             let known = endpoints.iter().find(|endpoint| endpoint.config.path == portable.endpoint).cloned();
             let is_known = known.is_some();
@@ -254,7 +255,7 @@ impl Core {
             let origin = session.and_then(|place| self.adopted.get(place)).copied();
             let since = now.saturating_sub(ago);
             if let Some(session) = origin.and_then(|key| self.session(key)) {
-                session.adopt_text(payload.len(), since);
+                session.adopt_text(payload.len());
             }
             let origin = Origin::Session(origin.unwrap_or_default());
             let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
@@ -274,9 +275,10 @@ impl Core {
         self.sessions.iter().map(|(index, (generation, _))| key_of(index, *generation)).collect()
     }
 
-    /// Lets a session that rested be read again: what its socket has to say is told once more.
-    pub(super) fn go_on(&mut self, key: SessionKey, now: Millis) {
+    /// Lets a session that rested for so long be read again: what its socket has to say is told once more.
+    pub(super) fn go_on(&mut self, key: SessionKey, rested: Millis, now: Millis) {
         let Some((_, session)) = self.sessions.get_mut(key.index as usize) else { return };
+        session.rested(rested);
         let Some(socket) = session.socket() else { return };
         let wants = session.wants();
         if let Err(error) = self.registrar.change(socket.as_fd(), key, wants) {
@@ -433,11 +435,6 @@ impl PortableText {
         };
         let (channel, payload) = (ByteBuf::from(&*text.channel), ByteBuf::from(&*text.payload));
         Self { session, channel, payload, ago: now.saturating_sub(text.since) }
-    }
-
-    /// The same when so many sessions of others came before its own.
-    pub(crate) fn behind(self, sessions: usize) -> Self {
-        Self { session: self.session.map(|place| place.saturating_add(sessions)), ..self }
     }
 }
 

@@ -24,8 +24,11 @@ const HANDSHAKES: Duration = Duration::from_secs(2);
 /// How long Redis may take to answer for texts, and the mark to come: all the time nobody is served.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
-/// How long all channels may take to be subscribed, and the mark.
+/// How long all channels may take to be subscribed.
 const SUBSCRIBING: Duration = Duration::from_secs(20);
+
+/// How long a link that is being made anew is waited for, and then the mark's subscription.
+const MARKING: Duration = Duration::from_secs(5);
 
 /// Between two looks at something that takes milliseconds.
 const LOOK: Duration = Duration::from_millis(1);
@@ -54,7 +57,7 @@ pub(crate) enum Ask {
     /// To be what another was.
     Adopt(Adopted, Answer),
     /// To go on.
-    GoOn,
+    GoOn(Answer),
     /// To end without a word to anybody.
     Leave,
 }
@@ -66,7 +69,7 @@ pub(crate) struct Collected {
     pub(crate) texts: Vec<PortableText>,
 }
 
-/// The same as it arrives: texts name a session by its place among all that were adopted.
+/// The same as it arrives: texts name a session by its place among those that come with them.
 #[derive(Debug, Default)]
 pub(crate) struct Adopted {
     pub(crate) sessions: Vec<(Portable, OwnedFd)>,
@@ -85,9 +88,9 @@ impl Worker {
                 Ask::Reserve(channels, tell) => drop(tell.send(self.reserve_all(channels).await)),
                 Ask::SetMark(name, tell) => {
                     let usable = || self.broker.fault().is_none();
-                    let done = if self.holds(SUBSCRIBING, usable).await {
+                    let done = if self.holds(MARKING, usable).await {
                         self.broker.set_mark(&name);
-                        self.marks(SUBSCRIBING, Marking::Set).await
+                        self.marks(MARKING, Marking::Set).await
                     } else {
                         Err(self.broker.fault().unwrap_or_default())
                     };
@@ -98,11 +101,15 @@ impl Worker {
                     drop(tell.send(Ok(())));
                 }
                 Ask::Rest(tell) => {
-                    self.is_resting.set(true);
+                    self.rest();
                     let answered = || !self.core.borrow().unpublished.has_in_flight();
                     let done = self.holds(STANDSTILL, answered).await;
-                    let silent = "the broker does not answer for messages that it has: try again later";
-                    drop(tell.send(if done { Ok(()) } else { Err(silent.to_owned()) }));
+                    let done = match done {
+                        true if self.is_closing_gapped.get() => Err("clients are being told of a gap: try again later"),
+                        true => Ok(()),
+                        false => Err("the broker does not answer for messages that it has: try again later"),
+                    };
+                    drop(tell.send(done.map_err(str::to_owned)));
                 }
                 Ask::PublishMark => self.broker.publish_mark(),
                 Ask::AwaitMark(tell) => drop(tell.send(self.marks(STANDSTILL, Marking::Reached).await)),
@@ -111,12 +118,15 @@ impl Worker {
                     let mut core = self.core.borrow_mut();
                     core.hub.stop_pacing();
                     core.flush(now);
+                    // Nothing may be sent any more that the other does not know of.
+                    self.is_frozen.set(true);
                     drop(tell.send(core.collect(now)));
                 }
-                Ask::Adopt(adopted, tell) => {
-                    drop(tell.send(self.adopt(adopted)));
+                Ask::Adopt(adopted, tell) => drop(tell.send(self.adopt(adopted))),
+                Ask::GoOn(tell) => {
+                    self.go_on();
+                    drop(tell.send(Ok(())));
                 }
-                Ask::GoOn => self.go_on(),
                 Ask::Leave => return,
             }
         }
@@ -140,7 +150,11 @@ impl Worker {
         self.holds(limit, is_decided).await;
         match self.broker.marking() {
             marking if marking >= expected => Ok(()),
-            Marking::Lost => Err("a link to Redis was lost meanwhile".to_owned()),
+            Marking::Lost => {
+                Err("a link to Redis or some of its subscriptions were lost meanwhile, or its user may not \
+                                  use the channels webws:probe:* (ACL: &webws:probe:*): try again later"
+                    .to_owned())
+            }
             _ => Err(format!("Redis did not come to the mark within {limit:?}")),
         }
     }
@@ -182,17 +196,33 @@ impl Worker {
         Ok(())
     }
 
+    fn rest(&self) {
+        if !self.is_resting.replace(true) {
+            self.rests_since.set(self.now());
+        }
+    }
+
+    /// Resolves when it does not rest.
+    pub(crate) async fn is_up(&self) {
+        while self.is_resting.get() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     fn go_on(&self) {
         let now = self.now();
+        let rested = if self.is_resting.get() { now.saturating_sub(self.rests_since.get()) } else { 0 };
         let keys = {
             let mut core = self.core.borrow_mut();
             core.hub.set_pace(self.config.pace);
             core.free_reserved(now);
+            core.unpublished.rested(rested);
             core.all_keys()
         };
         self.is_resting.set(false);
+        self.is_frozen.set(false);
         for key in keys {
-            self.guarded(key, now, |core| core.go_on(key, now));
+            self.guarded(key, now, |core| core.go_on(key, rested, now));
         }
         self.broker.release();
         self.after_reading();

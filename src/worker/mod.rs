@@ -103,6 +103,11 @@ pub(crate) struct Worker {
     is_draining: Cell<bool>,
     /// Whether everything stands still for a hand-over.
     is_resting: Cell<bool>,
+    rests_since: Cell<Millis>,
+    /// Whether its sessions are in words already: nothing may be sent to their clients.
+    is_frozen: Cell<bool>,
+    /// Whether clients are being told of a gap.
+    is_closing_gapped: Cell<bool>,
     /// Connections that are being answered.
     pub(crate) handshakes: Cell<usize>,
     again: Notify,
@@ -150,6 +155,9 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             started: Instant::now(),
             is_draining: Cell::new(false),
             is_resting: Cell::new(seed.rests),
+            rests_since: Cell::new(clock::START),
+            is_frozen: Cell::new(seed.rests),
+            is_closing_gapped: Cell::new(false),
             handshakes: Cell::new(0),
             again: Notify::new(),
             next_flush: Cell::new(None),
@@ -333,6 +341,9 @@ impl Worker {
     }
 
     fn flush(&self) {
+        if self.is_frozen.get() {
+            return;
+        }
         let mut core = self.core.borrow_mut();
         let next = core.flush(self.now());
         if !core.again.is_empty() {
@@ -363,6 +374,7 @@ impl Worker {
     async fn close_gapped(self: Rc<Self>) {
         loop {
             self.gap.notified().await;
+            self.is_closing_gapped.set(true);
             let mut keys = std::mem::take(&mut *self.gapped.borrow_mut());
             fastrand::shuffle(&mut keys);
             let (start, total) = (Instant::now(), keys.len());
@@ -379,6 +391,7 @@ impl Worker {
                 self.after_reading();
                 tokio::time::sleep(SPREAD_STEP).await;
             }
+            self.is_closing_gapped.set(!self.gapped.borrow().is_empty());
         }
     }
 
@@ -414,7 +427,8 @@ impl Worker {
         wire: Wire,
         deadline: Instant,
     ) -> Result<Admission, Refusal> {
-        if self.is_draining.get() || self.is_resting.get() {
+        self.is_up().await;
+        if self.is_draining.get() {
             return Err(Refusal::Draining);
         }
         if self.metrics.sessions() >= self.max_sessions as u64 {
@@ -431,7 +445,7 @@ impl Worker {
         let Some(confirmation) = joined.confirmation else { return Ok(admission) };
         let deadline = deadline.min(Instant::now() + self.config.redis.subscribe_timeout);
         match tokio::time::timeout_at(deadline, confirmation).await {
-            Ok(Ok(Ok(()))) if self.is_draining.get() || self.is_resting.get() => Err(Refusal::Draining),
+            Ok(Ok(Ok(()))) if self.is_draining.get() => Err(Refusal::Draining),
             Ok(Ok(Ok(()))) => Ok(admission),
             Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
             Ok(Err(_)) | Err(_) => Err(Refusal::BrokerSlow),
@@ -463,10 +477,6 @@ impl Admission {
     /// Gives the session its socket: `head`, the 101, is the first it sends, and the bytes that
     /// came behind the request the first it reads.
     pub(crate) fn attach(mut self, socket: OwnedFd, head: &[u8], read_ahead: &[u8]) {
-        if self.worker.is_resting.get() {
-            // Its session would belong to nobody.
-            return;
-        }
         let Some(key) = self.key.take() else { return };
         let worker = &self.worker;
         let now = worker.now();
@@ -549,8 +559,11 @@ impl Sink for Worker {
             closing = keys.len(),
             "a gap: what was published in this time may be missing"
         );
-        self.gapped.borrow_mut().extend(keys);
-        self.gap.notify_one();
+        if !keys.is_empty() {
+            self.is_closing_gapped.set(true);
+            self.gapped.borrow_mut().extend(keys);
+            self.gap.notify_one();
+        }
     }
 
     fn subscribed(&self, node: Node) -> usize {

@@ -275,6 +275,10 @@ impl Servers {
     }
 
     pub(super) fn marking(&self) -> Marking {
+        // Who misses something must be told by the process that knows.
+        if self.kept().iter().any(|links| links.lost_since.get().is_some() || links.refused_since.get().is_some()) {
+            return Marking::Lost;
+        }
         let states: Vec<_> = self.kept().iter().map(|links| links.mark_state()).collect();
         let all =
             |expected: &[MarkState]| states.iter().all(|state| state.is_some_and(|state| expected.contains(&state)));

@@ -6,6 +6,7 @@
 //! messages, not when the command returns. The messages themselves never come here: `sieve.rs`.
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Duration;
@@ -551,7 +552,14 @@ fn names(channels: &[Channel]) -> Vec<&[u8]> {
 async fn answered<T>(links: &Links, answer: impl Future<Output = RedisResult<T>>) -> Result<T, LinkError> {
     let timeout = links.settings.response_timeout;
     links.unanswered_since.set(Some(Instant::now()));
-    let answer = tokio::time::timeout(timeout, answer).await;
+    let mut answer = pin!(answer);
+    let answer = loop {
+        match tokio::time::timeout(timeout, &mut answer).await {
+            // It waits behind the mark.
+            Err(_) if links.mark_state() == Some(MarkState::Reached) => {}
+            answer => break answer,
+        }
+    };
     links.unanswered_since.set(None);
     match answer {
         Ok(answer) => answer.map_err(LinkError::Ended),
