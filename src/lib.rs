@@ -71,7 +71,7 @@
 //! | room | what lives there |
 //! |---|---|
 //! | `config` | every setting: meaning, unit, default, why |
-//! | `service`, `server` | signals and systemd; listeners, acceptor, workers' start and stop |
+//! | `service`, `server`, `acceptor` | signals and systemd; listeners, workers' start and stop; connections dealt out |
 //! | `worker` | one thread: where sessions, hub, broker, reactor and timers meet |
 //! | `http`, `endpoint`, `ws` | the handshake; path and query to channel; frames judged and built |
 //! | `session`, `outbound`, `unpublished` | one connection as data; what it could not send; texts on their way |
@@ -116,6 +116,7 @@
 //! - Texts wait in one queue per worker and server, bounded per session, rather than in one queue per
 //!   session: they leave in the order they came, and an idle session owns no queue.
 
+mod acceptor;
 mod broker;
 mod clock;
 mod close;

@@ -1,4 +1,4 @@
-//! A server: listeners, the acceptor that deals connections out, the workers' start and stop.
+//! A server: listeners, the workers' start and stop.
 //!
 //! May not enter: what connections say.
 
@@ -8,28 +8,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
+use crate::acceptor::{Entrance, Inlet, first};
 use crate::broker::{NotPublished, memory, redis};
 use crate::config::{Broker, Config, ConfigError, Listen, RedisUrl};
 use crate::endpoint::Channel;
 use crate::handover::protocol::PortableListener;
-use crate::handover::{CountsWaiting, Gate, Heritage, Site};
-use crate::http::{self, Accepted, Pages, TEST_PAGE};
-use crate::metrics::{Counter, Metrics, Shard};
+use crate::handover::{Heritage, Site};
+use crate::http::{self, Pages, TEST_PAGE};
+use crate::metrics::{Metrics, Shard};
 use crate::os::descriptors::Lent;
 use crate::os::{self, socket::FileId};
-use crate::throttle::Throttle;
 use crate::worker::handover::Ask;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
-
-/// Connections accepted before the others have their turn.
-const ACCEPTS_PER_TURN: usize = 64;
 
 /// Messages of [`Publisher`]s that may wait for their worker.
 const MAX_REQUESTS: usize = 1_024;
@@ -353,18 +347,15 @@ impl Server {
             inlets.push(Inlet { queue, shard: shard.clone() });
             ends.push(End { ended, thread });
         }
-        let overflow = overflow_answer(self.config.limits.retry_after);
         Ok(Running {
             listeners: self.listeners,
             leftover: self.leftover,
             broker: self.config.broker.to_string(),
             deployment: self.deployment,
-            inlets: inlets.into(),
             ends,
             orders,
             asks,
-            gate: Arc::new(Gate::new(!self.rests)),
-            overflow,
+            entrance: Arc::new(Entrance::new(!self.rests, inlets, self.config.limits.retry_after)),
         })
     }
 }
@@ -395,20 +386,10 @@ pub(crate) struct Running {
     leftover: Vec<Listener>,
     broker: String,
     deployment: Option<redis::Deployment>,
-    inlets: Arc<[Inlet]>,
     ends: Vec<End>,
     orders: watch::Sender<Order>,
     asks: Vec<mpsc::Sender<Ask>>,
-    gate: Arc<Gate>,
-    /// The answer to connections beyond `limits.max_handshakes`.
-    overflow: Bytes,
-}
-
-/// Where connections go into a worker.
-#[derive(Debug)]
-struct Inlet {
-    queue: mpsc::Sender<Accepted>,
-    shard: Arc<Shard>,
+    entrance: Arc<Entrance>,
 }
 
 /// How a worker ends.
@@ -416,23 +397,6 @@ struct Inlet {
 struct End {
     ended: oneshot::Receiver<io::Result<()>>,
     thread: JoinHandle<()>,
-}
-
-impl Inlet {
-    /// Sessions it has and connections that wait to become one.
-    fn load(&self) -> u64 {
-        self.shard.sessions() + self.waiting() as u64
-    }
-
-    fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
-    }
-}
-
-impl CountsWaiting for Arc<[Inlet]> {
-    fn waiting(&self) -> usize {
-        self.iter().map(Inlet::waiting).sum()
-    }
 }
 
 /// How a server ends that was not broken.
@@ -453,7 +417,7 @@ impl End {
 impl Running {
     /// Each worker's counts, for a watchdog.
     pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {
-        self.inlets.iter().map(|inlet| inlet.shard.clone()).collect()
+        self.entrance.shards()
     }
 
     /// What can be handed over, for as long as this runs.
@@ -468,8 +432,7 @@ impl Running {
             listeners: self.listeners.iter().map(portable).collect(),
             broker: self.broker.clone(),
             deployment: self.deployment.clone(),
-            gate: self.gate.clone(),
-            waiting: Arc::new(self.inlets.clone()),
+            entrance: self.entrance.clone(),
         }
     }
 
@@ -478,16 +441,15 @@ impl Running {
     pub(crate) fn own_listeners(&mut self) {
         self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
         self.leftover.clear();
-        self.gate.set(true);
+        self.entrance.set_open(true);
     }
 
     /// Serves until `shutdown` resolves, then drains or leaves.
     pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = Ending>) -> Result<(), ServerError> {
+        let sockets: Vec<_> = self.listeners.iter().map(|listener| listener.socket.as_fd()).collect();
         let ending = tokio::select! {
             ending = shutdown => ending,
-            error = accept_all(&self.listeners, &self.inlets, &self.overflow, &self.gate) => {
-                return Err(error);
-            }
+            (address, source) = self.entrance.accept(&sockets) => return Err(ServerError::Listen { address, source }),
             error = first_end(&mut self.ends) => return Err(error),
         };
         if ending == Ending::Leave {
@@ -521,109 +483,6 @@ async fn first_end(ends: &mut [End]) -> ServerError {
         })
     });
     first(ended.collect()).await
-}
-
-/// Accepts on all listeners; returns only when one cannot be used any more.
-async fn accept_all(listeners: &[Listener], inlets: &[Inlet], overflow: &Bytes, gate: &Gate) -> ServerError {
-    let mut refusing = JoinSet::new();
-    let mut sockets = Vec::new();
-    for listener in listeners {
-        match os::readiness::readable(listener.socket.as_fd()) {
-            Ok(socket) => sockets.push(socket),
-            Err(source) => {
-                return ServerError::Listen { address: os::socket::address(listener.socket.as_fd()), source };
-            }
-        }
-    }
-    if sockets.is_empty() {
-        return std::future::pending().await;
-    }
-    loop {
-        let readable = sockets.iter().map(|socket| Box::pin(socket.readable()));
-        let mut guard = match first(readable.collect()).await {
-            Ok(guard) => guard,
-            Err(source) => return ServerError::Listen { address: "a listener".to_owned(), source },
-        };
-        gate.is_open().await;
-        let accepted = gate.pass(|| {
-            for _ in 0..ACCEPTS_PER_TURN {
-                match os::socket::accept(guard.get_inner().as_fd()) {
-                    Ok(socket) => deal(inlets, socket, overflow, &mut refusing),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        guard.clear_ready();
-                        break;
-                    }
-                    // The peer was faster.
-                    Err(error)
-                        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        });
-        if let Some(Err(error)) = accepted {
-            wait_for_room(&error).await;
-        }
-        while refusing.try_join_next().is_some() {}
-        tokio::task::yield_now().await;
-    }
-}
-
-/// The first of several futures; the others are dropped.
-async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
-    std::future::poll_fn(|cx| {
-        for future in &mut futures {
-            if let ready @ std::task::Poll::Ready(_) = std::pin::Pin::new(future).poll(cx) {
-                return ready;
-            }
-        }
-        std::task::Poll::Pending
-    })
-    .await
-}
-
-/// Out of descriptors or memory: the backlog keeps what comes until there is room.
-async fn wait_for_room(error: &io::Error) {
-    static NO_ROOM: Throttle = Throttle::per_minute();
-    if NO_ROOM.allows() {
-        tracing::error!(%error, "connections cannot be accepted: raise LimitNOFILE or lower limits.max_sessions");
-    }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
-fn deal(inlets: &[Inlet], socket: OwnedFd, overflow: &Bytes, refusing: &mut JoinSet<()>) {
-    static OVERFLOW: Throttle = Throttle::per_minute();
-    let Some(inlet) = inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
-    if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
-        inlet.shard.add(Counter::HandshakesRefused, 1);
-        if OVERFLOW.allows() {
-            tracing::warn!("too many handshakes wait: answering 503 (limits.max_handshakes)");
-        }
-        if refusing.len() < MAX_REQUESTS {
-            refusing.spawn(refuse(full.into_inner().socket, overflow.clone()));
-        }
-    }
-}
-
-fn overflow_answer(retry_after: Duration) -> Bytes {
-    let seconds = retry_after.as_secs().max(1);
-    let head = format!("503 Service Unavailable\r\nRetry-After: {seconds}");
-    http::plain_answer(&head, "too many handshakes wait: try again in a while")
-}
-
-/// Answers without looking at the request.
-async fn refuse(socket: OwnedFd, answer: Bytes) {
-    let Ok(socket) = os::readiness::readable(socket) else { return };
-    // The request is read first: closing with unread bytes would reset the connection.
-    let request = async {
-        let mut buffer = [0; 4096];
-        let mut guard = socket.readable().await?;
-        guard.try_io(|socket| os::socket::receive(socket.as_fd(), &mut buffer)).unwrap_or(Ok(0))?;
-        os::socket::send_bytes(socket.as_fd(), &answer)
-    };
-    if !matches!(tokio::time::timeout(Duration::from_secs(1), request).await, Ok(Ok(_))) {
-        tracing::trace!("a refused client did not wait for its answer");
-    }
 }
 
 /// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone.

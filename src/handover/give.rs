@@ -15,10 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::protocol::{FULL_BYTES, Hello, Line, MAX_SESSIONS, Message, PortableListener, ProtocolError};
 use super::take::VARIABLE;
+use crate::acceptor::Entrance;
 use crate::broker::redis::Deployment;
 use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
@@ -55,53 +56,7 @@ pub(crate) struct Site {
     pub(crate) listeners: Vec<(PortableListener, Lent)>,
     pub(crate) broker: String,
     pub(crate) deployment: Option<Deployment>,
-    /// Whether connections are accepted.
-    pub(crate) gate: Arc<Gate>,
-    /// How many connections wait for their worker.
-    pub(crate) waiting: Waiting,
-}
-
-/// Where connections come in, or not.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    /// Held while connections are accepted and dealt out.
-    is_open: Mutex<bool>,
-    opened: watch::Sender<bool>,
-}
-
-impl Gate {
-    pub(crate) fn new(is_open: bool) -> Self {
-        Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Opens or closes it. Behind that, nobody is being let in any more.
-    pub(crate) fn set(&self, is_open: bool) {
-        *self.lock() = is_open;
-        self.opened.send_replace(is_open);
-    }
-
-    /// Resolves when it is open.
-    pub(crate) async fn is_open(&self) {
-        // Its sender is ours.
-        drop(self.opened.subscribe().wait_for(|is_open| *is_open).await);
-    }
-
-    /// Lets somebody in, unless it is closed.
-    pub(crate) fn pass<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
-        let is_open = self.lock();
-        is_open.then(act)
-    }
-}
-
-/// Counts accepted connections that no worker has taken.
-pub(crate) type Waiting = Arc<dyn CountsWaiting>;
-
-pub(crate) trait CountsWaiting: std::fmt::Debug + Send + Sync {
-    fn waiting(&self) -> usize;
+    pub(crate) entrance: Arc<Entrance>,
 }
 
 /// An attempt that may be broken off from elsewhere.
@@ -322,9 +277,9 @@ impl Site {
     /// Comes to rest; returns since when nobody is served.
     pub(super) fn come_to_rest(&self) -> Result<Instant, GiveError> {
         // No connections come any more, and those that came become sessions.
-        self.gate.set(false);
+        self.entrance.set_open(false);
         let deadline = Instant::now() + INLETS;
-        while self.waiting.waiting() > 0 && Instant::now() < deadline {
+        while self.entrance.waiting() > 0 && Instant::now() < deadline {
             rest(Duration::from_millis(1));
         }
         self.all(Ask::Settle)?;
@@ -337,7 +292,7 @@ impl Site {
     pub(crate) fn go_on(&self) {
         // A worker that has ended ends the server.
         drop(self.all(Ask::GoOn));
-        self.gate.set(true);
+        self.entrance.set_open(true);
     }
 
     /// A worker in words.

@@ -18,6 +18,6 @@ pub(crate) mod protocol;
 mod store;
 mod take;
 
-pub(crate) use give::{Attempt, BreakOff, CountsWaiting, Done, Gate, GiveError, Program, Site};
+pub(crate) use give::{Attempt, BreakOff, Done, GiveError, Program, Site};
 pub(crate) use store::{Legacy, SOCKETS, WORDS};
 pub(crate) use take::{Heritage, Predecessor};

@@ -1,10 +1,11 @@
 //! One thread with everything it needs: runtime, sessions, hub, its own links to the broker,
 //! reactor, timer wheel, counters. Nothing on the message path is shared between workers.
 //!
-//! Here the rooms meet: sockets, time and the broker ([`Sink`]) move the sessions in `core.rs`. May not enter: HTTP, what bytes mean.
+//! Here the rooms meet: sockets, time and the broker (`sink.rs`) move the sessions in `core.rs`. May not enter: HTTP, what bytes mean.
 
 mod core;
 pub(crate) mod handover;
+mod sink;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
@@ -16,12 +17,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::broker::placement::{Node, Placement};
-use crate::broker::{Broker, Gap, Moved, NotPublished, Origin, Refused, Sink, Text, memory, redis};
+use crate::broker::placement::Placement;
+use crate::broker::{Broker, NotPublished, Origin, Refused, Text, memory, redis};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::endpoint::{Channel, Endpoint};
-use crate::hub::{Batching, Joined};
+use crate::hub::Joined;
 use crate::id::SessionKey;
 use crate::metrics::{Counter, Metrics, Shard};
 use crate::reactor::{self, Reactor, Ready};
@@ -498,135 +499,10 @@ impl Drop for Admission {
     }
 }
 
-impl Sink for Worker {
-    fn on_publication(&self, channel: &[u8], payload: &[u8]) {
-        self.shard.add(Counter::PublicationsReceived, 1);
-        if self.core.borrow_mut().hub.append(channel, payload) == Batching::Full {
-            self.flush();
-        }
-    }
-
-    fn on_pause(&self) {
-        if self.core.borrow().hub.has_batches() {
-            self.flush();
-        }
-    }
-
-    fn on_subscribed(&self, node: Node, channel: &[u8]) {
-        if !self.core.borrow_mut().hub.confirm(node, channel) {
-            self.broker.unsubscribe(node, Channel::copy_from_slice(channel));
-        }
-    }
-
-    fn on_refused(&self, channel: &[u8], refused: Refused) {
-        let now = self.now();
-        let mut core = self.core.borrow_mut();
-        for key in core.hub.refuse(channel, refused) {
-            core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::SubscriptionLost, now));
-        }
-        self.again.notify_one();
-    }
-
-    fn on_lost(&self, node: Node) {
-        let lost = self.core.borrow_mut().lose(node);
-        self.shard.add(Counter::SubscriptionsLost, lost as u64);
-    }
-
-    fn on_dropped(&self, node: Node, channel: &[u8]) -> bool {
-        let was_there = self.core.borrow_mut().lose_one(node, channel);
-        self.shard.add(Counter::SubscriptionsLost, u64::from(was_there));
-        was_there
-    }
-
-    fn on_placed(&self) -> Vec<Moved> {
-        let moved = self.core.borrow_mut().follow_placement();
-        self.after_reading();
-        moved
-    }
-
-    fn on_gap(&self, Gap { node, server, length }: Gap<'_>) {
-        let (channels, keys) = self.core.borrow_mut().end_gap(node);
-        self.shard.add(Counter::Gaps, 1);
-        self.shard.add(Counter::GapMillis, millis(length));
-        if channels == 0 {
-            // Nobody listened.
-            return;
-        }
-        tracing::warn!(
-            server,
-            length_ms = millis(length),
-            channels,
-            closing = keys.len(),
-            "a gap: what was published in this time may be missing"
-        );
-        if !keys.is_empty() {
-            self.is_closing_gapped.set(true);
-            self.gapped.borrow_mut().extend(keys);
-            self.gap.notify_one();
-        }
-    }
-
-    fn subscribed(&self, node: Node) -> usize {
-        self.core.borrow().hub.confirmed(node)
-    }
-
-    fn wanted(&self, node: Node) -> Vec<Channel> {
-        self.core.borrow_mut().hub.wanted(node)
-    }
-
-    fn unconfirmed(&self, node: Node) -> Vec<Channel> {
-        self.core.borrow_mut().hub.unconfirmed(node)
-    }
-
-    fn take_back(&self, texts: Vec<Text>) {
-        self.core.borrow_mut().unpublished.take_back(texts);
-        // They may be for another node by now.
-        self.broker.wake_publisher();
-    }
-
-    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text> {
-        if self.is_resting.get() {
-            return Vec::new();
-        }
-        let mut core = self.core.borrow_mut();
-        let taken = core.unpublished.take(node, max_bytes);
-        core.release_held();
-        if !core.again.is_empty() {
-            self.again.notify_one();
-        }
-        taken
-    }
-
-    fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>) {
-        static NOT_PUBLISHED: Throttle = Throttle::per_minute();
-        let counter = if outcome.is_ok() { Counter::TextsPublished } else { Counter::TextsLost };
-        self.shard.add(counter, 1);
-        self.core.borrow_mut().unpublished.answered();
-        let key = match origin {
-            Origin::Session(key) => key,
-            Origin::Publisher(tell) => return drop(tell.send(outcome)),
-        };
-        let now = self.now();
-        let mut core = self.core.borrow_mut();
-        if let Err(error) = outcome {
-            if NOT_PUBLISHED.allows() {
-                tracing::warn!(%error, "a client's message was not published; its connection is closed with 1013");
-            }
-            core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
-        } else if core.session(key).is_some_and(|session| session.on_published(bytes, now))
-            && core.again.last() != Some(&key)
-        {
-            core.again.push(key);
-        }
-        if !core.again.is_empty() {
-            self.again.notify_one();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::placement::Node;
     use crate::wire::Wire;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;

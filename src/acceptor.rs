@@ -1,0 +1,190 @@
+//! Where connections come in: accepted on all listeners, dealt out to the workers, refused where too
+//! many wait already.
+//!
+//! May not enter: what connections say.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::http::{self, Accepted};
+use crate::metrics::{Counter, Shard};
+use crate::os;
+use crate::throttle::Throttle;
+
+/// Connections accepted before the others have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// Connections that may wait for their refusal; beyond, they are closed without one.
+const MAX_REFUSING: usize = 1_024;
+
+/// How long a refused client may take to send its request.
+const REFUSING: Duration = Duration::from_secs(1);
+
+/// Where connections go into a worker.
+#[derive(Debug)]
+pub(crate) struct Inlet {
+    pub(crate) queue: mpsc::Sender<Accepted>,
+    pub(crate) shard: Arc<Shard>,
+}
+
+/// The way into all workers; it can be shut.
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    /// Held while connections are accepted and dealt out.
+    is_open: Mutex<bool>,
+    opened: watch::Sender<bool>,
+    inlets: Vec<Inlet>,
+    /// The answer to connections beyond `limits.max_handshakes`.
+    overflow: Bytes,
+}
+
+impl Inlet {
+    /// Sessions it has and connections that wait to become one.
+    fn load(&self) -> u64 {
+        self.shard.sessions() + self.waiting() as u64
+    }
+
+    fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+}
+
+impl Entrance {
+    pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration) -> Self {
+        let head = format!("503 Service Unavailable\r\nRetry-After: {}", retry_after.as_secs().max(1));
+        let overflow = http::plain_answer(&head, "too many handshakes wait: try again in a while");
+        Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open), inlets, overflow }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens or shuts it. When that is done, nobody is on the way in any more but those who
+    /// [wait](Entrance::waiting).
+    pub(crate) fn set_open(&self, is_open: bool) {
+        *self.lock() = is_open;
+        self.opened.send_replace(is_open);
+    }
+
+    /// How many connections no worker has taken yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.inlets.iter().map(Inlet::waiting).sum()
+    }
+
+    /// Each worker's counts.
+    pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {
+        self.inlets.iter().map(|inlet| inlet.shard.clone()).collect()
+    }
+
+    /// Accepts on all `listeners`, while it is open; returns only when one cannot be used any more: where
+    /// that is, and why.
+    pub(crate) async fn accept(&self, listeners: &[BorrowedFd<'_>]) -> (String, io::Error) {
+        let mut refusing = JoinSet::new();
+        let mut sockets = Vec::new();
+        for listener in listeners {
+            match os::readiness::readable(*listener) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) => return (os::socket::address(*listener), error),
+            }
+        }
+        if sockets.is_empty() {
+            return std::future::pending().await;
+        }
+        loop {
+            let readable = sockets.iter().map(|socket| Box::pin(socket.readable()));
+            let mut guard = match first(readable.collect()).await {
+                Ok(guard) => guard,
+                Err(error) => return ("a listener".to_owned(), error),
+            };
+            // Its sender is ours.
+            drop(self.opened.subscribe().wait_for(|is_open| *is_open).await);
+            let accepted = self.accept_some(guard.get_inner().as_fd(), &mut refusing);
+            match accepted {
+                Ok(is_drained) => {
+                    if is_drained {
+                        guard.clear_ready();
+                    }
+                }
+                Err(error) => wait_for_room(&error).await,
+            }
+            while refusing.try_join_next().is_some() {}
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Says whether nobody else waits there.
+    fn accept_some(&self, listener: BorrowedFd<'_>, refusing: &mut JoinSet<()>) -> io::Result<bool> {
+        let is_open = self.lock();
+        for _ in 0..if *is_open { ACCEPTS_PER_TURN } else { 0 } {
+            match os::socket::accept(listener) {
+                Ok(socket) => self.deal(socket, refusing),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                // The peer was faster.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    fn deal(&self, socket: OwnedFd, refusing: &mut JoinSet<()>) {
+        static OVERFLOW: Throttle = Throttle::per_minute();
+        let Some(inlet) = self.inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
+        if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
+            inlet.shard.add(Counter::HandshakesRefused, 1);
+            if OVERFLOW.allows() {
+                tracing::warn!("too many handshakes wait: answering 503 (limits.max_handshakes)");
+            }
+            if refusing.len() < MAX_REFUSING {
+                refusing.spawn(refuse(full.into_inner().socket, self.overflow.clone()));
+            }
+        }
+    }
+}
+
+/// The first of several futures; the others are dropped.
+pub(crate) async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
+    std::future::poll_fn(|cx| {
+        for future in &mut futures {
+            if let ready @ std::task::Poll::Ready(_) = std::pin::Pin::new(future).poll(cx) {
+                return ready;
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+/// Out of descriptors or memory: the backlog keeps what comes until there is room.
+async fn wait_for_room(error: &io::Error) {
+    static NO_ROOM: Throttle = Throttle::per_minute();
+    if NO_ROOM.allows() {
+        tracing::error!(%error, "connections cannot be accepted: raise LimitNOFILE or lower limits.max_sessions");
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// Answers without looking at the request.
+async fn refuse(socket: OwnedFd, answer: Bytes) {
+    let Ok(socket) = os::readiness::readable(socket) else { return };
+    // The request is read first: closing with unread bytes would reset the connection.
+    let request = async {
+        let mut buffer = [0; 4096];
+        let mut guard = socket.readable().await?;
+        guard.try_io(|socket| os::socket::receive(socket.as_fd(), &mut buffer)).unwrap_or(Ok(0))?;
+        os::socket::send_bytes(socket.as_fd(), &answer)
+    };
+    if !matches!(tokio::time::timeout(REFUSING, request).await, Ok(Ok(_))) {
+        tracing::trace!("a refused client did not wait for its answer");
+    }
+}
