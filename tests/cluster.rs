@@ -123,8 +123,10 @@ async fn a_master_that_dies_is_followed_by_its_replica() {
     let mut stage = Stage::start(&cluster, &webws).await;
     let mut plain = join(&webws, "/webws", "ledger").await;
     cluster.nodes[victim].kill();
+    let killed = std::time::Instant::now();
     stage.witness.client.send_text("while it is dead").await;
     stage.witness.await_text("while it is dead", FAILOVER).await;
+    println!("cluster: the first text {:?} after the master's death", killed.elapsed());
     cluster.agrees(3).await;
     stage.flows_again().await;
     plain.client.send_text("and all goes on ").await;

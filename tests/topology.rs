@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::support::proxy::Proxy;
@@ -29,6 +30,7 @@ async fn texts_wait_for_the_new_master_when_the_old_one_dies() {
     for n in 0..5 {
         stage.witness.await_text(&format!("{n} a"), FAILOVER.saturating_sub(killed.elapsed())).await;
     }
+    println!("Sentinel: the first text {:?} after the master's death", killed.elapsed());
     assert_eq!(stage.witness.texts, ["0 a", "1 a", "2 a", "3 a", "4 a"]);
     stage.goes_on(&stage.replica_port()).await;
 }
@@ -54,6 +56,60 @@ async fn sentinels_that_are_away_or_know_no_such_master_are_said_so() {
         let webws = Webws::builder().broker(&broker).workers(1).start().await;
         until("it is said", SOON, async || webws.log().contains(why)).await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_speak_resp3_is_refused_with_a_sentence() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut asked = [0; 1024];
+                while let Ok(1..) = client.read(&mut asked).await {
+                    // As Redis 5 does.
+                    if client.write_all(b"-ERR unknown command `HELLO`\r\n").await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let webws = Webws::builder().broker(&broker).workers(1).start().await;
+    until("it is said", SOON, async || webws.log().contains("RESP3 needs Redis 6 or newer")).await;
+    assert!(webws.log().contains("HELLO"), "{}", webws.log());
+    assert!(!upgrades_within(&webws.target(), PATH, SOON).await);
+    assert!(webws.log().lines().count() < 5, "{}", webws.log());
+}
+
+#[tokio::test]
+async fn what_redis_refuses_for_a_moment_is_not_lost() {
+    let redis = Redis::start_with(&["--busy-reply-threshold", "20"]).await;
+    let webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    // A script that does not end: everybody else is told BUSY.
+    let port = redis.port().to_string();
+    let words = ["-p", &port, "EVAL", "while true do end", "0"];
+    let mut script = Command::new("redis-cli").args(words).stdout(Stdio::null()).spawn().unwrap();
+    let told = || Command::new("redis-cli").args(["-p", &port, "PING"]).output().unwrap().stdout;
+    until("Redis is busy", SOON, async || told().starts_with(b"BUSY")).await;
+    for n in 0..20 {
+        witness.client.send_text(&format!("{n} ")).await;
+    }
+    let target = webws.target();
+    let joining = tokio::spawn(async move { Witness::join(&target, "/webws?channel=%22new%22").await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(witness.texts, [""; 0]);
+    witness.assert_open();
+    Command::new("redis-cli").args(["-p", &port, "SCRIPT", "KILL"]).output().unwrap();
+    script.wait().unwrap();
+    witness.await_texts(20, SOON).await;
+    let expected: Vec<_> = (0..20).map(|n| format!("{n} a")).collect();
+    assert_eq!(witness.texts, expected);
+    let mut other = joining.await.unwrap();
+    assert_eq!(redis.publish(b"chat:new", b"heard ").await, 1);
+    other.await_text("heard new", SOON).await;
+    assert!(!webws.log().contains("Redis is away"), "{}", webws.log());
 }
 
 #[tokio::test]
