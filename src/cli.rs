@@ -41,7 +41,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
-    /// End, and leave every WebSocket to systemd, for the process that it starts next (systemctl restart).
+    /// For ExecStop=: end, and leave every WebSocket to systemd, for the process that it starts next.
     Suspend {
         /// The configuration file (TOML), for its control socket.
         #[arg(long, value_name = "FILE")]

@@ -15,7 +15,7 @@ use crate::clock::millis;
 use crate::config::Config;
 use crate::control::{self, Control, Outcome, Request, Wish};
 use crate::handover::protocol::{Line, ProtocolError};
-use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, SOCKETS, Site, WORDS};
+use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, Site};
 use crate::metrics::{Metrics, Shard};
 use crate::os;
 use crate::server::{Ending, Running, Server, ServerError};
@@ -123,10 +123,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
         ending
     });
     tokio::select! {
-        ended = serving => {
-            tracing::info!("stopped: {metrics}");
-            ended
-        }
+        biased;
         () = second_signal(told) => {
             if let Some((_, heir)) = farewell.get() {
                 // It is meant for whoever serves.
@@ -135,6 +132,10 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             }
             tracing::warn!("stopped at once by a second signal: {metrics}");
             Ok(())
+        }
+        ended = serving => {
+            tracing::info!("stopped: {metrics}");
+            ended
         }
         () = watchdog => Ok(()),
     }
@@ -302,13 +303,7 @@ impl Giver<'_> {
 fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Server, ServerError> {
     let mut handed_over =
         os::systemd::take_descriptors().map_err(|error| ServerError::Activation(error.to_string()))?;
-    let mut take = |wanted: &str| {
-        let place = handed_over.iter().position(|(_, name)| name == wanted)?;
-        Some(handed_over.swap_remove(place).0)
-    };
-    if let (Some(words), Some(sockets)) = (take(WORDS), take(SOCKETS)) {
-        *legacy = Some(Legacy { words, sockets });
-    }
+    *legacy = Legacy::among(&mut handed_over);
     let server = listen_on(config, handed_over)?;
     Ok(if legacy.is_some() { server.resting() } else { server })
 }

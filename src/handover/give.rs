@@ -314,7 +314,7 @@ impl Site {
     }
 
     /// Asks all workers, and waits for all of their answers.
-    fn all(&self, ask: impl Fn(Answer) -> Ask) -> Result<(), GiveError> {
+    pub(super) fn all(&self, ask: impl Fn(Answer) -> Ask) -> Result<(), GiveError> {
         let (tells, answers): (Vec<_>, Vec<_>) = self.asks.iter().map(|_| oneshot::channel()).unzip();
         for (worker, tell) in self.asks.iter().zip(tells) {
             // One that has ended does not answer either.

@@ -19,5 +19,5 @@ mod store;
 mod take;
 
 pub(crate) use give::{Attempt, BreakOff, Done, GiveError, Program, Site};
-pub(crate) use store::{Legacy, SOCKETS, WORDS};
+pub(crate) use store::Legacy;
 pub(crate) use take::{Heritage, Predecessor};

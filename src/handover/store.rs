@@ -17,8 +17,14 @@ use crate::os::{descriptors, systemd};
 use crate::worker::handover::Ask;
 
 /// The names under which systemd keeps them.
-pub(crate) const WORDS: &str = "webws-words";
-pub(crate) const SOCKETS: &str = "webws-sockets";
+const WORDS: &str = "webws-words";
+const SOCKETS: &str = "webws-sockets";
+/// The end into which the sockets were put. Nobody needs it, but systemd throws away a socket whose other
+/// end is closed (before 246 always).
+const OTHER_END: &str = "webws-other-end";
+
+/// What is older was meant for a process that never came: its clients have given up.
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// How long systemd may take to take them.
 const SYSTEMD: Duration = Duration::from_secs(5);
@@ -26,8 +32,13 @@ const SYSTEMD: Duration = Duration::from_secs(5);
 /// What was left.
 #[derive(Debug)]
 pub(crate) struct Legacy {
-    pub(crate) words: OwnedFd,
-    pub(crate) sockets: OwnedFd,
+    words: OwnedFd,
+    sockets: OwnedFd,
+}
+
+/// Nothing is kept any more.
+fn forget() {
+    [WORDS, SOCKETS, OTHER_END].into_iter().for_each(systemd::forget);
 }
 
 impl Site {
@@ -38,8 +49,7 @@ impl Site {
     pub(crate) fn leave(&self) -> Result<usize, GiveError> {
         let left = self.try_leave();
         if left.is_err() {
-            systemd::forget(WORDS);
-            systemd::forget(SOCKETS);
+            forget();
             self.go_on();
         }
         left
@@ -51,7 +61,12 @@ impl Site {
         let (ours, theirs) = UnixStream::pair().map_err(here)?;
         // What does not fit there is an error, and nothing to wait for.
         ours.set_nonblocking(true).map_err(here)?;
+        forget();
         self.come_to_rest()?;
+        if self.deployment.is_none() {
+            // What was published has to be heard.
+            self.all(Ask::AwaitMark)?;
+        }
         let at_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let left = Message::Left { hello: Hello::own(), at_ms: at_ms.try_into().unwrap_or(u64::MAX) };
         let mut write = |message: &Message, count| -> Result<(), GiveError> {
@@ -72,14 +87,39 @@ impl Site {
         write(&Message::End, 0)?;
         systemd::store(WORDS, words.as_fd()).map_err(here)?;
         systemd::store(SOCKETS, theirs.as_fd()).map_err(here)?;
-        if !systemd::has_heard(SYSTEMD) {
-            return Err(GiveError::Here("there is no systemd that keeps them".to_owned()));
+        systemd::store(OTHER_END, ours.as_fd()).map_err(here)?;
+        let has_heard = systemd::has_heard(SYSTEMD);
+        // Heard is not kept: it keeps nothing where it was not told to (FileDescriptorStoreMax=).
+        drop(theirs);
+        if !has_heard || descriptors::is_abandoned(&ours) {
+            return Err(GiveError::Here(
+                "there is no systemd that keeps them (FileDescriptorStoreMax=4 in the unit)".to_owned(),
+            ));
         }
         Ok(count)
     }
 }
 
 impl Legacy {
+    /// What is among descriptors that systemd gave, taken out of them.
+    pub(crate) fn among(given: &mut Vec<(OwnedFd, String)>) -> Option<Self> {
+        let is_ours = |(_, name): &mut (OwnedFd, String)| [WORDS, SOCKETS, OTHER_END].contains(&name.as_str());
+        let mut ours: Vec<_> = given.extract_if(.., is_ours).collect();
+        let mut only = |wanted: &str| {
+            let mut found = ours.extract_if(.., |(_, name)| name == wanted).map(|(descriptor, _)| descriptor);
+            found.next().filter(|_| found.next().is_none())
+        };
+        match (only(WORDS), only(SOCKETS)) {
+            (Some(words), Some(sockets)) => Some(Self { words, sockets }),
+            (None, None) => None,
+            _ => {
+                tracing::error!("systemd has kept a part of what the process before has left: its clients are gone");
+                forget();
+                None
+            }
+        }
+    }
+
     /// Makes workers that rest what others were; returns how many sessions there are. It waits; not for
     /// async code.
     ///
@@ -87,8 +127,7 @@ impl Legacy {
     /// When it makes no sense.
     pub(crate) fn take(self, asks: &[mpsc::Sender<Ask>]) -> Result<usize, ProtocolError> {
         // Nobody else must get it.
-        systemd::forget(WORDS);
-        systemd::forget(SOCKETS);
+        forget();
         let (mut words, carrier) = (File::from(self.words), UnixStream::from(self.sockets));
         // Everything is there, or never comes.
         carrier.set_nonblocking(true).map_err(ProtocolError::Io)?;
@@ -99,7 +138,10 @@ impl Legacy {
         hello.check()?;
         let left_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at_ms));
         let lost_for = left_at.and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-        let mut gathering = Gathering::new(asks, Some(lost_for));
+        if lost_for > MAX_AGE {
+            return Err(ProtocolError::Nonsense(format!("it is {lost_for:.0?} old")));
+        }
+        let mut gathering = Gathering::new(asks);
         loop {
             let (message, count) = protocol::next(&mut words)?;
             let sockets = match count {
@@ -109,6 +151,10 @@ impl Legacy {
             if !gathering.add(message, sockets)? {
                 break;
             }
+        }
+        for worker in asks {
+            // One that has ended ends the server.
+            drop(worker.blocking_send(Ask::Lose(lost_for)));
         }
         Ok(gathering.sessions)
     }

@@ -112,7 +112,7 @@ impl Predecessor {
         if shares_streams {
             all(asks, Ask::AwaitMark)?;
         }
-        let mut gathering = Gathering::new(asks, None);
+        let mut gathering = Gathering::new(asks);
         loop {
             let (message, sockets) = self.line.hear(STEP)?;
             let is_answered = matches!(message, Message::Sessions { .. });
@@ -163,14 +163,12 @@ pub(super) struct Gathering<'a> {
     asks: &'a [mpsc::Sender<Ask>],
     /// The one that is told of.
     adopted: Adopted,
-    /// For how long nobody has listened for them.
-    lost_for: Option<Duration>,
     pub(super) sessions: usize,
 }
 
 impl<'a> Gathering<'a> {
-    pub(super) fn new(asks: &'a [mpsc::Sender<Ask>], lost_for: Option<Duration>) -> Self {
-        Self { asks, adopted: Adopted::default(), lost_for, sessions: 0 }
+    pub(super) fn new(asks: &'a [mpsc::Sender<Ask>]) -> Self {
+        Self { asks, adopted: Adopted::default(), sessions: 0 }
     }
 
     /// False when that was all.
@@ -185,7 +183,7 @@ impl<'a> Gathering<'a> {
             }
             // With them a worker is complete.
             Message::Texts { worker, texts } => {
-                let adopted = Adopted { texts, lost_for: self.lost_for, ..std::mem::take(&mut self.adopted) };
+                let adopted = Adopted { texts, ..std::mem::take(&mut self.adopted) };
                 let (tell, told) = oneshot::channel();
                 drop(place(self.asks, worker)?.blocking_send(Ask::Adopt(adopted, tell)));
                 answer(told)?;

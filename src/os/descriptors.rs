@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
@@ -42,6 +43,14 @@ pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[Lent]) -> i
         }
     }
     Ok(())
+}
+
+/// Whether nobody has the other end of `stream` open.
+pub(crate) fn is_abandoned(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let is_told = poll(&mut polled, PollTimeout::ZERO).is_ok();
+    let [polled] = polled;
+    is_told && polled.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 /// A file in memory.
@@ -130,7 +139,9 @@ mod tests {
         assert_eq!(&through, b"x");
         let mut bytes = [0; 6];
         assert_eq!((receive(&theirs, &mut bytes).unwrap().len(), &bytes), (0, b"second"));
+        assert!(!is_abandoned(&theirs));
         drop(ours);
+        assert!(is_abandoned(&theirs));
         assert_eq!(receive(&theirs, &mut bytes).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -56,6 +56,8 @@ pub(crate) enum Ask {
     Collect(oneshot::Sender<Collected>),
     /// To be what another was.
     Adopt(Adopted, Answer),
+    /// To know that nobody has listened for so long for those that it has adopted.
+    Lose(Duration),
     /// To go on.
     GoOn(Answer),
     /// To end without a word to anybody.
@@ -74,8 +76,6 @@ pub(crate) struct Collected {
 pub(crate) struct Adopted {
     pub(crate) sessions: Vec<(Portable, OwnedFd)>,
     pub(crate) texts: Vec<PortableText>,
-    /// For how long nobody has listened for them.
-    pub(crate) lost_for: Option<Duration>,
 }
 
 impl Worker {
@@ -104,15 +104,14 @@ impl Worker {
                     self.rest();
                     let answered = || !self.core.borrow().unpublished.has_in_flight();
                     let done = self.holds(STANDSTILL, answered).await;
-                    let done = match done {
-                        true if self.is_closing_gapped.get() => Err("clients are being told of a gap: try again later"),
-                        true => Ok(()),
-                        false => Err("the broker does not answer for messages that it has: try again later"),
-                    };
-                    drop(tell.send(done.map_err(str::to_owned)));
+                    let silent = "the broker does not answer for messages that it has: try again later";
+                    drop(tell.send(if done { self.tells_no_gap() } else { Err(silent.to_owned()) }));
                 }
                 Ask::PublishMark => self.broker.publish_mark(),
-                Ask::AwaitMark(tell) => drop(tell.send(self.marks(STANDSTILL, Marking::Reached).await)),
+                Ask::AwaitMark(tell) => {
+                    let done = self.marks(STANDSTILL, Marking::Reached).await.and_then(|()| self.tells_no_gap());
+                    drop(tell.send(done));
+                }
                 Ask::Collect(tell) => {
                     let now = self.now();
                     let mut core = self.core.borrow_mut();
@@ -123,6 +122,11 @@ impl Worker {
                     drop(tell.send(core.collect(now)));
                 }
                 Ask::Adopt(adopted, tell) => drop(tell.send(self.adopt(adopted))),
+                Ask::Lose(time) => {
+                    let now = Instant::now();
+                    self.core.borrow_mut().miss_all();
+                    self.broker.lose_since(now.checked_sub(time).unwrap_or(now));
+                }
                 Ask::GoOn(tell) => {
                     self.go_on();
                     drop(tell.send(Ok(())));
@@ -131,6 +135,14 @@ impl Worker {
             }
         }
         std::future::pending().await
+    }
+
+    /// Only the process that knows of a gap can tell of it.
+    fn tells_no_gap(&self) -> Result<(), String> {
+        if self.is_closing_gapped.get() {
+            return Err("clients are being told of a gap: try again later".to_owned());
+        }
+        Ok(())
     }
 
     /// Whether `condition` holds within `limit`.
@@ -183,15 +195,11 @@ impl Worker {
     }
 
     fn adopt(&self, adopted: Adopted) -> Result<(), String> {
-        let (now, lost_for) = (self.now(), adopted.lost_for);
+        let now = self.now();
+        self.rests_since.set(now);
         let asked = self.core.borrow_mut().adopt(adopted, &self.endpoints, now);
         for (node, channel) in asked.map_err(|error| error.to_string())? {
             self.broker.subscribe(node, channel);
-        }
-        if let Some(time) = lost_for {
-            let now = Instant::now();
-            self.core.borrow_mut().miss_all();
-            self.broker.lose_since(now.checked_sub(time).unwrap_or(now));
         }
         Ok(())
     }

@@ -343,6 +343,8 @@ impl Worker {
 
     fn flush(&self) {
         if self.is_frozen.get() {
+            // It is asked for again when all goes on.
+            self.next_flush.set(None);
             return;
         }
         let mut core = self.core.borrow_mut();

@@ -294,7 +294,11 @@ impl Servers {
     }
 
     pub(super) fn lose_since(&self, since: Instant) {
-        self.links.borrow().iter().for_each(|links| links.lost(since));
+        for links in self.links.borrow().iter() {
+            links.lost(since);
+            // Where nothing has to be subscribed, the gap is over already.
+            links.commands_wait.notify_one();
+        }
     }
 
     pub(super) fn release(&self) {
@@ -352,7 +356,9 @@ impl Servers {
         let [slots, homes] = [&topology.owners, &topology.homes].map(|owners| owners.iter().map(owner).collect());
         let count = self.links.borrow().len();
         self.placement.set_owners(Owners { slots, homes, nodes: count, live: nodes.len() });
-        for links in self.kept() {
+        // Of nodes that are leaving as well.
+        let all = self.links.borrow().clone();
+        for links in all {
             let batch = links.batch.borrow();
             let moved = batch.iter().flatten().map(|channel| self.placement.node_of(channel));
             let to: HashSet<_> = moved.filter(|node| *node != links.node).collect();
