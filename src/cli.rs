@@ -76,7 +76,8 @@ pub(crate) struct RunArgs {
     /// Where to listen; may be repeated.
     #[arg(long, value_name = "unix:PATH|tcp:ADDR")]
     pub(crate) listen: Vec<Listen>,
-    /// The broker: "memory", redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH.
+    /// The broker: "memory", redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH,
+    /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER or redis+cluster://HOST:PORT,HOST:PORT.
     #[arg(long, value_name = "URL")]
     pub(crate) broker: Option<Broker>,
     /// Worker threads; 0 is one per core.

@@ -29,8 +29,9 @@ const MODE: u32 = 0o600;
 /// The longest line that is asked.
 const MAX_LINE: u64 = 64;
 
-/// How long an answer may take: longer than any hand-over.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long an answer may take: longer than any hand-over, and than any standstill.
+const UPGRADING: Duration = Duration::from_secs(180);
+const SUSPENDING: Duration = Duration::from_secs(30);
 
 /// How long somebody may take to read his answer.
 const SAYING: Duration = Duration::from_secs(1);
@@ -177,7 +178,7 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
 /// # Errors
 /// Why it was not done, in a sentence.
 pub fn upgrade(path: &Path) -> Result<String, String> {
-    ask(path, "upgrade")
+    ask(path, "upgrade", UPGRADING)
 }
 
 /// Asks the server whose control socket is at `path` to leave its sessions to systemd, for the process that
@@ -186,13 +187,13 @@ pub fn upgrade(path: &Path) -> Result<String, String> {
 /// # Errors
 /// Why it was not done, in a sentence. It serves on then.
 pub fn suspend(path: &Path) -> Result<String, String> {
-    ask(path, "suspend")
+    ask(path, "suspend", SUSPENDING)
 }
 
-fn ask(path: &Path, word: &str) -> Result<String, String> {
+fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, String> {
     let ask = || -> io::Result<String> {
         let mut stream = StdStream::connect(path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
         stream.write_all(format!("{word}\n").as_bytes())?;
         let mut line = String::new();
         BufReader::new(stream.take(1 << 16)).read_line(&mut line)?;
@@ -212,12 +213,20 @@ fn ask(path: &Path, word: &str) -> Result<String, String> {
         }
         let line = line.map_err(|error| {
             let path = path.display();
-            format!("the control socket {path} cannot be used: {error}; does webws run, with control = \"{path}\"?")
+            let advice = match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    return format!("webws does not answer at {path} for {patience:?}: is it stopped, or hung?");
+                }
+                io::ErrorKind::PermissionDenied => "only root and the user that webws runs as may".to_owned(),
+                _ => format!("does webws run, with control = \"{path}\"?"),
+            };
+            format!("the control socket {path} cannot be used: {error}; {advice}")
         })?;
         return match line.trim_end().split_once(' ') {
             Some(("done", text)) => Ok(text.to_owned()),
             Some(("failed", text)) => Err(text.to_owned()),
-            _ => Err("the server ended without an answer; its log says why".to_owned()),
+            None if line.is_empty() => Err("the server ended without an answer; its log says why".to_owned()),
+            _ => Err(format!("{} is not webws' control socket: it answers something else", path.display())),
         };
     }
 }

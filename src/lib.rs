@@ -150,6 +150,7 @@ pub use config::{
     RedisUrl, SocketMode, WireName,
 };
 pub use control::{suspend, upgrade};
+pub use handover::refuse_hand_over;
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
 pub use service::{Extra, run_service};

@@ -71,7 +71,10 @@ type Failure = (u8, String);
 
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Run(args) => serve(run_config(args)?, Extra::None),
+        Command::Run(args) => {
+            let config = run_config(args).inspect_err(|(_, message)| webws::refuse_hand_over(message))?;
+            serve(config, Extra::None)
+        }
         Command::Check { config } => check(&config),
         Command::Upgrade { config, control } => ask(webws::upgrade, config.as_deref(), control),
         Command::Suspend { config, control } => ask(webws::suspend, config.as_deref(), control),

@@ -347,15 +347,16 @@ impl Server {
             inlets.push(Inlet { queue, shard: shard.clone() });
             ends.push(End { ended, thread });
         }
+        let retry_after = self.config.limits.retry_after;
         Ok(Running {
             listeners: self.listeners,
             leftover: self.leftover,
-            broker: self.config.broker.to_string(),
+            config: self.config,
             deployment: self.deployment,
             ends,
             orders,
             asks,
-            entrance: Arc::new(Entrance::new(!self.rests, inlets, self.config.limits.retry_after)),
+            entrance: Arc::new(Entrance::new(!self.rests, inlets, retry_after)),
         })
     }
 }
@@ -384,7 +385,7 @@ fn bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
 pub(crate) struct Running {
     listeners: Vec<Listener>,
     leftover: Vec<Listener>,
-    broker: String,
+    config: Arc<Config>,
     deployment: Option<redis::Deployment>,
     ends: Vec<End>,
     orders: watch::Sender<Order>,
@@ -430,7 +431,8 @@ impl Running {
         Site {
             asks: self.asks.clone(),
             listeners: self.listeners.iter().map(portable).collect(),
-            broker: self.broker.clone(),
+            broker: self.config.broker.to_string(),
+            control: self.config.control.clone(),
             deployment: self.deployment.clone(),
             entrance: self.entrance.clone(),
         }
@@ -440,6 +442,12 @@ impl Running {
     /// configured any more are closed.
     pub(crate) fn own_listeners(&mut self) {
         self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
+        for (path, _) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
+            let Config { socket_mode, socket_group, .. } = &*self.config;
+            if let Err(error) = os::socket::grant(path, socket_mode.0, socket_group.as_deref()) {
+                tracing::warn!(%error, path = %path.display(), "the socket keeps its permissions and group");
+            }
+        }
         self.leftover.clear();
         self.entrance.set_open(true);
     }

@@ -58,7 +58,12 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let mut legacy = None;
     let (predecessor, server) = match found {
         None => (None, listen(config, &mut legacy)),
-        Some((predecessor, heritage)) => (Some(Arc::new(predecessor)), Server::taking_over(config, heritage)),
+        Some((predecessor, heritage)) => {
+            // What a start would refuse, at the latest.
+            let server = Server::check(&config).map_err(ServerError::from);
+            let server = server.and_then(|()| Server::taking_over(config, heritage));
+            (Some(Arc::new(predecessor)), server)
+        }
     };
     let server = match (server, &predecessor) {
         (Err(error), Some(predecessor)) => {
@@ -79,8 +84,11 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION"));
         }
         Some(predecessor) => {
-            let (version, sessions) =
-                (predecessor.version.clone(), take_over(&mut running, predecessor, &broker).await?);
+            let (version, its_control) = (predecessor.version.clone(), predecessor.control.clone());
+            let sessions = take_over(&mut running, predecessor, &broker).await?;
+            if let Some(path) = its_control.filter(|path| control.as_ref() != Some(path)) {
+                os::socket::remove_dead(&path);
+            }
             tracing::info!(
                 listen = addresses,
                 broker,
@@ -134,7 +142,10 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             Ok(())
         }
         ended = serving => {
-            tracing::info!("stopped: {metrics}");
+            match farewell.get() {
+                Some((_, pid)) => tracing::info!(pid, "gone: another process has everything: {metrics}"),
+                None => tracing::info!("stopped: {metrics}"),
+            }
             ended
         }
         () = watchdog => Ok(()),
@@ -233,12 +244,13 @@ impl Giver<'_> {
                     done.version,
                     done.standstill.as_millis()
                 )),
+                Err(error) if is_stopping => Outcome::failed(format!("not handed over: {error}")),
                 Err(error) => Outcome::failed(format!("not handed over, everything goes on as before: {error}")),
             };
             match &outcome {
                 Ok(Done { pid, sessions, standstill, .. }) => {
                     let standstill_ms = millis(*standstill);
-                    tracing::info!(pid, sessions, standstill_ms, "handed over: nobody was served for so long");
+                    tracing::info!(pid, sessions, standstill_ms, "handed over: for standstill_ms nobody was served");
                 }
                 Err(_) => tracing::error!("{}", words.text()),
             }

@@ -235,9 +235,9 @@ async fn a_cluster_that_is_not_there_or_is_none_is_said_so_and_found_later() {
     let single = Redis::start().await;
     let none =
         Webws::builder().broker(&format!("redis+cluster://127.0.0.1:{}", single.port())).workers(2).start().await;
-    until("it is said", SOON, async || none.log().contains("cluster support disabled")).await;
+    until("it is said", SOON, async || none.log().contains("is no node of a cluster")).await;
     let answer = get(&none.target(), "/readyz").await;
-    assert!(answer.head.status == 503 && answer.body.contains("cluster support disabled"), "{}", answer.body);
+    assert!(answer.head.status == 503 && answer.body.contains("is no node of a cluster"), "{}", answer.body);
 
     let mut cluster = Cluster::start(3, 0).await;
     let broker = format!("{},127.0.0.1:{}", cluster.url(), free_port());

@@ -286,18 +286,27 @@ async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
         command.args(["upgrade", "--control", &control]).output().await.unwrap()
     };
     let refused = upgrade_at().await;
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("exit status: 78"));
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("nonsense"));
     stage.goes_on().await;
+    // One that a start would refuse, and one for which a directory is missing.
+    std::fs::write(&file, format!("socket_group = \"no such group\"\n{good}")).unwrap();
+    stage.fails("there is no group 'no such group'").await;
+    std::fs::write(&file, good.replacen("unix:", "unix:/nowhere/x.sock\", \"unix:", 1)).unwrap();
+    stage.fails("create the directory first").await;
     // A broker that is away: the old one serves on.
     let dead = format!("redis://127.0.0.1:{}", crate::support::free_port());
     std::fs::write(&file, good.replace(&stage.redis.url(), &dead)).unwrap();
     stage.fails("could be subscribed").await;
     // Fewer workers, another endpoint; and a place where it listens no more.
     let tcp = good.lines().next().unwrap().rsplit('"').nth(1).unwrap().to_owned();
-    let fewer = good.replace("workers = 2", "workers = 1").replace(&format!(", \"{tcp}\""), "");
+    let fewer = format!("socket_mode = \"0600\"\n{good}")
+        .replace("workers = 2", "workers = 1")
+        .replace(&format!(", \"{tcp}\""), "");
     std::fs::write(&file, format!("{fewer}\n[[endpoint]]\n[[endpoint]]\npath = \"/other\"\nwire = \"plain\"\n"))
         .unwrap();
     stage.succeeds().await;
+    let mode = std::fs::metadata(stage.webws.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     let mut other = Witness::join(&stage.webws.target(), "/other?channel=%22a%22").await;
     stage.redis.publish(b"chat:a", b"to both ").await;
     other.await_text("to both ", SOON).await;
@@ -312,6 +321,12 @@ async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
         assert!(other.take(SOON).await);
     }
     assert_eq!(other.closed, Some(1001));
+    stage.witness.ping(b"still there", SOON).await;
+    // Without a control socket: the one before does not stay behind.
+    std::fs::write(&file, fewer.replace("control = \"control.sock\"\n", "")).unwrap();
+    stage.webws.signal(Signal::SIGUSR2);
+    let control = stage.webws.dir().join("control.sock");
+    until("it is gone", UPGRADE, async || !control.exists()).await;
     stage.witness.ping(b"still there", SOON).await;
 }
 

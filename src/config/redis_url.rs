@@ -121,6 +121,9 @@ fn parse_several(rest: &str, default_port: u16) -> Result<Several, String> {
     let mut all = Vec::new();
     let mut first = None;
     for place in places.split(',') {
+        if place.is_empty() {
+            return Err("an address is empty: HOST:PORT,HOST:PORT".to_owned());
+        }
         let url = parse(&format!("redis://{at}{place}"))?;
         let has_port = place.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
         match &url.address {
@@ -140,6 +143,10 @@ fn parse(text: &str) -> Result<RedisUrl, String> {
         if let Some(rest) = text.strip_prefix(scheme) {
             return parse_cluster(rest, tls);
         }
+    }
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    if !["redis", "rediss", "unix", "redis+unix"].contains(&scheme) && !scheme.is_empty() {
+        return Err(format!("'{scheme}://' is not known"));
     }
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let decoded = |text: &str| {

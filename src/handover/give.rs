@@ -36,6 +36,9 @@ const READY: Duration = Duration::from_secs(45);
 /// How long each step may take while everything stands still.
 const STEP: Duration = Duration::from_secs(5);
 
+/// How long is waited for the word of a process that has ended.
+const LAST_WORD: Duration = Duration::from_millis(200);
+
 /// How long connections that were accepted may wait for their worker.
 const INLETS: Duration = Duration::from_secs(2);
 
@@ -55,6 +58,7 @@ pub(crate) struct Site {
     pub(crate) asks: Vec<mpsc::Sender<Ask>>,
     pub(crate) listeners: Vec<(PortableListener, Lent)>,
     pub(crate) broker: String,
+    pub(crate) control: Option<PathBuf>,
     pub(crate) deployment: Option<Deployment>,
     pub(crate) entrance: Arc<Entrance>,
 }
@@ -210,9 +214,20 @@ impl Site {
                 Ok(Done { pid, version, sessions, standstill, line })
             }
             Err(error) => {
+                // It may have said why it ended, while we were talking.
+                let last_word = match &error {
+                    GiveError::Protocol(ProtocolError::Ended) => line.hear(LAST_WORD).err(),
+                    _ => None,
+                };
                 let ended = attempt.end();
                 line.await_end(STEP);
                 self.go_on();
+                if attempt.lock().is_broken_off {
+                    return Err(GiveError::Here("this process was told to stop".to_owned()));
+                }
+                if let Some(refusal @ ProtocolError::Refused(_)) = last_word {
+                    return Err(refusal.into());
+                }
                 Err(match (ended, error) {
                     (Some(status), GiveError::Protocol(ProtocolError::Ended)) => GiveError::Ended(status),
                     (_, error) => error,
@@ -232,7 +247,9 @@ impl Site {
         let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
         let homes = self.deployment.as_ref().map(Deployment::homes).unwrap_or_default();
         let (hello_back, broker, to_mark) = (Hello::own(), self.broker.clone(), mark.clone());
-        line.say(&Message::Listeners { hello: hello_back, listeners, broker, mark: to_mark, homes }, &sockets, STEP)?;
+        let control = self.control.as_ref().map(|path| path.display().to_string());
+        let first = Message::Listeners { hello: hello_back, listeners, broker, mark: to_mark, homes, control };
+        line.say(&first, &sockets, STEP)?;
         let mut known = HashSet::new();
         self.say_channels(line, &mut known)?;
         expect_ready(line, READY)?;

@@ -47,6 +47,9 @@ pub(crate) enum Message {
         mark: String,
         #[serde(default)]
         homes: Vec<Home>,
+        /// The control socket, which goes with the old process.
+        #[serde(default)]
+        control: Option<String>,
     },
     /// Some names of a worker's channels, until [`Message::End`]: all while it serves, and the few that
     /// came since when it rests.

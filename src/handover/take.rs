@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -32,7 +33,16 @@ pub(crate) struct Predecessor {
     line: Line,
     mark: String,
     broker: String,
+    pub(crate) control: Option<PathBuf>,
     pub(crate) version: String,
+}
+
+/// Tells the process that started this one, if one did, that this one cannot take over. For a program that
+/// fails before [`crate::run_service`].
+pub fn refuse_hand_over(why: &str) {
+    if let Ok(Some((predecessor, _))) = Predecessor::find() {
+        predecessor.refuse(why);
+    }
 }
 
 /// What the new process needs before it has workers.
@@ -55,13 +65,16 @@ impl Predecessor {
         let line = Line::new(descriptors::inherited(number).map_err(ProtocolError::Io)?);
         line.say(&Message::Hello(Hello::own()), &[], STEP)?;
         let (message, sockets) = line.hear(STEP)?;
-        let Message::Listeners { hello, listeners, broker, mark, homes } = message else { return Err(out_of_turn()) };
+        let Message::Listeners { hello, listeners, broker, mark, homes, control } = message else {
+            return Err(out_of_turn());
+        };
         hello.check()?;
         if listeners.len() != sockets.len() {
             return Err(ProtocolError::Nonsense("not every listener has a socket".to_owned()));
         }
         let listeners = listeners.into_iter().zip(sockets).collect();
-        Ok(Some((Self { line, mark, broker, version: hello.version }, Heritage { listeners, homes })))
+        let control = control.map(PathBuf::from);
+        Ok(Some((Self { line, mark, broker, control, version: hello.version }, Heritage { listeners, homes })))
     }
 
     /// Says that this process cannot take over.

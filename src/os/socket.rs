@@ -49,12 +49,12 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
     // Nobody can connect before listen(), so there is no moment with wrong permissions.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    if let Some(name) = group {
-        let group = nix::unistd::Group::from_name(name)?
-            .ok_or_else(|| refusal(&format!("there is no group '{name}' (socket_group)")))?;
-        nix::unistd::chown(path, None, Some(group.gid))?;
+    let granted = grant(path, mode, group);
+    if granted.is_err() {
+        // Nobody else would.
+        drop(std::fs::remove_file(path));
     }
+    granted?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok((listener, file_id(path)?))
 }
@@ -85,6 +85,28 @@ fn file_id(path: &Path) -> io::Result<FileId> {
         return Err(io::Error::other("no socket"));
     }
     Ok(FileId { device: file.dev(), inode: file.ino() })
+}
+
+/// Gives the socket file at `path` permissions and, if wanted, the group of that name.
+///
+/// # Errors
+/// When there is no such group, or we may not.
+pub(crate) fn grant(path: &Path, mode: u32, group: Option<&str>) -> io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    if let Some(name) = group {
+        let group = nix::unistd::Group::from_name(name)?
+            .ok_or_else(|| refusal(&format!("there is no group '{name}' (socket_group)")))?;
+        nix::unistd::chown(path, None, Some(group.gid))?;
+    }
+    Ok(())
+}
+
+/// Removes the socket file at `path` if nobody listens on it.
+pub(crate) fn remove_dead(path: &Path) {
+    if matches!(occupant(path), Ok(Occupant::DeadSocket)) {
+        // It may be gone by now.
+        drop(std::fs::remove_file(path));
+    }
 }
 
 /// Removes the socket file at `path` if it is still the one called `id`.

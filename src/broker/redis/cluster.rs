@@ -183,7 +183,7 @@ impl Cluster {
             std::mem::replace(&mut state.is_told, true)
         });
         if !was_told {
-            tracing::warn!(%error, "the Redis Cluster does not say who owns what: what we know is used, asking on");
+            tracing::warn!(%error, "no node of the Redis Cluster says who owns what: asking on");
         } else {
             tracing::debug!(%error, "no topology from this node");
         }
@@ -216,7 +216,10 @@ impl Cluster {
         if fails && suspects && !self.topology.borrow().nodes.is_empty() {
             return Err(LinkError::ClusterDown);
         }
-        let slots = answers.next().unwrap_or(Value::Nil).extract_error().map_err(LinkError::Refused)?;
+        let slots = answers.next().unwrap_or(Value::Nil).extract_error().map_err(|error| {
+            let is_single = error.to_string().contains("cluster support disabled");
+            if is_single { LinkError::NoCluster(place.0.clone(), place.1) } else { LinkError::Refused(error) }
+        })?;
         ranges(&slots, &place.0).ok_or(LinkError::NoTopology).inspect(|_| {
             self.change(|state| state.fails = fails);
         })
@@ -269,7 +272,7 @@ impl Cluster {
         if masters == before {
             tracing::debug!("slots of the Redis Cluster have moved");
         } else {
-            tracing::info!(masters = masters.join(" "), "the Redis Cluster has other masters");
+            tracing::info!(masters = masters.join(" "), "the masters of the Redis Cluster");
         }
         self.topology.send_replace(Arc::new(topology));
     }

@@ -85,6 +85,8 @@ pub(super) enum LinkError {
     OutOfStep,
     #[error("the node says that its cluster is down")]
     ClusterDown,
+    #[error("{0}:{1} is no node of a cluster: write redis:// instead of redis+cluster://")]
+    NoCluster(String, u16),
     #[error("CLUSTER SLOTS was answered with something else than slots and their nodes")]
     NoTopology,
 }
