@@ -59,11 +59,21 @@ pub(crate) trait Outlet {
 #[derive(Debug)]
 pub(crate) struct Joined {
     pub(crate) subscriber: SubscriberId,
+    /// The channel's name, of which everybody's is a share.
+    pub(crate) channel: Channel,
     /// Where the channel lives.
     pub(crate) node: Node,
     /// Whether the broker has to be asked to subscribe.
     pub(crate) is_first: bool,
     /// Resolves when the subscription is confirmed or refused; `None` when it is confirmed.
+    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), Refused>>>,
+}
+
+/// What came of [`Hub::reserve`]: as [`Joined`].
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    pub(crate) node: Node,
+    pub(crate) is_first: bool,
     pub(crate) confirmation: Option<oneshot::Receiver<Result<(), Refused>>>,
 }
 
@@ -171,38 +181,31 @@ impl Hub {
 
     /// Makes `session` a subscriber of `channel`; it gets publications from now on.
     pub(crate) fn join(&mut self, channel: &Channel, wire: Wire, session: SessionKey) -> Joined {
-        let id = self.names.find(&self.channels, channel).unwrap_or_else(|| {
-            let id = self.channels.insert(ChannelEntry::new(channel.clone(), self.placement.node_of(channel)));
-            self.names.insert(&self.channels, channel, id);
-            id
-        });
+        let id = self.entry_of(channel);
         let subscriber = self.subscribers.vacant_key();
-        // The slab has the entry: it was found or inserted above.
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
-        let is_first = !std::mem::replace(&mut entry.is_asked, true);
         let (audience, place) = entry.place(wire, SubscriberId(subscriber), session);
-        let node = entry.node;
-        let confirmation = (!entry.is_confirmed).then(|| {
-            let (tell, told) = oneshot::channel();
-            entry.waiting.push(tell);
-            told
-        });
         self.subscribers.insert(Subscriber { channel: id, audience, place });
-        Joined { subscriber: SubscriberId(subscriber), node, is_first, confirmation }
+        entry.want(SubscriberId(subscriber))
     }
 
     /// Wants `channel` for sessions that are to come, until [`Hub::free`].
-    pub(crate) fn reserve(&mut self, channel: &Channel) -> Joined {
-        let mut joined = self.join(channel, Wire::Plain, SessionKey::default());
-        let entry = self.names.find(&self.channels, channel).and_then(|id| self.channels.get_mut(id));
-        // A subscriber without a place among the members gets nothing.
-        if let (Some(entry), Some(subscriber)) = (entry, self.subscribers.try_remove(joined.subscriber.0))
-            && let Some(audience) = entry.audiences.get_mut(subscriber.audience)
-        {
-            audience.members.pop();
-        }
-        joined.subscriber = SubscriberId(usize::MAX);
-        joined
+    pub(crate) fn reserve(&mut self, channel: &Channel) -> Reserved {
+        let id = self.entry_of(channel);
+        let entry = self.channels.get_mut(id).expect("names lead to entries only");
+        entry.subscribers += 1;
+        entry.given_up_at = None;
+        let Joined { node, is_first, confirmation, .. } = entry.want(SubscriberId(usize::MAX));
+        Reserved { node, is_first, confirmation }
+    }
+
+    /// The entry of a channel, which has one from now on.
+    fn entry_of(&mut self, channel: &Channel) -> usize {
+        self.names.find(&self.channels, channel).unwrap_or_else(|| {
+            let id = self.channels.insert(ChannelEntry::new(channel.clone(), self.placement.node_of(channel)));
+            self.names.insert(&self.channels, channel, id);
+            id
+        })
     }
 
     /// Ends what [`Hub::reserve`] began; a channel to which nobody came lingers.
@@ -520,6 +523,17 @@ impl ChannelEntry {
         }
     }
 
+    /// Somebody wants it now.
+    fn want(&mut self, subscriber: SubscriberId) -> Joined {
+        let is_first = !std::mem::replace(&mut self.is_asked, true);
+        let confirmation = (!self.is_confirmed).then(|| {
+            let (tell, told) = oneshot::channel();
+            self.waiting.push(tell);
+            told
+        });
+        Joined { subscriber, channel: self.name.clone(), node: self.node, is_first, confirmation }
+    }
+
     /// Adds a member to the audience for `wire`; returns where it is.
     fn place(&mut self, wire: Wire, subscriber: SubscriberId, session: SessionKey) -> (usize, usize) {
         self.subscribers += 1;
@@ -749,5 +763,24 @@ mod tests {
         assert_eq!([Node(1), Node(2)].map(|node| hub.confirmed(node)), [0, 0]);
         assert!(!hub.confirm(Node(1), b"c:a") && hub.confirm(Node(2), b"c:a"));
         assert_eq!(hub.confirmed(Node(2)), 1);
+    }
+
+    #[test]
+    fn a_channel_that_is_reserved_is_kept_until_it_is_freed_and_costs_nothing_more() {
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+        let mut gone = 0;
+        let reserved = hub.reserve(&channel());
+        assert!(reserved.is_first && reserved.confirmation.is_some());
+        hub.confirm(Node(0), b"c:a");
+        hub.expire(10, |_, _| gone += 1);
+        let joined = hub.join(&channel(), LUA, key(1));
+        assert!(!joined.is_first && joined.confirmation.is_none() && gone == 0);
+        assert!(hub.channels.iter().all(|(_, entry)| entry.audiences.len() == 1 && !entry.audiences.spilled()));
+        hub.free(b"c:a", 10);
+        hub.expire(11, |_, _| gone += 1);
+        assert_eq!((gone, hub.channels_in_use()), (0, vec![channel()]));
+        hub.leave(joined.subscriber, 12);
+        hub.expire(13, |_, _| gone += 1);
+        assert_eq!(gone, 1);
     }
 }

@@ -49,7 +49,9 @@
 //! Redis has is answered for. A mark is published on a channel that all links of both processes have
 //! subscribed, and each stops reading its stream right there: up to it the old process delivers, from it on
 //! the new one. The sessions follow, each as words and its descriptor. The new process says that it
-//! serves, and goes on; until then, the old one can, from the same mark.
+//! serves, and goes on; until then, the old one can, from the same mark. Where there is a time without
+//! a process (`systemctl restart`), the words lie in a memory file and the sockets in a socket pair, which
+//! systemd keeps; what is published meanwhile is in a gap.
 //!
 //! # Walls
 //! 1. The reader of a Redis link never waits for a client.

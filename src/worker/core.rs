@@ -23,7 +23,7 @@ use crate::clock::{self, Millis, millis};
 use crate::close::CloseReason;
 use crate::config::{Config, EndpointConfig, GapPolicy};
 use crate::endpoint::{Channel, Endpoint};
-use crate::hub::{Hub, Joined, Outlet};
+use crate::hub::{Hub, Outlet, Reserved};
 use crate::id::{Generation, SessionKey};
 use crate::metrics::{Counter, Shard};
 use crate::os::descriptors::Lent;
@@ -187,7 +187,7 @@ impl Core {
     }
 
     /// Wants `channel` for sessions that are to come.
-    pub(super) fn reserve(&mut self, channel: &Channel) -> Joined {
+    pub(super) fn reserve(&mut self, channel: &Channel) -> Reserved {
         self.reserved.push(channel.clone());
         self.hub.reserve(channel)
     }
@@ -247,8 +247,9 @@ impl Core {
                 let joined = self.hub.join(&session.channel, session.wire(), key);
                 session.subscriptions.push(joined.subscriber);
                 if joined.is_first {
-                    asked.push((joined.node, session.channel.clone()));
+                    asked.push((joined.node, joined.channel.clone()));
                 }
+                session.channel = joined.channel;
             }
         }
         for PortableText { session, channel, payload, ago } in adopted.texts {

@@ -463,6 +463,7 @@ impl Worker {
         let joined = endpoint.config.subscribe.then(|| core.hub.join(channel, wire, key));
         if let (Some(joined), Some(session)) = (&joined, core.session(key)) {
             session.subscriptions.push(joined.subscriber);
+            session.channel = joined.channel.clone();
         }
         (Admission { worker: self.clone(), key: Some(key) }, joined)
     }
