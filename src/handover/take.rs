@@ -176,12 +176,14 @@ pub(super) struct Gathering<'a> {
     asks: &'a [mpsc::Sender<Ask>],
     /// The one that is told of.
     adopted: Adopted,
+    /// Of those that are told of.
+    answers: Vec<oneshot::Receiver<Result<(), String>>>,
     pub(super) sessions: usize,
 }
 
 impl<'a> Gathering<'a> {
     pub(super) fn new(asks: &'a [mpsc::Sender<Ask>]) -> Self {
-        Self { asks, adopted: Adopted::default(), sessions: 0 }
+        Self { asks, adopted: Adopted::default(), answers: Vec::new(), sessions: 0 }
     }
 
     /// False when that was all.
@@ -199,9 +201,13 @@ impl<'a> Gathering<'a> {
                 let adopted = Adopted { texts, ..std::mem::take(&mut self.adopted) };
                 let (tell, told) = oneshot::channel();
                 drop(place(self.asks, worker)?.blocking_send(Ask::Adopt(adopted, tell)));
-                answer(told)?;
+                // It does so while the next one is heard of.
+                self.answers.push(told);
             }
-            Message::End => return Ok(false),
+            Message::End => {
+                self.answers.drain(..).try_for_each(answer)?;
+                return Ok(false);
+            }
             _ => return Err(out_of_turn()),
         }
         Ok(true)
