@@ -113,7 +113,6 @@ fn parse_cluster(rest: &str, tls: bool) -> Result<RedisUrl, String> {
 type Several = (Vec<(String, u16)>, String, RedisUrl);
 
 /// Reads `USER:PASSWORD@HOST:PORT,HOST:PORT/PATH`.
-/// server.
 fn parse_several(rest: &str, default_port: u16) -> Result<Several, String> {
     let (login, rest) = rest.rsplit_once('@').map_or(("", rest), |(login, rest)| (login, rest));
     let (places, path) = rest.split_once('/').unwrap_or((rest, ""));
