@@ -161,6 +161,7 @@ async fn a_replica_that_is_promoted_and_a_node_that_leaves_and_comes_are_followe
     until("it has the slots", FAILOVER, async || cluster.owner("live:ledger") != old).await;
     stage.flows_again().await;
     // A new node takes everything from whoever has the ledger.
+    cluster.settled().await;
     let new = Cluster::node().await;
     let (place, known) = (format!("127.0.0.1:{}", new.port()), format!("127.0.0.1:{}", cluster.nodes[0].port()));
     let added =

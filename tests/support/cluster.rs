@@ -1,7 +1,7 @@
 //! A real Redis Cluster of its own for a test: masters, replicas, and somebody who moves slots.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError};
@@ -23,13 +23,29 @@ pub(crate) struct Cluster {
 
 /// Slots that are moving.
 #[derive(Debug)]
-pub(crate) struct Resharding(Child);
+pub(crate) struct Resharding {
+    command: Command,
+    child: Child,
+    since: Instant,
+}
 
 impl Resharding {
+    fn start(mut command: Command) -> Resharding {
+        let child = command.spawn().unwrap();
+        Resharding { command, child, since: Instant::now() }
+    }
+
     pub(crate) fn is_done(&mut self) -> bool {
-        let ended = self.0.try_wait().unwrap();
-        assert!(ended.is_none_or(|status| status.success()), "{ended:?}");
-        ended.is_some()
+        match self.child.try_wait().unwrap() {
+            None => false,
+            Some(status) if status.success() => true,
+            // It begins only when all nodes agree at that very moment.
+            Some(status) => {
+                assert!(self.since.elapsed() < START, "redis-cli --cluster reshard: {status}");
+                self.child = self.command.spawn().unwrap();
+                false
+            }
+        }
     }
 }
 
@@ -106,13 +122,18 @@ impl Cluster {
         self.nodes.iter().position(|node| line.contains(&format!(":{}@", node.port()))).unwrap()
     }
 
-    /// Moves all slots of a node but so many while all goes on: without any it is a master no more.
-    pub(crate) async fn reshard(&self, from: usize, to: usize, but: usize) -> Resharding {
+    /// Waits until all nodes agree on who owns what, and none is about to change that.
+    pub(crate) async fn settled(&self) {
         let is_settled = async || {
             let check = ["--cluster", "check", &place(&self.nodes[0])];
             Command::new("redis-cli").args(check).output().unwrap().status.success()
         };
         until("the cluster is settled", START, is_settled).await;
+    }
+
+    /// Moves all slots of a node but so many while all goes on: without any it is a master no more.
+    pub(crate) async fn reshard(&self, from: usize, to: usize, but: usize) -> Resharding {
+        self.settled().await;
         let ranges = self.told(&self.nodes[from], &["CLUSTER", "SLOTS"]);
         let ranges: Vec<_> = ranges.lines().filter(|line| !line.is_empty()).collect();
         let port = self.nodes[from].port().to_string();
@@ -124,7 +145,7 @@ impl Cluster {
         let words = ["--cluster", "reshard", &place, "--cluster-from", &from, "--cluster-to", &to];
         let mut command = Command::new("redis-cli");
         command.args(words).args(["--cluster-slots", &slots, "--cluster-yes"]).stdout(Stdio::null());
-        Resharding(command.spawn().unwrap())
+        Resharding::start(command)
     }
 
     /// How many connections have SSUBSCRIBEd to `channel` at a node.
