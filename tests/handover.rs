@@ -168,7 +168,7 @@ async fn a_new_process_that_cannot_is_given_up_and_the_next_can() {
         more.push(Client::connect(&stage.webws.target(), PATH).await);
     }
     stage.fails("descriptors").await;
-    script(format!("ulimit -v 60000; exec {kept_name} \"$@\""));
+    script(format!("ulimit -v 20000; exec {kept_name} \"$@\""));
     stage.fails("the new process").await;
     std::fs::rename(&kept, &binary).unwrap();
     stage.succeeds().await;

@@ -1,6 +1,6 @@
-//! What a process leaves to the next one when there is a time without any: systemd keeps it, as two
-//! descriptors. One is a file in memory with the words, the other a socket in which all other sockets
-//! wait: as many entries as there are connections would take systemd minutes.
+//! What a process leaves to the next one when there is a time without any: systemd keeps it, as three
+//! descriptors. One is a file in memory with the words, the others are the two ends of a socket pair in
+//! which all other sockets wait: an entry for each connection costs systemd the square of their number.
 
 use std::fs::File;
 use std::io::{Seek, Write};

@@ -287,7 +287,7 @@ impl Core {
             return self.settle(key, Outcome::End(CloseReason::Internal), now);
         }
         session.registered = wants;
-        let is_homeless = self.homeless.contains(&key);
+        let is_homeless = self.homeless.remove(&key);
         // What was read and kept waits for nobody but us.
         self.again.push(key);
         self.settle(key, if is_homeless { Outcome::Close(CloseReason::GoingAway) } else { Outcome::Stay }, now);

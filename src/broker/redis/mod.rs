@@ -74,7 +74,7 @@ enum MarkState {
     Subscribed,
     /// It came, and nothing behind it is read.
     Reached,
-    /// The link was lost since.
+    /// The link was lost since, or Redis does not let us subscribe it.
     Lost,
 }
 
