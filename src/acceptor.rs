@@ -169,7 +169,10 @@ pub(crate) async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
 async fn wait_for_room(error: &io::Error) {
     static NO_ROOM: Throttle = Throttle::per_minute();
     if NO_ROOM.allows() {
-        tracing::error!(%error, "connections cannot be accepted: raise LimitNOFILE or lower limits.max_sessions");
+        tracing::error!(
+            %error,
+            "no connection can be accepted ({error}); they wait in the backlog: raise LimitNOFILE or lower limits.max_sessions"
+        );
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
@@ -185,6 +188,6 @@ async fn refuse(socket: OwnedFd, answer: Bytes) {
         os::socket::send_bytes(socket.as_fd(), &answer)
     };
     if !matches!(tokio::time::timeout(REFUSING, request).await, Ok(Ok(_))) {
-        tracing::trace!("a refused client did not wait for its answer");
+        tracing::trace!("a refused client went before it had read its answer");
     }
 }

@@ -102,7 +102,7 @@ impl Drop for Handshake {
         static PANICKED: Throttle = Throttle::per_minute();
         self.0.handshakes.set(self.0.handshakes.get() - 1);
         if std::thread::panicking() && PANICKED.allows() {
-            tracing::error!("a handshake's handling panicked; its connection is closed");
+            tracing::error!("a panic in one handshake: its connection is closed, the others go on; please report it");
         }
     }
 }
@@ -123,7 +123,7 @@ impl Handshake {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => (None, Answered::refused(worker, timed_out())),
             Err(error) => {
                 worker.shard.add(Counter::HandshakesRefused, 1);
-                return tracing::debug!(%error, "a connection ended before its handshake did");
+                return tracing::debug!(%error, "a connection ended before its handshake was complete: {error}");
             }
         };
         match answered {
@@ -319,7 +319,7 @@ async fn negotiate(worker: &Rc<Worker>, head: Head, deadline: Instant, pages: Pa
         Ok(None) => Answered::Refused(answer.into()),
         // hyper's own refusals have no words.
         Err(error) => {
-            tracing::debug!(%error, "a request is not well-formed");
+            tracing::debug!(%error, "a request is not well-formed: {error}");
             Answered::refused(worker, malformed(&answer))
         }
     }
@@ -391,7 +391,7 @@ async fn see_off(socket: OwnedFd, answer: &[u8]) {
         Ok::<_, io::Error>(())
     };
     if !matches!(tokio::time::timeout(LINGER, seen_off).await, Ok(Ok(()))) {
-        tracing::trace!("a refused client did not go");
+        tracing::trace!("a refused client did not close its connection in time");
     }
 }
 

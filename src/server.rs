@@ -291,6 +291,14 @@ impl Server {
         self.seeds.len()
     }
 
+    /// How many sessions it admits: the setting, or what the descriptor limit allows.
+    pub(crate) fn max_sessions(&self) -> usize {
+        match self.config.limits.max_sessions {
+            0 => os::limit::descriptors().saturating_sub(RESERVED_DESCRIPTORS).max(1),
+            limit => limit,
+        }
+    }
+
     /// Where it listens, for a log line.
     pub(crate) fn addresses(&self) -> String {
         let addresses = self.listeners.iter().map(|listener| os::socket::address(listener.socket.as_fd()));
@@ -315,13 +323,10 @@ impl Server {
 
     /// Starts the workers.
     pub(crate) fn start(self) -> Result<Running, ServerError> {
+        let max_sessions = self.max_sessions();
         let (orders, ordered) = watch::channel(Order::Serve);
         let (mut inlets, mut ends) = (Vec::new(), Vec::new());
         let mut requests = Some(self.requests.1);
-        let max_sessions = match self.config.limits.max_sessions {
-            0 => os::limit::descriptors().saturating_sub(RESERVED_DESCRIPTORS).max(1),
-            limit => limit,
-        };
         let mut asks = Vec::new();
         for (number, (broker, shard)) in self.seeds.into_iter().zip(self.shards.iter()).enumerate() {
             let (queue, accepted) = mpsc::channel(self.config.limits.max_handshakes);
@@ -445,7 +450,12 @@ impl Running {
         for (path, _) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
             let Config { socket_mode, socket_group, .. } = &*self.config;
             if let Err(error) = os::socket::grant(path, socket_mode.0, socket_group.as_deref()) {
-                tracing::warn!(%error, path = %path.display(), "the socket keeps its permissions and group");
+                let path = path.display();
+                tracing::warn!(
+                    %error,
+                    %path,
+                    "{path} keeps its old permissions and group, socket_mode and socket_group cannot be set: {error}"
+                );
             }
         }
         self.leftover.clear();

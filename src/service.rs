@@ -45,7 +45,7 @@ pub enum Extra {
 /// process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
     if let Err(error) = os::limit::raise_descriptors() {
-        tracing::debug!(%error, "the descriptor limit stays as it is");
+        tracing::debug!(%error, "the descriptor limit cannot be raised: {error}");
     }
     let signals = |kind| signal(kind).map_err(|error| ServerError::Activation(format!("signals: {error}")));
     let (mut term, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
@@ -74,6 +74,8 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     };
     let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
     let (metrics, workers, addresses) = (server.metrics(), server.workers(), server.addresses());
+    let max_sessions = server.max_sessions();
+    let own_version = env!("CARGO_PKG_VERSION");
     let mut running = server.start()?;
     let has_sessions = predecessor.is_some() || legacy.is_some();
     match predecessor {
@@ -81,7 +83,14 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             if let Some(legacy) = legacy {
                 resume(&mut running, legacy).await?;
             }
-            tracing::info!(listen = addresses, broker, workers, "webws {} serves", env!("CARGO_PKG_VERSION"));
+            tracing::info!(
+                listen = addresses,
+                broker,
+                workers,
+                max_sessions,
+                "webws {own_version} serves on {addresses} with broker {broker}, {workers} workers and at most \
+                 {max_sessions} WebSockets"
+            );
         }
         Some(predecessor) => {
             let (version, its_control) = (predecessor.version.clone(), predecessor.control.clone());
@@ -94,9 +103,10 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
                 broker,
                 workers,
                 sessions,
+                max_sessions,
                 before = version,
-                "webws {} serves, and has taken over",
-                env!("CARGO_PKG_VERSION")
+                "webws {own_version} has taken over {sessions} sessions from webws {version} and serves on {addresses} \
+                 with broker {broker}, {workers} workers and at most {max_sessions} WebSockets"
             );
         }
     }
@@ -108,7 +118,12 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let control = match control {
         // Sessions were taken over and are served, whatever else is wrong.
         Err((path, error)) if has_sessions => {
-            tracing::error!(%error, path = %path.display(), "the control socket cannot be made");
+            let path = path.display();
+            tracing::error!(
+                %error,
+                %path,
+                "the control socket {path} cannot be made ({error}): reload and upgrade do not work until a restart"
+            );
             None
         }
         Err((path, error)) => return Err(ServerError::Control(format!("{}: {error}", path.display()))),
@@ -123,7 +138,8 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
         let giver = Giver { site, program, metrics: metrics.clone(), farewell: &farewell, control: &control };
         let ending = giver.serve(&mut term, &mut interrupt, &mut upgrade, &mut requested).await;
         if ending == Ending::Drain {
-            tracing::info!(sessions = metrics.sessions(), "stopping: no new connections, closing the open ones");
+            let sessions = metrics.sessions();
+            tracing::info!(sessions, "stopping: accepting no new connections, closing {sessions} sessions with 1001");
             os::systemd::notify_stopping("closing connections");
         }
         // The streams themselves: a second signal may be in them already.
@@ -143,7 +159,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
         }
         ended = serving => {
             match farewell.get() {
-                Some((_, pid)) => tracing::info!(pid, "gone: another process has everything: {metrics}"),
+                Some((_, pid)) => tracing::info!(pid, "stopped, process {pid} serves on: {metrics}"),
                 None => tracing::info!("stopped: {metrics}"),
             }
             ended
@@ -179,7 +195,7 @@ async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServerError
     // With a part of it nobody would know what is missing: all end, the clients come back, and so do we.
     let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
     let sessions = sessions.map_err(ServerError::HandOver)?;
-    tracing::info!(sessions, "goes on with what was left by the process before");
+    tracing::info!(sessions, "took up {sessions} sessions that the previous process left with systemd");
     running.own_listeners();
     Ok(())
 }
@@ -238,7 +254,7 @@ impl Giver<'_> {
             };
             let words = match &outcome {
                 Ok(done) => Outcome::done(format!(
-                    "{} sessions are with process {} (webws {}) now; nobody was served for {} ms",
+                    "{} sessions are with process {} (webws {}) now; nothing was served for {} ms",
                     done.sessions,
                     done.pid,
                     done.version,
@@ -250,7 +266,12 @@ impl Giver<'_> {
             match &outcome {
                 Ok(Done { pid, sessions, standstill, .. }) => {
                     let standstill_ms = millis(*standstill);
-                    tracing::info!(pid, sessions, standstill_ms, "handed over: for standstill_ms nobody was served");
+                    tracing::info!(
+                        pid,
+                        sessions,
+                        standstill_ms,
+                        "handed over {sessions} sessions to process {pid}; nothing was served for {standstill_ms} ms"
+                    );
                 }
                 Err(_) => tracing::error!("{}", words.text()),
             }
@@ -288,11 +309,11 @@ impl Giver<'_> {
         let left = blocking(move || site.leave()).await.unwrap_or_else(|error| Err(GiveError::Here(error)));
         let outcome = match &left {
             Ok(sessions) => {
-                tracing::info!(sessions, "left to the process that is started next");
+                tracing::info!(sessions, "left {sessions} sessions with systemd for the process that is started next");
                 Outcome::done(format!("{sessions} sessions wait for the process that is started next"))
             }
             Err(error) => {
-                tracing::error!(%error, "the sessions cannot be left to another process: everything goes on");
+                tracing::error!(%error, "the sessions cannot be left with systemd ({error}): this process serves on");
                 Outcome::failed(format!("the sessions cannot be left to another process: {error}"))
             }
         };
@@ -305,7 +326,8 @@ impl Giver<'_> {
             Ok(program) => program.clone(),
             Err(error) => return Err(GiveError::Here(format!("nobody knows which program this is: {error}"))),
         };
-        tracing::info!(sessions = self.metrics.sessions(), "handing over to a new process");
+        let sessions = self.metrics.sessions();
+        tracing::info!(sessions, "handing over {sessions} sessions to a new process");
         let site = self.site.clone();
         blocking(move || site.give(&program, &attempt)).await.unwrap_or_else(|error| Err(GiveError::Here(error)))
     }

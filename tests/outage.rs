@@ -321,7 +321,7 @@ impl Stage {
         let log = self.webws.log();
         let (away, back) = (log.matches("Redis is away").count(), log.matches("Redis is back").count());
         assert!(away <= changes && back <= changes && away == back, "{log}");
-        let gaps = log.matches("a gap:").count();
+        let gaps = log.matches("a gap of").count();
         assert!(gaps <= 2 && log.lines().count() <= 2 + away + back + gaps, "{log}");
     }
 }

@@ -113,7 +113,10 @@ impl Legacy {
             (Some(words), Some(sockets)) => Some(Self { words, sockets }),
             (None, None) => None,
             _ => {
-                tracing::error!("systemd has kept a part of what the process before has left: its clients are gone");
+                tracing::error!(
+                    "systemd has kept only a part of what the previous process left: its WebSockets are lost, and \
+                     their clients connect again"
+                );
                 forget();
                 None
             }

@@ -113,7 +113,9 @@ impl Predecessor {
             tracing::warn!(
                 before = self.broker,
                 now = broker,
-                "another broker: messages of this moment may be missing"
+                "the broker changes from {} to {broker}: messages published during the hand-over may be missing or \
+                 arrive twice",
+                self.broker
             );
         }
         fault::at(Point::Ready);

@@ -114,7 +114,8 @@ pub(crate) fn remove_own(path: &Path, id: FileId) {
     if file_id(path).is_ok_and(|found| found == id)
         && let Err(error) = std::fs::remove_file(path)
     {
-        tracing::debug!(%error, path = %path.display(), "the socket file stays");
+        let path = path.display();
+        tracing::debug!(%error, %path, "the socket file {path} cannot be removed: {error}");
     }
 }
 
@@ -218,7 +219,7 @@ pub(crate) fn untaken_bytes(socket: BorrowedFd<'_>) -> usize {
 pub(crate) fn finish_sending(socket: &OwnedFd) {
     // ENOTCONN: the peer was faster.
     if let Err(error) = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Write) {
-        tracing::trace!(%error, "shutdown");
+        tracing::trace!(%error, "a socket cannot be shut down: {error}");
     }
 }
 

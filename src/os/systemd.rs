@@ -97,6 +97,6 @@ pub(crate) fn credential(name: &str) -> Option<PathBuf> {
 fn notify(state: &[NotifyState<'_>]) {
     // Without NOTIFY_SOCKET this does nothing; a manager that does not listen is no reason to stop.
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not notified");
+        tracing::debug!(%error, "systemd cannot be notified: {error}");
     }
 }

@@ -146,7 +146,10 @@ impl Core {
         };
         let wants = session.wants();
         if let Err(error) = self.registrar.add(socket.as_fd(), key, wants) {
-            tracing::warn!(%error, "a session could not be registered: raise fs.epoll.max_user_watches or add memory");
+            tracing::error!(
+                %error,
+                "a WebSocket cannot be watched ({error}) and is closed: raise fs.epoll.max_user_watches or add memory"
+            );
             return self.settle(key, Outcome::End(CloseReason::Internal), now);
         }
         session.registered = wants;
@@ -283,7 +286,7 @@ impl Core {
         let Some(socket) = session.socket() else { return };
         let wants = session.wants();
         if let Err(error) = self.registrar.change(socket.as_fd(), key, wants) {
-            tracing::warn!(%error, "a session's registration could not be changed");
+            tracing::warn!(%error, "a WebSocket cannot be watched any more ({error}) and is closed");
             return self.settle(key, Outcome::End(CloseReason::Internal), now);
         }
         session.registered = wants;
@@ -334,7 +337,9 @@ impl Core {
         static PANICKED: Throttle = Throttle::per_minute();
         if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {
             if PANICKED.allows() {
-                tracing::error!("a session's handling panicked; the session is closed, the others go on");
+                tracing::error!(
+                    "a panic in one session: its WebSocket is closed with 1011, the others go on; please report it"
+                );
             }
             self.settle(key, Outcome::End(CloseReason::Internal), now);
         }
@@ -374,7 +379,7 @@ impl Core {
             && let Some(socket) = session.socket()
         {
             if let Err(error) = registrar.change(socket.as_fd(), key, wants) {
-                tracing::warn!(%error, "a session's registration could not be changed");
+                tracing::warn!(%error, "a WebSocket cannot be watched any more ({error}) and is closed");
                 return self.settle(key, Outcome::End(CloseReason::Internal), now);
             }
             session.registered = wants;

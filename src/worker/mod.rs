@@ -246,7 +246,10 @@ impl Worker {
         let left = self.core.borrow().unpublished.waiting() as u64;
         if left > 0 {
             self.shard.add(Counter::TextsLost, left);
-            tracing::warn!(left, "messages of clients were not published before the end");
+            tracing::warn!(
+                left,
+                "{left} messages of clients were still unpublished at the end of drain_time and are lost"
+            );
         }
     }
 
@@ -264,7 +267,7 @@ impl Worker {
             let turned = reactor.turn(on).await;
             self.after_reading();
             if let Err(error) = turned {
-                tracing::error!(%error, "the worker cannot wait for its sockets any more");
+                tracing::error!(%error, "a worker cannot wait for its sockets any more ({error}), and ends");
                 return;
             }
         }
@@ -327,7 +330,12 @@ impl Worker {
             let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
             self.shard.add(Counter::TextsLost, lost.len() as u64 + core.unpublished.take_dropped());
             if !lost.is_empty() && TEXTS_LOST.allows() {
-                tracing::warn!(lost = lost.len(), "messages of clients could not be published in time");
+                let lost = lost.len();
+                tracing::warn!(
+                    lost,
+                    "{lost} messages of clients waited longer than publish_timeout and are lost: their WebSockets are \
+                     closed with 1013"
+                );
             }
             for key in lost {
                 core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));

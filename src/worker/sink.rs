@@ -64,12 +64,14 @@ impl Sink for Worker {
             // Nobody listened.
             return;
         }
+        let (length_ms, closing) = (millis(length), keys.len());
         tracing::warn!(
             server,
-            length_ms = millis(length),
+            length_ms,
             channels,
-            closing = keys.len(),
-            "a gap: what was published in this time may be missing"
+            closing,
+            "a gap of {length_ms} ms at {server}: messages published meanwhile on {channels} channels of this worker \
+             may be missing; {closing} WebSockets are closed for it (on_gap)"
         );
         if !keys.is_empty() {
             self.is_closing_gapped.set(true);
@@ -122,7 +124,7 @@ impl Sink for Worker {
         let mut core = self.core.borrow_mut();
         if let Err(error) = outcome {
             if NOT_PUBLISHED.allows() {
-                tracing::warn!(%error, "a client's message was not published; its connection is closed with 1013");
+                tracing::warn!(%error, "a client's message was not published ({error}): its WebSocket is closed with 1013");
             }
             core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
         } else if core.session(key).is_some_and(|session| session.on_published(bytes, now))

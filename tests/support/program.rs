@@ -121,7 +121,7 @@ impl Program {
     pub(crate) async fn start_line(&self) -> Value {
         let mut found = None;
         holds_within(START, || {
-            found = self.lines().into_iter().find(|line| line["message"].as_str().unwrap().ends_with("serves"));
+            found = self.lines().into_iter().find(|line| line["max_sessions"].is_u64());
             std::future::ready(found.is_some())
         })
         .await;

@@ -183,9 +183,9 @@ impl Cluster {
             std::mem::replace(&mut state.is_told, true)
         });
         if !was_told {
-            tracing::warn!(%error, "no node of the Redis Cluster says who owns what: asking on");
+            tracing::warn!(%error, "no node of the Redis Cluster says which node owns which slots: {error}. webws asks again");
         } else {
-            tracing::debug!(%error, "no topology from this node");
+            tracing::debug!(%error, "a node of the Redis Cluster does not say which node owns which slots: {error}");
         }
     }
 
@@ -239,7 +239,7 @@ impl Cluster {
             (std::mem::take(&mut state.is_told), state.known_at.replace(asked_at))
         });
         if was_told {
-            tracing::info!("the Redis Cluster says again who owns what");
+            tracing::info!("the Redis Cluster says again which node owns which slots");
         }
         let known = self.topology.borrow().clone();
         let (owners, version) = (vec![None; SLOTS.into()], known.version + 1);
@@ -270,9 +270,10 @@ impl Cluster {
         }
         let (masters, before) = (topology.masters(), known.masters());
         if masters == before {
-            tracing::debug!("slots of the Redis Cluster have moved");
+            tracing::debug!("slots of the Redis Cluster have moved between known masters");
         } else {
-            tracing::info!(masters = masters.join(" "), "the masters of the Redis Cluster");
+            let masters = masters.join(" ");
+            tracing::info!(masters, "the Redis Cluster's masters are {masters}");
         }
         self.topology.send_replace(Arc::new(topology));
     }

@@ -145,7 +145,10 @@ impl Settings {
         credential: Option<PathBuf>,
     ) -> Result<Self, SettingsError> {
         if let Some(database) = url.database.as_deref().filter(|database| *database != "0") {
-            tracing::warn!(database, "the database in the broker's address is ignored: Pub/Sub knows no databases");
+            tracing::warn!(
+                database,
+                "the broker's address names database {database}, which is ignored: Pub/Sub is the same in all databases"
+            );
         }
         let (tls, host) = match &url.address {
             RedisAddress::Tls(host, _) => (true, Some(host)),
@@ -242,7 +245,7 @@ impl Settings {
             // Only a name for CLIENT LIST: an ACL may forbid it.
             named = ask(&mut connection, &set_name) => {
                 if let Err(error) = named {
-                    tracing::debug!(%error, "CLIENT SETNAME");
+                    tracing::debug!(%error, "Redis refuses CLIENT SETNAME, so the link has no name in CLIENT LIST: {error}");
                 }
             }
             () = &mut driver => return Err(LinkError::Closed),

@@ -153,7 +153,9 @@ async fn publish_mark(links: &Links, connection: &mut MultiplexedConnection) -> 
     match tokio::time::timeout(timeout, ask(connection, &publish)).await {
         Ok(Ok(_)) => {}
         // Nobody comes to it, then, and they say so.
-        Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis does not take the mark"),
+        Ok(Err(error)) if is_refusal(&error) => {
+            tracing::debug!(%error, "Redis refuses the hand-over's marker: {error}")
+        }
         Ok(Err(error)) => return Err(LinkError::Ended(error)),
         Err(_) => return Err(LinkError::Silent("Redis".to_owned(), timeout)),
     }
@@ -173,8 +175,8 @@ async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) ->
         }
         // It was not published, and that says nothing about the subscriber; where its slot has moved,
         // the subscriber is told so as well.
-        Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis does not take the probe"),
-        Ok(Ok(other)) => tracing::debug!(?other, "an answer to PUBLISH that is no number"),
+        Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis refuses the probe: {error}"),
+        Ok(Ok(other)) => tracing::debug!(?other, "Redis answers PUBLISH with {other:?} instead of a number"),
         Ok(Err(error)) => return Err(LinkError::Ended(error)),
         Err(_) => return Err(LinkError::Silent("Redis".to_owned(), timeout)),
     }

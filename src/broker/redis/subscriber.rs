@@ -324,7 +324,11 @@ async fn judge_count(
     if let Some(missing @ 1..) = missing
         && WRONG.allows()
     {
-        tracing::warn!(missing, "the server's count of subscriptions (CLIENT INFO) is wrong and not asked for again");
+        tracing::warn!(
+            missing,
+            "Redis counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): its count is not \
+             used on this link"
+        );
     }
     Ok(if missing == Some(0) { Count::Believed } else { Count::Unknown })
 }
@@ -346,7 +350,10 @@ async fn audit(
     if let Some(missing @ 1..) = missing(links, sink, connection).await?
         && count == Count::Believed
     {
-        tracing::warn!(missing, "Redis has some subscriptions fewer than it confirmed: all are made again");
+        tracing::warn!(
+            missing,
+            "Redis has {missing} subscriptions fewer than it confirmed: webws subscribes all again"
+        );
         links.lost(links.audited_at.get());
         sink.on_lost(links.node);
         let wanted = sink.wanted(links.node);
@@ -434,7 +441,7 @@ async fn subscribe(
     for (channel, answer) in sharded.iter().zip(answers) {
         match answer.extract_error() {
             Err(error) if is_for_now(error.code()) => {
-                tracing::debug!(%error, "a channel cannot be subscribed there for now");
+                tracing::debug!(%error, "a channel cannot be subscribed at this node for now: {error}");
                 links.contradicted();
             }
             Err(error) => refuse(sink, channel, &error),
@@ -514,7 +521,7 @@ async fn unsubscribe(
 }
 
 fn refuse(sink: &dyn Sink, channel: &[u8], error: &RedisError) {
-    tracing::debug!(%error, "Redis refuses a channel");
+    tracing::debug!(%error, "Redis refuses to subscribe a channel: {error}");
     sink.on_refused(channel, Refused(format!("Redis refuses the channel: {error}").into()));
 }
 

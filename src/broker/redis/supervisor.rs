@@ -117,10 +117,12 @@ impl Health {
     pub(super) fn probe_is_refused(&self, error: &dyn fmt::Display) {
         self.change(|state| {
             if !std::mem::replace(&mut state.is_probe_refused, true) {
+                let server = &state.server;
                 tracing::warn!(
+                    server,
                     %error,
-                    "Redis does not allow the channels by which links prove that they hear: add &webws:probe:* to the \
-                     ACL user; until then a link that delivers nothing is noticed by its subscriptions' number only"
+                    "{server} does not allow webws' probe channels ({error}): add &webws:probe:* to the ACL user; \
+                     until then webws notices a link that delivers nothing only by its number of subscriptions"
                 );
             }
         });
@@ -135,9 +137,14 @@ impl Health {
             }
             let server = &state.server;
             if state.was_up {
-                tracing::info!(server, after = ?state.since.elapsed(), "Redis is back: all links are up and subscribed");
+                let after = state.since.elapsed();
+                tracing::info!(
+                    server,
+                    ?after,
+                    "Redis is back after {after:.1?}: all links to {server} are up and subscribed"
+                );
             } else {
-                tracing::info!(server, "Redis: all links are up");
+                tracing::info!(server, "Redis: all links are up to {server}");
             }
             state.was_up = true;
             state.is_told = false;
@@ -169,10 +176,15 @@ impl Health {
 impl State {
     fn tell(&mut self, error: &dyn fmt::Display) {
         self.last_error = error.to_string();
+        let server = &self.server;
         if std::mem::replace(&mut self.is_told, true) {
-            tracing::debug!(server = self.server, %error, "Redis is still away");
+            tracing::debug!(server, %error, "Redis is still away ({server}): {error}");
         } else {
-            tracing::warn!(server = self.server, %error, "Redis is away: WebSockets stay open, new ones get 503, retrying");
+            tracing::warn!(
+                server,
+                %error,
+                "Redis is away ({server}): {error}. WebSockets stay open, new ones get 503, webws tries again"
+            );
         }
     }
 }
