@@ -20,7 +20,8 @@ WEBWS_REDIS__USERNAME=web), then the options.
 Signals: SIGTERM and SIGINT close the connections over drain_time and end; a second one ends at once.
 SIGUSR2 is webws upgrade without an answer.
 Exit codes: 0 done, 1 could not go on, 64 wrong arguments, 78 wrong settings.
-Log lines: WEBWS_LOG=debug (or a tracing filter, as webws=debug) shows more than info.";
+Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, as webws::broker=debug) shows more than info; webws log LEVEL changes
+it without a restart.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -43,6 +44,17 @@ pub(crate) enum Command {
     },
     /// For ExecStop=: end, and leave every WebSocket to systemd, for the process that it starts next.
     Suspend {
+        /// The configuration file (TOML), for its control socket.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The control socket, instead.
+        #[arg(long, value_name = "PATH")]
+        control: Option<PathBuf>,
+    },
+    /// Change what a running webws logs, until it ends.
+    Log {
+        /// error, warn, info, debug or off, or TARGET=LEVEL with commas between.
+        level: String,
         /// The configuration file (TOML), for its control socket.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,

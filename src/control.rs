@@ -1,7 +1,7 @@
 //! The control socket: a line is asked, a line is answered. Only root and our own user may.
 //!
-//! `upgrade` hands everything over to a new process, `suspend` leaves it to whoever is started next; the
-//! answer comes when that is done or has failed.
+//! `upgrade` hands everything over to a new process, `suspend` leaves it to whoever is started next, `log LEVEL`
+//! changes the log's level; the answer comes when that is done or has failed.
 //! May not enter: how that is done.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -26,12 +26,13 @@ const NEXT: Duration = Duration::from_secs(5);
 /// Who may open it: its owner.
 const MODE: u32 = 0o600;
 
-/// The longest line that is asked.
-const MAX_LINE: u64 = 64;
+/// The longest line that is asked: a log filter may name several targets.
+const MAX_LINE: u64 = 1024;
 
 /// How long an answer may take: longer than any hand-over, and than any standstill.
 const UPGRADING: Duration = Duration::from_secs(180);
 const SUSPENDING: Duration = Duration::from_secs(30);
+const SETTING: Duration = Duration::from_secs(5);
 
 /// How long somebody may take to read his answer.
 const SAYING: Duration = Duration::from_secs(1);
@@ -137,7 +138,7 @@ pub(crate) fn listen(path: &Path, requests: mpsc::Sender<Request>) -> io::Result
             match listener.accept().await {
                 Ok((stream, _)) => drop(tokio::spawn(answer(stream, requests.clone()))),
                 Err(error) => {
-                    tracing::debug!(%error, "nobody could be let in at the control socket");
+                    tracing::debug!(%error, "a connection to the control socket cannot be accepted: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -165,7 +166,14 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
                 Err(_) => ended(),
             }
         }
-        _ => Outcome::failed("what is that? \"upgrade\" and \"suspend\" are all there is".to_owned()),
+        (_, line) => match line.strip_prefix("log ").map(crate::log::set_level) {
+            Some(Ok(done)) => {
+                tracing::info!("{done} (webws log)");
+                Outcome::done(done)
+            }
+            Some(Err(fault)) => Outcome::failed(fault),
+            None => Outcome::failed("unknown command: \"upgrade\", \"suspend\" and \"log LEVEL\" are known".to_owned()),
+        },
     };
     // Who asked may have gone.
     drop(stream.write_all(outcome.line().as_bytes()).await);
@@ -188,6 +196,15 @@ pub fn upgrade(path: &Path) -> Result<String, String> {
 /// Why it was not done, in a sentence. It serves on then.
 pub fn suspend(path: &Path) -> Result<String, String> {
     ask(path, "suspend", SUSPENDING)
+}
+
+/// Changes what the server whose control socket is at `path` logs, until it ends: a level, or a filter as
+/// `WEBWS_LOG`; returns what it says.
+///
+/// # Errors
+/// Why it was not done, in a sentence.
+pub fn log_level(path: &Path, level: &str) -> Result<String, String> {
+    ask(path, &format!("log {}", level.replace('\n', " ")), SETTING)
 }
 
 fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, String> {

@@ -81,7 +81,7 @@
 //! | `broker` | the contract, the embedded broker, Redis |
 //! | `handover`, `control` | another process takes over; the socket by which it is asked for |
 //! | `reactor`, `wheel`, `os` | readiness, timers, system calls |
-//! | `close`, `metrics`, `throttle` | why sessions end, counts, log lines that could repeat |
+//! | `close`, `metrics`, `throttle`, `log` | why sessions end, counts, log lines that could repeat, the log's level and losses |
 //! | `id`, `clock` | how rooms name a session and an instant |
 //!
 //! # Where this departs from its first design
@@ -132,6 +132,7 @@ mod id;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
+mod log;
 mod metrics;
 mod os;
 mod outbound;
@@ -146,12 +147,13 @@ mod wire;
 mod worker;
 mod ws;
 
+pub use crate::log::{count_dropped_log_line, on_log_level};
 pub use broker::NotPublished;
 pub use config::{
     Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, RedisAddress, RedisConfig,
     RedisUrl, SocketMode, WireName,
 };
-pub use control::{suspend, upgrade};
+pub use control::{log_level, suspend, upgrade};
 pub use handover::refuse_hand_over;
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};

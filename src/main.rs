@@ -48,10 +48,7 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
-            let mut stderr = io::stderr().lock();
-            for line in message.lines() {
-                drop(writeln!(stderr, "webws: {line}"));
-            }
+            logging::complain(&message);
             ExitCode::from(code)
         }
     }
@@ -78,6 +75,9 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Check { config } => check(&config),
         Command::Upgrade { config, control } => ask(webws::upgrade, config.as_deref(), control),
         Command::Suspend { config, control } => ask(webws::suspend, config.as_deref(), control),
+        Command::Log { level, config, control } => {
+            ask(|path| webws::log_level(path, &level), config.as_deref(), control)
+        }
         Command::Dev { broker, listen } => {
             let config = dev_config(broker, listen)?;
             serve(config, Extra::TestPage)
@@ -116,10 +116,9 @@ fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
             (path.display().to_string(), text)
         }
     };
-    // WEBWS_LOG is the logger's; what is not UTF-8 in a variable of ours cannot be a setting.
+    // What is not UTF-8 in a variable of ours cannot be a setting.
     let environment = std::env::vars_os()
-        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-        .filter(|(name, _)| name != "WEBWS_LOG");
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
     Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
 }
 
@@ -173,7 +172,8 @@ fn dev_config(broker: Option<webws::Broker>, listen: Vec<webws::Listen>) -> Resu
 }
 
 fn serve(config: Config, extra: Extra) -> Result<(), Failure> {
-    logging::start().map_err(|error| (EX_CONFIG, error))?;
+    // Dropped at the end, which writes the last lines.
+    let _logging = logging::start(&config.log).map_err(|error| (1, error))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -133,7 +133,7 @@ impl Metrics {
 
 impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sessions={}", self.sessions())?;
+        write!(f, "sessions={} log_lines_dropped={}", self.sessions(), crate::log::dropped_lines())?;
         for (counter, name) in PLAIN {
             write!(f, " {name}={}", self.get(counter))?;
         }

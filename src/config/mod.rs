@@ -78,6 +78,9 @@ pub struct Config {
     /// A Unix socket for `webws upgrade`, which only root and our user may open. Default: none;
     /// SIGUSR2 does the same, without an answer.
     pub control: Option<PathBuf>,
+    /// What is logged: `error`, `warn`, `info`, `debug` or `off`, or several `TARGET=LEVEL` with commas between.
+    /// Default `info`. A wrong one is a warning, and `info`. An embedding program's subscriber is its own.
+    pub log: String,
     /// How to speak with Redis.
     pub redis: RedisConfig,
     /// What one process takes on.
@@ -333,6 +336,7 @@ impl Default for Config {
             drain_time: Duration::from_secs(3),
             pace: Duration::from_millis(5),
             control: None,
+            log: "info".to_owned(),
             redis: RedisConfig::default(),
             limits: Limits::default(),
             endpoints: vec![EndpointConfig::default()],

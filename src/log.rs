@@ -1,0 +1,38 @@
+//! What the process' log tells the library, and is told by it: lines that were dropped, and the level that is
+//! asked for on the control socket. The subscriber itself is the program's.
+//!
+//! Statics, because a process has one log, however many servers run in it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+type SetLevel = Box<dyn Fn(&str) -> Result<String, String> + Send + Sync>;
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
+
+/// Counts a log line that was dropped because the log's reader did not take it in time:
+/// [`Metrics`](crate::Metrics) show the sum. For programs whose log is lossy, as the binary's.
+pub fn count_dropped_log_line() {
+    DROPPED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Log lines dropped so far.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+/// Sets what `webws log LEVEL` does in this process: `set` gets the level, and returns a sentence for the person
+/// that asked. The first call counts.
+pub fn on_log_level(set: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) {
+    // A program has one subscriber, and starts it once.
+    SET_LEVEL.set(Box::new(set)).ok();
+}
+
+/// Changes the level.
+///
+/// # Errors
+/// What is wrong with it, or that this program's level cannot change.
+pub(crate) fn set_level(level: &str) -> Result<String, String> {
+    SET_LEVEL.get().map_or_else(|| Err("the log level of this program cannot change".to_owned()), |set| set(level))
+}
