@@ -14,7 +14,7 @@ fn main() {
 
 #[divan::bench(args = ["channel=%22zhang%22", "channel=12345", "a=1&b=2&channel=%22%E4%B8%AD%E6%96%87+x%22"])]
 fn channel_of_a_query(bencher: Bencher<'_, '_>, query: &str) {
-    bencher.bench(|| channel(black_box(query)).unwrap());
+    bencher.bench(|| channel(black_box(query.as_bytes())).unwrap());
 }
 
 #[divan::bench(args = [16, 128, 4096, 65_536])]

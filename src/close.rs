@@ -17,8 +17,10 @@ pub(crate) enum CloseReason {
     InvalidText,
     /// A frame or message was longer than the endpoint allows.
     TooBig,
-    /// A text on an endpoint whose clients may not publish.
+    /// A message on an endpoint whose clients may not publish.
     PublishDenied,
+    /// A binary message on an endpoint that takes none.
+    BinaryRefused,
     /// More bytes waited for the client than the endpoint allows.
     SlowConsumer,
     /// The client's socket took nothing for `stall_timeout`.
@@ -54,13 +56,14 @@ pub(crate) struct CloseRow {
 
 impl CloseReason {
     /// All reasons, in the order of the table in the README.
-    pub(crate) const ALL: [CloseReason; 14] = [
+    pub(crate) const ALL: [CloseReason; 15] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::ProtocolError,
         Self::InvalidText,
         Self::TooBig,
         Self::PublishDenied,
+        Self::BinaryRefused,
         Self::SlowConsumer,
         Self::Stalled,
         Self::Silent,
@@ -80,6 +83,9 @@ impl CloseReason {
             Self::InvalidText => (Some(1007), "text is not UTF-8", "invalid_text", false),
             Self::TooBig => (Some(1009), "message too big", "too_big", false),
             Self::PublishDenied => (Some(1008), "publishing is not allowed here", "publish_denied", false),
+            Self::BinaryRefused => {
+                (Some(1003), "binary messages are not taken here: send texts", "binary_refused", false)
+            }
             Self::SlowConsumer => (Some(1013), "too many bytes waiting: read faster", "slow_consumer", true),
             Self::Stalled => (Some(1013), "no progress: nothing was read in time", "stalled", true),
             Self::Silent => (Some(1001), "no sign of life from the client", "silent", true),

@@ -4,10 +4,11 @@
 //! May not enter: sockets, headers, subscriptions.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::config::{ChannelRule, EndpointConfig, WireName};
+use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName};
 use crate::throttle::Throttle;
 use crate::wire::{Wire, json};
 
@@ -25,8 +26,14 @@ pub(crate) struct Endpoint {
 pub(crate) enum NoChannel {
     #[error("the query does not name the channel, as ?channel=…")]
     Missing,
-    #[error("the query has the channel argument twice")]
+    #[error("the query has the channel argument twice (upper and lower case do not tell two apart)")]
     Twice,
+    #[error("the query has the channel argument's name in another case")]
+    Case,
+    #[error("the query has the channel argument's name percent-encoded")]
+    Encoded,
+    #[error("the channel's name is longer than {0} bytes")]
+    TooLong(usize),
     #[error("the channel's name is not UTF-8")]
     NotUtf8,
     #[error("the channel's name is wrong: {0}")]
@@ -41,28 +48,44 @@ impl Endpoint {
         Self { config }
     }
 
-    /// Whether a request for `path` belongs here.
-    pub(crate) fn serves(&self, path: &str) -> bool {
+    /// The endpoint that a request for `path` belongs to: the one with the longest path.
+    pub(crate) fn serving<'a>(endpoints: &'a [Rc<Self>], path: &[u8]) -> Option<&'a Rc<Self>> {
+        endpoints.iter().filter(|endpoint| endpoint.serves(path)).max_by_key(|endpoint| endpoint.config.path.len())
+    }
+
+    /// Whether `path` is what was configured, and not only below it.
+    pub(crate) fn is_at(&self, path: &[u8]) -> bool {
+        path == self.config.path.as_bytes()
+    }
+
+    /// Whether a request for `path` may belong here. Below a path is what follows it and a `/`: nginx'
+    /// `location /webws` serves `/webws/` and `/webws/foo` as well. It also serves `/webwsfoo`, which is
+    /// refused here: a mistyped path, or one whose endpoint was removed, joins no other's channels.
+    fn serves(&self, path: &[u8]) -> bool {
         match self.config.channel {
-            ChannelRule::Json | ChannelRule::Plain => path == self.config.path,
+            ChannelRule::Json | ChannelRule::Plain => {
+                let own = self.config.path.as_bytes();
+                let below = path.strip_prefix(own.strip_suffix(b"/").unwrap_or(own));
+                self.is_at(path) || below.is_some_and(|below| below.starts_with(b"/"))
+            }
             ChannelRule::Path => self.segment(path).is_some(),
         }
     }
 
-    fn segment<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let name = path.strip_prefix(self.config.path.as_str())?.strip_prefix('/')?;
-        (!name.is_empty() && !name.contains('/')).then_some(name)
+    fn segment<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        let name = path.strip_prefix(self.config.path.as_bytes())?.strip_prefix(b"/")?;
+        (!name.is_empty() && !name.contains(&b'/')).then_some(name)
     }
 
     /// The channel that a request for `path?query` names, and how its payloads look.
     ///
     /// # Errors
     /// Why there is none, in words for the client.
-    pub(crate) fn channel(&self, path: &str, query: &str) -> Result<(Channel, Wire), NoChannel> {
+    pub(crate) fn channel(&self, path: &[u8], query: &[u8]) -> Result<(Channel, Wire), NoChannel> {
         let name = match self.config.channel {
             ChannelRule::Path => {
                 let segment = self.segment(path).ok_or(NoChannel::Missing)?;
-                let name = percent_encoding::percent_decode_str(segment).decode_utf8();
+                let name = percent_encoding::percent_decode(segment).decode_utf8();
                 name.map_err(|_| NoChannel::NotUtf8)?.into_owned()
             }
             ChannelRule::Plain => self.argument(query)?,
@@ -79,36 +102,56 @@ impl Endpoint {
                 name.text
             }
         };
-        let prefix = self.config.prefix.as_str();
-        let wire = match self.config.wire {
-            WireName::Lua => Wire::Lua { name_at: prefix.len() },
-            WireName::Plain => Wire::Plain,
-        };
-        Ok((Channel::from(format!("{prefix}{name}")), wire))
+        if name.len() > self.config.max_channel_bytes {
+            return Err(NoChannel::TooLong(self.config.max_channel_bytes));
+        }
+        Ok((Channel::from(format!("{}{name}", self.config.prefix)), self.wire()))
+    }
+
+    fn wire(&self) -> Wire {
+        match (self.config.wire, self.config.not_utf8) {
+            (WireName::Lua, _) => Wire::Lua { name_at: self.config.prefix.len() },
+            (WireName::Plain, NotUtf8Policy::Binary) => Wire::Plain,
+            (WireName::Plain, NotUtf8Policy::Replace) => Wire::PlainText,
+        }
     }
 
     /// The value of our argument in `query`, decoded as nginx' Lua module does:
     /// `+` is a blank, a malformed `%` stays, names are decoded too.
-    fn argument(&self, query: &str) -> Result<String, NoChannel> {
-        let mut values = query
-            .split('&')
-            .map(|pair| pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value))))
-            .filter(|(name, _)| *decode(name) == *self.config.argument.as_bytes());
-        let (_, value) = values.next().ok_or(NoChannel::Missing)?;
-        if values.next().is_some() {
+    ///
+    /// A check in nginx reads `$arg_NAME`: the first argument of that name in any case, as it stands.
+    /// So a second one is refused whatever its case, for nginx would have checked the other. A name
+    /// that is percent-encoded is none to nginx; the contract of the JSON rule takes it all the same.
+    fn argument(&self, query: &[u8]) -> Result<String, NoChannel> {
+        let ours = self.config.argument.as_bytes();
+        let mut named = query
+            .split(|byte| *byte == b'&')
+            .map(|pair| {
+                let at = pair.iter().position(|byte| *byte == b'=');
+                at.and_then(|at| pair.split_at_checked(at)).map_or((pair, None), |(n, v)| (n, v.get(1..)))
+            })
+            .filter(|(name, _)| decode(name).eq_ignore_ascii_case(ours));
+        let (name, value) = named.next().ok_or(NoChannel::Missing)?;
+        if named.next().is_some() {
             return Err(NoChannel::Twice);
+        }
+        if *decode(name) != *ours {
+            return Err(NoChannel::Case);
+        }
+        if name != ours && self.config.channel == ChannelRule::Plain {
+            return Err(NoChannel::Encoded);
         }
         let value = decode(value.ok_or(NoChannel::Missing)?).into_owned();
         String::from_utf8(value).map_err(|_| NoChannel::NotUtf8)
     }
 }
 
-fn decode(text: &str) -> Cow<'_, [u8]> {
-    if !text.contains('+') {
-        return percent_encoding::percent_decode_str(text).into();
+fn decode(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&b'+') {
+        return percent_encoding::percent_decode(text).into();
     }
-    let spaced = text.replace('+', " ");
-    Cow::Owned(percent_encoding::percent_decode_str(&spaced).collect())
+    let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    Cow::Owned(percent_encoding::percent_decode(&spaced).collect())
 }
 
 #[cfg(test)]
@@ -116,7 +159,7 @@ mod tests {
     use super::*;
 
     fn channel(config: EndpointConfig, path: &str, query: &str) -> Result<String, NoChannel> {
-        let (channel, _) = Endpoint::new(config).channel(path, query)?;
+        let (channel, _) = Endpoint::new(config).channel(path.as_bytes(), query.as_bytes())?;
         Ok(String::from_utf8_lossy(&channel).into_owned())
     }
 
@@ -128,6 +171,10 @@ mod tests {
             ("channel=\"a%2Bb\"", "chat:a+b"),
             ("channel=\"a%zzb\"", "chat:a%zzb"),
             ("channel=\"a=b;c\"", "chat:a=b;c"),
+            ("channel=\"<a>^`{|}\"", "chat:<a>^`{|}"),
+            ("channel=\"\u{4e2d}\"", "chat:\u{4e2d}"),
+            ("a=1;channel=2&channel=\"b\"", "chat:b"),
+            ("?channel=1&channel=2", "chat:2"),
             ("channel=5", "chat:5"),
         ] {
             assert_eq!(channel(EndpointConfig::default(), "/webws", query).as_deref(), Ok(expected), "{query}");
@@ -138,19 +185,87 @@ mod tests {
     fn a_query_without_one_channel_says_why() {
         let refused = |query| channel(EndpointConfig::default(), "/webws", query).unwrap_err();
         assert_eq!(refused(""), NoChannel::Missing);
-        assert_eq!(refused("Channel=%22a%22"), NoChannel::Missing);
         assert_eq!(refused("channel"), NoChannel::Missing);
-        assert_eq!(refused("channel=1&channel=1"), NoChannel::Twice);
+        assert_eq!(refused("a=1;channel=1"), NoChannel::Missing);
         assert_eq!(refused("channel=%22%FF%22"), NoChannel::NotUtf8);
         assert!(matches!(refused("channel=zhang"), NoChannel::NotAName(_)));
+    }
+
+    #[test]
+    fn a_query_that_nginx_reads_in_another_way_is_refused() {
+        let json = |query| channel(EndpointConfig::default(), "/webws", query);
+        let plain = |query| channel(EndpointConfig::plain(), "/plain", query);
+        for (query, why) in [
+            ("channel=1&channel=1", NoChannel::Twice),
+            ("CHANNEL=1&channel=2", NoChannel::Twice),
+            ("channel=1&Channel=2", NoChannel::Twice),
+            ("channel&channel=2", NoChannel::Twice),
+            ("channel=&channel=2", NoChannel::Twice),
+            ("%63hannel=1&channel=2", NoChannel::Twice),
+            ("channel=1&%43HANNEL=2", NoChannel::Twice),
+            ("Channel=1", NoChannel::Case),
+            ("%43hannel=1", NoChannel::Case),
+        ] {
+            assert_eq!((json(query), plain(query)), (Err(why), Err(why)), "{query}");
+        }
+        assert_eq!(plain("%63hannel=1"), Err(NoChannel::Encoded));
+        assert_eq!(json("%63hannel=1").as_deref(), Ok("chat:1"));
+        // What others are called is nothing to us, nor what they say.
+        assert_eq!(plain("xchannel=1&channelx=2&a=\u{ff}%FF&channel=3").as_deref(), Ok("chat:3"));
+    }
+
+    #[test]
+    fn a_name_has_its_limit_in_bytes_without_the_prefix() {
+        let limit = |max| EndpointConfig { max_channel_bytes: max, ..EndpointConfig::default() };
+        assert_eq!(channel(limit(3), "/webws", "channel=\"abc\"").as_deref(), Ok("chat:abc"));
+        assert_eq!(channel(limit(3), "/webws", "channel=\"%C3%A4bc\""), Err(NoChannel::TooLong(3)));
+        assert_eq!(channel(limit(3), "/webws", "channel=\"\\u0061bc\"").as_deref(), Ok("chat:abc"));
+        let long = format!("channel=\"{}\"", "x".repeat(513));
+        assert_eq!(channel(EndpointConfig::default(), "/webws", &long), Err(NoChannel::TooLong(512)));
     }
 
     #[test]
     fn a_plain_argument_and_a_path_segment_name_channels_too() {
         assert_eq!(channel(EndpointConfig::plain(), "/plain", "channel=zh%20ang").as_deref(), Ok("chat:zh ang"));
         let by_path = EndpointConfig { channel: ChannelRule::Path, ..EndpointConfig::default() };
-        let endpoint = Endpoint::new(by_path.clone());
-        assert!(endpoint.serves("/webws/a") && !endpoint.serves("/webws") && !endpoint.serves("/webws/a/b"));
         assert_eq!(channel(by_path, "/webws/zh%20ang", "").as_deref(), Ok("chat:zh ang"));
+    }
+
+    #[test]
+    fn a_path_belongs_to_the_endpoint_with_the_longest_path() {
+        let at = |path: &str, channel| {
+            let path = path.to_owned();
+            Rc::new(Endpoint::new(EndpointConfig { path, channel, ..EndpointConfig::default() }))
+        };
+        let endpoints = [
+            at("/webws", ChannelRule::Json),
+            at("/webws/a/b", ChannelRule::Plain),
+            at("/news", ChannelRule::Path),
+            at("/news/all", ChannelRule::Json),
+            at("/slash/", ChannelRule::Json),
+        ];
+        for (path, serving) in [
+            ("/webws", Some("/webws")),
+            ("/webws/", Some("/webws")),
+            ("/webws/a", Some("/webws")),
+            ("/webws/a/b", Some("/webws/a/b")),
+            ("/webws/a/b/c", Some("/webws/a/b")),
+            ("/webwsfoo", None),
+            ("/Webws", None),
+            ("/news", None),
+            ("/news/", None),
+            ("/news/sport", Some("/news")),
+            ("/news/sport/x", None),
+            ("/news/all", Some("/news/all")),
+            ("/news/all/x", Some("/news/all")),
+            ("/slash", None),
+            ("/slash/x", Some("/slash/")),
+            ("/", None),
+        ] {
+            let found = Endpoint::serving(&endpoints, path.as_bytes());
+            assert_eq!(found.map(|endpoint| endpoint.config.path.as_str()), serving, "{path}");
+        }
+        let root = [at("/", ChannelRule::Json)];
+        assert!(Endpoint::serving(&root, b"/any/thing").is_some());
     }
 }

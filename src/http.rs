@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,20 +32,18 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::config::Limits;
+use crate::config::{Limits, WireName};
+use crate::endpoint::Endpoint;
+use crate::head::{Head, MAX_HEAD_BYTES, Target};
 use crate::metrics::Counter;
 use crate::os;
 use crate::throttle::Throttle;
 use crate::worker::{Admission, Refusal, Worker};
-use crate::ws::handshake::{self, HandshakeError};
+use crate::ws::handshake::{self, HandshakeError, Subprotocols};
 
 /// Handshakes worked on at a time in one worker. Measured on a prototype: 9,000 at once left
 /// 15.6 kB resident per session, 64 at a time 0.58 kB.
 const MAX_NEGOTIATING: usize = 64;
-
-/// Longest request head. Chosen: twice nginx' default for a request line, so that what
-/// nginx lets through is read.
-const MAX_HEAD_BYTES: usize = 32 << 10;
 
 /// Header fields of a request. Chosen: browsers send some 15, the wire contract tests 120.
 const MAX_HEADERS: usize = 256;
@@ -194,67 +192,6 @@ impl WaitingRoom {
     }
 }
 
-/// What was received of a request, and is read by hyper from here: the socket itself need not be
-/// registered anywhere for a handshake that is there at once.
-#[derive(Default)]
-struct Head {
-    bytes: Vec<u8>,
-    /// Of those, what hyper has read.
-    read: usize,
-}
-
-impl Head {
-    /// Receives what there is. True when hyper can judge it: the head is whole or too large, or the
-    /// client sends nothing more.
-    ///
-    /// # Errors
-    /// When the connection is gone.
-    fn receive(&mut self, socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> io::Result<bool> {
-        let mut scratch = scratch.borrow_mut();
-        loop {
-            let received = match os::socket::receive(socket, &mut scratch) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                received => received?,
-            };
-            // An end is looked for where it can be new.
-            let from = self.bytes.len().saturating_sub(3);
-            self.bytes.extend_from_slice(scratch.get(..received).unwrap_or_default());
-            let is_cut = received == 0 || self.bytes.len() >= MAX_HEAD_BYTES;
-            if is_cut || ends_a_head(self.bytes.get(from..).unwrap_or_default()) {
-                return Ok(true);
-            }
-        }
-    }
-
-    /// Waits until hyper can judge it.
-    ///
-    /// # Errors
-    /// As [`Head::receive`], or when the socket cannot be waited for.
-    async fn arrives(&mut self, socket: BorrowedFd<'_>, scratch: &RefCell<Vec<u8>>) -> io::Result<()> {
-        let readable = os::readiness::readable(socket)?;
-        loop {
-            let mut guard = readable.readable().await?;
-            if self.receive(socket, scratch)? {
-                return Ok(());
-            }
-            guard.clear_ready();
-        }
-    }
-
-    /// What came behind the request: what hyper has read of it, and the rest.
-    fn read_ahead(&self, read: &[u8]) -> Vec<u8> {
-        [read, self.bytes.get(self.read..).unwrap_or_default()].concat()
-    }
-}
-
-/// Whether there is an empty line behind another; hyper takes a bare LF for a line's end too.
-fn ends_a_head(bytes: &[u8]) -> bool {
-    let ends = |(at, byte): (usize, &u8)| {
-        *byte == b'\n' && bytes.get(at + 1..).is_some_and(|rest| rest.starts_with(b"\n") || rest.starts_with(b"\r\n"))
-    };
-    bytes.iter().enumerate().any(ends)
-}
-
 /// An answer for who cannot be given one by hyper: `head` is the status line and further
 /// headers, `why` the line that says why.
 pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
@@ -289,11 +226,15 @@ impl Answered {
 ///
 /// The 101 is not hyper's to write: the session sends it, after it was attached to its
 /// audience, and hyper would add `close` to its `Connection` when the client said so.
-async fn negotiate(worker: &Rc<Worker>, head: Head, deadline: Instant, pages: Pages) -> Answered {
+async fn negotiate(worker: &Rc<Worker>, mut head: Head, deadline: Instant, pages: Pages) -> Answered {
     let admitted = Rc::new(Cell::new(None));
+    let target = Rc::new(head.take_target());
     let service = service_fn(|request| {
-        let (worker, admitted) = (worker.clone(), admitted.clone());
-        Box::pin(async move { Ok::<_, Infallible>(answer(&worker, &request, deadline, pages, &admitted).await) })
+        let (worker, admitted, target) = (worker.clone(), admitted.clone(), target.clone());
+        Box::pin(async move {
+            let asked = Asked { target: target.as_ref().as_ref(), request: &request };
+            Ok::<_, Infallible>(answer(&worker, &asked, deadline, pages, &admitted).await)
+        })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
         // The head is there.
@@ -334,12 +275,9 @@ struct Exchange {
 
 impl AsyncRead for Exchange {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let head = &mut self.head;
         // Behind its bytes comes an end, so that hyper never waits for more: not for a body either.
-        let unread = head.bytes.get(head.read..).unwrap_or_default();
-        let step = unread.len().min(buffer.remaining());
-        buffer.put_slice(unread.get(..step).unwrap_or_default());
-        head.read += step;
+        let room = buffer.remaining();
+        buffer.put_slice(self.head.read(room));
         Poll::Ready(Ok(()))
     }
 }
@@ -425,22 +363,35 @@ impl Refused {
     }
 }
 
+/// A request: its target as it came, and what hyper read of the rest.
+struct Asked<'a> {
+    /// `None` when hyper saw the target as well, which it does in a head that it refuses.
+    target: Option<&'a Target>,
+    request: &'a Request<Incoming>,
+}
+
+impl Asked<'_> {
+    fn path(&self) -> &[u8] {
+        self.target.map_or(b"", Target::path)
+    }
+}
+
 async fn answer(
     worker: &Rc<Worker>,
-    request: &Request<Incoming>,
+    asked: &Asked<'_>,
     deadline: Instant,
     pages: Pages,
     admitted: &Cell<Option<Admitted>>,
 ) -> Response<Full<Bytes>> {
-    if let Some(page) = pages.iter().find(|page| page.path == request.uri().path())
-        && request.method() == Method::GET
+    if let Some(page) = pages.iter().find(|page| page.path.as_bytes() == asked.path())
+        && asked.request.method() == Method::GET
     {
         return page_response(page);
     }
-    if let Some(response) = health(worker, request) {
+    if let Some(response) = health(worker, asked) {
         return response;
     }
-    let refused = match handshake(worker, request, deadline).await {
+    let refused = match handshake(worker, asked, deadline).await {
         Ok(success) => {
             admitted.set(Some(success));
             // Whoever polls hyper sees it at once and takes the connection away.
@@ -466,15 +417,15 @@ fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
 }
 
 /// The answer to a question about our health: alive, or ready, which is that messages flow.
-fn health(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
-    let path = request.uri().path();
-    let is_asked = matches!(path, "/healthz" | "/readyz")
-        && matches!(*request.method(), Method::GET | Method::HEAD)
-        && !worker.endpoints.iter().any(|endpoint| endpoint.serves(path));
+fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
+    let path = asked.path();
+    let is_asked = matches!(path, b"/healthz" | b"/readyz")
+        && matches!(*asked.request.method(), Method::GET | Method::HEAD)
+        && !worker.endpoints.iter().any(|endpoint| endpoint.is_at(path));
     if !is_asked {
         return None;
     }
-    let fault = if path == "/readyz" { worker.fault() } else { None };
+    let fault = if path == b"/readyz" { worker.fault() } else { None };
     Some(match fault {
         Some(fault) => line_response(StatusCode::SERVICE_UNAVAILABLE, &fault),
         None => line_response(StatusCode::OK, "ok"),
@@ -483,33 +434,32 @@ fn health(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Full<
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
-async fn handshake(worker: &Rc<Worker>, request: &Request<Incoming>, deadline: Instant) -> Result<Admitted, Refused> {
-    let path = request.uri().path();
-    let endpoint = worker
-        .endpoints
-        .iter()
-        .find(|endpoint| endpoint.serves(path))
+async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
+    let bad = |why: String| Refused::new(StatusCode::BAD_REQUEST, why);
+    let Asked { target: Some(target), request } = asked else {
+        return Err(bad("the request's target is no path".to_owned()));
+    };
+    let endpoint = Endpoint::serving(&worker.endpoints, target.path())
         .ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
     if request.method() != Method::GET {
         let why = "a WebSocket is opened with GET";
         return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET")));
     }
     if request.version() != Version::HTTP_11 {
-        return Err(Refused::new(
-            StatusCode::BAD_REQUEST,
-            "a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)",
-        ));
+        return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)".to_owned()));
     }
     if !request.body().is_end_stream() {
-        return Err(Refused::new(StatusCode::BAD_REQUEST, "a handshake has no body"));
+        return Err(bad("a handshake has no body".to_owned()));
     }
-    let (channel, wire) = endpoint
-        .channel(path, request.uri().query().unwrap_or_default())
-        .map_err(|why| Refused::new(StatusCode::BAD_REQUEST, why.to_string()))?;
-    let head = handshake::accept(request.headers()).map_err(|why| match why {
+    let (channel, wire) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let spoken = match endpoint.config.wire {
+        WireName::Lua => Subprotocols::First,
+        WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
+    };
+    let head = handshake::accept(request.headers(), spoken).map_err(|why| match why {
         HandshakeError::Version => Refused::new(StatusCode::UPGRADE_REQUIRED, why.to_string())
             .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
-        _ => Refused::new(StatusCode::BAD_REQUEST, why.to_string()),
+        _ => bad(why.to_string()),
     })?;
     match worker.admit(endpoint, channel, wire, deadline).await {
         Ok(admission) => Ok(Admitted { admission, head }),

@@ -23,7 +23,7 @@ use crate::clock::Millis;
 use crate::endpoint::Channel;
 use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::outbound::Batch;
-use crate::wire::Wire;
+use crate::wire::{Encoded, Wire};
 
 /// A batch of this many bytes is flushed without waiting for the broker's pause. Chosen:
 /// two of nginx' buffers as shipped; a larger one only adds latency.
@@ -82,6 +82,8 @@ pub(crate) struct Reserved {
 pub(crate) struct Flushed {
     /// Frames handed out.
     pub(crate) frames: u64,
+    /// Publications since the last flush that were not UTF-8.
+    pub(crate) not_utf8: u64,
     /// When to flush what is held back.
     pub(crate) next: Option<Instant>,
 }
@@ -108,6 +110,8 @@ pub(crate) struct Hub {
     confirmed: Vec<usize>,
     /// Bytes in all batches.
     pending: usize,
+    /// Publications that were not UTF-8, since the last flush.
+    not_utf8: u64,
     spare: Vec<BytesMut>,
     /// Channels without subscribers and when they are given up, in that order.
     lingering: VecDeque<(usize, Millis)>,
@@ -172,6 +176,7 @@ impl Hub {
             confirmed: vec![0; placement.nodes().count()],
             placement,
             pending: 0,
+            not_utf8: 0,
             spare: Vec::new(),
             lingering: VecDeque::new(),
             linger,
@@ -393,7 +398,7 @@ impl Hub {
     pub(crate) fn append(&mut self, channel: &[u8], payload: &[u8]) -> Batching {
         let Some(id) = self.names.find(&self.channels, channel) else { return Batching::Wait };
         let Some(entry) = self.channels.get_mut(id) else { return Batching::Wait };
-        let mut batching = Batching::Wait;
+        let (mut batching, mut encoded) = (Batching::Wait, Encoded::Utf8);
         for (index, audience) in entry.audiences.iter_mut().enumerate().filter(|(_, a)| !a.members.is_empty()) {
             if audience.frames == 0 {
                 self.touched.push((id, index));
@@ -402,13 +407,14 @@ impl Hub {
                 }
             }
             let before = audience.batch.len();
-            audience.wire.encode(&entry.name, payload, &mut audience.batch);
+            encoded = audience.wire.encode(&entry.name, payload, &mut audience.batch);
             audience.frames += 1;
             self.pending += audience.batch.len() - before;
             if audience.batch.len() >= MAX_BATCH_BYTES || self.pending >= MAX_PENDING_BYTES {
                 batching = Batching::Full;
             }
         }
+        self.not_utf8 += u64::from(encoded == Encoded::NotUtf8);
         batching
     }
 
@@ -434,7 +440,7 @@ impl Hub {
     /// up with its last one: it would get to them no sooner, and one send of many frames costs
     /// little more than of one, here and in nginx.
     pub(crate) fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
-        let mut flushed = Flushed { frames: 0, next: None };
+        let mut flushed = Flushed { frames: 0, not_utf8: std::mem::take(&mut self.not_utf8), next: None };
         let now = Instant::now();
         let is_full = self.pending >= MAX_PENDING_BYTES;
         for (channel, index) in std::mem::take(&mut self.touched) {
@@ -690,7 +696,10 @@ mod tests {
             (hub.flush(&mut kept), kept.batches.pop().map(|(_, batch)| batch))
         };
         let (all, nobody) = (Some(0), None);
-        assert_eq!(flush(&mut hub, b"0", all), (Flushed { frames: 100, next: None }, Some(b"\x81\x010".to_vec())));
+        assert_eq!(
+            flush(&mut hub, b"0", all),
+            (Flushed { frames: 100, not_utf8: 0, next: None }, Some(b"\x81\x010".to_vec()))
+        );
         // The last quarter alone is nobody to wait for.
         assert_eq!(flush(&mut hub, b"1", Some(75)).0.frames, 100);
         let (held, batch) = flush(&mut hub, b"2", Some(25));

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::config::{Config, EndpointConfig};
 use crate::endpoint::{Channel, Endpoint};
 use crate::handover::protocol::{self, Message};
+use crate::head::Head;
 use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
 use crate::outbound::{Batch, Outbound};
@@ -19,8 +20,16 @@ use crate::wire::Wire;
 use crate::ws::reader::{Flow, Incoming, Reader};
 
 /// The channel that a query names at the drop-in endpoint.
-pub fn channel(query: &str) -> Option<Bytes> {
-    Endpoint::new(EndpointConfig::default()).channel("/webws", query).ok().map(|(channel, _)| channel)
+pub fn channel(query: &[u8]) -> Option<Bytes> {
+    Endpoint::new(EndpointConfig::default()).channel(b"/webws", query).ok().map(|(channel, _)| channel)
+}
+
+/// The target of a request that starts with a whole head, as `path?query`, and what hyper gets.
+pub fn take_apart(request: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut head = Head::of(request.to_vec());
+    let target = head.take_target()?;
+    let rest = head.read(usize::MAX).to_vec();
+    Some(([target.path(), b"?", target.query()].concat(), rest))
 }
 
 /// Whether `text` is a valid configuration.

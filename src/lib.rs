@@ -9,9 +9,9 @@
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. The acceptor hands the connection to the `worker`
 //! with the fewest sessions, where it waits as a bare descriptor until one of 64 places for
-//! handshakes is free; who is slow to send its request gives the place back meanwhile. hyper reads
-//! the request in `http`, from memory; the `endpoint`
-//! for its path says how the channel is named; `ws::handshake` checks the headers. The worker makes a
+//! handshakes is free; who is slow to send its request gives the place back meanwhile. The
+//! `head` keeps the request's target as the bytes that came; hyper reads the rest in `http`, from memory. The `endpoint`
+//! for the path says how the channel is named; `ws::handshake` checks the headers. The worker makes a
 //! `session` and a subscriber of it in the `hub`; for a channel's first, its link to Redis
 //! sends SUBSCRIBE, and the handshake waits for the confirmation. Then the session gets the
 //! socket and the bytes read ahead, and sends its 101 itself: from before its
@@ -75,7 +75,7 @@
 //! | `config` | every setting: meaning, unit, default, why |
 //! | `service`, `server`, `acceptor` | signals and systemd; listeners, workers' start and stop; connections dealt out |
 //! | `worker` | one thread: where sessions, hub, broker, reactor and timers meet |
-//! | `http`, `endpoint`, `ws` | the handshake; path and query to channel; frames judged and built |
+//! | `head`, `http`, `endpoint`, `ws` | the request's head; the handshake; path and query to channel; frames judged and built |
 //! | `session`, `outbound`, `unpublished` | one connection as data; what it could not send; texts on their way |
 //! | `hub`, `wire` | channels, audiences, batches; how payloads look to clients |
 //! | `broker` | the contract, the embedded broker, Redis |
@@ -126,6 +126,7 @@ mod config;
 mod control;
 mod endpoint;
 mod handover;
+mod head;
 mod http;
 mod hub;
 mod id;
@@ -150,8 +151,8 @@ mod ws;
 pub use crate::log::{count_dropped_log_line, on_log_level};
 pub use broker::NotPublished;
 pub use config::{
-    Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, RedisAddress, RedisConfig,
-    RedisUrl, SocketMode, WireName,
+    BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, NotUtf8Policy,
+    RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
 };
 pub use control::{log_level, suspend, upgrade};
 pub use handover::refuse_hand_over;

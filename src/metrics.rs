@@ -23,6 +23,15 @@ pub(crate) enum Counter {
     TextsPublished,
     /// Clients' texts that the broker did not take, or nobody knows.
     TextsLost,
+    /// Clients' binary messages that were taken to be published; the broker's answer counts them among the
+    /// texts.
+    BinariesTaken,
+    /// Clients' binary messages that the `lua` wire ignored.
+    BinariesIgnored,
+    /// Clients' binary messages over which the WebSocket was closed.
+    BinariesRefused,
+    /// Publications that were not UTF-8 and that somebody was subscribed to.
+    PublicationsNotUtf8,
     /// Channels that were cut off from Redis for a while, each time.
     SubscriptionsLost,
     /// Times in which a worker's subscriptions were away.
@@ -33,7 +42,7 @@ pub(crate) enum Counter {
     SessionsClosed(CloseReason),
 }
 
-const PLAIN: [(Counter, &str); 9] = [
+const PLAIN: [(Counter, &str); 13] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -43,6 +52,10 @@ const PLAIN: [(Counter, &str); 9] = [
     (Counter::SubscriptionsLost, "subscriptions_lost"),
     (Counter::Gaps, "gaps"),
     (Counter::GapMillis, "gap_ms"),
+    (Counter::BinariesTaken, "binaries_taken"),
+    (Counter::BinariesIgnored, "binaries_ignored"),
+    (Counter::BinariesRefused, "binaries_refused"),
+    (Counter::PublicationsNotUtf8, "publications_not_utf8"),
 ];
 
 impl Counter {
@@ -59,6 +72,10 @@ impl Counter {
             Self::SubscriptionsLost => 6,
             Self::Gaps => 7,
             Self::GapMillis => 8,
+            Self::BinariesTaken => 9,
+            Self::BinariesIgnored => 10,
+            Self::BinariesRefused => 11,
+            Self::PublicationsNotUtf8 => 12,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
         }
     }

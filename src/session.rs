@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
+use crate::config::BinaryPolicy;
 use crate::endpoint::{Channel, Endpoint};
 use crate::id::SubscriberId;
 use crate::os;
@@ -47,6 +48,19 @@ enum Phase {
     /// FIN is sent; what the client still sends is read off, because closing a socket
     /// with unread bytes resets it, and a reset can destroy the close frame on its way.
     Ending { reason: CloseReason, until: Millis },
+}
+
+/// A client's message, for the worker to queue or to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Message<'a> {
+    /// A text to publish.
+    Text(&'a [u8]),
+    /// A binary message to publish.
+    Binary(&'a [u8]),
+    /// A binary message that the endpoint's wire reads and ignores.
+    IgnoredBinary,
+    /// A message over which the session is closed.
+    Refused(CloseReason),
 }
 
 /// What a transition asks of the worker.
@@ -227,14 +241,14 @@ impl Session {
         Outcome::Stay
     }
 
-    /// The socket has bytes, or its end, which `hung_up` announces. Texts go to `publish`, which
+    /// The socket has bytes, or its end, which `hung_up` announces. Messages go to `publish`, which
     /// says whether there is room for more.
     pub(crate) fn on_readable(
         &mut self,
         scratch: &mut [u8],
         hung_up: bool,
         now: Millis,
-        mut publish: impl FnMut(&Channel, &str) -> Flow,
+        mut publish: impl FnMut(&Channel, Message<'_>) -> Flow,
     ) -> Outcome {
         for _ in 0..READS_PER_TURN {
             if self.is_paused {
@@ -267,7 +281,7 @@ impl Session {
         &mut self,
         bytes: &mut [u8],
         now: Millis,
-        publish: &mut impl FnMut(&Channel, &str) -> Flow,
+        publish: &mut impl FnMut(&Channel, Message<'_>) -> Flow,
     ) -> Outcome {
         let phase = self.phase;
         match phase {
@@ -278,36 +292,53 @@ impl Session {
         // What a client sends before it saw that we go away is published all the same.
         let takes_texts = matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. });
         let mut replies = Vec::new();
-        let mut denied = false;
+        let mut refused = None;
         let mut closed = None;
-        let judged = self.reader.feed(bytes, self.endpoint.config.max_message_bytes, |incoming| match incoming {
-            Incoming::Text(_) if !takes_texts => Flow::Continue,
-            Incoming::Text(_) if !self.endpoint.config.publish => {
-                denied = true;
-                Flow::Stop
-            }
-            Incoming::Text(text) => {
-                if self.unpublished_texts == 0 {
-                    self.unpublished_since = now;
+        let config = &self.endpoint.config;
+        let judged = self.reader.feed(bytes, config.max_message_bytes, |incoming| {
+            let message = match incoming {
+                Incoming::Binary(_) if self.wire.ignores_binary() => Message::IgnoredBinary,
+                Incoming::Text(_) | Incoming::Binary(_) if !config.publish => {
+                    Message::Refused(CloseReason::PublishDenied)
                 }
-                self.unpublished_texts += 1;
-                self.unpublished_bytes += text.len() + TEXT_COST;
-                let flow = publish(&self.channel, text);
-                if flow == Flow::Pause || self.unpublished_bytes >= self.endpoint.config.max_unpublished_bytes {
-                    self.is_paused = true;
-                    return Flow::Pause;
+                Incoming::Binary(_) if config.binary == BinaryPolicy::Close => {
+                    Message::Refused(CloseReason::BinaryRefused)
                 }
-                Flow::Continue
+                Incoming::Text(text) => Message::Text(text.as_bytes()),
+                Incoming::Binary(payload) => Message::Binary(payload),
+                Incoming::Ping(payload) => {
+                    replies.extend_from_slice(&frame::pong(payload));
+                    return Flow::Continue;
+                }
+                Incoming::Pong => return Flow::Continue,
+                Incoming::Close(code) => {
+                    closed = Some(code);
+                    return Flow::Stop;
+                }
+            };
+            if !takes_texts {
+                return Flow::Continue;
             }
-            Incoming::Ping(payload) => {
-                replies.extend_from_slice(&frame::pong(payload));
-                Flow::Continue
+            let flow = publish(&self.channel, message);
+            match message {
+                Message::Text(payload) | Message::Binary(payload) => {
+                    if self.unpublished_texts == 0 {
+                        self.unpublished_since = now;
+                    }
+                    self.unpublished_texts += 1;
+                    self.unpublished_bytes += payload.len() + TEXT_COST;
+                }
+                Message::IgnoredBinary => return Flow::Continue,
+                Message::Refused(reason) => {
+                    refused = Some(reason);
+                    return Flow::Stop;
+                }
             }
-            Incoming::Close(code) => {
-                closed = Some(code);
-                Flow::Stop
+            if flow == Flow::Pause || self.unpublished_bytes >= config.max_unpublished_bytes {
+                self.is_paused = true;
+                return Flow::Pause;
             }
-            Incoming::Binary | Incoming::Pong => Flow::Continue,
+            Flow::Continue
         });
         let replied = if replies.is_empty() || phase != Phase::Open {
             Outcome::Stay
@@ -316,8 +347,7 @@ impl Session {
         };
         match (judged, closed) {
             (Err(reason), _) => Outcome::Close(reason),
-            (Ok(_), None) if denied => Outcome::Close(CloseReason::PublishDenied),
-            (Ok(_), None) => replied,
+            (Ok(_), None) => refused.map_or(replied, Outcome::Close),
             (Ok(_), Some(code)) => self.on_client_close(code, now),
         }
     }
@@ -463,7 +493,7 @@ impl Session {
     }
 
     /// Ends a pause: what was read and kept comes first.
-    pub(crate) fn resume(&mut self, now: Millis, publish: &mut impl FnMut(&Channel, &str) -> Flow) -> Outcome {
+    pub(crate) fn resume(&mut self, now: Millis, publish: &mut impl FnMut(&Channel, Message<'_>) -> Flow) -> Outcome {
         self.is_paused = false;
         self.alive_at = now;
         if self.reader.has_unread() { self.judge(&mut [], now, publish) } else { Outcome::Stay }

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|query: &str| {
+fuzz_target!(|query: &[u8]| {
     if let Some(channel) = webws::internals::channel(query) {
         assert!(channel.starts_with(b"chat:"));
         assert!(std::str::from_utf8(&channel).is_ok());

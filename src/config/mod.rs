@@ -1,9 +1,10 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data. `file.rs` reads it from TOML and the environment,
+//! A [`Config`] is plain data. `endpoint.rs` has what an `[[endpoint]]` says; `file.rs` reads it from TOML and the environment,
 //! `validate.rs` checks it and reports all faults at once, `redis_url.rs` reads broker
 //! addresses. May not enter: I/O. Nothing is opened before a configuration validated.
 
+mod endpoint;
 mod file;
 mod redis_url;
 mod validate;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
 pub use redis_url::{Broker, RedisAddress, RedisUrl};
 
 /// One or more faults in a configuration, a line each: where, what, and what to do.
@@ -150,90 +152,6 @@ pub struct Limits {
     /// Bytes of clients' texts that may wait for the broker in one worker (for several servers,
     /// each its share); beyond, clients are not read. Default 64 MiB.
     pub max_unpublished_bytes: usize,
-}
-
-/// One path and what happens to the WebSockets opened there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[non_exhaustive]
-pub struct EndpointConfig {
-    /// The request's path, exactly. With `channel = "path"`, what goes before `/NAME`. Default `/webws`.
-    pub path: String,
-    /// How payloads look to clients. Default `lua`.
-    pub wire: WireName,
-    /// How the channel is found in the request. Default `json`.
-    pub channel: ChannelRule,
-    /// The query argument that names the channel (`json` and `plain`). Default `channel`.
-    pub argument: String,
-    /// Goes before the channel's name in Redis. Default `chat:`.
-    pub prefix: String,
-    /// Whether clients receive what is published. Default true.
-    pub subscribe: bool,
-    /// Whether clients' texts are published; else a text is answered with close 1008. Default true.
-    pub publish: bool,
-    /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
-    pub max_message_bytes: usize,
-    /// Ping after this much silence of the client. Default 5 s, the Lua handler's; `0s` is never.
-    #[serde(with = "duration")]
-    pub ping_interval: Duration,
-    /// Give a client up after this long without a byte from it (or to it, while bytes wait
-    /// for it). Default 30 s: six pings unanswered; `0s` is never.
-    #[serde(with = "duration")]
-    pub idle_timeout: Duration,
-    /// Bytes that may wait for a client behind the message being sent to it; beyond: close 1013.
-    /// Default 1 MiB.
-    pub max_queue_bytes: usize,
-    /// Close a client whose socket takes nothing for this long while bytes wait. Default 10 s.
-    #[serde(with = "duration")]
-    pub stall_timeout: Duration,
-    /// Bytes of a client's texts that may wait for the broker; beyond, the client is not read.
-    /// Default 256 KiB.
-    pub max_unpublished_bytes: usize,
-    /// Close with 1013 when a text could not be published for this long. Default 10 s.
-    #[serde(with = "duration")]
-    pub publish_timeout: Duration,
-    /// What clients are told when messages may be missing, because a link to Redis was away.
-    /// Default `keep`, as the Lua handler.
-    pub on_gap: GapPolicy,
-    /// In a Redis Cluster: whether channels are sharded (`SPUBLISH`, `SSUBSCRIBE`), so that a message
-    /// burdens the nodes of its slot and no other; producers must use `SPUBLISH` then. It is so for
-    /// all channels with this `prefix`. Default false: `PUBLISH`, as everywhere else.
-    pub sharded: bool,
-}
-
-/// What clients are told after a gap. It is logged and counted in either case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum GapPolicy {
-    /// Nothing: the WebSocket stays open, and what comes next comes.
-    Keep,
-    /// Close with 1012, spread over `drain_time`: clients come back and fetch what they missed.
-    Close,
-}
-
-/// How payloads look to clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum WireName {
-    /// As the Lua handler: the channel's name follows the payload, a close is answered `88 00`.
-    Lua,
-    /// The payload unchanged; a close is answered with its own code (RFC 6455 §5.5.1).
-    Plain,
-}
-
-/// How the channel is found in the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum ChannelRule {
-    /// The query argument is a JSON string or number: `?channel="zhang"`.
-    Json,
-    /// The query argument as it stands: `?channel=zhang`.
-    Plain,
-    /// The path's last segment: `/webws/zhang`.
-    Path,
 }
 
 /// An address to listen on.
@@ -371,35 +289,5 @@ impl Default for Limits {
             retry_after: Duration::from_secs(2),
             max_unpublished_bytes: 64 << 20,
         }
-    }
-}
-
-impl Default for EndpointConfig {
-    fn default() -> Self {
-        Self {
-            path: "/webws".to_owned(),
-            wire: WireName::Lua,
-            channel: ChannelRule::Json,
-            argument: "channel".to_owned(),
-            prefix: "chat:".to_owned(),
-            subscribe: true,
-            publish: true,
-            max_message_bytes: 65_535,
-            ping_interval: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(30),
-            max_queue_bytes: 1 << 20,
-            stall_timeout: Duration::from_secs(10),
-            max_unpublished_bytes: 256 << 10,
-            publish_timeout: Duration::from_secs(10),
-            on_gap: GapPolicy::Keep,
-            sharded: false,
-        }
-    }
-}
-
-impl EndpointConfig {
-    /// The endpoint of the test page besides `/webws`: `/plain?channel=zhang`, payloads unchanged.
-    pub fn plain() -> Self {
-        Self { path: "/plain".to_owned(), wire: WireName::Plain, channel: ChannelRule::Plain, ..Self::default() }
     }
 }

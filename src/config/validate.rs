@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Broker, ChannelRule, Config, ConfigError, EndpointConfig, Listen, RedisAddress, RedisUrl};
+use super::{
+    BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, Listen, NotUtf8Policy, RedisAddress,
+    RedisUrl, WireName,
+};
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
 const MAX_UNIX_PATH_BYTES: usize = 107;
@@ -66,11 +69,6 @@ impl Config {
             for earlier in self.endpoints.iter().take(index) {
                 if earlier.path == endpoint.path {
                     faults.push(format!("endpoint {}: two endpoints have this path", endpoint.path));
-                } else if earlier.channel == ChannelRule::Path && is_below(&endpoint.path, &earlier.path) {
-                    faults.push(format!(
-                        "endpoint {}: endpoint {} takes its last part for a channel; put it before that one",
-                        endpoint.path, earlier.path
-                    ));
                 }
             }
             check_endpoint(&mut faults, endpoint);
@@ -117,12 +115,6 @@ fn check_sharded(faults: &mut Vec<String>, config: &Config) {
     }
 }
 
-/// Whether `path` is `above` and one more segment.
-fn is_below(path: &str, above: &str) -> bool {
-    let segment = path.strip_prefix(above).and_then(|rest| rest.strip_prefix('/'));
-    segment.is_some_and(|segment| !segment.is_empty() && !segment.contains('/'))
-}
-
 fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     let at = |setting: &str| format!("endpoint {}: {setting}", endpoint.path);
     let path = endpoint.path.as_str();
@@ -136,6 +128,11 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     if endpoint.channel != ChannelRule::Path && endpoint.argument.is_empty() {
         faults.push(at("argument is empty"));
     }
+    // A name comes in the request's head, of which no more than 32 kB are read.
+    if !(1..=32 << 10).contains(&endpoint.max_channel_bytes) {
+        faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
+    }
+    check_plain_only(faults, endpoint);
     if !endpoint.subscribe && !endpoint.publish {
         faults.push(at("neither subscribe nor publish: its clients could do nothing"));
     }
@@ -154,6 +151,34 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
         faults.push(at(
             "idle_timeout must be longer than ping_interval, and 0s without pings: a silent client may be well",
         ));
+    }
+}
+
+/// What the contract of the `lua` wire decides already.
+fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
+    let EndpointConfig { path, subprotocols, .. } = endpoint;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    for (index, name) in subprotocols.iter().enumerate() {
+        if name.is_empty() || !name.bytes().all(is_token) {
+            faults
+                .push(format!("endpoint {path}: subprotocols: '{name}' is no token (letters, digits, '-', '.', '_')"));
+        } else if subprotocols.iter().take(index).any(|earlier| earlier == name) {
+            faults.push(format!("endpoint {path}: subprotocols: '{name}' stands there twice"));
+        }
+    }
+    if endpoint.wire == WireName::Plain {
+        return;
+    }
+    for (setting, is_default) in [
+        ("subprotocols", subprotocols.is_empty()),
+        ("binary = \"publish\"", endpoint.binary == BinaryPolicy::Close),
+        ("not_utf8 = \"replace\"", endpoint.not_utf8 == NotUtf8Policy::Binary),
+    ] {
+        if !is_default {
+            faults.push(format!(
+                "endpoint {path}: {setting} needs wire = \"plain\": the lua wire does as the Lua handler did"
+            ));
+        }
     }
 }
 
@@ -212,9 +237,28 @@ mod tests {
         config.limits.max_handshakes = usize::MAX;
         config.listen = vec!["unix:/a".parse().unwrap(), "unix:/a".parse().unwrap()];
         let news = |path: &str, channel| EndpointConfig { path: path.to_owned(), channel, ..EndpointConfig::default() };
-        config.endpoints = vec![news("/n", ChannelRule::Path), news("/n/s", ChannelRule::Json)];
+        config.endpoints = vec![news("/n", ChannelRule::Path), news("/n", ChannelRule::Json)];
         assert_eq!(config.validate().unwrap_err().faults().count(), 3);
-        config.endpoints.reverse();
-        assert_eq!(config.validate().unwrap_err().faults().count(), 2);
+    }
+
+    #[test]
+    fn what_the_lua_wire_decides_cannot_be_set_there() {
+        let mut endpoint = EndpointConfig {
+            subprotocols: vec!["a".to_owned(), "a".to_owned(), "b,c".to_owned(), String::new()],
+            binary: BinaryPolicy::Publish,
+            not_utf8: NotUtf8Policy::Replace,
+            max_channel_bytes: 0,
+            ..EndpointConfig::default()
+        };
+        let faults = |endpoint: &EndpointConfig| {
+            let config = Config { endpoints: vec![endpoint.clone()], ..Config::default() };
+            config.validate().map_or_else(|error| error.faults().count(), |()| 0)
+        };
+        assert_eq!(faults(&endpoint), 7);
+        endpoint.wire = WireName::Plain;
+        assert_eq!(faults(&endpoint), 4);
+        endpoint.subprotocols.truncate(1);
+        endpoint.max_channel_bytes = 32 << 10;
+        assert_eq!(faults(&endpoint), 0);
     }
 }

@@ -106,7 +106,7 @@ impl Session {
         Some(Portable {
             endpoint: self.endpoint.config.path.clone(),
             channel: ByteBuf::from(&*self.channel),
-            wire: self.wire,
+            wire: self.wire.portable(),
             closing,
             unread: ByteBuf::from(unread),
             unfinished,
@@ -139,7 +139,8 @@ impl Session {
         if portable.begun_frame_bytes > portable.unsent.len() {
             return Err(NotASession::Unsent);
         }
-        let mut session = Self::new(endpoint, channel, portable.wire, now);
+        let wire = portable.wire.adopted(endpoint.config.not_utf8);
+        let mut session = Self::new(endpoint, channel, wire, now);
         session.socket = Some(socket);
         session.phase = match portable.closing {
             None => Phase::Open,
@@ -188,9 +189,9 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::EndpointConfig;
+    use crate::config::{BinaryPolicy, EndpointConfig, NotUtf8Policy};
     use crate::outbound::Batch;
-    use crate::session::Outcome;
+    use crate::session::{Message, Outcome};
     use crate::ws::reader::Flow;
     use proptest::prelude::*;
     use std::io::{Read, Write};
@@ -202,11 +203,21 @@ mod tests {
         Rc::new(Endpoint::new(EndpointConfig::default()))
     }
 
+    /// An endpoint whose clients may publish binary messages.
+    fn plain() -> Rc<Endpoint> {
+        let config = EndpointConfig { binary: BinaryPolicy::Publish, ..EndpointConfig::plain() };
+        Rc::new(Endpoint::new(config))
+    }
+
     /// A session of a client, who gets the other end.
     fn open(now: Millis) -> (Session, UnixStream) {
+        open_at(endpoint(), Wire::Lua { name_at: 5 }, now)
+    }
+
+    fn open_at(endpoint: Rc<Endpoint>, wire: Wire, now: Millis) -> (Session, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut session = Session::new(endpoint(), Channel::from_static(b"chat:a"), Wire::Lua { name_at: 5 }, now);
+        let mut session = Session::new(endpoint, Channel::from_static(b"chat:a"), wire, now);
         assert_eq!(session.attach(ours.into(), b"101", now), Outcome::Stay);
         (session, theirs)
     }
@@ -215,7 +226,7 @@ mod tests {
     fn moved(session: &mut Session, now: Millis, there: Millis) -> Session {
         let words = rmp_serde::to_vec_named(&session.portable(now).unwrap()).unwrap();
         let portable = rmp_serde::from_slice(&words).unwrap();
-        let moved = Session::adopt(portable, endpoint(), session.socket.take().unwrap(), there).unwrap();
+        let moved = Session::adopt(portable, session.endpoint.clone(), session.socket.take().unwrap(), there).unwrap();
         assert_eq!(moved.portable(there), session.portable(now), "nothing is lost on the way");
         moved
     }
@@ -226,25 +237,39 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever it is cut, each half read by another process, the same texts come out.
+        /// Wherever it is cut, each half read by another process, the same messages come out.
         #[test]
-        fn what_a_client_sends_is_read_on_byte_by_byte(cut in 0_usize..46) {
-            let stream = [frame(0x01, b"one, "), frame(0x89, b"ping"), frame(0x80, "zwei é".as_bytes()), frame(0x81, b"3")];
+        fn what_a_client_sends_is_read_on_byte_by_byte(cut in 0_usize..78) {
+            let stream = [
+                frame(0x01, b"one, "),
+                frame(0x89, b"ping"),
+                frame(0x80, "zwei é".as_bytes()),
+                frame(0x81, b"3"),
+                frame(0x02, b"\xff\x00"),
+                frame(0x00, b""),
+                frame(0x80, b"\xfe"),
+                frame(0x82, b"\xe4"),
+            ];
             let stream = stream.concat();
-            let (mut session, mut client) = open(NOW);
-            let mut texts = Vec::new();
+            let (mut session, mut client) = open_at(plain(), Wire::Plain, NOW);
+            let mut messages = Vec::new();
             let mut scratch = vec![0; 1_000];
             let (before, behind) = stream.split_at(cut.min(stream.len()));
             for part in [before, behind] {
                 client.write_all(part).unwrap();
-                let keep = |_: &Channel, text: &str| {
-                    texts.push(text.to_owned());
+                let keep = |_: &Channel, message: Message<'_>| {
+                    messages.push(match message {
+                        Message::Text(text) => ("text", text.to_vec()),
+                        Message::Binary(bytes) => ("binary", bytes.to_vec()),
+                        other => panic!("{other:?}"),
+                    });
                     Flow::Continue
                 };
                 prop_assert_eq!(session.on_readable(&mut scratch, false, NOW, keep), Outcome::Stay);
                 session = moved(&mut session, NOW, NOW);
             }
-            prop_assert_eq!(texts, ["one, zwei é", "3"]);
+            let expected = [("text", "one, zwei é".as_bytes()), ("text", b"3"), ("binary", b"\xff\x00\xfe"), ("binary", b"\xe4")];
+            prop_assert_eq!(messages, expected.map(|(kind, bytes)| (kind, bytes.to_vec())));
         }
 
         /// The decoder takes any bytes.
@@ -338,6 +363,25 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let session = Session::adopt(portable, endpoint(), ours.into(), NOW).unwrap();
         assert!(session.is_open() && session.pinged_at == 0 && session.heard_at == NOW - 1);
+    }
+
+    #[test]
+    fn how_what_is_not_utf8_looks_follows_the_endpoint_of_the_process_that_goes_on() {
+        let replace =
+            Rc::new(Endpoint::new(EndpointConfig { not_utf8: NotUtf8Policy::Replace, ..EndpointConfig::plain() }));
+        for (from, wire, to, adopted) in [
+            (plain(), Wire::Plain, replace.clone(), Wire::PlainText),
+            (replace.clone(), Wire::PlainText, plain(), Wire::Plain),
+            (replace.clone(), Wire::PlainText, replace.clone(), Wire::PlainText),
+            // An open session keeps the wire of its handshake.
+            (endpoint(), Wire::Lua { name_at: 5 }, replace, Wire::Lua { name_at: 5 }),
+        ] {
+            let (mut session, _client) = open_at(from, wire, NOW);
+            let words = rmp_serde::to_vec_named(&session.portable(NOW).unwrap()).unwrap();
+            let portable = rmp_serde::from_slice(&words).unwrap();
+            let there = Session::adopt(portable, to, session.socket.take().unwrap(), NOW).unwrap();
+            assert_eq!(there.wire, adopted);
+        }
     }
 
     #[test]

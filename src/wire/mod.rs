@@ -9,6 +9,7 @@ pub(crate) mod json;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::config::NotUtf8Policy;
 use crate::ws::frame;
 
 /// How payloads look to a client of one channel.
@@ -20,23 +21,60 @@ pub(crate) enum Wire {
         /// Where the name starts in the channel.
         name_at: usize,
     },
-    /// The payload unchanged.
+    /// The payload unchanged: as a text, or as a binary message where it is not UTF-8.
     Plain,
+    /// The payload as a text always.
+    ///
+    /// In the snapshot of a session it is [`Wire::Plain`], and the endpoint of the process that goes on
+    /// says which of the two it becomes: a reload changes it, and an older version knows it.
+    #[serde(skip)]
+    PlainText,
+}
+
+/// What a payload turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoded {
+    Utf8,
+    NotUtf8,
 }
 
 impl Wire {
-    /// Appends the text frame for `payload` on `channel`. Each byte of the payload that is
-    /// not UTF-8 becomes U+FFFD: a text frame must be valid (RFC 6455 §5.6), and a browser
-    /// would end the connection over it.
-    pub(crate) fn encode(self, channel: &[u8], payload: &[u8], out: &mut BytesMut) {
+    /// Appends the frame for `payload` on `channel`. In a text each byte that is not UTF-8 becomes
+    /// U+FFFD: a text frame must be valid (RFC 6455 §5.6), and a browser would end the connection over it.
+    pub(crate) fn encode(self, channel: &[u8], payload: &[u8], out: &mut BytesMut) -> Encoded {
         let suffix = match self {
             Self::Lua { name_at } => channel.get(name_at..).unwrap_or_default(),
-            Self::Plain => &[],
+            Self::Plain | Self::PlainText => &[],
         };
         if std::str::from_utf8(payload).is_ok() {
             put_frame(payload, suffix, out);
+            return Encoded::Utf8;
+        }
+        if self == Self::Plain {
+            out.reserve(frame::MAX_HEADER_BYTES + payload.len());
+            frame::put_binary_header(out, payload.len());
+            out.put_slice(payload);
         } else {
             put_frame(&replace_bad_bytes(payload), suffix, out);
+        }
+        Encoded::NotUtf8
+    }
+
+    /// Whether a client's binary message is read and ignored, as the Lua handler did.
+    pub(crate) fn ignores_binary(self) -> bool {
+        matches!(self, Self::Lua { .. })
+    }
+
+    /// How it is written in the snapshot of a session.
+    pub(crate) fn portable(self) -> Self {
+        if self == Self::PlainText { Self::Plain } else { self }
+    }
+
+    /// What a wire out of a snapshot becomes at an endpoint that treats payloads so.
+    pub(crate) fn adopted(self, not_utf8: NotUtf8Policy) -> Self {
+        match (self, not_utf8) {
+            (Self::Plain, NotUtf8Policy::Replace) => Self::PlainText,
+            (other, _) => other,
         }
     }
 
@@ -45,7 +83,7 @@ impl Wire {
         match self {
             Self::Lua { .. } => frame::close(None, ""),
             // RFC 6455 §5.5.1: typically echoes the status code it received.
-            Self::Plain => frame::close(code, ""),
+            Self::Plain | Self::PlainText => frame::close(code, ""),
         }
     }
 }
@@ -89,9 +127,18 @@ mod tests {
     #[test]
     fn bytes_that_are_not_utf8_are_replaced_one_by_one() {
         assert_eq!(
-            encoded(Wire::Plain, b"a\xe4\xb8z"),
+            encoded(Wire::PlainText, b"a\xe4\xb8z"),
             "\u{81}".bytes().skip(1).chain([8]).chain("a\u{fffd}\u{fffd}z".bytes()).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn the_plain_wire_delivers_what_is_not_utf8_as_a_binary_message_unchanged() {
+        assert_eq!(encoded(Wire::Plain, b"a\xe4\xb8z"), b"\x82\x04a\xe4\xb8z");
+        let long = encoded(Wire::Plain, &[0xff; 70_000]);
+        assert_eq!(long[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0x11, 0x70]);
+        assert!(long.len() == 70_010 && frame::len_of_first(&long) == Some(70_010));
+        assert_eq!(encoded(Wire::Lua { name_at: 5 }, b"\xff"), b"\x81\x08\xef\xbf\xbdzhang");
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::metrics::{Counter, Shard};
 use crate::os::descriptors::Lent;
 use crate::outbound::Batch;
 use crate::reactor::{Ready, Registrar};
-use crate::session::{Outcome, SCRATCH_BYTES, Session};
+use crate::session::{Message, Outcome, SCRATCH_BYTES, Session};
 use crate::throttle::Throttle;
 use crate::unpublished::Unpublished;
 use crate::wheel::Wheel;
@@ -155,9 +155,10 @@ impl Core {
         session.registered = wants;
         let mut outcome = session.attach(socket, head, now);
         if outcome == Outcome::Stay && !read_ahead.is_empty() {
-            let unpublished = &mut self.unpublished;
-            let mut bytes = read_ahead.to_vec();
-            outcome = session.judge(&mut bytes, now, &mut |channel, text| queue(unpublished, channel, text, key, now));
+            let (unpublished, shard) = (&mut self.unpublished, &self.shard);
+            let mut publish =
+                |channel: &Channel, message: Message<'_>| queue(unpublished, shard, channel, message, key, now);
+            outcome = session.judge(&mut read_ahead.to_vec(), now, &mut publish);
         }
         self.settle(key, outcome, now);
     }
@@ -177,8 +178,9 @@ impl Core {
                 held.push(key);
             }
         } else if ready.readable && outcome == Outcome::Stay {
-            let unpublished = &mut self.unpublished;
-            let mut publish = |channel: &Channel, text: &str| queue(unpublished, channel, text, key, now);
+            let (unpublished, shard) = (&mut self.unpublished, &self.shard);
+            let mut publish =
+                |channel: &Channel, message: Message<'_>| queue(unpublished, shard, channel, message, key, now);
             if session.may_resume() {
                 outcome = session.resume(now, &mut publish);
             }
@@ -326,6 +328,7 @@ impl Core {
         let Self { hub, sessions, unsettled, .. } = self;
         let flushed = hub.flush(&mut Delivery { sessions, unsettled, now });
         self.shard.add(Counter::FramesDelivered, flushed.frames);
+        self.shard.add(Counter::PublicationsNotUtf8, flushed.not_utf8);
         for (key, outcome) in std::mem::take(&mut self.unsettled) {
             self.guarded(key, now, |core| core.settle(key, outcome, now));
         }
@@ -453,10 +456,32 @@ fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&m
     (*generation == key.generation).then_some(session)
 }
 
-/// Queues a client's text; says whether the client should be read on.
-fn queue(unpublished: &mut Unpublished, channel: &Channel, text: &str, key: SessionKey, now: Millis) -> Flow {
-    let payload = Bytes::copy_from_slice(text.as_bytes());
+/// Queues or counts a client's message; says whether the client should be read on.
+fn queue(
+    unpublished: &mut Unpublished,
+    shard: &Shard,
+    channel: &Channel,
+    message: Message<'_>,
+    key: SessionKey,
+    now: Millis,
+) -> Flow {
+    let payload = match message {
+        Message::Text(payload) => payload,
+        Message::Binary(payload) => {
+            shard.add(Counter::BinariesTaken, 1);
+            payload
+        }
+        Message::IgnoredBinary => {
+            shard.add(Counter::BinariesIgnored, 1);
+            return Flow::Continue;
+        }
+        Message::Refused(reason) => {
+            shard.add(Counter::BinariesRefused, u64::from(reason == CloseReason::BinaryRefused));
+            return Flow::Stop;
+        }
+    };
     let node = unpublished.node_of(channel);
+    let payload = Bytes::copy_from_slice(payload);
     unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key), since: now });
     if unpublished.is_full(node) { Flow::Pause } else { Flow::Continue }
 }

@@ -5,6 +5,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 const FIN_TEXT: u8 = 0x81;
+const FIN_BINARY: u8 = 0x82;
 const FIN_CLOSE: u8 = 0x88;
 const FIN_PING: u8 = 0x89;
 const FIN_PONG: u8 = 0x8a;
@@ -17,7 +18,16 @@ pub(crate) const PING: &[u8] = &[FIN_PING, 0];
 
 /// Appends the header of a text frame whose payload has `len` bytes.
 pub(crate) fn put_text_header(out: &mut BytesMut, len: usize) {
-    out.put_u8(FIN_TEXT);
+    put_header(FIN_TEXT, out, len);
+}
+
+/// Appends the header of a binary frame whose payload has `len` bytes.
+pub(crate) fn put_binary_header(out: &mut BytesMut, len: usize) {
+    put_header(FIN_BINARY, out, len);
+}
+
+fn put_header(first: u8, out: &mut BytesMut, len: usize) {
+    out.put_u8(first);
     match (u8::try_from(len), u16::try_from(len)) {
         (Ok(short @ 0..=125), _) => out.put_u8(short),
         (_, Ok(medium)) => {

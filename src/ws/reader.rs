@@ -18,8 +18,8 @@ use crate::close::CloseReason;
 pub(crate) enum Incoming<'a> {
     /// A text message.
     Text(&'a str),
-    /// A binary message: nobody's business on a text bridge.
-    Binary,
+    /// A binary message.
+    Binary(&'a [u8]),
     /// A ping and its payload, at most 125 bytes.
     Ping(&'a [u8]),
     /// A pong, asked for or not.
@@ -125,7 +125,7 @@ impl Reader {
         }
     }
 
-    /// What can be said before the payload is there.
+    /// What can be said before the payload is there, and of a header that is not whole.
     fn check(&self, frame: &Frame, max_message_bytes: usize) -> Result<(), CloseReason> {
         match frame.opcode {
             OpCode::Control(_) if !frame.is_final || frame.payload_bytes > 125 => Err(CloseReason::ProtocolError),
@@ -162,7 +162,6 @@ impl Reader {
         let message = self
             .unfinished
             .get_or_insert_with(|| Box::new(Unfinished { is_text: data == Data::Text, payload: Vec::new() }));
-        // Of a binary message only the length matters: it is not handed on.
         message.payload.extend_from_slice(payload);
         match frame.is_final.then(|| self.unfinished.take()).flatten() {
             Some(whole) => hand_over(whole.is_text, &whole.payload, on),
@@ -173,7 +172,7 @@ impl Reader {
 
 fn hand_over(is_text: bool, payload: &[u8], on: &mut impl FnMut(Incoming<'_>) -> Flow) -> Result<Flow, CloseReason> {
     if !is_text {
-        return Ok(on(Incoming::Binary));
+        return Ok(on(Incoming::Binary(payload)));
     }
     let text = std::str::from_utf8(payload).map_err(|_| CloseReason::InvalidText)?;
     Ok(on(Incoming::Text(text)))
@@ -188,8 +187,24 @@ struct Frame {
     payload_bytes: usize,
 }
 
+/// The longest header of a client's frame: 2 bytes, a 64-bit length and the mask.
+const MAX_HEADER_BYTES: usize = 14;
+
+/// Reads a header of which two bytes are there. What has not come reads as zeros, so that a frame is
+/// judged as soon as its first bytes or its length tell enough: a client need not send a mask to learn
+/// that its message is too long. Its payload is not there before its header is.
 fn parse_header(bytes: &[u8]) -> Result<Option<Frame>, CloseReason> {
-    let mut cursor = Cursor::new(bytes);
+    if bytes.len() < 2 {
+        return Ok(None);
+    }
+    let mut padded = [0; MAX_HEADER_BYTES];
+    let header = if bytes.len() < MAX_HEADER_BYTES {
+        padded.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+        &padded
+    } else {
+        bytes
+    };
+    let mut cursor = Cursor::new(header);
     let parsed = FrameHeader::parse(&mut cursor).map_err(|_| CloseReason::ProtocolError)?;
     let Some((header, length)) = parsed else { return Ok(None) };
     // No extension was agreed on, so every RSV bit is a fault (§5.2); a client masks (§5.1).
@@ -256,7 +271,7 @@ mod tests {
     #[derive(Debug, Clone, PartialEq, Eq)]
     enum Event {
         Text(String),
-        Binary,
+        Binary(Vec<u8>),
         Ping(Vec<u8>),
         Pong,
         Close(Option<u16>),
@@ -290,7 +305,7 @@ mod tests {
     fn kept(incoming: &Incoming<'_>) -> Event {
         match incoming {
             Incoming::Text(text) => Event::Text((*text).to_owned()),
-            Incoming::Binary => Event::Binary,
+            Incoming::Binary(payload) => Event::Binary(payload.to_vec()),
             Incoming::Ping(payload) => Event::Ping(payload.to_vec()),
             Incoming::Pong => Event::Pong,
             Incoming::Close(code) => Event::Close(*code),
@@ -356,7 +371,8 @@ mod tests {
             Flow::Continue
         });
         let text = |text: &str| Event::Text(text.to_owned());
-        let expected = [text("a"), Event::Ping(b"p".to_vec()), text("z\u{fc}"), Event::Binary, Event::Pong, text("")];
+        let binary = Event::Binary(b"\xff".to_vec());
+        let expected = [text("a"), Event::Ping(b"p".to_vec()), text("z\u{fc}"), binary, Event::Pong, text("")];
         assert_eq!((flow, &events[..]), (Ok(Flow::Continue), &expected[..]));
         assert!(!reader.has_unread() && reader.unread.capacity() == 0 && reader.unfinished.is_none());
     }
@@ -410,15 +426,29 @@ mod tests {
 
     #[test]
     fn what_is_too_big_is_refused_before_it_is_there() {
-        assert_refused(&[frame(TEXT, &[b'x'; MAX + 1])[..8].to_vec()], CloseReason::TooBig);
-        assert_refused(&[frame(BINARY, &[b'x'; MAX + 1])[..8].to_vec()], CloseReason::TooBig);
+        // As soon as the length is there, which is before the mask.
+        assert_refused(&[frame(TEXT, &[b'x'; MAX + 1])[..4].to_vec()], CloseReason::TooBig);
+        assert_refused(&[frame(BINARY, &[b'x'; MAX + 1])[..4].to_vec()], CloseReason::TooBig);
         let half = frame(TEXT & NOT_LAST, &[b'x'; MAX / 2]);
-        assert_refused(&[half.clone(), frame(0x80, &[b'x'; MAX / 2 + 1])[..8].to_vec()], CloseReason::TooBig);
-        for length in [u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 32] {
-            assert_refused(&[[&[TEXT, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat()], CloseReason::TooBig);
+        assert_refused(&[half.clone(), frame(0x80, &[b'x'; MAX / 2 + 1])[..4].to_vec()], CloseReason::TooBig);
+        let most = frame(TEXT & NOT_LAST, &[b'x'; MAX - 10]);
+        assert_refused(&[most, frame(0x80, &[b'x'; 11])[..2].to_vec()], CloseReason::TooBig);
+        for length in [u64::MAX, 1 << 63, (1 << 63) - 1, 0x7fff_ffff, 1 << 32, MAX as u64 + 1] {
+            assert_refused(&[[&[TEXT, 0xff][..], &length.to_be_bytes()].concat()], CloseReason::TooBig);
         }
         let (events, end) = read_whole(&[half, frame(0x80, &[b'x'; MAX / 2])].concat());
         assert_eq!((events, end), (vec![Event::Text("x".repeat(MAX))], End::Open));
+    }
+
+    #[test]
+    fn what_two_bytes_tell_is_judged_when_they_are_there() {
+        for bytes in [[TEXT | 0x40, 0x81], [0x83, 0x80], [TEXT, 1], [PING & NOT_LAST, 0x80], [0x80, 0x80], [0x00, 0xfe]]
+        {
+            assert_refused(&[bytes.to_vec()], CloseReason::ProtocolError);
+        }
+        // A control frame's length is in its second byte, or it is too long as soon as that is there.
+        assert_refused(&[vec![PING, 0xfe, 0, 126]], CloseReason::ProtocolError);
+        assert_refused(&[vec![CLOSE, 0xff, 0, 0, 0, 0, 0, 0, 1, 0]], CloseReason::ProtocolError);
     }
 
     #[test]
@@ -497,7 +527,7 @@ mod tests {
         let mut end = |events: &mut Vec<Event>, stream: &mut Chunks| loop {
             events.push(match context.read(stream) {
                 Ok(Message::Text(text)) => Event::Text(text.as_str().to_owned()),
-                Ok(Message::Binary(_)) => Event::Binary,
+                Ok(Message::Binary(payload)) => Event::Binary(payload.to_vec()),
                 Ok(Message::Ping(payload)) => Event::Ping(payload.to_vec()),
                 Ok(Message::Pong(_)) => Event::Pong,
                 Ok(Message::Close(close)) => {
@@ -620,7 +650,7 @@ mod tests {
                     // They found it in a fragment: until its message ends we hear control frames only.
                     prop_assert!(ours.starts_with(&theirs), "{ours:?} {theirs:?}");
                     let rest = &ours[theirs.len()..];
-                    let is_control = |event: &Event| !matches!(event, Event::Text(_) | Event::Binary);
+                    let is_control = |event: &Event| !matches!(event, Event::Text(_) | Event::Binary(_));
                     prop_assert!(rest.iter().all(is_control), "{rest:?} in a text that is not UTF-8");
                 }
                 (End::Fault(CloseReason::ProtocolError), Theirs::Closed) => {

@@ -49,7 +49,8 @@ fn rows(readme: &str) -> Vec<(String, String, String)> {
     let row = |line: &str| {
         let mut cells = line.trim().strip_prefix('|')?.strip_suffix('|')?.splitn(3, '|');
         let (name, default, meaning) = (code(cells.next()?)?, code(cells.next()?)?, cells.next()?);
-        let is_setting = name.bytes().all(|byte| byte.is_ascii_lowercase() || b"_.".contains(&byte));
+        let is_setting =
+            name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.".contains(&byte));
         is_setting.then(|| (name, default, meaning.trim().to_owned()))
     };
     readme.lines().filter_map(row).collect()

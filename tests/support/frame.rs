@@ -46,7 +46,7 @@ pub(crate) fn take_frame(bytes: &mut BytesMut) -> Result<Option<Frame>, String> 
     if first & 0xf0 != 0x80 {
         return fault("a frame without FIN, or with RSV bits");
     }
-    if ![TEXT, CLOSE, PING, PONG].contains(&(first & 0x0f)) {
+    if ![TEXT, BINARY, CLOSE, PING, PONG].contains(&(first & 0x0f)) {
         return fault("a frame of an opcode that it never sends");
     }
     if second & 0x80 != 0 {
@@ -165,7 +165,7 @@ mod tests {
     fn frames_that_no_server_may_send_are_faults() {
         let masked = client_frame(0x81, b"x");
         let overlong: &[u8] = &[0x81, 126, 0, 1, b'x'];
-        let faults = [&masked[..], overlong, &[0x01, 0], &[0xc1, 0], &[0x82, 0], &[0x83, 0]];
+        let faults = [&masked[..], overlong, &[0x01, 0], &[0xc1, 0], &[0x80, 0], &[0x83, 0]];
         for fault in faults {
             assert!(take_frame(&mut BytesMut::from(fault)).is_err(), "{}", hex(fault));
         }
