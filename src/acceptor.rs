@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::errno::Errno;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,6 +29,9 @@ const MAX_REFUSING: usize = 1_024;
 /// How long a refused client may take to send its request.
 const REFUSING: Duration = Duration::from_secs(1);
 
+/// Between two looks at whether a descriptor is free.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Where connections go into a worker.
 #[derive(Debug)]
 pub(crate) struct Inlet {
@@ -42,6 +46,9 @@ pub(crate) struct Entrance {
     is_open: Mutex<bool>,
     opened: watch::Sender<bool>,
     inlets: Vec<Inlet>,
+    /// The first descriptor that is not for connections: links to the broker need some when they are lost, and
+    /// whoever connects and says nothing must not have them.
+    reserved_from: usize,
     /// The answer to connections beyond `limits.max_handshakes`.
     overflow: Bytes,
 }
@@ -58,10 +65,11 @@ impl Inlet {
 }
 
 impl Entrance {
-    pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration) -> Self {
+    /// Connections get the descriptors below `reserved_from`.
+    pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration, reserved_from: usize) -> Self {
         let head = format!("503 Service Unavailable\r\nRetry-After: {}", retry_after.as_secs().max(1));
         let overflow = http::plain_answer(&head, "too many handshakes wait: try again in a while");
-        Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open), inlets, overflow }
+        Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open), inlets, reserved_from, overflow }
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
@@ -114,7 +122,7 @@ impl Entrance {
                         guard.clear_ready();
                     }
                 }
-                Err(error) => wait_for_room(&error).await,
+                Err(error) => self.wait_for_room(guard.get_inner().as_fd(), &error).await,
             }
             while refusing.try_join_next().is_some() {}
             tokio::task::yield_now().await;
@@ -126,7 +134,13 @@ impl Entrance {
         let is_open = self.lock();
         for _ in 0..if *is_open { ACCEPTS_PER_TURN } else { 0 } {
             match os::socket::accept(listener) {
-                Ok(socket) => self.deal(socket, refusing),
+                Ok(socket) => {
+                    let was_room = os::limit::is_below(&socket, self.reserved_from);
+                    self.deal(socket, refusing);
+                    if !was_room {
+                        return Err(Errno::EMFILE.into());
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 // The peer was faster.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
@@ -135,6 +149,24 @@ impl Entrance {
             }
         }
         Ok(false)
+    }
+
+    /// Out of descriptors or memory: the backlog keeps what comes until there is room.
+    async fn wait_for_room(&self, listener: BorrowedFd<'_>, error: &io::Error) {
+        static NO_ROOM: Throttle = Throttle::per_minute();
+        if NO_ROOM.allows() {
+            tracing::error!(
+                %error,
+                "no connection can be accepted ({error}); they wait in the backlog: raise LimitNOFILE or lower \
+                 limits.max_sessions"
+            );
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if os::limit::has_room(listener, self.reserved_from) {
+                return;
+            }
+        }
     }
 
     fn deal(&self, socket: OwnedFd, refusing: &mut JoinSet<()>) {
@@ -163,18 +195,6 @@ pub(crate) async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
         std::task::Poll::Pending
     })
     .await
-}
-
-/// Out of descriptors or memory: the backlog keeps what comes until there is room.
-async fn wait_for_room(error: &io::Error) {
-    static NO_ROOM: Throttle = Throttle::per_minute();
-    if NO_ROOM.allows() {
-        tracing::error!(
-            %error,
-            "no connection can be accepted ({error}); they wait in the backlog: raise LimitNOFILE or lower limits.max_sessions"
-        );
-    }
-    tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
 /// Answers without looking at the request.

@@ -39,14 +39,14 @@
 //! A worker's subscribing link proves that it hears by a `probe`: numbers that the worker publishes to
 //! itself, through the link that its clients' texts take. One that Redis took and that does not come
 //! back ends the link, as its errors and unanswered commands do; an audit compares the number of
-//! subscriptions. The link is made again with backoff and all wanted channels, in chunks. The time between the
+//! subscriptions, and a server that says that it is no master any more is left. The link is made again with backoff and all wanted channels, in chunks. The time between the
 //! last message and the last confirmation is a gap: logged, counted, and told to the clients whose
 //! endpoint says so. Sessions stay, texts wait, `/readyz` says what is wrong.
 //!
 //! # When another process takes over
 //! `handover` starts the binary anew and tells it the listeners and the names of all channels; the new
 //! process subscribes them in workers that rest. Then the old workers rest as well: nobody is read, what
-//! Redis has is answered for. A mark is published on a channel that all links of both processes have
+//! Redis has is answered for. A mark that only they can sign is published on a channel that all links of both processes have
 //! subscribed, and each stops reading its stream right there: up to it the old process delivers, from it on
 //! the new one. The sessions follow, each as words and its descriptor. The new process says that it
 //! serves, and goes on; until then, the old one can, from the same mark. Where there is a time without

@@ -31,8 +31,9 @@ const MAX_REQUESTS: usize = 1_024;
 /// What a hand-over may have asked of a worker that has not done it yet.
 const MAX_ASKS: usize = 8;
 
-/// Descriptors kept back from sessions: listeners, links, logs, epolls, a spare.
-const RESERVED_DESCRIPTORS: usize = 128;
+/// Descriptors of connections that are not for sessions: who comes when all places are taken is told so. Listeners,
+/// links and epolls are among them.
+pub(crate) const NO_SESSIONS: usize = 88;
 
 /// Why a server does not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -291,10 +292,16 @@ impl Server {
         self.seeds.len()
     }
 
+    /// How many descriptors connections may have.
+    fn for_connections(&self) -> usize {
+        let links = self.deployment.as_ref().map_or(0, |deployment| deployment.links(self.seeds.len()));
+        os::limit::for_connections(links)
+    }
+
     /// How many sessions it admits: the setting, or what the descriptor limit allows.
     pub(crate) fn max_sessions(&self) -> usize {
         match self.config.limits.max_sessions {
-            0 => os::limit::descriptors().saturating_sub(RESERVED_DESCRIPTORS).max(1),
+            0 => self.for_connections().saturating_sub(NO_SESSIONS).max(1),
             limit => limit,
         }
     }
@@ -323,7 +330,7 @@ impl Server {
 
     /// Starts the workers.
     pub(crate) fn start(self) -> Result<Running, ServerError> {
-        let max_sessions = self.max_sessions();
+        let (max_sessions, for_connections) = (self.max_sessions(), self.for_connections());
         let (orders, ordered) = watch::channel(Order::Serve);
         let (mut inlets, mut ends) = (Vec::new(), Vec::new());
         let mut requests = Some(self.requests.1);
@@ -361,7 +368,7 @@ impl Server {
             ends,
             orders,
             asks,
-            entrance: Arc::new(Entrance::new(!self.rests, inlets, retry_after)),
+            entrance: Arc::new(Entrance::new(!self.rests, inlets, retry_after, for_connections)),
         })
     }
 }

@@ -18,7 +18,7 @@ use crate::handover::protocol::{Line, ProtocolError};
 use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, Site};
 use crate::metrics::{Metrics, Shard};
 use crate::os;
-use crate::server::{Ending, Running, Server, ServerError};
+use crate::server::{Ending, NO_SESSIONS, Running, Server, ServerError};
 
 /// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
 const SOCKET_NAME: &str = "ws";
@@ -44,9 +44,7 @@ pub enum Extra {
 /// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
 /// process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
-    if let Err(error) = os::limit::raise_descriptors() {
-        tracing::debug!(%error, "the descriptor limit cannot be raised: {error}");
-    }
+    raise_limits(&config);
     let signals = |kind| signal(kind).map_err(|error| ServerError::Activation(format!("signals: {error}")));
     let (mut term, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     let mut upgrade = signals(SignalKind::user_defined2())?;
@@ -54,7 +52,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let program = Program::own();
     let broker = config.broker.to_string();
     let control = config.control.clone();
-    let found = Predecessor::find().map_err(|error| ServerError::HandOver(error.to_string()))?;
+    let found = Predecessor::find(Some(&broker)).map_err(|error| ServerError::HandOver(error.to_string()))?;
     let mut legacy = None;
     let (predecessor, server) = match found {
         None => (None, listen(config, &mut legacy)),
@@ -165,6 +163,22 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             ended
         }
         () = watchdog => Ok(()),
+    }
+}
+
+/// As many descriptors as the settings ask for, where the process may: a reload keeps the limits of the process before.
+fn raise_limits(config: &Config) {
+    let max_sessions = config.limits.max_sessions;
+    let wanted = if max_sessions == 0 { 0 } else { max_sessions + NO_SESSIONS + os::limit::MAKING_LINKS };
+    if let Err(error) = os::limit::raise_descriptors(wanted) {
+        let limit = os::limit::descriptors();
+        tracing::warn!(
+            %error,
+            limit,
+            wanted,
+            "limits.max_sessions needs {wanted} descriptors, the limit is {limit}: raise LimitNOFILE and restart (a \
+             reload keeps the limits of the process before)"
+        );
     }
 }
 

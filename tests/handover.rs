@@ -296,7 +296,7 @@ async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
     // A broker that is away: the old one serves on.
     let dead = format!("redis://127.0.0.1:{}", crate::support::free_port());
     std::fs::write(&file, good.replace(&stage.redis.url(), &dead)).unwrap();
-    stage.fails("could be subscribed").await;
+    stage.fails("links to redis://").await;
     // Fewer workers, another endpoint; and a place where it listens no more.
     let tcp = good.lines().next().unwrap().rsplit('"').nth(1).unwrap().to_owned();
     let fewer = format!("socket_mode = \"0600\"\n{good}")

@@ -27,10 +27,12 @@ needed=(
     nginx                    nginx
     redis-server             redis-server
     redis-cli                redis-tools
+    ip                       iproute2
     chromium                 chromium
     chromedriver             chromium-driver
     systemd-analyze          systemd
     systemd-socket-activate  systemd
+    prlimit                  util-linux
     # ring, the TLS library's cryptography, and jemalloc are partly C
     cc                       gcc
     make                     make

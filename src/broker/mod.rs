@@ -9,6 +9,7 @@ pub(crate) mod memory;
 pub(crate) mod placement;
 pub(crate) mod redis;
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::placement::Node;
+use self::redis::Seal;
 use crate::clock::Millis;
 use crate::endpoint::Channel;
 use crate::id::SessionKey;
@@ -51,6 +53,9 @@ pub(crate) trait Sink {
     fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text>;
     /// Texts that were taken and certainly not published: they are given out again, first of all.
     fn take_back(&self, texts: Vec<Text>);
+    /// Clients' texts were taken by a server that was no master any more: nobody knows who heard them. So many
+    /// of them, of these sessions.
+    fn on_doubt(&self, sessions: HashSet<SessionKey>, texts: u64);
     /// What became of a text that was taken.
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
 }
@@ -172,11 +177,12 @@ impl Broker {
         }
     }
 
-    /// Wants all streams to stop at a mark of that name, which others may want as well.
-    pub(crate) fn set_mark(&self, name: &str) {
+    /// Wants all streams to stop at a mark of that name, which others may want as well; at one with that seal, if
+    /// they know of it.
+    pub(crate) fn set_mark(&self, name: &str, seal: Option<Seal>) {
         match self {
             Self::Memory(_) => {}
-            Self::Redis(servers) => servers.set_mark(name),
+            Self::Redis(servers) => servers.set_mark(name, seal),
         }
     }
 
@@ -207,6 +213,14 @@ impl Broker {
         }
     }
 
+    /// How long subscriptions are away, if they are.
+    pub(crate) fn away_for(&self) -> Duration {
+        match self {
+            Self::Memory(_) => Duration::ZERO,
+            Self::Redis(servers) => servers.away_for(),
+        }
+    }
+
     /// Goes on behind the mark.
     pub(crate) fn release(&self) {
         match self {
@@ -220,6 +234,14 @@ impl Broker {
         match self {
             Self::Memory(_) => None,
             Self::Redis(servers) => servers.fault(),
+        }
+    }
+
+    /// Why there are no links to it, if there are none.
+    pub(crate) fn link_fault(&self) -> Option<String> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Redis(servers) => servers.link_fault(),
         }
     }
 

@@ -111,7 +111,9 @@ pub struct RedisConfig {
     pub key_file: Option<PathBuf>,
     /// The name that the certificate of `rediss://` must have. Default: none, the address' host.
     pub server_name: Option<String>,
-    /// How long connecting (TCP, TLS and the greeting) may take. Default 2 s.
+    /// How long each step of connecting may take: TCP to one address, TLS, the greeting. A name with several
+    /// addresses is tried at each of them. A look-up that takes longer is logged and goes on, for 30 s at most.
+    /// Default 2 s.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
     /// How long Redis may take to answer before its link is given up and made anew.

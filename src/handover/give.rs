@@ -20,7 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::protocol::{FULL_BYTES, Hello, Line, MAX_SESSIONS, Message, PortableListener, ProtocolError};
 use super::take::VARIABLE;
 use crate::acceptor::Entrance;
-use crate::broker::redis::Deployment;
+use crate::broker::redis::{Deployment, Seal};
+use crate::clock::millis;
 use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
@@ -106,6 +107,11 @@ pub(crate) enum GiveError {
     Protocol(#[from] ProtocolError),
     #[error("the new process ended ({0}); what it wrote to the log says why")]
     Ended(ExitStatus),
+    /// In the streams of Redis, which may not be there.
+    #[error("{0}")]
+    NoMark(Box<GiveError>),
+    #[error("{0}; Redis is away from this process as well: systemctl restart keeps the WebSockets too, with a gap")]
+    Away(Box<GiveError>),
     #[error("{0}")]
     Here(String),
 }
@@ -225,13 +231,13 @@ impl Site {
                 if attempt.lock().is_broken_off {
                     return Err(GiveError::Here("this process was told to stop".to_owned()));
                 }
-                if let Some(refusal @ ProtocolError::Refused(_)) = last_word {
-                    return Err(refusal.into());
-                }
-                Err(match (ended, error) {
-                    (Some(status), GiveError::Protocol(ProtocolError::Ended)) => GiveError::Ended(status),
-                    (_, error) => error,
-                })
+                let error = match (last_word, ended, error) {
+                    (Some(refusal @ (ProtocolError::Refused(_) | ProtocolError::Broker(_))), ..) => refusal.into(),
+                    (_, Some(status), GiveError::Protocol(ProtocolError::Ended)) => GiveError::Ended(status),
+                    (.., error) => error,
+                };
+                let is_broker = matches!(error, GiveError::Protocol(ProtocolError::Broker(_)) | GiveError::NoMark(_));
+                Err(if is_broker && self.is_away() { GiveError::Away(Box::new(error)) } else { error })
             }
         }
     }
@@ -243,24 +249,32 @@ impl Site {
             (other, _) => return Err(out_of_turn(&other)),
         };
         hello.check()?;
+        // An earlier version does not say, and waits for a mark if it uses the same one.
+        let shares_streams = hello.broker.as_ref().is_none_or(|broker| *broker == self.broker);
         let mark = format!("webws:probe:{:016x}", fastrand::u64(..));
+        let seal = Some(Seal::random());
         let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
         let homes = self.deployment.as_ref().map(Deployment::homes).unwrap_or_default();
         let (hello_back, broker, to_mark) = (Hello::own(), self.broker.clone(), mark.clone());
         let control = self.control.as_ref().map(|path| path.display().to_string());
-        let first = Message::Listeners { hello: hello_back, listeners, broker, mark: to_mark, homes, control };
+        let first = Message::Listeners { hello: hello_back, listeners, broker, mark: to_mark, seal, homes, control };
         line.say(&first, &sockets, STEP)?;
         let mut known = HashSet::new();
         self.say_channels(line, &mut known)?;
         expect_ready(line, READY)?;
-        self.all(|tell| Ask::SetMark(mark.clone(), tell))?;
+        if shares_streams {
+            let set = self.all(|tell| Ask::SetMark(mark.clone(), seal, tell));
+            set.map_err(|error| GiveError::NoMark(Box::new(error)))?;
+        }
 
         let stood_still = self.come_to_rest()?;
         self.say_channels(line, &mut known)?;
         expect_ready(line, STEP)?;
-        // One worker speaks for all: their streams are of the same servers.
-        self.asks.iter().take(1).for_each(|worker| drop(worker.blocking_send(Ask::PublishMark)));
-        self.all(Ask::AwaitMark)?;
+        if shares_streams {
+            // One worker speaks for all: their streams are of the same servers.
+            self.asks.iter().take(1).for_each(|worker| drop(worker.blocking_send(Ask::PublishMark)));
+            self.all(Ask::AwaitMark)?;
+        }
         line.say(&Message::Marked, &[], STEP)?;
         let mut sessions = 0;
         // One after the other: what was not sent is copied, and may be much.
@@ -274,8 +288,10 @@ impl Site {
             (Message::Adopted, _) => {}
             (other, _) => return Err(out_of_turn(&other)),
         }
-        // They stand where they stood, and their sessions are alive.
-        self.all(Ask::AwaitMark)?;
+        if shares_streams {
+            // They stand where they stood, and their sessions are alive.
+            self.all(Ask::AwaitMark)?;
+        }
         attempt.commit()?;
         line.say(&Message::Commit, &[], STEP)?;
         match line.hear(STEP) {
@@ -303,6 +319,12 @@ impl Site {
         let since = Instant::now();
         self.all(Ask::Rest)?;
         Ok(since)
+    }
+
+    /// Whether this process has no links to Redis.
+    fn is_away(&self) -> bool {
+        let fault = self.asks.first().and_then(|worker| ask(worker, Ask::LinkFault).ok());
+        fault.flatten().is_some()
     }
 
     /// Goes on as if nothing had been asked.
@@ -376,7 +398,8 @@ fn say_worker(line: &Line, worker: usize, collected: Collected) -> Result<(), Gi
             (other, _) => return Err(out_of_turn(&other)),
         }
     }
-    Ok(line.say(&Message::Texts { worker, texts: collected.texts }, &[], STEP)?)
+    let (texts, away_ms) = (collected.texts, millis(collected.away));
+    Ok(line.say(&Message::Texts { worker, texts, away_ms }, &[], STEP)?)
 }
 
 /// Sessions in parts that are a message each.

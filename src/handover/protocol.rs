@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::fault;
-use crate::broker::redis::Home;
+use crate::broker::redis::{Home, Seal};
 use crate::os::descriptors::{self, Lent};
 use crate::session::portable::Portable;
 use crate::worker::PortableText;
@@ -45,6 +45,9 @@ pub(crate) enum Message {
         listeners: Vec<PortableListener>,
         broker: String,
         mark: String,
+        /// How the mark is told from what others publish on its channels. Earlier versions take anything for it.
+        #[serde(default)]
+        seal: Option<Seal>,
         #[serde(default)]
         homes: Vec<Home>,
         /// The control socket, which goes with the old process.
@@ -61,7 +64,13 @@ pub(crate) enum Message {
     /// Some sessions of a worker, as descriptors in the same order.
     Sessions { worker: usize, sessions: Vec<Portable> },
     /// All texts of a worker that wait to be published.
-    Texts { worker: usize, texts: Vec<PortableText> },
+    Texts {
+        worker: usize,
+        texts: Vec<PortableText>,
+        /// How long its sessions have missed what was published.
+        #[serde(default)]
+        away_ms: u64,
+    },
     /// The new one, after each message with sessions: so many descriptors are not under way any more.
     Taken,
     /// The old one: that was all, of channels or of sessions.
@@ -73,7 +82,12 @@ pub(crate) enum Message {
     /// The new one: it serves.
     Serving,
     /// The new one: it cannot.
-    Refused { why: String },
+    Refused {
+        why: String,
+        /// Whether its broker is the reason.
+        #[serde(default)]
+        is_broker: bool,
+    },
     /// A process that ends before the next one starts: the first it leaves behind, before its sessions
     /// ([`Message::Sessions`], [`Message::Texts`], [`Message::End`]). When that was, in milliseconds since
     /// 1970.
@@ -87,6 +101,9 @@ pub(crate) struct Hello {
     oldest: u32,
     pub(crate) version: String,
     pub(crate) pid: u32,
+    /// Which broker it uses, if it says so: with another one there is no mark.
+    #[serde(default)]
+    pub(crate) broker: Option<String>,
     /// Nobody knows this field; it is passed over.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     news: Option<String>,
@@ -119,6 +136,8 @@ pub(crate) enum ProtocolError {
     Format { version: String, oldest: u32, format: u32 },
     #[error("{0}")]
     Refused(String),
+    #[error("its broker cannot be used: {0}")]
+    Broker(String),
 }
 
 impl Hello {
@@ -126,7 +145,19 @@ impl Hello {
         let (format, oldest) = fault::format().unwrap_or((FORMAT, OLDEST));
         // What a version says that is newer than all others.
         let news = (format > FORMAT).then(|| "unheard of".to_owned());
-        Self { format, oldest, version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), news }
+        Self {
+            format,
+            oldest,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            broker: None,
+            news,
+        }
+    }
+
+    /// Of a process with that broker.
+    pub(crate) fn using(broker: Option<&str>) -> Self {
+        Self { broker: broker.map(str::to_owned), ..Self::own() }
     }
 
     /// Whether one of the two understands the other's words.
@@ -171,7 +202,8 @@ impl Line {
             return Err(ProtocolError::Nonsense(format!("{count} descriptors announced, {} came", descriptors.len())));
         }
         match message {
-            Message::Refused { why } => Err(ProtocolError::Refused(why)),
+            Message::Refused { why, is_broker: true } => Err(ProtocolError::Broker(why)),
+            Message::Refused { why, .. } => Err(ProtocolError::Refused(why)),
             message => Ok((message, descriptors)),
         }
     }
@@ -303,7 +335,10 @@ mod tests {
         assert!(matches!(heard(&alone), Err(ProtocolError::Nonsense(_))));
         // A length is no reason to take memory.
         assert!(matches!(heard(b"Wh\xff\xff\xff\xff\0\0"), Err(ProtocolError::Ended)));
-        assert!(matches!(heard(&said(&Message::Refused { why: "no".to_owned() })), Err(ProtocolError::Refused(_))));
+        assert!(matches!(
+            heard(&said(&Message::Refused { why: "no".to_owned(), is_broker: false })),
+            Err(ProtocolError::Refused(_))
+        ));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use super::give::{GiveError, Site, batches};
 use super::protocol::{self, Hello, Message, ProtocolError};
-use super::take::Gathering;
+use super::take::{Gathering, lose};
+use crate::clock::millis;
 use crate::os::{descriptors, systemd};
 use crate::worker::handover::Ask;
 
@@ -82,7 +83,8 @@ impl Site {
                 descriptors::send(&ours, b"s", &sockets)
                     .map_err(|error| GiveError::Here(format!("{count} sockets are too many to be kept: {error}")))?;
             }
-            write(&Message::Texts { worker, texts: collected.texts }, 0)?;
+            let (texts, away_ms) = (collected.texts, millis(collected.away));
+            write(&Message::Texts { worker, texts, away_ms }, 0)?;
         }
         write(&Message::End, 0)?;
         systemd::store(WORDS, words.as_fd()).map_err(here)?;
@@ -155,10 +157,8 @@ impl Legacy {
                 break;
             }
         }
-        for worker in asks {
-            // One that has ended ends the server.
-            drop(worker.blocking_send(Ask::Lose(lost_for)));
-        }
+        // Redis may have been away before.
+        lose(asks, lost_for + gathering.away);
         Ok(gathering.sessions)
     }
 }

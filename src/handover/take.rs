@@ -4,13 +4,13 @@
 use std::cell::RefCell;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::fault::{self, Point};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
-use crate::broker::redis::Home;
+use crate::broker::redis::{Home, Seal};
 use crate::endpoint::Channel;
 use crate::os::descriptors;
 use crate::worker::handover::{Adopted, Answer, Ask};
@@ -32,6 +32,7 @@ const LEAVING: Duration = Duration::from_secs(10);
 pub(crate) struct Predecessor {
     line: Line,
     mark: String,
+    seal: Option<Seal>,
     broker: String,
     pub(crate) control: Option<PathBuf>,
     pub(crate) version: String,
@@ -40,7 +41,7 @@ pub(crate) struct Predecessor {
 /// Tells the process that started this one, if one did, that this one cannot take over. For a program that
 /// fails before [`crate::run_service`].
 pub fn refuse_hand_over(why: &str) {
-    if let Ok(Some((predecessor, _))) = Predecessor::find() {
+    if let Ok(Some((predecessor, _))) = Predecessor::find(None) {
         predecessor.refuse(why);
     }
 }
@@ -58,14 +59,14 @@ impl Predecessor {
     ///
     /// # Errors
     /// When what it says cannot be understood.
-    pub(crate) fn find() -> Result<Option<(Self, Heritage)>, ProtocolError> {
+    pub(crate) fn find(broker: Option<&str>) -> Result<Option<(Self, Heritage)>, ProtocolError> {
         let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
         let number: Option<RawFd> = number.to_str().and_then(|number| number.parse().ok());
         let number = number.ok_or_else(|| ProtocolError::Nonsense(format!("{VARIABLE} is no number")))?;
         let line = Line::new(descriptors::inherited(number).map_err(ProtocolError::Io)?);
-        line.say(&Message::Hello(Hello::own()), &[], STEP)?;
+        line.say(&Message::Hello(Hello::using(broker)), &[], STEP)?;
         let (message, sockets) = line.hear(STEP)?;
-        let Message::Listeners { hello, listeners, broker, mark, homes, control } = message else {
+        let Message::Listeners { hello, listeners, broker, mark, seal, homes, control } = message else {
             return Err(out_of_turn());
         };
         hello.check()?;
@@ -74,13 +75,17 @@ impl Predecessor {
         }
         let listeners = listeners.into_iter().zip(sockets).collect();
         let control = control.map(PathBuf::from);
-        Ok(Some((Self { line, mark, broker, control, version: hello.version }, Heritage { listeners, homes })))
+        Ok(Some((Self { line, mark, seal, broker, control, version: hello.version }, Heritage { listeners, homes })))
     }
 
     /// Says that this process cannot take over.
     pub(crate) fn refuse(&self, why: &str) {
+        self.say_refusal(&Message::Refused { why: why.to_owned(), is_broker: false });
+    }
+
+    fn say_refusal(&self, refusal: &Message) {
         // If the old one is gone, nobody is there to be told.
-        drop(self.line.say(&Message::Refused { why: why.to_owned() }, &[], STEP));
+        drop(self.line.say(refusal, &[], STEP));
     }
 
     /// Takes everything over into workers that rest; returns when they go on, with the number of
@@ -91,8 +96,12 @@ impl Predecessor {
     /// Why that was not possible. The old process goes on then, and this one must end.
     pub(crate) fn take(&self, asks: &[mpsc::Sender<Ask>], broker: &str) -> Result<usize, ProtocolError> {
         let taken = self.try_take(asks, broker);
-        if let Err(error) = &taken {
-            self.refuse(&error.to_string());
+        match &taken {
+            Err(ProtocolError::Broker(why)) => {
+                self.say_refusal(&Message::Refused { why: why.clone(), is_broker: true });
+            }
+            Err(error) => self.refuse(&error.to_string()),
+            Ok(_) => {}
         }
         taken
     }
@@ -106,9 +115,12 @@ impl Predecessor {
         // Another broker has another order of things: what is published meanwhile may be missing or come
         // twice, and there is no mark to wait for.
         let shares_streams = broker == self.broker;
-        self.hear_channels(asks, STEP)?;
+        let channels = self.hear_channels(asks, STEP)?;
+        // Whether there are channels or not: a broker that is not there is no reason to leave one that is.
+        all(asks, Ask::Connect).map_err(|error| ProtocolError::Broker(error.to_string()))?;
+        reserve(asks, channels)?;
         if shares_streams {
-            all(asks, |tell| Ask::SetMark(self.mark.clone(), tell))?;
+            all(asks, |tell| Ask::SetMark(self.mark.clone(), self.seal, tell))?;
         } else {
             tracing::warn!(
                 before = self.broker,
@@ -121,7 +133,8 @@ impl Predecessor {
         fault::at(Point::Ready);
         self.line.say(&Message::Ready, &[], STEP)?;
         fault::at(Point::AfterReady);
-        self.hear_channels(asks, LONG_STEP)?;
+        let misses_since = Instant::now();
+        reserve(asks, self.hear_channels(asks, LONG_STEP)?)?;
         self.line.say(&Message::Ready, &[], STEP)?;
         let (Message::Marked, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
         if shares_streams {
@@ -148,12 +161,15 @@ impl Predecessor {
         fault::at(Point::Commit);
         // Behind this there is no way back.
         self.line.say(&Message::Serving, &[], STEP)?;
+        if !shares_streams {
+            lose(asks, gathering.away.max(misses_since.elapsed()));
+        }
         all(asks, Ask::GoOn)?;
         Ok(gathering.sessions)
     }
 
-    /// Hears a list of channels, and subscribes them.
-    fn hear_channels(&self, asks: &[mpsc::Sender<Ask>], limit: Duration) -> Result<(), ProtocolError> {
+    /// Hears a list of channels, for each worker.
+    fn hear_channels(&self, asks: &[mpsc::Sender<Ask>], limit: Duration) -> Result<Vec<Vec<Channel>>, ProtocolError> {
         let lists: Vec<RefCell<Vec<Channel>>> = asks.iter().map(|_| RefCell::default()).collect();
         loop {
             match self.line.hear(limit)?.0 {
@@ -165,12 +181,17 @@ impl Predecessor {
                 _ => return Err(out_of_turn()),
             }
         }
-        let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
-        for ((worker, list), tell) in asks.iter().zip(lists).zip(tells) {
-            drop(worker.blocking_send(Ask::Reserve(list.into_inner(), tell)));
-        }
-        answers.into_iter().try_for_each(answer)
+        Ok(lists.into_iter().map(RefCell::into_inner).collect())
     }
+}
+
+/// Subscribes channels.
+fn reserve(asks: &[mpsc::Sender<Ask>], channels: Vec<Vec<Channel>>) -> Result<(), ProtocolError> {
+    let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
+    for ((worker, list), tell) in asks.iter().zip(channels).zip(tells) {
+        drop(worker.blocking_send(Ask::Reserve(list, tell)));
+    }
+    answers.into_iter().try_for_each(answer)
 }
 
 /// Makes workers what others were, one after the other.
@@ -181,11 +202,21 @@ pub(super) struct Gathering<'a> {
     /// Of those that are told of.
     answers: Vec<oneshot::Receiver<Result<(), String>>>,
     pub(super) sessions: usize,
+    /// How long some of them have missed what was published.
+    pub(super) away: Duration,
+}
+
+/// Lets workers report a gap of that length.
+pub(super) fn lose(asks: &[mpsc::Sender<Ask>], time: Duration) {
+    for worker in asks {
+        // One that has ended ends the server.
+        drop(worker.blocking_send(Ask::Lose(time)));
+    }
 }
 
 impl<'a> Gathering<'a> {
     pub(super) fn new(asks: &'a [mpsc::Sender<Ask>]) -> Self {
-        Self { asks, adopted: Adopted::default(), answers: Vec::new(), sessions: 0 }
+        Self { asks, adopted: Adopted::default(), answers: Vec::new(), sessions: 0, away: Duration::ZERO }
     }
 
     /// False when that was all.
@@ -199,7 +230,8 @@ impl<'a> Gathering<'a> {
                 self.adopted.sessions.extend(sessions.into_iter().zip(sockets));
             }
             // With them a worker is complete.
-            Message::Texts { worker, texts } => {
+            Message::Texts { worker, texts, away_ms } => {
+                self.away = self.away.max(Duration::from_millis(away_ms));
                 let adopted = Adopted { texts, ..std::mem::take(&mut self.adopted) };
                 let (tell, told) = oneshot::channel();
                 drop(place(self.asks, worker)?.blocking_send(Ask::Adopt(adopted, tell)));

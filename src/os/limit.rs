@@ -1,12 +1,35 @@
 //! Who this process is and how many descriptors it may have, geteuid(2), getrlimit(2).
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Look-ups, the password's file, the log, a hand-over. Chosen: far more than were ever seen at once.
+pub(crate) const MAKING_LINKS: usize = 32;
 
 /// How many descriptors this process may have open.
 pub(crate) fn descriptors() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).ok().and_then(|(soft, _)| usize::try_from(soft).ok()).unwrap_or(1024)
+}
+
+/// How many descriptors connections may have at most, sessions or not yet; the rest is for links to the broker, of
+/// which there are so many, and for what it takes to make them.
+pub(crate) fn for_connections(links: usize) -> usize {
+    let all = descriptors();
+    // Twice, for attempts at several addresses; and never so many that nobody could connect.
+    all.saturating_sub((MAKING_LINKS + 2 * links).min(all / 4)).max(1)
+}
+
+/// Whether so many descriptors are not in use, of those that `limit` allows: the lowest that is free tells, for
+/// that is what the kernel gives (open(2)). It is had for a moment, as another one for `any`.
+pub(crate) fn has_room(any: BorrowedFd<'_>, limit: usize) -> bool {
+    rustix::io::fcntl_dupfd_cloexec(any, 0).is_ok_and(|free| is_below(&free, limit))
+}
+
+/// Whether a descriptor that the kernel has just given is one of the first `limit`.
+pub(crate) fn is_below(descriptor: &impl AsRawFd, limit: usize) -> bool {
+    usize::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number < limit)
 }
 
 /// The user that this process runs as.
@@ -14,14 +37,19 @@ pub(crate) fn own_user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Raises the soft descriptor limit to the hard one, as nginx' `worker_rlimit_nofile` would.
+/// Raises the soft descriptor limit to the hard one, as nginx' `worker_rlimit_nofile` would; and both to `wanted`,
+/// where that is more and this process may.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn raise_descriptors() -> io::Result<()> {
+pub(crate) fn raise_descriptors(wanted: usize) -> io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = wanted.try_into().unwrap_or(hard);
+    if hard < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
+        return Ok(());
+    }
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    Ok(())
+    if hard < wanted { Err(nix::errno::Errno::EPERM.into()) } else { Ok(()) }
 }

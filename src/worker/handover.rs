@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::Worker;
 use super::core::PortableText;
 use crate::broker::Marking;
+use crate::broker::redis::Seal;
 use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
 use crate::session::portable::Portable;
@@ -27,6 +28,9 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 /// How long all channels may take to be subscribed.
 const SUBSCRIBING: Duration = Duration::from_secs(20);
 
+/// How long links may take to be made.
+const LINKS: Duration = Duration::from_secs(10);
+
 /// How long a link that is being made anew is waited for, and then the mark's subscription.
 const MARKING: Duration = Duration::from_secs(5);
 
@@ -39,12 +43,16 @@ pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 /// What a hand-over asks of a worker, one after the other.
 #[derive(Debug)]
 pub(crate) enum Ask {
+    /// To have its links to the broker.
+    Connect(Answer),
+    /// Why it does not have them.
+    LinkFault(oneshot::Sender<Option<String>>),
     /// The channels that its sessions listen to.
     Channels(oneshot::Sender<Vec<Channel>>),
     /// To subscribe channels whose sessions are to come.
     Reserve(Vec<Channel>, Answer),
     /// To let its streams stop at a mark.
-    SetMark(String, Answer),
+    SetMark(String, Option<Seal>, Answer),
     /// To finish handshakes: no connections come any more.
     Settle(Answer),
     /// To rest, when the broker has answered for the texts that it has.
@@ -69,6 +77,8 @@ pub(crate) enum Ask {
 pub(crate) struct Collected {
     pub(crate) sessions: Vec<(Portable, Lent)>,
     pub(crate) texts: Vec<PortableText>,
+    /// How long its sessions have missed what was published, in a gap that has not ended.
+    pub(crate) away: Duration,
 }
 
 /// The same as it arrives: texts name a session by its place among those that come with them.
@@ -84,15 +94,20 @@ impl Worker {
         while let Some(ask) = asks.recv().await {
             match ask {
                 // Who asked and went away needs no answer, here and below.
+                Ask::Connect(tell) => {
+                    self.holds(LINKS, || self.broker.link_fault().is_none()).await;
+                    drop(tell.send(self.broker.link_fault().map_or(Ok(()), Err)));
+                }
+                Ask::LinkFault(tell) => drop(tell.send(self.broker.link_fault())),
                 Ask::Channels(tell) => drop(tell.send(self.core.borrow().hub.channels_in_use())),
                 Ask::Reserve(channels, tell) => drop(tell.send(self.reserve_all(channels).await)),
-                Ask::SetMark(name, tell) => {
-                    let usable = || self.broker.fault().is_none();
+                Ask::SetMark(name, seal, tell) => {
+                    let usable = || self.broker.link_fault().is_none();
                     let done = if self.holds(MARKING, usable).await {
-                        self.broker.set_mark(&name);
+                        self.broker.set_mark(&name, seal);
                         self.marks(MARKING, Marking::Set).await
                     } else {
-                        Err(self.broker.fault().unwrap_or_default())
+                        Err(self.broker.link_fault().unwrap_or_default())
                     };
                     drop(tell.send(done));
                 }
@@ -119,7 +134,8 @@ impl Worker {
                     core.flush(now);
                     // Nothing may be sent any more that the other does not know of.
                     self.is_frozen.set(true);
-                    drop(tell.send(core.collect(now)));
+                    let away = self.broker.away_for();
+                    drop(tell.send(Collected { away, ..core.collect(now) }));
                 }
                 Ask::Adopt(adopted, tell) => drop(tell.send(self.adopt(adopted))),
                 Ask::Lose(time) => {

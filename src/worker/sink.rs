@@ -1,5 +1,7 @@
 //! What the broker tells a worker, and what a worker has for it.
 
+use std::collections::HashSet;
+
 use super::Worker;
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Moved, NotPublished, Origin, Refused, Sink, Text};
@@ -7,6 +9,7 @@ use crate::clock::millis;
 use crate::close::CloseReason;
 use crate::endpoint::Channel;
 use crate::hub::Batching;
+use crate::id::SessionKey;
 use crate::metrics::Counter;
 use crate::throttle::Throttle;
 
@@ -109,6 +112,25 @@ impl Sink for Worker {
             self.again.notify_one();
         }
         taken
+    }
+
+    fn on_doubt(&self, sessions: HashSet<SessionKey>, texts: u64) {
+        if sessions.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            texts,
+            closing = sessions.len(),
+            "{texts} messages of clients were published at a Redis that was no master any more; {} connections are \
+             closed with 1013",
+            sessions.len()
+        );
+        self.shard.add(Counter::TextsLost, texts);
+        let now = self.now();
+        for key in sessions {
+            self.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
+        }
+        self.after_reading();
     }
 
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(crate) struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: u16,
+    upstream: AtomicU16,
     mode: watch::Sender<Mode>,
     connections: Mutex<Vec<Arc<Connection>>>,
 }
@@ -63,7 +63,7 @@ impl Proxy {
         let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (mode, connections) = (watch::Sender::new(Mode::Pass), Mutex::default());
-        let shared = Arc::new(Shared { upstream, mode, connections });
+        let shared = Arc::new(Shared { upstream: AtomicU16::new(upstream), mode, connections });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
         Proxy { port, shared, accepting }
     }
@@ -74,6 +74,11 @@ impl Proxy {
 
     pub(crate) fn set(&self, mode: Mode) {
         self.shared.mode.send_replace(mode);
+    }
+
+    /// Leads new connections elsewhere; those that are open stay.
+    pub(crate) fn lead_to(&self, upstream: u16) {
+        self.shared.upstream.store(upstream, Ordering::Relaxed);
     }
 
     /// Resets all connections.
@@ -108,7 +113,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             // Who connects while nothing passes has to wait as well.
             shared.mode.subscribe().wait_for(|mode| *mode != Mode::Hold).await.unwrap();
-            let Ok(server) = TcpStream::connect(("127.0.0.1", shared.upstream)).await else { return };
+            let Ok(server) = TcpStream::connect(("127.0.0.1", shared.upstream.load(Ordering::Relaxed))).await else {
+                return;
+            };
             server.set_nodelay(true).unwrap();
             client.set_nodelay(true).unwrap();
             let connection =

@@ -30,6 +30,7 @@ pub(crate) struct Builder {
     endpoints: String,
     environment: Vec<(String, String)>,
     hosts: Option<String>,
+    descriptors: Option<usize>,
     is_exchangeable: bool,
 }
 
@@ -172,12 +173,18 @@ impl Builder {
         self
     }
 
+    /// With that limit of open files.
+    pub(crate) fn descriptors(mut self, limit: usize) -> Builder {
+        self.descriptors = Some(limit);
+        self
+    }
+
     /// Writes the config file, starts webws and waits until it accepts.
     pub(crate) async fn start(self) -> Webws {
         let dir = tempfile::tempdir().unwrap();
         let tcp = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = [format!("unix:{}/webws.sock", dir.path().display()), format!("tcp:{tcp}")];
-        let Builder { settings, tables, endpoints, environment, hosts, is_exchangeable } = self;
+        let Builder { settings, tables, endpoints, environment, hosts, descriptors, is_exchangeable } = self;
         let config = format!("listen = {listen:?}\n{settings}{tables}{endpoints}");
         std::fs::write(dir.path().join("webws.toml"), &config).unwrap();
         let log = File::create(dir.path().join("webws.log")).unwrap();
@@ -189,6 +196,12 @@ impl Builder {
                     std::fs::copy(env!("CARGO_BIN_EXE_webws"), &binary).unwrap();
                 }
                 Command::new(binary)
+            }
+            None if descriptors.is_some() => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={}", descriptors.unwrap_or_default()));
+                command.arg(env!("CARGO_BIN_EXE_webws"));
+                command
             }
             None => Command::new(env!("CARGO_BIN_EXE_webws")),
             // In namespaces of its own, where anybody may mount (unshare(1)).

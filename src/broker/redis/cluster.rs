@@ -94,6 +94,11 @@ impl Cluster {
         }
     }
 
+    /// How many nodes are configured.
+    pub(super) fn seeds(&self) -> usize {
+        self.seeds.len()
+    }
+
     pub(super) fn settings(&self) -> &Arc<Settings> {
         &self.settings
     }
@@ -193,7 +198,7 @@ impl Cluster {
     async fn ask(&self, link: &mut Option<(Place, Made)>) -> Result<Vec<Range>, LinkError> {
         if link.is_none() {
             let place = self.somebody();
-            let made = self.settings.at(place.clone()).connect(Role::Topology).await?;
+            let made = self.settings.at(place.clone()).connect(Role::Topology, &|slow| self.complain(slow)).await?;
             *link = Some((place, made));
         }
         let Some((place, Made { connection, driver, .. })) = link else { return Err(LinkError::Closed) };

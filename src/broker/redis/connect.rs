@@ -19,6 +19,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::dial::{self, Race, Step, within};
+use super::role::{Rank, Watch};
 use super::sentinel::{self, Place};
 use super::sieve::{Sieve, Transport};
 use super::subscriber;
@@ -38,6 +40,8 @@ pub(crate) struct Settings {
     tls: Option<Arc<ClientConfig>>,
     /// The name that its certificate must have; otherwise the host's.
     server_name: Option<ServerName<'static>>,
+    /// Whether the topology says what the server is.
+    is_cluster_node: bool,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
     pub(super) max_reconnect_delay: Duration,
@@ -61,8 +65,16 @@ pub(crate) enum SettingsError {
 /// Why a link was not made, or ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("{0} cannot be reached: {1}")]
+    #[error("the name '{0}' cannot be looked up: {1}{advice}", advice = dial::advice(.1))]
+    LookUp(String, io::Error),
+    #[error("the name '{0}' is not resolved after {1:?}: a nameserver does not answer (/etc/resolv.conf)")]
+    LookUpSlow(String, Duration),
+    #[error("{0} cannot be reached: {1}{advice}", advice = dial::advice(.1))]
     Unreachable(String, io::Error),
+    #[error("{address} {what} within {limit:?}{advice}", what = step.missed(), advice = dial::advice_on_silence(*step, address))]
+    Late { step: Step, address: String, limit: Duration },
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Each(Vec<LinkError>),
     #[error("{0} did not answer within {1:?}")]
     Silent(String, Duration),
     #[error("Redis refuses the link: {0} (user, password and ACL are under [redis]; RESP3 needs Redis 6 or newer)")]
@@ -75,8 +87,8 @@ pub(super) enum LinkError {
     Moved(String, u16),
     #[error("the subscriber follows another master")]
     Elsewhere,
-    #[error("{0}:{1} is no master (any more)")]
-    NoMaster(String, u16),
+    #[error("{0} {fault}", fault = .1.fault())]
+    NoMaster(String, Rank),
     #[error("Redis has {0} subscriptions fewer than it confirmed")]
     Fewer(usize),
     #[error("Redis takes messages and delivers none: nothing was heard for {0:?}")]
@@ -89,6 +101,28 @@ pub(super) enum LinkError {
     NoCluster(String, u16),
     #[error("CLUSTER SLOTS was answered with something else than slots and their nodes")]
     NoTopology,
+}
+
+impl LinkError {
+    /// Whether it lasts until an operator does something: the kind of trouble that it is then.
+    pub(super) fn lasting(&self) -> Option<&'static str> {
+        match self {
+            Self::NoMaster(..) => Some("role"),
+            Self::LookUp(_, error) | Self::Unreachable(_, error) if dial::is_out_of_descriptors(error) => {
+                Some("descriptors")
+            }
+            Self::Each(errors) => errors.iter().find_map(Self::lasting),
+            _ => None,
+        }
+    }
+}
+
+/// A refusal as Redis said it.
+pub(super) fn in_words(error: &redis::RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
 }
 
 /// Whether Redis answered, and the answer was no.
@@ -122,6 +156,10 @@ pub(super) struct Made {
     pub(super) driver: Driver,
     /// The master that the Sentinels named.
     pub(super) master: Option<Place>,
+    /// Where it leads, for a log line.
+    pub(super) address: String,
+    /// What its server is.
+    pub(super) role: Watch,
 }
 
 /// What a link is for.
@@ -164,6 +202,7 @@ impl Settings {
             password_file: config.password_file.clone().or(credential),
             tls,
             server_name,
+            is_cluster_node: false,
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             max_reconnect_delay: config.max_reconnect_delay,
@@ -188,7 +227,7 @@ impl Settings {
     /// The same for one node of a cluster.
     pub(super) fn at(&self, (host, port): Place) -> Self {
         let address = if self.tls.is_some() { RedisAddress::Tls(host, port) } else { RedisAddress::Tcp(host, port) };
-        Self { url: RedisUrl { address, ..self.url.clone() }, ..self.clone() }
+        Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
     /// The password, read anew each time so that a rotated one is found.
@@ -203,17 +242,93 @@ impl Settings {
         Ok((!first.is_empty()).then(|| first.to_owned().into()))
     }
 
-    /// Makes a link; its driver future must be polled for anything to happen on it.
-    pub(super) async fn connect(&self, role: Role) -> Result<Made, LinkError> {
-        tokio::time::timeout(self.connect_timeout, self.connect_patiently(role))
-            .await
-            .unwrap_or_else(|_| Err(LinkError::Silent(self.url.to_string(), self.connect_timeout)))
+    /// Makes a link; its driver future must be polled for anything to happen on it. `on_slow` hears of a
+    /// look-up that takes longer than it should, and goes on.
+    pub(super) async fn connect(&self, role: Role, on_slow: &dyn Fn(&LinkError)) -> Result<Made, LinkError> {
+        let limit = self.connect_timeout;
+        let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
+        let (host, port, master) = match &self.url.address {
+            RedisAddress::Unix(path) => {
+                let address = self.url.to_string();
+                let connecting = async { UnixStream::connect(path).await.map_err(unreachable) };
+                let stream = within(Step::Connect, &address, limit, connecting).await?;
+                return self.greet(role, Box::new(stream), address, None).await;
+            }
+            RedisAddress::Sentinel(sentinels, name) => {
+                let master = sentinel::master(sentinels, name).await.map_err(unreachable)?;
+                (master.0.clone(), master.1, Some(master))
+            }
+            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => (host.clone(), *port, None),
+            RedisAddress::Cluster { .. } => {
+                // Its nodes have links, each with an address of its own.
+                let nowhere = io::ErrorKind::AddrNotAvailable;
+                return Err(unreachable(io::Error::new(nowhere, "no node of the cluster owns the slot")));
+            }
+        };
+        let mut race = Race::new(dial::look_up(&host, port, limit, on_slow).await?, limit);
+        while let Some((address, stream)) = race.next().await {
+            let address = address.to_string();
+            let made = async {
+                let securing = async {
+                    let secured = self.secure(&host, stream).await;
+                    secured.map_err(|error| LinkError::Unreachable(address.clone(), error))
+                };
+                let transport = within(Step::Tls, &address, limit, securing).await?;
+                self.greet(role, transport, address.clone(), master.clone()).await
+            };
+            match made.await {
+                Err(error) => race.fail(error),
+                made => return made,
+            }
+        }
+        Err(race.into_error())
     }
 
-    async fn connect_patiently(&self, role: Role) -> Result<Made, LinkError> {
-        let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
-        let (transport, master) = self.open().await.map_err(unreachable)?;
-        let password = self.password().map_err(|error| unreachable(io::Error::other(error)))?;
+    /// TLS, where the address asks for it.
+    async fn secure(&self, host: &str, stream: TcpStream) -> io::Result<Box<dyn Transport>> {
+        let Some(config) = &self.tls else { return Ok(Box::new(stream)) };
+        let connector = TlsConnector::from(config.clone());
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => name_to_check(host).map_err(io::Error::other)?,
+        };
+        Ok(Box::new(connector.connect(name, stream).await?))
+    }
+
+    /// Says who we are, and asks what the server is.
+    async fn greet(
+        &self,
+        role: Role,
+        transport: Box<dyn Transport>,
+        address: String,
+        master: Option<Place>,
+    ) -> Result<Made, LinkError> {
+        let at = address.clone();
+        within(Step::Greeting, &at, self.connect_timeout, async {
+            let (mut connection, mut driver) = self.introduce(role, transport).await?;
+            let mut watch = Watch::new(3);
+            // In a cluster, what a node is can be read off the topology.
+            if role != Role::Topology && !self.is_cluster_node {
+                let rank = tokio::select! {
+                    rank = watch.ask(&mut connection) => rank.map_err(LinkError::Ended)?,
+                    () = &mut driver => return Err(LinkError::Closed),
+                };
+                if rank.is_wrong() {
+                    return Err(LinkError::NoMaster(address, rank));
+                }
+            }
+            Ok(Made { connection, driver, master, address, role: watch })
+        })
+        .await
+    }
+
+    async fn introduce(
+        &self,
+        role: Role,
+        transport: Box<dyn Transport>,
+    ) -> Result<(MultiplexedConnection, Driver), LinkError> {
+        let password =
+            self.password().map_err(|error| LinkError::Unreachable(self.url.to_string(), io::Error::other(error)))?;
         // CLIENT SETINFO is not in the least ACL the README names, so the crate's is skipped.
         let mut greeting = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
         if let Some(username) = &self.username {
@@ -250,12 +365,7 @@ impl Settings {
             }
             () = &mut driver => return Err(LinkError::Closed),
         }
-        if let Some((host, port)) = &master
-            && !is_master(&mut connection, &mut driver).await?
-        {
-            return Err(LinkError::NoMaster(host.clone(), *port));
-        }
-        Ok(Made { connection, driver, master })
+        Ok((connection, driver))
     }
 
     /// Resolves when most of the Sentinels name another master than the one a link was made to.
@@ -270,49 +380,6 @@ impl Settings {
                 return LinkError::Moved(host, port);
             }
         }
-    }
-
-    async fn open(&self) -> io::Result<(Box<dyn Transport>, Option<Place>)> {
-        Ok(match &self.url.address {
-            RedisAddress::Sentinel(sentinels, name) => {
-                let master = sentinel::master(sentinels, name).await?;
-                let stream = TcpStream::connect((master.0.as_str(), master.1)).await?;
-                stream.set_nodelay(true)?;
-                (Box::new(stream), Some(master))
-            }
-            RedisAddress::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
-            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                let Some(config) = &self.tls else { return Ok((Box::new(stream), None)) };
-                let connector = TlsConnector::from(config.clone());
-                let name = match &self.server_name {
-                    Some(name) => name.clone(),
-                    None => name_to_check(host).map_err(io::Error::other)?,
-                };
-                (Box::new(connector.connect(name, stream).await?), None)
-            }
-            RedisAddress::Cluster { .. } => {
-                // Its nodes have links, each with an address of its own.
-                return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no node of the cluster owns the slot"));
-            }
-        })
-    }
-}
-
-/// Whether the server calls itself a master: a Sentinel may name one that is none any more. Where the
-/// ACL does not allow ROLE, the Sentinel is believed.
-async fn is_master(connection: &mut MultiplexedConnection, driver: &mut Driver) -> Result<bool, LinkError> {
-    let role = redis::cmd("ROLE");
-    let role = tokio::select! {
-        role = ask(connection, &role) => role,
-        () = driver => return Err(LinkError::Closed),
-    };
-    match role {
-        Ok(Value::Array(role)) => Ok(matches!(role.first(), Some(Value::BulkString(role)) if role == b"master")),
-        Ok(_) => Ok(true),
-        Err(error) if is_refusal(&error) => Ok(true),
-        Err(error) => Err(LinkError::Ended(error)),
     }
 }
 

@@ -3,13 +3,17 @@
 //!
 //! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever;
 //! `sieve.rs` takes the published messages out of the subscriber's stream, `probe.rs` proves that
-//! they come. `sentinel.rs` and `cluster.rs` know where the servers are.
+//! they come. `dial.rs` finds a way to a server, `role.rs` asks whether it is a master. `sentinel.rs` and `cluster.rs` know where the servers are.
 //! The only room that names the redis crate. May not enter: sessions.
 
 mod cluster;
 mod connect;
+mod dial;
 mod probe;
 mod publisher;
+mod refusal;
+mod role;
+mod seal;
 mod sentinel;
 mod sieve;
 mod subscriber;
@@ -29,8 +33,10 @@ use tokio::time::Instant;
 
 pub(crate) use self::cluster::Home;
 use self::cluster::{Cluster, Topology};
-use self::connect::{Settings, SettingsError};
+use self::connect::{LinkError, Settings, SettingsError};
 use self::probe::Probe;
+use self::role::Rank;
+pub(crate) use self::seal::Seal;
 use self::sentinel::Place;
 use super::placement::{NOWHERE, Node, Owners, Placement};
 use super::{Marking, Moved, Sink, Text};
@@ -65,6 +71,8 @@ enum Command {
 #[derive(Debug)]
 struct Mark {
     channel: Channel,
+    /// Signs the channel's name, which is the message; a process of an earlier version publishes anything.
+    seal: Option<Seal>,
     state: Cell<MarkState>,
 }
 
@@ -124,6 +132,10 @@ pub(crate) struct Links {
     audited_at: Cell<Instant>,
     /// Since when subscriptions are lost that were there: until the gap is reported.
     lost_since: Cell<Option<Instant>>,
+    /// Whether the subscriber has to ask at once what its server is.
+    is_suspect: Cell<bool>,
+    /// In a cluster: since when the node says that it is a replica.
+    demoted_since: Cell<Option<Instant>>,
     /// When to ask again for channels that could not be subscribed for now.
     retry_at: Cell<Option<Instant>>,
     mark: RefCell<Option<Mark>>,
@@ -145,6 +157,9 @@ pub(crate) struct Links {
     batches: Cell<u64>,
     /// Batches under way at other nodes whose channels live here now: texts behind them wait.
     behind: RefCell<Vec<(Rc<Links>, u64)>>,
+    /// The last channels that Redis let us subscribe, and did not.
+    taken: RefCell<Option<Channel>>,
+    refused: RefCell<Option<Channel>>,
     /// Since when channels cannot be subscribed here for now.
     refused_since: Cell<Option<Instant>>,
 }
@@ -191,6 +206,15 @@ impl Deployment {
         }
         let server = |url| Ok((settings(url)?, Arc::new(Health::new(url, workers))));
         urls.iter().map(server).collect::<Result<_, _>>().map(Self::Servers)
+    }
+
+    /// How many links so many workers have; in a cluster, to as many masters as nodes are configured.
+    pub(crate) fn links(&self, workers: usize) -> usize {
+        let servers = match self {
+            Self::Servers(servers) => servers.len(),
+            Self::Cluster(cluster) => cluster.seeds(),
+        };
+        2 * workers * servers
     }
 
     /// Where the channels of a cluster are that are not sharded.
@@ -263,8 +287,8 @@ impl Servers {
         links.iter().filter(is_kept).cloned().collect()
     }
 
-    pub(super) fn set_mark(&self, name: &str) {
-        self.kept().iter().for_each(|links| links.set_mark(name));
+    pub(super) fn set_mark(&self, name: &str, seal: Option<Seal>) {
+        self.kept().iter().for_each(|links| links.set_mark(name, seal));
     }
 
     pub(super) fn publish_mark(&self) {
@@ -301,6 +325,12 @@ impl Servers {
         }
     }
 
+    /// How long subscriptions are away, if they are.
+    pub(super) fn away_for(&self) -> Duration {
+        let links = self.links.borrow();
+        links.iter().filter_map(|links| Some(links.lost_since.get()?.elapsed())).max().unwrap_or_default()
+    }
+
     pub(super) fn release(&self) {
         self.links.borrow().iter().for_each(|links| links.release());
     }
@@ -309,11 +339,20 @@ impl Servers {
         self.links.borrow().iter().for_each(|links| links.texts_wait.notify_one());
     }
 
-    /// What is wrong with the links of all workers, if anything.
+    /// Why messages do not flow, if they do not, in any worker.
     pub(super) fn fault(&self) -> Option<String> {
+        self.faults(|links| links.fault().or_else(|| links.health.refusal()))
+    }
+
+    /// What is wrong with the links themselves.
+    pub(super) fn link_fault(&self) -> Option<String> {
+        self.faults(|links| links.fault())
+    }
+
+    fn faults(&self, of: impl Fn(&Links) -> Option<String>) -> Option<String> {
         let links = self.links.borrow();
         let kept = links.iter().filter(|links| links.state.get() == LinksState::Kept);
-        let faults = kept.filter_map(|links| links.fault());
+        let faults = kept.filter_map(|links| of(links));
         let faults: Vec<_> = self.cluster.iter().filter_map(|cluster| cluster.fault()).chain(faults).collect();
         (!faults.is_empty()).then(|| faults.join("; "))
     }
@@ -428,6 +467,8 @@ impl Links {
             unanswered_since: Cell::new(None),
             audited_at: Cell::new(Instant::now()),
             lost_since: Cell::new(None),
+            is_suspect: Cell::new(false),
+            demoted_since: Cell::new(None),
             retry_at: Cell::new(None),
             mark: RefCell::default(),
             is_mark_due: Cell::new(false),
@@ -441,6 +482,8 @@ impl Links {
             batch: RefCell::default(),
             batches: Cell::new(0),
             behind: RefCell::default(),
+            taken: RefCell::default(),
+            refused: RefCell::default(),
             refused_since: Cell::new(None),
         }
     }
@@ -458,9 +501,9 @@ impl Links {
 
     /// Wants the stream to stop at a mark: at what is published on a channel of this node's own, which
     /// begins with `name`.
-    fn set_mark(&self, name: &str) {
+    fn set_mark(&self, name: &str, seal: Option<Seal>) {
         let channel = Channel::from(format!("{name}:{}", self.settings.server()));
-        self.mark.replace(Some(Mark { channel, state: Cell::new(MarkState::Wanted) }));
+        self.mark.replace(Some(Mark { channel, seal, state: Cell::new(MarkState::Wanted) }));
         self.command(Command::Mark);
     }
 
@@ -476,6 +519,12 @@ impl Links {
 
     fn is_mark(&self, channel: &[u8]) -> bool {
         self.mark.borrow().as_ref().is_some_and(|mark| *mark.channel == *channel)
+    }
+
+    /// Whether a message on the mark's channel is the mark itself.
+    fn is_sealed(&self, payload: &[u8]) -> bool {
+        let mark = self.mark.borrow();
+        mark.as_ref().is_some_and(|mark| mark.seal.is_none_or(|seal| seal.sign(&mark.channel).as_bytes() == payload))
     }
 
     /// Goes on behind the mark.
@@ -548,6 +597,26 @@ impl Links {
         self.lost_since.get().unwrap_or(placed).min(placed).min(self.probe.heard_at())
     }
 
+    /// What a server says that it is decides whether the link stays. In a cluster the topology does, and is asked.
+    fn judge(&self, rank: Rank, address: &str) -> Result<(), LinkError> {
+        let Some(cluster) = &self.cluster else {
+            return if rank.is_wrong() { Err(LinkError::NoMaster(address.to_owned(), rank)) } else { Ok(()) };
+        };
+        if rank.is_wrong() {
+            cluster.doubt();
+            self.demoted_since.set(self.demoted_since.get().or_else(|| Some(Instant::now())));
+        } else {
+            self.demoted_since.set(None);
+        }
+        Ok(())
+    }
+
+    /// The publisher's server is no master: the subscriber's may be the same.
+    fn suspect(&self) {
+        self.is_suspect.set(true);
+        self.commands_wait.notify_one();
+    }
+
     /// The node does not have what it should, for now; somebody must know better.
     fn contradicted(&self) {
         if self.refused_since.get().is_none() {
@@ -562,10 +631,14 @@ impl Links {
 
     /// What is wrong with the links of all workers to this server, or with this worker's channels there.
     fn fault(&self) -> Option<String> {
+        let server = self.settings.server();
+        let lasting = |since: &Cell<Option<Instant>>| Some(since.get()?.elapsed()).filter(|time| *time > BLIP);
         self.health.fault().or_else(|| {
-            let since = self.refused_since.get().filter(|since| since.elapsed() > BLIP)?;
-            let server = self.settings.server();
-            Some(format!("{server} does not take all channels for now, since {:.1?}", since.elapsed()))
+            if let Some(time) = lasting(&self.demoted_since) {
+                return Some(format!("{server} is a replica since {time:.1?}, and the cluster names no other master"));
+            }
+            let time = lasting(&self.refused_since)?;
+            Some(format!("{server} does not take all channels for now, since {time:.1?}"))
         })
     }
 

@@ -1,6 +1,9 @@
 //! How a worker knows that its subscribing link hears: it publishes a number on a channel of its
 //! own, through the same link as its clients' texts, and waits for it to come back.
 //!
+//! Each number is signed (`seal.rs`): others may be allowed to publish on these channels, and must not make a
+//! link that is deaf look as if it heard.
+//!
 //! A PING answers on a link that delivers nothing any more; only a message proves a subscription.
 //! A probe is missing when Redis has taken it and neither it nor any other message has come since.
 //! While Redis does not answer at all, nothing can be said: that is for the links' own deadlines.
@@ -11,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::seal::Seal;
 use crate::endpoint::Channel;
 
 /// What the channels of probes start with; an ACL has to allow `&webws:probe:*`.
@@ -23,6 +27,11 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// a worker at its limit, and together with [`INTERVAL`] well under the five seconds after which
 /// people look for a fault.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a number may be behind other messages. They prove that the link hears something, but not that it
+/// hears the server where the number was published. Chosen: Redis ends a subscriber that is behind for a minute
+/// (`client-output-buffer-limit`, its soft limit).
+const MAX_BEHIND: Duration = Duration::from_secs(60);
 
 /// Whether Redis lets us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +47,7 @@ enum Permission {
 #[derive(Debug)]
 pub(super) struct Probe {
     channel: RefCell<Channel>,
+    seal: Seal,
     /// The last number that was sent, that Redis has taken, and that has come back.
     sent: Cell<u64>,
     taken: Cell<u64>,
@@ -45,8 +55,10 @@ pub(super) struct Probe {
     next_at: Cell<Instant>,
     /// When the link proved last that it hears.
     heard_at: Cell<Instant>,
-    /// Since when Redis has a number that has not come back.
+    /// Since when Redis has a number that has not come back, and nothing else came.
     missing_since: Cell<Option<Instant>>,
+    /// Since when it has one, whatever else came.
+    behind_since: Cell<Option<Instant>>,
     missing: Notify,
     /// Whether the link is subscribed; before, nothing can come.
     is_listening: Cell<bool>,
@@ -57,12 +69,14 @@ impl Probe {
     pub(super) fn new() -> Self {
         Self {
             channel: RefCell::new(random_name()),
+            seal: Seal::random(),
             sent: Cell::new(0),
             taken: Cell::new(0),
             heard: Cell::new(0),
             next_at: Cell::new(Instant::now()),
             heard_at: Cell::new(Instant::now()),
             missing_since: Cell::new(None),
+            behind_since: Cell::new(None),
             missing: Notify::new(),
             is_listening: Cell::new(false),
             permission: Cell::new(Permission::Lost),
@@ -94,13 +108,13 @@ impl Probe {
     /// Redis' ACL does not let us subscribe or publish it.
     pub(super) fn refuse(&self) {
         self.permission.set(Permission::Denied);
-        self.missing_since.set(None);
+        self.miss_nothing();
     }
 
     /// It is not subscribed any more, or could not be for now.
     pub(super) fn lose(&self) {
         self.permission.set(Permission::Lost);
-        self.missing_since.set(None);
+        self.miss_nothing();
     }
 
     /// Whether there is a probe at all.
@@ -117,7 +131,7 @@ impl Probe {
     pub(super) fn begin(&self) {
         self.heard.set(self.sent.get());
         self.taken.set(self.sent.get());
-        self.missing_since.set(None);
+        self.miss_nothing();
         self.is_listening.set(true);
         self.proved();
     }
@@ -125,7 +139,12 @@ impl Probe {
     /// The link is lost.
     pub(super) fn end(&self) {
         self.is_listening.set(false);
+        self.miss_nothing();
+    }
+
+    fn miss_nothing(&self) {
         self.missing_since.set(None);
+        self.behind_since.set(None);
     }
 
     /// The link has just proved that it hears.
@@ -150,6 +169,18 @@ impl Probe {
         self.sent.get()
     }
 
+    /// What is published for `number`.
+    pub(super) fn payload(&self, number: u64) -> String {
+        format!("{number}:{}", self.seal.sign(&number.to_be_bytes()))
+    }
+
+    /// The number in a payload of our own.
+    fn number(&self, payload: &[u8]) -> Option<u64> {
+        let (number, _) = std::str::from_utf8(payload).ok()?.split_once(':')?;
+        let number = number.parse().ok()?;
+        (self.payload(number).as_bytes() == payload).then_some(number)
+    }
+
     /// Redis has taken `number`, and given it to so many subscribers.
     pub(super) fn on_published(&self, number: u64, receivers: i64) {
         self.taken.set(number.max(self.taken.get()));
@@ -164,6 +195,7 @@ impl Probe {
             None => now,
         };
         self.missing_since.set(Some(since));
+        self.behind_since.set(self.behind_since.get().or(Some(now)));
         self.missing.notify_one();
     }
 
@@ -172,9 +204,11 @@ impl Probe {
         if !self.is_on(channel) {
             return false;
         }
-        let number = std::str::from_utf8(payload).ok().and_then(|digits| digits.parse().ok());
-        // Somebody else's joke proves that we hear, but nothing about the numbers.
-        self.heard.set(number.unwrap_or(0).clamp(self.heard.get(), self.sent.get()));
+        // What others publish here proves that we hear, as any message does, but nothing about the numbers.
+        if let Some(number) = self.number(payload) {
+            self.heard.set(number.max(self.heard.get()));
+            self.behind_since.set(None);
+        }
         true
     }
 
@@ -182,8 +216,14 @@ impl Probe {
     pub(super) fn on_heard(&self) {
         self.proved();
         let is_complete = self.heard.get() >= self.taken.get();
-        let still_missing = self.missing_since.get().filter(|_| !is_complete);
-        self.missing_since.set(still_missing.map(|_| self.heard_at.get()));
+        if is_complete {
+            self.miss_nothing();
+            return;
+        }
+        let is_patient = self.behind_since.get().is_none_or(|since| since.elapsed() < MAX_BEHIND);
+        if is_patient && self.missing_since.get().is_some() {
+            self.missing_since.set(Some(self.heard_at.get()));
+        }
     }
 
     /// Resolves when a probe is missing; returns for how long nothing was heard.
@@ -215,7 +255,7 @@ mod tests {
     }
 
     fn hear(probe: &Probe, number: u64) {
-        assert!(probe.takes(&probe.channel(), number.to_string().as_bytes()));
+        assert!(probe.takes(&probe.channel(), probe.payload(number).as_bytes()));
         probe.on_heard();
     }
 
@@ -314,5 +354,37 @@ mod tests {
         probe.begin();
         probe.next();
         assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_of_others_are_no_proof() {
+        let (probe, other) = (Probe::new(), Probe::new());
+        probe.allow();
+        probe.begin();
+        let first = probe.next();
+        hear(&probe, first);
+        probe.on_published(first, 1);
+        let number = probe.next();
+        probe.on_published(number, 1);
+        let stolen = probe.payload(first);
+        for forged in [number.to_string(), other.payload(number), stolen, format!("{number}:"), u64::MAX.to_string()] {
+            assert!(probe.takes(&probe.channel(), forged.as_bytes()), "it is nobody's message");
+        }
+        assert!(is_missed_within(&probe, 2 * GRACE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_messages_do_not_stand_in_for_numbers_for_ever() {
+        let probe = Probe::new();
+        probe.allow();
+        probe.begin();
+        probe.on_published(probe.next(), 1);
+        let start = Instant::now();
+        while !is_missed_within(&probe, GRACE / 2).await {
+            assert!(start.elapsed() < 2 * MAX_BEHIND);
+            assert!(probe.takes(&probe.channel(), b"1"));
+            probe.on_heard();
+        }
+        assert!(start.elapsed() >= MAX_BEHIND);
     }
 }

@@ -13,15 +13,17 @@ use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
 use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
+use super::role::{Rank, Watch};
 use super::sentinel::Place;
 use super::supervisor::Backoff;
 use super::{Links, RETRY};
-use crate::broker::{NotPublished, Sink, Text};
+use crate::broker::{NotPublished, Origin, Sink, Text};
+use crate::id::SessionKey;
 
 /// Bytes of one pipeline. Chosen: far under Redis' query buffer, and over what comes in a round trip.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Where probes are not allowed: Redis' `timeout` setting closes a publisher that is idle, and a
+/// Where neither probes nor the role are to be had: Redis' `timeout` setting closes a publisher that is idle, and a
 /// dead link should be noticed before the next text is.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -32,34 +34,63 @@ const LOOK: Duration = Duration::from_millis(5);
 pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
     loop {
-        match links.settings.connect(Role::Publisher).await {
+        let on_slow = |slow: &LinkError| links.health.attempt_failed(slow);
+        match links.settings.connect(Role::Publisher, &on_slow).await {
             Err(error) => links.health.attempt_failed(&error),
-            Ok(Made { mut connection, driver, master }) => {
+            Ok(Made { mut connection, driver, master, address, mut role }) => {
                 links.health.link_is_up();
                 backoff.reset();
+                let mut doubt = Doubt::default();
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
-                    error = serve(links, sink, &mut connection, master.as_ref()) => error,
+                    error = async {
+                        let mut link = Link { links, sink, connection: &mut connection, doubt: &mut doubt };
+                        serve(&mut link, master.as_ref(), (&mut role, &address)).await
+                    } => error,
                 };
                 links.health.link_is_lost(&error);
+                if matches!(error, LinkError::NoMaster(..)) {
+                    links.suspect();
+                    sink.on_doubt(doubt.sessions, doubt.texts);
+                }
             }
         }
         backoff.wait().await;
     }
 }
 
-async fn serve(
-    links: &Links,
-    sink: &dyn Sink,
-    connection: &mut MultiplexedConnection,
-    master: Option<&Place>,
-) -> LinkError {
+/// Texts that Redis took since it said last that it is a master.
+#[derive(Debug, Default)]
+struct Doubt {
+    texts: u64,
+    sessions: HashSet<SessionKey>,
+}
+
+/// The link, and what it works for.
+struct Link<'a> {
+    links: &'a Links,
+    sink: &'a dyn Sink,
+    connection: &'a mut MultiplexedConnection,
+    doubt: &'a mut Doubt,
+}
+
+async fn serve(link: &mut Link<'_>, master: Option<&Place>, (role, address): (&mut Watch, &str)) -> LinkError {
+    let Link { links, sink, .. } = *link;
     loop {
-        links.hears().await;
-        // Twice the longest pause between attempts; a worker that cannot come back must not
-        // hold the others for longer.
-        links.health.all_hear(links.subscribed_at.get() + 2 * links.settings.max_reconnect_delay).await;
+        let all_hear = async {
+            links.hears().await;
+            // Twice the longest pause between attempts; a worker that cannot come back must not
+            // hold the others for longer.
+            links.health.all_hear(links.subscribed_at.get() + 2 * links.settings.max_reconnect_delay).await;
+        };
+        // Asked also while the subscriber is away: those with texts in doubt should not wait for it.
+        if at(role.next_at(), all_hear).await.is_none() {
+            if let Err(error) = check_role(link, role, address).await {
+                return error;
+            }
+            continue;
+        }
         if links.is_deaf() {
             continue;
         }
@@ -71,26 +102,26 @@ async fn serve(
             continue;
         }
         if links.is_mark_due.take()
-            && let Err(error) = publish_mark(links, connection).await
+            && let Err(error) = publish_mark(links, link.connection).await
         {
             return error;
         }
         let now = Instant::now();
         if links.probe.due_at().is_some_and(|at| at <= now)
-            && let Err(error) = publish_probe(links, connection).await
+            && let Err(error) = publish_probe(links, link.connection).await
         {
             return error;
         }
         let texts = sink.take_texts(links.node, BATCH_BYTES);
-        let next_probe = links.probe.due_at();
+        let next = [links.probe.due_at(), role.next_at()].into_iter().flatten().min();
         let done = if !texts.is_empty() {
-            publish(links, sink, connection, texts).await
-        } else if tokio::time::timeout_at(next_probe.unwrap_or(now + PING_INTERVAL), links.texts_wait.notified())
+            publish(link, texts).await
+        } else if tokio::time::timeout_at(next.unwrap_or(now + PING_INTERVAL), links.texts_wait.notified())
             .await
             .is_err()
-            && next_probe.is_none()
+            && next.is_none()
         {
-            ping(links, connection).await
+            ping(links, link.connection).await
         } else {
             Ok(())
         };
@@ -100,21 +131,43 @@ async fn serve(
     }
 }
 
-async fn publish(
-    links: &Links,
-    sink: &dyn Sink,
-    connection: &mut MultiplexedConnection,
-    texts: Vec<Text>,
-) -> Result<(), LinkError> {
+/// What `future` resolves to, unless it is `time` before.
+async fn at<T>(time: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match time {
+        Some(time) if time <= Instant::now() => None,
+        Some(time) => tokio::time::timeout_at(time, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// Leaves a server that is no master any more.
+async fn check_role(link: &mut Link<'_>, role: &mut Watch, address: &str) -> Result<(), LinkError> {
+    let Some(question) = role.question() else { return Ok(()) };
+    let (sent, timeout) = (Instant::now(), link.links.settings.response_timeout);
+    let answer = tokio::time::timeout(timeout, ask(link.connection, &question)).await;
+    let answer = answer.map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?;
+    let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
+    link.links.judge(rank, address)?;
+    if rank == Rank::Master || !role.is_told() {
+        *link.doubt = Doubt::default();
+    }
+    if !role.is_told() {
+        link.links.health.role_is_unknown();
+    }
+    Ok(())
+}
+
+async fn publish(link: &mut Link<'_>, texts: Vec<Text>) -> Result<(), LinkError> {
+    let Link { links, sink, .. } = *link;
     let mut pipeline = Pipeline::with_capacity(texts.len());
     for text in &texts {
         pipeline.cmd(command(links, &text.channel)).arg(&*text.channel).arg(&*text.payload);
     }
     let count = texts.len();
     let batch = links.begin_batch(&texts);
-    let mut sent = Sent { sink, unanswered: texts.into(), taken_back: Vec::new() };
+    let mut sent = Sent { sink, doubt: link.doubt, unanswered: texts.into(), taken_back: Vec::new() };
     let timeout = links.settings.response_timeout;
-    let answers = tokio::time::timeout(timeout, connection.send_packed_commands(&pipeline, 0, count))
+    let answers = tokio::time::timeout(timeout, link.connection.send_packed_commands(&pipeline, 0, count))
         .await
         .map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?
         .map_err(LinkError::Ended)?;
@@ -146,7 +199,10 @@ fn command(links: &Links, channel: &[u8]) -> &'static str {
 async fn publish_mark(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     let mut publish = redis::cmd("PUBLISH");
     match &*links.mark.borrow() {
-        Some(mark) => publish.arg(&*mark.channel).arg("x"),
+        Some(mark) => {
+            let signature = mark.seal.map_or_else(String::new, |seal| seal.sign(&mark.channel));
+            publish.arg(&*mark.channel).arg(signature)
+        }
         None => return Ok(()),
     };
     let timeout = links.settings.response_timeout;
@@ -165,7 +221,7 @@ async fn publish_mark(links: &Links, connection: &mut MultiplexedConnection) -> 
 async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     let number = links.probe.next();
     let mut publish = redis::cmd(if links.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" });
-    publish.arg(&*links.probe.channel()).arg(number);
+    publish.arg(&*links.probe.channel()).arg(links.probe.payload(number));
     let timeout = links.settings.response_timeout;
     match tokio::time::timeout(timeout, ask(connection, &publish)).await {
         Ok(Ok(Value::Int(receivers))) => links.probe.on_published(number, receivers),
@@ -195,6 +251,7 @@ async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(
 /// Texts that were sent. However this ends, every one of them is reported or given back.
 struct Sent<'a> {
     sink: &'a dyn Sink,
+    doubt: &'a mut Doubt,
     unanswered: VecDeque<Text>,
     taken_back: Vec<Text>,
 }
@@ -202,6 +259,10 @@ struct Sent<'a> {
 impl Sent<'_> {
     fn answer(&mut self, outcome: Result<(), NotPublished>) {
         if let Some(Text { origin, payload, .. }) = self.unanswered.pop_front() {
+            if let (Ok(()), Origin::Session(key)) = (&outcome, &origin) {
+                self.doubt.texts += 1;
+                self.doubt.sessions.insert(*key);
+            }
             self.sink.on_published(origin, payload.len(), outcome);
         }
     }

@@ -293,6 +293,7 @@ fn reply_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
 mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
+    use std::collections::HashSet;
     use std::rc::Rc;
     use std::sync::Arc;
 
@@ -306,6 +307,7 @@ mod tests {
     use crate::broker::{Gap, Moved, NotPublished, Origin, Refused, Sink, Text};
     use crate::config::{RedisConfig, RedisUrl};
     use crate::endpoint::Channel;
+    use crate::id::SessionKey;
 
     const HELLO: &[u8] = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n";
     const CONFIRMED: &[u8] = b">3\r\n$9\r\nsubscribe\r\n$3\r\nc:a\r\n:1\r\n";
@@ -376,6 +378,7 @@ mod tests {
         fn on_lost(&self, _: Node) {}
         fn on_gap(&self, _: Gap<'_>) {}
         fn take_back(&self, _: Vec<Text>) {}
+        fn on_doubt(&self, _: HashSet<SessionKey>, _: u64) {}
 
         fn on_dropped(&self, _: Node, _: &[u8]) -> bool {
             true

@@ -17,8 +17,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::cluster::NEWS;
 use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
+use super::role::Watch;
 use super::supervisor::Backoff;
-use super::{Command, Links, LinksState, MarkState, RETRY, Roster};
+use super::{Command, Links, LinksState, MarkState, RETRY, Roster, refusal};
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Refused, Sink};
 use crate::endpoint::Channel;
@@ -75,7 +76,10 @@ pub(super) fn on_message(node: Node, channel: &[u8], payload: &[u8]) {
         if links.state.get() != LinksState::Kept {
             // Its channels are heard elsewhere, from a gap on that is known.
         } else if links.is_mark(channel) {
-            links.set_mark_state(MarkState::Reached);
+            // Whoever else may publish here must not decide where the stream stops.
+            if links.is_sealed(payload) {
+                links.set_mark_state(MarkState::Reached);
+            }
         } else if !links.probe.takes(channel, payload) {
             sink.on_publication(channel, payload);
         }
@@ -142,14 +146,15 @@ pub(super) fn on_push(node: Node, push: PushInfo) -> Result<(), std::convert::In
 pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
     loop {
-        match links.settings.connect(Role::Subscriber(links.node)).await {
+        let on_slow = |slow: &LinkError| links.health.attempt_failed(slow);
+        match links.settings.connect(Role::Subscriber(links.node), &on_slow).await {
             Err(error) => links.health.attempt_failed(&error),
-            Ok(Made { mut connection, driver, master }) => {
+            Ok(Made { mut connection, driver, master, address, mut role }) => {
                 links.subscriber_at.replace(master.clone());
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
-                    error = serve(links, sink, &mut connection, &mut backoff) => error,
+                    error = serve(links, sink, &mut connection, (&mut role, &address), &mut backoff) => error,
                     error = links.settings.is_moved(master.as_ref()) => error,
                     silence = hears_nothing(links) => LinkError::Deaf(silence),
                 };
@@ -159,9 +164,13 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
                 links.retry_at.set(None);
                 links.set_mark_state(MarkState::Lost);
                 if sink.subscribed(links.node) > 0 || !links.is_deaf() {
-                    // What the probe heard says nothing about a subscription that Redis forgot.
-                    let is_forgotten = matches!(error, LinkError::Fewer(_));
-                    links.lost(if is_forgotten { links.audited_at.get() } else { links.probe.heard_at() });
+                    links.lost(match error {
+                        // What the probe heard says nothing about a subscription that Redis forgot.
+                        LinkError::Fewer(_) => links.audited_at.get(),
+                        // Its new master may have had messages since that it did not hear of.
+                        LinkError::NoMaster(..) => role.master_at(),
+                        _ => links.probe.heard_at(),
+                    });
                 }
                 if links.is_deaf() {
                     links.health.attempt_failed(&error);
@@ -192,6 +201,7 @@ async fn serve(
     links: &Links,
     sink: &dyn Sink,
     connection: &mut MultiplexedConnection,
+    (role, address): (&mut Watch, &str),
     backoff: &mut Backoff,
 ) -> LinkError {
     if let Err(error) = subscribe_probe(links, connection).await {
@@ -221,7 +231,9 @@ async fn serve(
         let now = Instant::now();
         let retry_at = links.retry_at.get();
         // Asked first, so that a storm of handshakes cannot put it off.
-        let done = if audit_at <= now {
+        let done = if role.is_due() || links.is_suspect.take() {
+            check_role(links, connection, role, address).await
+        } else if audit_at <= now {
             audit_at = now + AUDIT_INTERVAL;
             audit(links, sink, connection, count).await
         } else if retry_at.is_some_and(|at| at <= now) {
@@ -231,7 +243,10 @@ async fn serve(
                 Ok(()) => subscribe_all(links, sink, connection, &sink.unconfirmed(links.node)).await,
                 failed => failed,
             }
-        } else if timeout_at(retry_at.unwrap_or(audit_at).min(audit_at), links.commands_wait.notified()).await.is_ok() {
+        } else if timeout_at(soonest([Some(audit_at), retry_at, role.next_at()]), links.commands_wait.notified())
+            .await
+            .is_ok()
+        {
             obey(links, sink, connection).await
         } else {
             Ok(())
@@ -241,6 +256,27 @@ async fn serve(
         }
         end_gap(links, sink);
     }
+}
+
+/// The soonest of some times, or now.
+fn soonest<const N: usize>(times: [Option<Instant>; N]) -> Instant {
+    times.into_iter().flatten().min().unwrap_or_else(Instant::now)
+}
+
+/// Leaves a server that is no master any more.
+async fn check_role(
+    links: &Links,
+    connection: &mut MultiplexedConnection,
+    role: &mut Watch,
+    address: &str,
+) -> Result<(), LinkError> {
+    let Some(question) = role.question() else { return Ok(()) };
+    let sent = Instant::now();
+    let answer = match answered(links, ask(connection, &question)).await {
+        Err(LinkError::Ended(error)) => Err(error),
+        answer => Ok(answer?),
+    };
+    links.judge(role.on_answer(sent, answer).map_err(LinkError::Ended)?, address)
 }
 
 /// Reports what was lost, once all is there again.
@@ -362,6 +398,7 @@ async fn audit(
             return Err(LinkError::Fewer(missing));
         }
     }
+    refusal::look_again(links, connection).await?;
     links.audited_at.set(Instant::now());
     // The answer came behind all messages before it.
     links.probe.proved();
@@ -438,17 +475,37 @@ async fn subscribe(
     let (sharded, plain) = split(links, channels.to_vec());
     subscribe_plain(links, sink, connection, &plain).await?;
     let answers = each(links, connection, "SSUBSCRIBE", &sharded).await?;
+    let (mut taken, mut refused) = (None, None);
     for (channel, answer) in sharded.iter().zip(answers) {
         match answer.extract_error() {
             Err(error) if is_for_now(error.code()) => {
                 tracing::debug!(%error, "a channel cannot be subscribed at this node for now: {error}");
                 links.contradicted();
             }
-            Err(error) => refuse(sink, channel, &error),
-            Ok(_) => {}
+            Err(error) => {
+                refuse(sink, channel, &error);
+                refused = Some((channel, error));
+            }
+            Ok(_) => taken = Some(channel),
         }
     }
-    Ok(())
+    judge_refusal(links, connection, taken, refused).await
+}
+
+/// After some channels were subscribed, or refused: the last of each.
+async fn judge_refusal(
+    links: &Links,
+    connection: &mut MultiplexedConnection,
+    taken: Option<&Channel>,
+    refused: Option<(&Channel, RedisError)>,
+) -> Result<(), LinkError> {
+    if let Some(channel) = taken {
+        refusal::on_taken(links, channel);
+    }
+    match refused {
+        Some((channel, error)) => refusal::on_refused(links, connection, channel, &error).await,
+        None => Ok(()),
+    }
 }
 
 /// Never sharded: at its node it is in one order with everything all the same.
@@ -541,22 +598,30 @@ async fn subscribe_plain(
             return Ok(());
         }
         Err(LinkError::Ended(error)) if is_refusal(&error) => {}
-        done => return done,
+        Err(error) => return Err(error),
+        Ok(()) => return judge_refusal(links, connection, channels.last(), None).await,
     }
+    let (mut taken, mut refused) = (None, None);
     for channel in channels {
         match answered(links, connection.subscribe(names(std::slice::from_ref(channel)))).await {
-            Err(LinkError::Ended(error)) if is_refusal(&error) => refuse(sink, channel, &error),
-            done => done?,
+            Err(LinkError::Ended(error)) if is_refusal(&error) => {
+                refuse(sink, channel, &error);
+                refused = Some((channel, error));
+            }
+            done => {
+                done?;
+                taken = Some(channel);
+            }
         }
     }
-    Ok(())
+    judge_refusal(links, connection, taken, refused).await
 }
 
 fn names(channels: &[Channel]) -> Vec<&[u8]> {
     channels.iter().map(|channel| &**channel).collect()
 }
 
-async fn answered<T>(links: &Links, answer: impl Future<Output = RedisResult<T>>) -> Result<T, LinkError> {
+pub(super) async fn answered<T>(links: &Links, answer: impl Future<Output = RedisResult<T>>) -> Result<T, LinkError> {
     let timeout = links.settings.response_timeout;
     links.unanswered_since.set(Some(Instant::now()));
     let mut answer = pin!(answer);

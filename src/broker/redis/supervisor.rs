@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::connect::LinkError;
 use crate::config::RedisUrl;
+use crate::throttle::Throttle;
 
 /// The pause before the first attempt to connect again.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
@@ -40,6 +43,8 @@ impl Backoff {
 #[derive(Debug)]
 pub(crate) struct Health {
     state: Mutex<State>,
+    /// Whether Redis refuses subscriptions: the state has more.
+    is_refused: AtomicBool,
     /// Workers whose subscriptions are away.
     deaf: watch::Sender<usize>,
 }
@@ -54,10 +59,15 @@ struct State {
     /// Since when, and whether it was told.
     since: Instant,
     is_told: bool,
+    /// What was told besides.
+    also_told: Vec<&'static str>,
     was_up: bool,
     /// What a link said last when it was lost or not made.
     last_error: String,
     is_probe_refused: bool,
+    is_role_unknown: bool,
+    /// Why no channel can be subscribed, and since when.
+    refusal: Option<(String, Instant)>,
 }
 
 impl Health {
@@ -69,11 +79,14 @@ impl Health {
             down: 2 * workers,
             since: Instant::now(),
             is_told: false,
+            also_told: Vec::new(),
             was_up: false,
             last_error: "not connected yet".to_owned(),
             is_probe_refused: false,
+            is_role_unknown: false,
+            refusal: None,
         };
-        Self { state: Mutex::new(state), deaf: watch::Sender::new(workers) }
+        Self { state: Mutex::new(state), is_refused: AtomicBool::new(false), deaf: watch::Sender::new(workers) }
     }
 
     /// A worker has all its subscriptions.
@@ -128,6 +141,67 @@ impl Health {
         });
     }
 
+    /// Redis does not let us subscribe anything.
+    pub(super) fn subscription_is_refused(&self, error: &str) {
+        static REFUSED: Throttle = Throttle::per_minute();
+        self.is_refused.store(true, Ordering::Relaxed);
+        self.change(|state| {
+            let since = state.refusal.take().map_or_else(Instant::now, |(_, since)| since);
+            state.refusal = Some((error.to_owned(), since));
+            if REFUSED.allows() {
+                let server = &state.server;
+                tracing::warn!(
+                    server,
+                    error,
+                    "{server} refuses subscriptions, so all new WebSockets get 503: {error} (the ACL user needs \
+                     +subscribe and the channels of all prefixes, as &chat:*)"
+                );
+            }
+        });
+    }
+
+    /// It does.
+    pub(super) fn subscription_is_taken(&self) {
+        if self.is_refused.swap(false, Ordering::Relaxed) {
+            self.change(|state| {
+                if let Some((_, since)) = state.refusal.take() {
+                    let (server, after) = (&state.server, since.elapsed());
+                    tracing::info!(server, ?after, "{server} takes subscriptions again, after {after:.1?}");
+                }
+            });
+        }
+    }
+
+    pub(super) fn is_subscription_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing can be subscribed, in words for an operator.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let mut refusal = None;
+        self.change(|state| {
+            if let Some((error, since)) = &state.refusal {
+                let (server, since) = (&state.server, since.elapsed());
+                refusal = Some(format!("{server} refuses subscriptions since {since:.1?}: {error}"));
+            }
+        });
+        refusal
+    }
+
+    /// The server does not say whether it is a master.
+    pub(super) fn role_is_unknown(&self) {
+        self.change(|state| {
+            if !std::mem::replace(&mut state.is_role_unknown, true) {
+                let server = &state.server;
+                tracing::warn!(
+                    server,
+                    "{server} does not say whether it is a master (HELLO is unknown there, and ROLE unknown or not \
+                     allowed: add +role to the ACL user); one that becomes a replica is not noticed"
+                );
+            }
+        });
+    }
+
     /// A link is up.
     pub(super) fn link_is_up(&self) {
         self.change(|state| {
@@ -148,11 +222,12 @@ impl Health {
             }
             state.was_up = true;
             state.is_told = false;
+            state.also_told.clear();
         });
     }
 
     /// A link that was up is lost.
-    pub(super) fn link_is_lost(&self, error: &dyn fmt::Display) {
+    pub(super) fn link_is_lost(&self, error: &LinkError) {
         self.change(|state| {
             if state.down == 0 {
                 state.since = Instant::now();
@@ -163,7 +238,7 @@ impl Health {
     }
 
     /// A link could not be made.
-    pub(super) fn attempt_failed(&self, error: &dyn fmt::Display) {
+    pub(super) fn attempt_failed(&self, error: &LinkError) {
         self.change(|state| state.tell(error));
     }
 
@@ -174,8 +249,16 @@ impl Health {
 }
 
 impl State {
-    fn tell(&mut self, error: &dyn fmt::Display) {
+    fn tell(&mut self, error: &LinkError) {
         self.last_error = error.to_string();
+        // What only an operator can end is said even if something else was, before.
+        if let Some(lasting) = error.lasting().filter(|lasting| self.is_told && !self.also_told.contains(lasting)) {
+            self.also_told.push(lasting);
+            let server = &self.server;
+            tracing::warn!(server, %error, "Redis stays away ({server}): {error}");
+            return;
+        }
+        self.also_told.extend(error.lasting());
         let server = &self.server;
         if std::mem::replace(&mut self.is_told, true) {
             tracing::debug!(server, %error, "Redis is still away ({server}): {error}");

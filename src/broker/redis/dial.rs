@@ -1,0 +1,266 @@
+//! From a host's name to a TCP connection: the look-up, then the addresses, each with its own time.
+//!
+//! Addresses are tried one after the other, the next as soon as one has failed or has said nothing for a
+//! moment (RFC 8305). Which of them is used is the caller's decision: one that takes connections may still
+//! lead to a server that does not answer. May not enter: TLS, what Redis says.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use nix::libc;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+use super::connect::LinkError;
+
+/// How long a look-up may take. The resolver waits 5 s for a nameserver, asks each of up to three, and
+/// all of them twice (resolv.conf(5)): with less, a name would never be found behind a dead one.
+const LOOK_UP: Duration = Duration::from_secs(30);
+
+/// How long an address may say nothing until the next one is tried as well (RFC 8305 §5).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// The part of an attempt that has its own time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// TCP, or a Unix socket.
+    Connect,
+    Tls,
+    /// HELLO, AUTH and the role.
+    Greeting,
+}
+
+impl Step {
+    /// What did not happen in time.
+    pub(super) fn missed(self) -> &'static str {
+        match self {
+            Self::Connect => "did not take the connection",
+            Self::Tls => "did not finish the TLS handshake",
+            Self::Greeting => "took the connection and did not answer the greeting",
+        }
+    }
+}
+
+/// Limits a step of an attempt at `address`.
+///
+/// # Errors
+/// What went wrong, or that nothing came within `limit`.
+pub(super) async fn within<T>(
+    step: Step,
+    address: &str,
+    limit: Duration,
+    act: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    timeout(limit, act).await.unwrap_or_else(|_| Err(LinkError::Late { step, address: address.to_owned(), limit }))
+}
+
+/// The addresses of `host`, in the order in which they are tried. `on_slow` hears of a look-up that takes
+/// longer than `patience`; the look-up goes on.
+///
+/// # Errors
+/// When the name is not found, or not in [`LOOK_UP`].
+pub(super) async fn look_up(
+    host: &str,
+    port: u16,
+    patience: Duration,
+    on_slow: &dyn Fn(&LinkError),
+) -> Result<Vec<SocketAddr>, LinkError> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![(address, port).into()]);
+    }
+    let failed = |error| LinkError::LookUp(host.to_owned(), error);
+    let (tell, mut told) = oneshot::channel();
+    let name = host.to_owned();
+    // A thread of its own: a runtime would wait for the resolver at its end.
+    std::thread::Builder::new()
+        .name("webws-look-up".to_owned())
+        .spawn(move || {
+            let found = (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+            // The attempt may have been given up.
+            drop(tell.send(found));
+        })
+        .map_err(failed)?;
+    let end = Instant::now() + LOOK_UP;
+    let found = tokio::select! {
+        found = &mut told => found,
+        () = sleep(patience) => {
+            on_slow(&LinkError::LookUpSlow(host.to_owned(), patience));
+            timeout_at(end, told).await.map_err(|_| LinkError::LookUpSlow(host.to_owned(), LOOK_UP))?
+        }
+    };
+    let found = found.unwrap_or_else(|_| Err(io::Error::other("the resolver's thread ended"))).map_err(failed)?;
+    if found.is_empty() {
+        return Err(failed(io::Error::other("the name has no address")));
+    }
+    Ok(interleaved(found))
+}
+
+/// The families by turns, beginning with the one that the resolver prefers (RFC 8305 §4).
+fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_first_kind = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == is_first_kind);
+    let mut turns = [first, second];
+    let mut all = Vec::new();
+    while turns.iter().any(|turn| !turn.is_empty()) {
+        all.extend(turns.iter_mut().filter_map(VecDeque::pop_front));
+    }
+    all
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<TcpStream, LinkError>>>>;
+
+/// Attempts at several addresses, of which connections come out as they are made.
+pub(super) struct Race {
+    /// Not begun yet.
+    waiting: VecDeque<SocketAddr>,
+    running: Vec<(SocketAddr, Connecting)>,
+    next_at: Instant,
+    limit: Duration,
+    failed: Vec<LinkError>,
+}
+
+impl Race {
+    /// Each address may take `limit`.
+    pub(super) fn new(addresses: Vec<SocketAddr>, limit: Duration) -> Self {
+        Self { waiting: addresses.into(), running: Vec::new(), next_at: Instant::now(), limit, failed: Vec::new() }
+    }
+
+    /// The next connection; `None` when all addresses were tried.
+    pub(super) async fn next(&mut self) -> Option<(SocketAddr, TcpStream)> {
+        loop {
+            let is_due = self.running.is_empty() || self.next_at <= Instant::now();
+            if is_due && let Some(address) = self.waiting.pop_front() {
+                self.running.push((address, connecting(address, self.limit)));
+                self.next_at = Instant::now() + STAGGER;
+            }
+            if self.running.is_empty() {
+                return None;
+            }
+            let (next_at, has_more) = (self.next_at, !self.waiting.is_empty());
+            tokio::select! {
+                (address, made) = first_of(&mut self.running) => match made {
+                    Ok(stream) => return Some((address, stream)),
+                    Err(error) => self.fail(error),
+                },
+                () = sleep_until(next_at), if has_more => {}
+            }
+        }
+    }
+
+    /// The connection that came last is of no use: the next address is tried at once.
+    pub(super) fn fail(&mut self, error: LinkError) {
+        self.failed.push(error);
+        self.next_at = Instant::now();
+    }
+
+    /// What went wrong, address by address.
+    pub(super) fn into_error(mut self) -> LinkError {
+        match self.failed.len() {
+            1 => self.failed.remove(0),
+            _ => LinkError::Each(self.failed),
+        }
+    }
+}
+
+fn connecting(address: SocketAddr, limit: Duration) -> Connecting {
+    Box::pin(async move {
+        let name = address.to_string();
+        within(Step::Connect, &name, limit, async {
+            let stream = TcpStream::connect(address).await;
+            let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+            stream.map_err(|error| LinkError::Unreachable(name.clone(), error))
+        })
+        .await
+    })
+}
+
+/// The first that is done; it is taken out.
+async fn first_of(running: &mut Vec<(SocketAddr, Connecting)>) -> (SocketAddr, Result<TcpStream, LinkError>) {
+    poll_fn(|cx| {
+        for place in 0..running.len() {
+            let Some((address, connecting)) = running.get_mut(place) else { break };
+            if let Poll::Ready(made) = connecting.as_mut().poll(cx) {
+                let address = *address;
+                drop(running.swap_remove(place));
+                return Poll::Ready((address, made));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// What an operator can do about `error`, as the end of a sentence.
+pub(super) fn advice(error: &io::Error) -> &'static str {
+    if is_out_of_descriptors(error) {
+        return "; no descriptor is free: raise LimitNOFILE or lower limits.max_sessions";
+    }
+    ""
+}
+
+pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// What an operator can do when `address` swallows packets. systemd's filter for a unit's addresses does that
+/// without a word (systemd.resource-control(5), `IPAddressDeny=`).
+pub(super) fn advice_on_silence(step: Step, address: &str) -> String {
+    let is_in_a_unit = || std::env::var_os("INVOCATION_ID").is_some();
+    match address.parse::<SocketAddr>() {
+        Ok(address) if step == Step::Connect && !address.ip().is_loopback() && is_in_a_unit() => format!(
+            "; the unit as shipped lets only localhost through: add IPAddressAllow={} (redis-remote.conf)",
+            address.ip()
+        ),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn never_slow(error: &LinkError) {
+        panic!("{error}");
+    }
+
+    #[test]
+    fn families_take_turns_and_the_preferred_one_begins() {
+        let parse = |all: &[&str]| all.iter().map(|address| address.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let found = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]);
+        assert_eq!(interleaved(found), parse(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]));
+        let found = parse(&["1.1.1.1:1", "[::1]:1"]);
+        assert_eq!(interleaved(found.clone()), found);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_of_no_use_makes_room_for_the_next() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let found = look_up("localhost", port, LOOK_UP, &never_slow).await.unwrap();
+        assert!(found.iter().all(|address| address.port() == port && address.ip().is_loopback()), "{found:?}");
+        let alive: SocketAddr = ([127, 0, 0, 1], port).into();
+        let mut race = Race::new(vec![dead, alive, alive], LOOK_UP);
+        assert_eq!(race.next().await.unwrap().0, alive);
+        race.fail(LinkError::Closed);
+        assert_eq!(race.next().await.unwrap().0, alive);
+        race.fail(LinkError::Closed);
+        assert!(race.next().await.is_none());
+        let error = race.into_error().to_string();
+        assert!(error.starts_with(&format!("{dead} cannot be reached")), "{error}");
+        assert_eq!(error.matches("; ").count(), 2, "{error}");
+    }
+
+    #[test]
+    fn a_process_without_descriptors_is_named() {
+        assert!(advice(&io::Error::from_raw_os_error(libc::EMFILE)).contains("LimitNOFILE"));
+        assert_eq!(advice(&io::ErrorKind::ConnectionRefused.into()), "");
+    }
+}

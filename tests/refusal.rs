@@ -1,0 +1,79 @@
+//! Promise: a Redis that refuses all subscriptions is said so, in the log and by readiness, until it takes one
+//! again; one that refuses a single channel is nobody's business but its client's.
+
+use crate::support::http::{get, handshake};
+use crate::support::redis::Redis;
+use crate::support::webws::Webws;
+use crate::support::witness::{Witness, upgrades_within};
+use crate::support::{SOON, until};
+
+const PATH: &str = "/webws?channel=%22a%22";
+const RIGHTS: &str = "resetkeys resetchannels -@all &webws:probe:* \
+    +subscribe +unsubscribe +publish +ping +hello +auth +client|setname +client|info";
+
+async fn stage(channels: &str) -> (Redis, Webws) {
+    let redis = Redis::start().await;
+    set_user(&redis, &format!("on >pw {RIGHTS} {channels}")).await;
+    let broker = redis.url().replace("redis://", "redis://web:pw@");
+    let webws = Webws::builder().broker(&broker).workers(2).start().await;
+    (redis, webws)
+}
+
+async fn set_user(redis: &Redis, rules: &str) {
+    let words: Vec<_> = ["ACL", "SETUSER", "web"].into_iter().chain(rules.split_whitespace()).collect();
+    redis.command(&words).await;
+}
+
+async fn readiness(webws: &Webws) -> (u16, String) {
+    let answer = get(&webws.target(), "/readyz").await;
+    (answer.head.status, answer.body)
+}
+
+#[tokio::test]
+async fn a_user_without_the_channels_is_said_so_once_and_the_end_of_it_is_found_without_clients() {
+    let (redis, webws) = stage("").await;
+    until("its links are up", SOON, async || readiness(&webws).await.0 == 200).await;
+    for _ in 0..5 {
+        handshake(&webws.target(), PATH).await.assert_unavailable("2");
+    }
+    let (status, why) = readiness(&webws).await;
+    assert!(status == 503 && why.contains("refuses subscriptions") && why.contains("NOPERM"), "{status} {why}");
+    let log = webws.log();
+    assert!(log.matches("WARN").count() == 1 && log.contains("&chat:*"), "{log}");
+    assert!(!log.contains(">pw") && !log.contains(":pw@"), "{log}");
+    set_user(&redis, "&chat:*").await;
+    until("it is ready again", 3 * SOON, async || readiness(&webws).await.0 == 200).await;
+    assert_eq!(redis.numsub(b"chat:a").await, 0, "what was tried is given back");
+    assert!(upgrades_within(&webws.target(), PATH, SOON).await);
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_found_by_the_next_client() {
+    let (redis, webws) = stage("&chat:*").await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    set_user(&redis, "-subscribe").await;
+    // Both workers may get one.
+    for _ in 0..4 {
+        handshake(&webws.target(), "/webws?channel=%22b%22").await.assert_unavailable("2");
+    }
+    assert_eq!(readiness(&webws).await.0, 503);
+    witness.ping(b"still there", SOON).await;
+    set_user(&redis, "+subscribe").await;
+    until("it is ready again", 3 * SOON, async || readiness(&webws).await.0 == 200).await;
+    witness.assert_open();
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_a_channel_of_others_does_not_make_the_process_unready() {
+    let (_redis, webws) = stage("&chat:a &chat:b").await;
+    let mut witnesses = Vec::new();
+    // In both workers.
+    for path in [PATH, PATH, "/webws?channel=%22b%22", "/webws?channel=%22b%22"] {
+        witnesses.push(Witness::join(&webws.target(), path).await);
+    }
+    for _ in 0..6 {
+        handshake(&webws.target(), "/webws?channel=%22forbidden%22").await.assert_unavailable("2");
+        assert_eq!(readiness(&webws).await.0, 200);
+    }
+    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+}

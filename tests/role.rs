@@ -1,0 +1,210 @@
+//! Promise: a server that is no master any more is left, whoever still calls it by its name; no message is lost
+//! there without a word, and readiness says why nothing flows.
+
+use std::time::Duration;
+
+use crate::support::client::Target;
+use crate::support::http::get;
+use crate::support::proxy::Proxy;
+use crate::support::redis::Redis;
+use crate::support::webws::Webws;
+use crate::support::witness::{Witness, upgrades_within};
+use crate::support::{SOON, until};
+
+const PATH: &str = "/webws?channel=%22a%22";
+
+async fn readiness(target: &Target) -> (u16, String) {
+    let answer = get(target, "/readyz").await;
+    (answer.head.status, answer.body)
+}
+
+async fn is_ready(target: &Target) -> bool {
+    readiness(target).await.0 == 200
+}
+
+/// Makes `redis` a replica of the server at `port`, and waits until it follows.
+async fn follow(redis: &Redis, port: u16) {
+    redis.command(&["REPLICAOF", "127.0.0.1", &port.to_string()]).await;
+    until("it follows", 2 * SOON, async || {
+        format!("{:?}", redis.command(&["INFO", "replication"]).await).contains("master_link_status:up")
+    })
+    .await;
+}
+
+async fn lead(redis: &Redis) {
+    redis.command(&["REPLICAOF", "NO", "ONE"]).await;
+}
+
+async fn pair() -> (Redis, Redis) {
+    let (old, new) = (Redis::start().await, Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await);
+    old.command(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await;
+    follow(&new, old.port()).await;
+    (old, new)
+}
+
+#[tokio::test]
+async fn a_master_that_is_demoted_is_left_for_the_one_that_its_name_leads_to_then() {
+    let (old, new) = pair().await;
+    let way = Proxy::start_on(([127, 0, 0, 2], old.port()).into(), new.port()).await;
+    let broker = format!("redis://redis.test:{}", old.port());
+    let keep = "path = \"/webws\"\npublish_timeout = \"60s\"";
+    let webws = Webws::builder()
+        .broker(&broker)
+        .workers(2)
+        .endpoint_toml(keep)
+        .endpoint_toml("path = \"/told\"\non_gap = \"close\"")
+        .hosts("127.0.0.1 redis.test\n")
+        .start()
+        .await;
+    let target = webws.target();
+    let mut witness = Witness::join(&target, PATH).await;
+    let mut told = Witness::join(&target, "/told?channel=%22a%22").await;
+    until("it is ready", SOON, async || is_ready(&target).await).await;
+    // Planned: the links stay open, and what is published at the old master stays there.
+    lead(&new).await;
+    follow(&old, new.port()).await;
+    until("it is not ready", SOON, async || !is_ready(&target).await).await;
+    until("it says why", SOON, async || readiness(&target).await.1.contains("replica")).await;
+    let (status, why) = readiness(&target).await;
+    assert!(status == 503 && why.contains(&format!("127.0.0.1:{}", old.port())), "{why}");
+    let spy = new.spy(b"chat:a").await;
+    witness.client.send_text("waits ").await;
+    webws.set_hosts("127.0.0.2 redis.test\n");
+    until("the new master hears it", 2 * SOON, async || spy.seen() == ["waits "]).await;
+    witness.await_text("waits a", SOON).await;
+    new.publish(b"chat:a", b"from there ").await;
+    witness.await_text("from there a", SOON).await;
+    witness.assert_open();
+    told.expect_close(1012, SOON).await;
+    until("it is ready again", SOON, async || is_ready(&target).await).await;
+    let log = webws.log();
+    assert_eq!(log.matches("Redis is away").count(), 1, "{log}");
+    assert!(log.contains("length_ms") && log.contains("is a replica"), "{log}");
+    drop(way);
+}
+
+#[tokio::test]
+async fn what_a_demoted_master_took_before_it_was_known_is_told_to_its_sender() {
+    let (old, new) = pair().await;
+    let webws = Webws::builder().broker(&old.url()).workers(1).start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    let mut silent = Witness::join(&webws.target(), PATH).await;
+    until("it is ready", SOON, async || is_ready(&webws.target()).await).await;
+    let spy = new.spy(b"chat:a").await;
+    // Right behind a look at the role, so that this text is taken before the next one.
+    lead(&new).await;
+    old.command(&["REPLICAOF", "127.0.0.1", &new.port().to_string()]).await;
+    witness.client.send_text("lost ").await;
+    while witness.closed.is_none() {
+        assert!(witness.take(2 * SOON).await, "{}", webws.log());
+    }
+    assert_eq!(witness.closed, Some(1013));
+    assert_eq!(spy.seen(), [""; 0]);
+    silent.ping(b"still there", SOON).await;
+    silent.assert_open();
+}
+
+#[tokio::test]
+async fn a_virtual_address_that_moves_while_the_links_stay_open_is_followed() {
+    let (old, new) = pair().await;
+    let address = Proxy::start(old.port()).await;
+    let webws = Webws::builder().broker(&address.url()).workers(1).start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    address.lead_to(new.port());
+    lead(&new).await;
+    follow(&old, new.port()).await;
+    until("it listens there", 2 * SOON, async || new.numsub(b"chat:a").await == 1).await;
+    witness.client.send_text("there and back ").await;
+    witness.await_text("there and back a", SOON).await;
+    assert_eq!(old.numsub(b"chat:a").await, 0);
+    witness.assert_open();
+}
+
+#[tokio::test]
+async fn a_replica_is_not_used_until_it_is_a_master_whatever_its_own_master_does() {
+    let (mut master, replica) = pair().await;
+    let webws = Webws::builder().broker(&replica.url()).workers(1).start().await;
+    let target = webws.target();
+    until("it says why", SOON, async || readiness(&target).await.1.contains("is a replica")).await;
+    master.kill();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (status, why) = readiness(&target).await;
+    assert!(status == 503 && why.contains("is a replica"), "{why}");
+    assert!(!upgrades_within(&target, PATH, Duration::from_secs(1)).await);
+    lead(&replica).await;
+    assert!(upgrades_within(&target, PATH, 2 * SOON).await, "{}", webws.log());
+    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+}
+
+#[tokio::test]
+async fn of_several_addresses_the_one_of_a_master_is_taken() {
+    let (master, replica) = pair().await;
+    let ways = [
+        Proxy::start_on(([127, 0, 0, 2], replica.port()).into(), replica.port()).await,
+        Proxy::start_on(([127, 0, 0, 3], replica.port()).into(), master.port()).await,
+    ];
+    // The replica first, in the file as for the resolver (RFC 6724 §5, rule 9).
+    let hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|address| format!("{address} redis.test\n")).concat();
+    let broker = format!("redis://redis.test:{}", replica.port());
+    let webws = Webws::builder().broker(&broker).workers(2).hosts(&hosts).start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    assert_eq!((master.numsub(b"chat:a").await, replica.numsub(b"chat:a").await), (1, 0));
+    // Links that are lost find the same way.
+    master.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    until("it is subscribed again", SOON, async || master.numsub(b"chat:a").await == 1).await;
+    witness.client.send_text("there and back ").await;
+    witness.await_text("there and back a", SOON).await;
+    assert_eq!(replica.numsub(b"chat:a").await, 0);
+    drop(ways);
+}
+
+#[tokio::test]
+async fn of_several_servers_only_the_demoted_one_is_left() {
+    let (old, new) = pair().await;
+    let other = Redis::start().await;
+    let address = Proxy::start(old.port()).await;
+    let broker = format!("{} {}", other.url(), address.url());
+    let webws = Webws::builder().broker(&broker).workers(1).start().await;
+    // As the README computes it for two: zhang on the second, li there as well, c0 to c3 on either.
+    let mut witnesses = Vec::new();
+    for name in ["zhang", "li", "c0", "c1", "c2", "c3"] {
+        let witness = Witness::join(&webws.target(), &format!("/webws?channel=%22{name}%22")).await;
+        let is_moving = old.numsub(format!("chat:{name}").as_bytes()).await == 1;
+        witnesses.push((name, is_moving, witness));
+    }
+    assert!(witnesses.iter().any(|(_, is_moving, _)| *is_moving) && witnesses.iter().any(|(_, moves, _)| !moves));
+    address.lead_to(new.port());
+    lead(&new).await;
+    follow(&old, new.port()).await;
+    let moved = witnesses.iter().filter(|(_, is_moving, _)| *is_moving);
+    for (name, ..) in moved {
+        let channel = format!("chat:{name}");
+        until("it has moved", 2 * SOON, async || new.numsub(channel.as_bytes()).await == 1).await;
+    }
+    for (name, _, witness) in &mut witnesses {
+        witness.client.send_text("there and back ").await;
+        witness.await_text(&format!("there and back {name}"), SOON).await;
+        witness.assert_open();
+    }
+    let gaps = crate::support::ledger::gaps(&webws.log()).len();
+    assert_eq!(gaps, 1, "{}", webws.log());
+}
+
+#[tokio::test]
+async fn an_address_of_a_sentinel_is_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = crate::support::free_port();
+    let file = dir.path().join("sentinel.conf");
+    let text = format!("port {port}\nbind 127.0.0.1\nlogfile sentinel.log\ndir {}\n", dir.path().display());
+    std::fs::write(&file, text).unwrap();
+    let mut command = std::process::Command::new("redis-server");
+    command.arg(&file).arg("--sentinel").stdout(std::process::Stdio::null());
+    let kill = nix::sys::signal::Signal::SIGKILL;
+    let _sentinel = crate::support::Process::spawn(&mut command, kill, "apt-get install redis-server");
+    let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+    until("it listens", crate::support::START, listens).await;
+    let webws = Webws::builder().broker(&format!("redis://127.0.0.1:{port}")).workers(1).start().await;
+    let says = async || readiness(&webws.target()).await.1.contains("is a Sentinel");
+    until("it says so", 2 * SOON, says).await;
+    assert!(webws.log().contains("redis+sentinel://"), "{}", webws.log());
+}
