@@ -35,7 +35,7 @@ pub(crate) enum Command {
     },
     /// Start the binary and the configuration anew while every WebSocket stays connected, and wait for it.
     Upgrade {
-        /// The configuration file (TOML), for its control socket.
+        /// The configuration file (TOML), for its control socket. Default: the control socket of the shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// The control socket, instead.
@@ -44,7 +44,7 @@ pub(crate) enum Command {
     },
     /// For ExecStop=: end, and leave every WebSocket to systemd, for the process that it starts next.
     Suspend {
-        /// The configuration file (TOML), for its control socket.
+        /// The configuration file (TOML), for its control socket. Default: the control socket of the shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// The control socket, instead.

@@ -6,7 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::os::{self, socket::FileId};
+use crate::os::{self, socket_file::FileId};
 
 /// What is answered by a process that has handed over.
 const ELSEWHERE: &str = "elsewhere";
@@ -33,6 +33,10 @@ const MAX_LINE: u64 = 1024;
 const UPGRADING: Duration = Duration::from_secs(180);
 const SUSPENDING: Duration = Duration::from_secs(30);
 const SETTING: Duration = Duration::from_secs(5);
+
+/// What is asked first, and how long who listens may take to answer that.
+const IDENTIFYING_WORD: &str = "version";
+const IDENTIFYING: Duration = Duration::from_secs(3);
 
 /// How long somebody may take to read his answer.
 const SAYING: Duration = Duration::from_secs(1);
@@ -120,7 +124,7 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
         if let Some(file) = self.file {
-            os::socket::remove_own(&self.path, file);
+            os::socket_file::remove_own(&self.path, file);
         }
     }
 }
@@ -130,7 +134,7 @@ impl Drop for Control {
 /// # Errors
 /// When the socket cannot be made there.
 pub(crate) fn listen(path: &Path, requests: mpsc::Sender<Request>) -> io::Result<Control> {
-    let (socket, file) = os::socket::bind_unix(path, MODE, None)?;
+    let (socket, file) = os::socket_file::bind_unix(path, MODE, None)?;
     os::socket::prepare_listener(socket.as_fd())?;
     let listener = UnixListener::from_std(StdListener::from(socket))?;
     let accepting = tokio::spawn(async move {
@@ -166,6 +170,7 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
                 Err(_) => ended(),
             }
         }
+        (_, IDENTIFYING_WORD) => Outcome::done(format!("webws {}", env!("CARGO_PKG_VERSION"))),
         (_, line) => match line.strip_prefix("log ").map(crate::log::set_level) {
             Some(Ok(done)) => {
                 tracing::info!("{done} (webws log)");
@@ -208,44 +213,99 @@ pub fn log_level(path: &Path, level: &str) -> Result<String, String> {
 }
 
 fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, String> {
-    let ask = || -> io::Result<String> {
-        let mut stream = StdStream::connect(path)?;
-        stream.set_read_timeout(Some(patience))?;
-        stream.write_all(format!("{word}\n").as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream.take(1 << 16)).read_line(&mut line)?;
-        Ok(line)
-    };
     let since = Instant::now();
     loop {
-        let line = ask();
+        // Who listens there is asked first: an answer to that takes no time, and one to the rest may.
+        let asked = say(path, IDENTIFYING_WORD, IDENTIFYING).and_then(|line| {
+            let is_ours = ["done ", "failed ", ELSEWHERE].iter().any(|start| line.starts_with(start));
+            if is_ours {
+                say(path, word, patience).map_err(|fault| fault.after(patience))
+            } else {
+                Err(Fault::Other(line))
+            }
+        });
         // Right behind a hand-over there is none for a moment, or nobody who answers.
-        let is_between = match &line {
+        let is_between = match &asked {
             Ok(line) => line.is_empty() || line.starts_with(ELSEWHERE),
-            Err(error) => matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset),
+            Err(Fault::Other(line)) => line.is_empty(),
+            Err(Fault::Io(error, _)) => {
+                matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
+                    && os::socket_file::is_socket(path)
+            }
         };
         if is_between && since.elapsed() < NEXT {
             pause();
             continue;
         }
-        let line = line.map_err(|error| {
-            let path = path.display();
-            let advice = match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    return format!("webws does not answer at {path} for {patience:?}: is it stopped, or hung?");
-                }
-                io::ErrorKind::PermissionDenied => "only root and the user that webws runs as may".to_owned(),
-                _ => format!("does webws run, with control = \"{path}\"?"),
-            };
-            format!("the control socket {path} cannot be used: {error}; {advice}")
-        })?;
+        let line = asked.map_err(|fault| fault.explain(path))?;
         return match line.trim_end().split_once(' ') {
             Some(("done", text)) => Ok(text.to_owned()),
             Some(("failed", text)) => Err(text.to_owned()),
             None if line.is_empty() => Err("the server ended without an answer; its log says why".to_owned()),
-            _ => Err(format!("{} is not webws' control socket: it answers something else", path.display())),
+            _ => Err(Fault::Other(line).explain(path)),
         };
     }
+}
+
+/// Why a control socket gives no answer.
+#[derive(Debug)]
+enum Fault {
+    /// After how long, where it is silent.
+    Io(io::Error, Duration),
+    /// Something else listens there, and said this.
+    Other(String),
+}
+
+impl Fault {
+    fn after(self, patience: Duration) -> Self {
+        match self {
+            Self::Io(error, _) => Self::Io(error, patience),
+            other @ Self::Other(_) => other,
+        }
+    }
+
+    fn explain(self, path: &Path) -> String {
+        let path = path.display();
+        let (error, patience) = match self {
+            Self::Io(error, patience) => (error, patience),
+            Self::Other(_) => {
+                return format!(
+                    "{path} is not webws' control socket, something else answers there: see the setting control"
+                );
+            }
+        };
+        match error.kind() {
+            io::ErrorKind::WouldBlock => format!(
+                "nothing answers at {path} within {patience:?}: it is not webws' control socket (see the setting \
+                 control), or webws is stopped or hangs"
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "the control socket {path} cannot be used: {error}; only root and the user that webws runs as may \
+                 (try sudo)"
+            ),
+            io::ErrorKind::ConnectionRefused => {
+                format!("no process listens at {path}: does webws run, with control = \"{path}\"?")
+            }
+            io::ErrorKind::NotFound => format!("there is no {path}: does webws run, with control = \"{path}\"?"),
+            _ => format!("{path} is not webws' control socket: {error}"),
+        }
+    }
+}
+
+/// Says a word at the socket, and returns the line that is answered.
+fn say(path: &Path, word: &str, patience: Duration) -> Result<String, Fault> {
+    let say = || -> io::Result<String> {
+        let mut stream = os::socket_file::connect_unix(path)?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(IDENTIFYING))?;
+        // Behind an empty line, a server of HTTP answers at once that this is none.
+        stream.write_all(format!("{word}\r\n\r\n").as_bytes())?;
+        let mut line = Vec::new();
+        BufReader::new(stream.take(1 << 16)).read_until(b'\n', &mut line)?;
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    };
+    say().map_err(|error| Fault::Io(error, patience))
 }
 
 #[expect(clippy::disallowed_methods, reason = "this process does nothing else")]

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName};
+use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName, reserved};
 use crate::throttle::Throttle;
 use crate::wire::{Wire, json};
 
@@ -38,6 +38,8 @@ pub(crate) enum NoChannel {
     NotUtf8,
     #[error("the channel's name is wrong: {0}")]
     NotAName(#[from] json::NotAName),
+    #[error("channels that begin with {0} cannot be joined: they are {1}")]
+    Reserved(&'static str, &'static str),
 }
 
 /// Numbers too long for a double share channels: worth a line, not one per handshake.
@@ -105,7 +107,11 @@ impl Endpoint {
         if name.len() > self.config.max_channel_bytes {
             return Err(NoChannel::TooLong(self.config.max_channel_bytes));
         }
-        Ok((Channel::from(format!("{}{name}", self.config.prefix)), self.wire()))
+        let channel = format!("{}{name}", self.config.prefix);
+        if let Some((beginning, whose)) = reserved(channel.as_bytes()) {
+            return Err(NoChannel::Reserved(beginning, whose));
+        }
+        Ok((Channel::from(channel), self.wire()))
     }
 
     fn wire(&self) -> Wire {
@@ -267,5 +273,23 @@ mod tests {
         }
         let root = [at("/", ChannelRule::Json)];
         assert!(Endpoint::serving(&root, b"/any/thing").is_some());
+    }
+
+    #[test]
+    fn service_channels_are_no_clients_whatever_the_prefix() {
+        for (prefix, name) in [
+            ("", "webws:probe:1"),
+            ("", "__keyspace@0__:a"),
+            ("w", "ebws:a"),
+            ("__", "sentinel__:hello"),
+            ("", "__redis__:invalidate"),
+        ] {
+            let config = EndpointConfig { prefix: prefix.to_owned(), ..EndpointConfig::plain() };
+            let refused = channel(config, "/plain", &format!("channel={name}"));
+            assert!(matches!(refused, Err(NoChannel::Reserved(..))), "{prefix}{name}: {refused:?}");
+        }
+        let config = EndpointConfig { prefix: String::new(), ..EndpointConfig::plain() };
+        assert_eq!(channel(config.clone(), "/plain", "channel=zhang").as_deref(), Ok("zhang"));
+        assert_eq!(channel(EndpointConfig::plain(), "/plain", "channel=webws:a").as_deref(), Ok("chat:webws:a"));
     }
 }

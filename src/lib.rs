@@ -152,7 +152,7 @@ pub use crate::log::{count_dropped_log_line, on_log_level};
 pub use broker::NotPublished;
 pub use config::{
     BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, NotUtf8Policy,
-    RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
+    Reading, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
 };
 pub use control::{log_level, suspend, upgrade};
 pub use handover::refuse_hand_over;

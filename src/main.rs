@@ -3,6 +3,7 @@
 
 mod cli;
 mod logging;
+mod settings;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,9 +11,10 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
-use webws::{Config, ConfigError, EndpointConfig, Extra, ServerError};
+use webws::{Config, ConfigError, Extra, Reading, ServerError};
 
 use cli::{Cli, Command, RunArgs};
+use settings::Notes;
 
 /// Measured on 9,000 sessions that each had sent 64 kB: 0.9 kB resident per session, 8.3 kB with
 /// glibc, whose heap does not shrink below what lives longest.
@@ -69,8 +71,8 @@ type Failure = (u8, String);
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => {
-            let config = run_config(args).inspect_err(|(_, message)| webws::refuse_hand_over(message))?;
-            serve(config, Extra::None)
+            let (config, notes) = run_config(args).inspect_err(|(_, message)| webws::refuse_hand_over(message))?;
+            serve(config, &notes, Extra::None)
         }
         Command::Check { config } => check(&config),
         Command::Upgrade { config, control } => ask(webws::upgrade, config.as_deref(), control),
@@ -79,8 +81,8 @@ fn execute(command: Command) -> Result<(), Failure> {
             ask(|path| webws::log_level(path, &level), config.as_deref(), control)
         }
         Command::Dev { broker, listen } => {
-            let config = dev_config(broker, listen)?;
-            serve(config, Extra::TestPage)
+            let (config, notes) = dev_config(broker, listen)?;
+            serve(config, &notes, Extra::TestPage)
         }
         Command::Completions { shell } => {
             let mut out = Vec::new();
@@ -95,31 +97,21 @@ fn execute(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn run_config(args: RunArgs) -> Result<Config, Failure> {
-    let mut config = read_config(args.config.as_deref())?;
+fn run_config(args: RunArgs) -> Result<(Config, Notes), Failure> {
+    let mut reading = read_config(args.config.as_deref())?;
+    let mut notes = Notes::of(&mut reading);
+    notes.note_broker(args.broker.as_ref());
     if !args.listen.is_empty() {
-        config.listen = args.listen;
+        reading.config.listen = args.listen;
     }
-    config.broker = args.broker.unwrap_or(config.broker);
-    config.workers = args.workers.unwrap_or(config.workers);
-    config.validate().map_err(|error| config_failure(&error))?;
-    Ok(config)
+    reading.config.broker = args.broker.unwrap_or(reading.config.broker);
+    reading.config.workers = args.workers.unwrap_or(reading.config.workers);
+    webws::Server::check_reading(&reading).map_err(|error| config_failure(&error))?;
+    Ok((reading.config, notes))
 }
 
-fn read_config(file: Option<&Path>) -> Result<Config, Failure> {
-    let (name, text) = match file {
-        None => ("configuration".to_owned(), String::new()),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                (EX_CONFIG, format!("the configuration file {} cannot be read: {error}", path.display()))
-            })?;
-            (path.display().to_string(), text)
-        }
-    };
-    // What is not UTF-8 in a variable of ours cannot be a setting.
-    let environment = std::env::vars_os()
-        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
-    Config::read(&name, &text, environment).map_err(|error| config_failure(&error))
+fn read_config(file: Option<&Path>) -> Result<Reading, Failure> {
+    settings::read(file).map_err(|error| (EX_CONFIG, error))
 }
 
 /// Asks a running webws for something, and prints what it says.
@@ -130,14 +122,20 @@ fn ask(
 ) -> Result<(), Failure> {
     let control = match control {
         Some(path) => path,
-        None => read_config(config)?.control.ok_or_else(no_control)?,
+        None => {
+            let reading = read_config(config)?;
+            let faults: Vec<_> = reading.faults().collect();
+            if !faults.is_empty() {
+                return Err((EX_CONFIG, faults.join("\n")));
+            }
+            match reading.config.control {
+                Some(path) => path,
+                None => settings::shipped_control().map_err(|error| (EX_CONFIG, error))?,
+            }
+        }
     };
     let told = ask(&control).map_err(|error| (1, error))?;
     print(format!("{told}\n").as_bytes())
-}
-
-fn no_control() -> Failure {
-    (EX_CONFIG, "there is no control socket: set control = \"/run/webws-control/webws.sock\" or the like".to_owned())
 }
 
 fn config_failure(error: &ConfigError) -> Failure {
@@ -145,41 +143,43 @@ fn config_failure(error: &ConfigError) -> Failure {
 }
 
 fn check(file: &Path) -> Result<(), Failure> {
-    let config = read_config(Some(file))?;
-    webws::Server::check(&config).map_err(|error| config_failure(&error))?;
-    let settings = toml::to_string(&config).map_err(|error| (1, error.to_string()))?;
+    let mut reading = read_config(Some(file))?;
+    let notes = Notes::of(&mut reading);
+    let checked = webws::Server::check_reading(&reading).map_err(|error| config_failure(&error));
+    let of_settings = reading.config.warnings();
+    let mut stderr = io::stderr().lock();
+    for warning in notes.warnings().chain(of_settings.iter().filter(|_| checked.is_ok()).map(String::as_str)) {
+        drop(writeln!(stderr, "webws: warning: {warning}"));
+    }
+    checked?;
+    let settings = toml::to_string(&reading.config).map_err(|error| (1, error.to_string()))?;
     print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
 }
 
-/// What `webws dev` serves: the settings of the environment, but for where it listens and the
-/// broker, which have defaults of their own.
-fn dev_config(broker: Option<webws::Broker>, listen: Vec<webws::Listen>) -> Result<Config, Failure> {
-    let mut config = read_config(None)?;
-    if !listen.is_empty() {
-        config.listen = listen;
-    } else if std::env::var_os("WEBWS_LISTEN").is_none() {
-        let socket = std::env::temp_dir().join("webws-dev.sock");
-        config.listen = vec![webws::Listen::Tcp(([127, 0, 0, 1], 8080).into()), webws::Listen::Unix(socket)];
-    }
-    if let Some(broker) = broker {
-        config.broker = broker;
-    } else if std::env::var_os("WEBWS_BROKER").is_none() {
-        config.broker = webws::Broker::Memory;
-    }
-    config.endpoints.push(EndpointConfig::plain());
-    config.validate().map_err(|error| config_failure(&error))?;
-    Ok(config)
+fn dev_config(broker: Option<webws::Broker>, listen: Vec<webws::Listen>) -> Result<(Config, Notes), Failure> {
+    let mut reading = read_config(None)?;
+    let mut notes = Notes::of(&mut reading);
+    notes.note_broker(broker.as_ref());
+    settings::dev(&mut reading.config, broker, listen);
+    webws::Server::check_reading(&reading).map_err(|error| config_failure(&error))?;
+    Ok((reading.config, notes))
 }
 
-fn serve(config: Config, extra: Extra) -> Result<(), Failure> {
+fn serve(config: Config, notes: &Notes, extra: Extra) -> Result<(), Failure> {
     // Dropped at the end, which writes the last lines.
     let _logging = logging::start(&config.log).map_err(|error| (1, error))?;
+    notes.log();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| (1, format!("no runtime: {error}")))?;
     runtime.block_on(webws::run_service(config, extra)).map_err(|error| match error {
         ServerError::Config(error) => config_failure(&error),
+        ServerError::Listen { ref source, .. }
+            if extra == Extra::TestPage && source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            (1, format!("{error}\nwebws dev --listen tcp:127.0.0.1:8081 listens elsewhere"))
+        }
         other => (1, other.to_string()),
     })
 }

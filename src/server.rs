@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::acceptor::{Entrance, Inlet, first};
 use crate::broker::{NotPublished, memory, redis};
-use crate::config::{Broker, Config, ConfigError, Listen, RedisUrl};
+use crate::config::{Broker, Config, ConfigError, Listen, Reading, RedisUrl};
 use crate::endpoint::Channel;
 use crate::handover::protocol::PortableListener;
 use crate::handover::{Heritage, Site};
 use crate::http::{self, Pages, TEST_PAGE};
 use crate::metrics::{Metrics, Shard};
 use crate::os::descriptors::Lent;
-use crate::os::{self, socket::FileId};
+use crate::os::{self, socket_file::FileId};
 use crate::worker::handover::Ask;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
 
@@ -43,7 +43,7 @@ pub enum ServerError {
     #[error("{0}")]
     Config(#[from] ConfigError),
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}{}", advice(.source))]
+    #[error("cannot listen on {address}: {source}{}", advice(.address, .source))]
     Listen {
         /// The address as configured.
         address: String,
@@ -69,10 +69,25 @@ pub enum ServerError {
     },
 }
 
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => "; create the directory first (systemd: RuntimeDirectory= or the .socket unit)",
-        io::ErrorKind::PermissionDenied => "; check the rights on the directory, or run as a user that has them",
+/// What to do about an address that cannot be listened on.
+pub(crate) fn advice(address: &str, error: &io::Error) -> &'static str {
+    let tcp = address.strip_prefix("tcp:");
+    let is_privileged = tcp.and_then(|tcp| tcp.rsplit(':').next()?.parse().ok()).is_some_and(|port: u16| port < 1024);
+    match (error.kind(), tcp) {
+        (io::ErrorKind::PermissionDenied, Some(_)) if is_privileged => {
+            "; ports below 1024 need the capability CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities= and \
+             CapabilityBoundingSet=): choose a higher port, and let nginx have this one"
+        }
+        (io::ErrorKind::AddrInUse, Some(_)) => {
+            "; another process has this port (ss -ltnp shows which): stop it, or choose another port"
+        }
+        (io::ErrorKind::AddrNotAvailable, Some(_)) => "; this machine has no such address (ip address shows them)",
+        (io::ErrorKind::NotFound, None) => {
+            "; create the directory first (systemd: RuntimeDirectory= or the .socket unit)"
+        }
+        (io::ErrorKind::PermissionDenied, None) => {
+            "; check the rights on the directory, or run as a user that has them"
+        }
         _ => "",
     }
 }
@@ -129,7 +144,7 @@ struct Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Some((path, id)) = self.file.as_ref().filter(|_| self.owns_file) {
-            os::socket::remove_own(path, *id);
+            os::socket_file::remove_own(path, *id);
         }
     }
 }
@@ -202,6 +217,25 @@ impl Server {
         if let Err(error) = config.validate() {
             faults.extend(error.faults().map(str::to_owned));
         }
+        Self::check_surroundings(config, &mut faults);
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
+    }
+
+    /// Checks a configuration that may have faults: lists those and what [`Server::check`] finds.
+    ///
+    /// # Errors
+    /// All faults, one sentence each.
+    pub fn check_reading(reading: &Reading) -> Result<(), ConfigError> {
+        let mut faults: Vec<String> = reading.faults().map(str::to_owned).collect();
+        if faults.is_empty() {
+            return Self::check(&reading.config);
+        }
+        Self::check_surroundings(&reading.config, &mut faults);
+        Err(ConfigError::new(faults))
+    }
+
+    /// What the settings name.
+    fn check_surroundings(config: &Config, faults: &mut Vec<String>) {
         if config.listen.is_empty() {
             faults.push("listen is empty: write one address at least".to_owned());
         }
@@ -213,11 +247,10 @@ impl Server {
             }
         }
         if let Some(group) = &config.socket_group
-            && !os::socket::has_group(group)
+            && !os::socket_file::has_group(group)
         {
-            faults.push(format!("socket_group: there is no group '{group}'"));
+            faults.push(format!("socket_group: there is no group '{group}' (getent group lists those there are)"));
         }
-        if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
     }
 
     /// A server on listeners that exist already: `UnixListener` and `TcpListener` of std
@@ -330,6 +363,9 @@ impl Server {
 
     /// Starts the workers.
     pub(crate) fn start(self) -> Result<Running, ServerError> {
+        for warning in self.config.warnings() {
+            tracing::warn!("{warning}");
+        }
         let (max_sessions, for_connections) = (self.max_sessions(), self.for_connections());
         let (orders, ordered) = watch::channel(Order::Serve);
         let (mut inlets, mut ends) = (Vec::new(), Vec::new());
@@ -382,7 +418,7 @@ fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Resul
 fn bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
     let (socket, file) = match listen {
         Listen::Unix(path) => {
-            let (socket, id) = os::socket::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
+            let (socket, id) = os::socket_file::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
             (socket, Some((path.clone(), id)))
         }
         Listen::Tcp(address) => (std::net::TcpListener::bind(address)?.into(), None),
@@ -454,9 +490,9 @@ impl Running {
     /// configured any more are closed.
     pub(crate) fn own_listeners(&mut self) {
         self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
-        for (path, _) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
+        for (path, id) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
             let Config { socket_mode, socket_group, .. } = &*self.config;
-            if let Err(error) = os::socket::grant(path, socket_mode.0, socket_group.as_deref()) {
+            if let Err(error) = os::socket_file::grant(path, *id, socket_mode.0, socket_group.as_deref()) {
                 let path = path.display();
                 tracing::warn!(
                     %error,
@@ -530,5 +566,28 @@ impl Publisher {
         let request = PublishRequest { channel: Channel::from(channel.into()), payload: payload.into(), tell };
         self.requests.send(request).await.map_err(|_| NotPublished::Unavailable)?;
         told.await.unwrap_or(Err(NotPublished::Unavailable))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_listened_on_has_its_own_advice() {
+        for (address, kind, expected) in [
+            ("tcp:127.0.0.1:80", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            ("tcp:[::1]:443", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            ("tcp:127.0.0.1:8080", io::ErrorKind::AddrInUse, "another process has this port"),
+            ("tcp:192.0.2.1:8080", io::ErrorKind::AddrNotAvailable, "no such address"),
+            ("unix:/absent/s", io::ErrorKind::NotFound, "create the directory"),
+            ("unix:/root/s", io::ErrorKind::PermissionDenied, "rights on the directory"),
+        ] {
+            let error = ServerError::Listen { address: address.to_owned(), source: kind.into() }.to_string();
+            assert!(error.contains(address) && error.contains(expected), "{error}");
+        }
+        // A socket's file has its own sentence for that.
+        assert_eq!(advice("unix:/s", &io::ErrorKind::AddrInUse.into()), "");
+        assert_eq!(advice("tcp:127.0.0.1:8080", &io::ErrorKind::PermissionDenied.into()), "");
     }
 }

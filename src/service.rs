@@ -18,7 +18,7 @@ use crate::handover::protocol::{Line, ProtocolError};
 use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, Site};
 use crate::metrics::{Metrics, Shard};
 use crate::os;
-use crate::server::{Ending, NO_SESSIONS, Running, Server, ServerError};
+use crate::server::{Ending, NO_SESSIONS, Running, Server, ServerError, advice};
 
 /// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
 const SOCKET_NAME: &str = "ws";
@@ -94,7 +94,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             let (version, its_control) = (predecessor.version.clone(), predecessor.control.clone());
             let sessions = take_over(&mut running, predecessor, &broker).await?;
             if let Some(path) = its_control.filter(|path| control.as_ref() != Some(path)) {
-                os::socket::remove_dead(&path);
+                os::socket_file::remove_dead(&path);
             }
             tracing::info!(
                 listen = addresses,
@@ -124,10 +124,16 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             );
             None
         }
-        Err((path, error)) => return Err(ServerError::Control(format!("{}: {error}", path.display()))),
+        Err((path, error)) => {
+            let advice = advice("", &error);
+            return Err(ServerError::Control(format!("{}: {error}{advice}", path.display())));
+        }
         Ok(control) => control,
     };
     let control = RefCell::new(control);
+    for oddity in os::systemd::oddities() {
+        tracing::warn!("{oddity}");
+    }
     os::systemd::notify_ready(&format!("serving on {addresses}"));
     let watchdog = watchdog(running.shards());
     let (tell, told) = oneshot::channel();

@@ -22,6 +22,9 @@ pub struct EndpointConfig {
     pub argument: String,
     /// Goes before the channel's name in Redis. Default `chat:`.
     pub prefix: String,
+    /// Whether `prefix` may be empty, so that clients name any channel of that Redis but those that Redis and
+    /// webws use themselves. Default false: an empty prefix is more often a forgotten one.
+    pub allow_empty_prefix: bool,
     /// Longest name of a channel that a client may ask for, in bytes, decoded and without the prefix;
     /// longer: 400. Default 512: the name goes to Redis and back with each message, so a long one
     /// makes small messages dear.
@@ -134,6 +137,7 @@ impl Default for EndpointConfig {
             channel: ChannelRule::Json,
             argument: "channel".to_owned(),
             prefix: "chat:".to_owned(),
+            allow_empty_prefix: false,
             max_channel_bytes: 512,
             subprotocols: Vec::new(),
             subscribe: true,

@@ -1,18 +1,46 @@
-//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all
-//! faults in one go: a fault's lines are blanked and the text is read again.
+//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all faults in one go:
+//! every setting is judged by itself, and those without a fault are then checked together.
 
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
-use super::{Config, ConfigError};
+use super::judge::{Origin, candidates, judge, one_line};
+use super::schema::{Kind, Schema, Setting, full_name};
+use super::{Config, ConfigError, syntax};
 
 /// More faults than this are not listed: the file is likely not ours.
 const MAX_FAULTS: usize = 50;
 
+/// The variable by which one process speaks to the next: it begins as ours do and is no setting.
+const NO_SETTING: &str = "HANDOVER";
+
+/// A configuration as far as it could be read, and what is wrong with the rest.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Reading {
+    /// The settings. One that has a fault has its default.
+    pub config: Config,
+    /// What is probably a mistake and stops nothing, a sentence each.
+    pub warnings: Vec<String>,
+    /// `WEBWS_*` variables that are no settings and not close to one, a sentence each: Kubernetes sets some
+    /// for a service that is called webws.
+    pub unused: Vec<String>,
+    faults: Vec<String>,
+}
+
+impl Reading {
+    /// The faults, one sentence each.
+    pub fn faults(&self) -> impl Iterator<Item = &str> {
+        self.faults.iter().map(String::as_str)
+    }
+}
+
 impl Config {
     /// Reads settings from the TOML `text` of the file called `name` and then from the
     /// `WEBWS_*` variables in `environment`: `WEBWS_WORKERS=2`, `WEBWS_REDIS__USERNAME=web`
-    /// (two underscores lead into a table). What neither sets keeps its default.
+    /// (two underscores lead into a table). What neither sets keeps its default. Variables that are empty or
+    /// no setting are passed over; [`Config::examine`] tells of them.
     ///
     /// # Errors
     /// Every unknown setting, wrong type or unreadable value, each with its place.
@@ -21,113 +49,342 @@ impl Config {
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let (mut faults, mut table) = faults_in_text(name, text);
+        let Reading { config, faults, .. } = Self::examine(name, text, environment);
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(faults)) }
+    }
+
+    /// Reads settings as [`Config::read`] does, and goes on where that has faults.
+    pub fn examine(name: &str, text: &str, environment: impl IntoIterator<Item = (String, String)>) -> Reading {
+        let mut reader = Reader::new(name, text);
+        reader.read_file();
+        // The environment has no order of its own.
+        let mut environment: Vec<_> = environment.into_iter().collect();
+        environment.sort();
         for (variable, value) in environment {
-            let Some(path) = variable.strip_prefix("WEBWS_") else { continue };
-            if path == "HANDOVER" {
-                // One process' word to the next.
+            reader.read_variable(&variable, &value);
+        }
+        reader.finish()
+    }
+}
+
+struct Reader<'a> {
+    schema: Schema,
+    name: &'a str,
+    text: &'a str,
+    /// What was read, without what has a fault.
+    sound: Table,
+    /// By place in the text.
+    faults: Vec<(usize, String)>,
+    /// The settings that have a fault.
+    faulty: Vec<String>,
+    warnings: Vec<String>,
+    unused: Vec<String>,
+    is_whole: bool,
+}
+
+/// A table's values and their places.
+type Values<'a> = [(&'a Spanned<std::borrow::Cow<'a, str>>, &'a Spanned<DeValue<'a>>)];
+
+impl<'a> Reader<'a> {
+    fn new(name: &'a str, text: &'a str) -> Self {
+        // Some editors on Windows put a byte order mark there.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (faults, faulty, warnings, unused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            schema: Schema::new(),
+            name,
+            text,
+            sound: Table::new(),
+            faults,
+            faulty,
+            warnings,
+            unused,
+            is_whole: true,
+        }
+    }
+
+    fn read_file(&mut self) {
+        let parsed = syntax::parse(self.text);
+        self.faults.extend(parsed.faults);
+        self.faulty.extend(parsed.names);
+        self.is_whole = parsed.text.is_some();
+        let Some(text) = parsed.text else { return };
+        let Ok(table) = DeTable::parse(&text) else { return };
+        let values: Vec<_> = table.get_ref().iter().collect();
+        let sound = self.read_table(None, &values);
+        self.sound = sound;
+        if parsed.is_in_tables {
+            self.sound.retain(|name, _| self.schema.get(None, name).is_none_or(|setting| setting.kind != Kind::Tables));
+        }
+    }
+
+    fn fault(&mut self, at: usize, name: String, what: &str) {
+        self.faults.push((at, format!("{name}: {what}")));
+        self.faulty.push(name);
+    }
+
+    /// The settings of a table that have no fault.
+    fn read_table(&mut self, table: Option<&'static str>, values: &Values<'_>) -> Table {
+        let mut sound = Table::new();
+        for (key, value) in values {
+            let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            let Some(setting) = self.schema.get(table, name).cloned() else {
+                let what = self.unknown(table, name, value.get_ref());
+                self.fault(at, full_name(table, name), &what);
                 continue;
+            };
+            let value = match (setting.kind, value.get_ref()) {
+                (Kind::Table, DeValue::Table(inner)) => {
+                    let inner: Vec<_> = inner.iter().collect();
+                    Some(Value::Table(self.read_table(Some(setting.name), &inner)))
+                }
+                (Kind::Table, DeValue::Array(_)) => {
+                    self.fault(at, name.to_owned(), &format!("there is one: write [{name}] with single brackets"));
+                    None
+                }
+                (Kind::Tables, DeValue::Array(all)) => self.read_tables(setting.name, all.iter()),
+                (Kind::Tables, DeValue::Table(_)) => {
+                    let what = format!("there may be several: write [[{name}]] with double brackets");
+                    self.fault(at, name.to_owned(), &what);
+                    self.read_tables(setting.name, [*value].into_iter());
+                    None
+                }
+                (Kind::List, DeValue::Array(items)) => self.read_list(&setting, items.iter()),
+                (_, value_here) => self.read_value(&setting, to_value(value_here), value.span().start),
+            };
+            if let Some(value) = value {
+                sound.insert(name.to_owned(), value);
             }
-            let path = path.to_ascii_lowercase();
-            let keys: Vec<&str> = path.split("__").collect();
-            let value = to_value(&keys, &value);
-            // Alone first, so that the fault names the variable.
-            match Self::deserialize(nested(&keys, value.clone())) {
-                Ok(_) => merge(&mut table, nested(&keys, value)),
-                Err(error) => faults.push(format!("environment variable {variable}: {}", one_line(error.message()))),
-            }
         }
-        let config = Self::deserialize(table)
-            .map_err(|error| ConfigError::new(vec![format!("{name}: {}", one_line(error.message()))]));
-        if faults.is_empty() {
-            return config;
-        }
-        // What could be read is checked now, so that one look shows everything.
-        if let Err(error) = config.and_then(|config| config.validate()) {
-            faults.extend(error.faults);
-        }
-        Err(ConfigError::new(faults))
+        sound
     }
-}
 
-/// The faults of a text in the order of its lines, and the settings that have none.
-fn faults_in_text(name: &str, text: &str) -> (Vec<String>, Table) {
-    let mut faults: Vec<(usize, String, String)> = Vec::new();
-    let mut endpoints_are_whole = true;
-    let mut lines: Vec<&str> = text.split('\n').collect();
-    while faults.len() < MAX_FAULTS {
-        let current = lines.join("\n");
-        let Err(error) = toml::from_str::<Config>(&current) else { break };
-        let Some(span) = error.span() else {
-            faults.push((lines.len(), String::new(), one_line(error.message())));
-            break;
+    /// Those of several tables that have no fault; none when no such table is left.
+    fn read_tables<'v>(
+        &mut self,
+        name: &'static str,
+        all: impl Iterator<Item = &'v Spanned<DeValue<'v>>>,
+    ) -> Option<Value> {
+        let (mut sound, mut count, mut is_told) = (Vec::new(), 0, false);
+        for one in all {
+            count += 1;
+            let before = self.faults.len();
+            match one.get_ref() {
+                DeValue::Table(values) => {
+                    let values: Vec<_> = values.iter().collect();
+                    let table = self.read_table(Some(name), &values);
+                    // A default in the place of a faulty line may not fit the rest.
+                    if self.faults.len() == before {
+                        sound.push(Value::Table(table));
+                    }
+                }
+                _ if is_told => {}
+                _ => {
+                    is_told = true;
+                    let what =
+                        format!("write [[{name}]] on a line of its own and its settings below, as often as needed");
+                    self.fault(one.span().start, name.to_owned(), &what);
+                }
+            }
+        }
+        (count == 0 || !sound.is_empty()).then_some(Value::Array(sound))
+    }
+
+    /// A list, of which each item is judged by itself.
+    fn read_list<'v>(
+        &mut self,
+        setting: &Setting,
+        items: impl Iterator<Item = &'v Spanned<DeValue<'v>>>,
+    ) -> Option<Value> {
+        let before = self.faults.len();
+        let mut all = Vec::new();
+        for item in items {
+            match judge(&self.schema, setting, Value::Array(vec![to_value(item.get_ref())]), Origin::File) {
+                Ok(_) => all.push(to_value(item.get_ref())),
+                Err(what) => self.fault(item.span().start, setting.full_name(), &what),
+            }
+        }
+        (self.faults.len() == before).then_some(Value::Array(all))
+    }
+
+    fn read_value(&mut self, setting: &Setting, value: Value, at: usize) -> Option<Value> {
+        // What has no default is unset by an empty text, which templates leave behind.
+        if setting.default.is_none() && value.as_str() == Some("") {
+            return None;
+        }
+        match judge(&self.schema, setting, value, Origin::File) {
+            Ok(value) => Some(value),
+            Err(what) => {
+                self.fault(at, setting.full_name(), &what);
+                None
+            }
+        }
+    }
+
+    fn read_variable(&mut self, variable: &str, text: &str) {
+        let Some(path) = variable.strip_prefix("WEBWS_").filter(|path| *path != NO_SETTING) else { return };
+        if text.is_empty() {
+            return;
+        }
+        let path = path.to_ascii_lowercase();
+        let (table, name) = path.split_once("__").map_or((None, path.as_str()), |(table, name)| (Some(table), name));
+        let Some(setting) = self.schema.get(table, name).filter(|it| it.kind != Kind::Table).cloned() else {
+            return self.unknown_variable(variable, &path);
         };
-        let line = current.get(..span.start).unwrap_or_default().matches('\n').count();
-        let key = lines.get(line).and_then(|text| text.split_once('=')).map_or("", |(key, _)| key.trim());
-        faults.push((line + 1, key.to_owned(), one_line(error.message())));
-        // Text that is no TOML has no further faults worth naming.
-        if toml::from_str::<Table>(&current).is_err() {
-            break;
+        if self.schema.get(None, table.unwrap_or_default()).is_some_and(|it| it.kind == Kind::Tables) {
+            return self.unknown_variable(variable, &path);
         }
-        let is_header = |line: &&str| line.trim_start().starts_with('[');
-        let header = lines.iter().take(line + 1).rfind(|line| is_header(line));
-        endpoints_are_whole &= header.is_none_or(|header| !header.trim_start().starts_with("[["));
-        let mut rest = lines.iter_mut().skip(line);
-        let Some(first) = rest.next() else { break };
-        let whole_table = is_header(&&**first);
-        *first = "";
-        if whole_table {
-            rest.take_while(|line| !is_header(&&***line)).for_each(|line| *line = "");
+        let mut fault = None;
+        for value in candidates(&setting, text) {
+            let value = match judge(&self.schema, &setting, value, Origin::Environment) {
+                Ok(value) => value,
+                Err(what) => {
+                    fault = Some(what);
+                    continue;
+                }
+            };
+            let into = match setting.table {
+                None => &mut self.sound,
+                Some(table) => {
+                    let inner = self.sound.entry(table).or_insert_with(|| Value::Table(Table::new()));
+                    let Value::Table(inner) = inner else { return };
+                    inner
+                }
+            };
+            into.insert(setting.name.to_owned(), value);
+            return;
+        }
+        let what = fault.filter(|_| !text.contains('\u{fffd}')).unwrap_or_else(|| "it is not UTF-8".to_owned());
+        self.faults.push((usize::MAX, format!("environment variable {variable}: {what}")));
+        self.faulty.push(setting.full_name());
+    }
+
+    fn unknown_variable(&mut self, variable: &str, path: &str) {
+        let is_in_tables = |table| self.schema.get(None, table).is_some_and(|it| it.kind == Kind::Tables);
+        if path.split_once("__").is_some_and(|(table, _)| is_in_tables(table)) {
+            let what = "several endpoints can be configured, so their settings are in the file only";
+            self.warnings.push(format!("environment variable {variable} is not used: {what}"));
+            return;
+        }
+        match self.schema.nearest_variable(path) {
+            Some(meant) => {
+                let meant = meant.variable();
+                self.warnings.push(format!("environment variable {variable} is not used: did you mean {meant}?"));
+            }
+            None if path.contains("__") => {
+                self.warnings.push(format!("environment variable {variable} is not used: there is no such setting"));
+            }
+            None => self.unused.push(format!("environment variable {variable} is no setting and not used")),
         }
     }
-    let mut sound: Table = toml::from_str(&lines.join("\n")).unwrap_or_default();
-    if !endpoints_are_whole {
-        // A default in the place of a faulty line may not fit the rest of its endpoint.
-        sound.remove("endpoint");
-    }
-    faults.sort();
-    let sentence = |(line, key, what): (usize, String, String)| match key.as_str() {
-        "" => format!("{name}, line {line}: {what}"),
-        key => format!("{name}, line {line}, {key}: {what}"),
-    };
-    (faults.into_iter().map(sentence).collect(), sound)
-}
 
-fn one_line(message: &str) -> String {
-    let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    // serde names Rust's types; people who write settings need not know them.
-    line.replace("expected usize", "expected a whole number").replace("expected a boolean", "expected true or false")
-}
-
-/// A variable's text as the type its setting wants: whole numbers, booleans and arrays are
-/// read as TOML, lists may be written `a,b`, everything else is a string.
-fn to_value(keys: &[&str], text: &str) -> Value {
-    if keys == ["listen"] && !text.trim_start().starts_with('[') {
-        return Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect());
-    }
-    match toml::from_str::<Table>(&format!("value = {text}")).ok().and_then(|mut table| table.remove("value")) {
-        Some(value @ (Value::Integer(_) | Value::Boolean(_) | Value::Array(_))) if keys != ["socket_mode"] => value,
-        _ => Value::String(text.to_owned()),
-    }
-}
-
-fn nested(keys: &[&str], value: Value) -> Table {
-    let (Some(first), rest) = (keys.first(), keys.get(1..).unwrap_or_default()) else { return Table::new() };
-    let value = if rest.is_empty() { value } else { Value::Table(nested(rest, value)) };
-    Table::from_iter([((*first).to_owned(), value)])
-}
-
-fn merge(into: &mut Table, from: Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
-            (_, value) => {
-                into.insert(key, value);
+    /// What is wrong with a name that is not known in `table`, and which one was probably meant.
+    fn unknown(&self, table: Option<&'static str>, name: &str, value: &DeValue<'_>) -> String {
+        let is_table =
+            value.is_table() || value.as_array().is_some_and(|all| all.iter().any(|it| it.get_ref().is_table()));
+        let written = |setting: &Setting| match (setting.table, setting.kind) {
+            (_, Kind::Tables) => format!("[[{}]]", setting.name),
+            (_, Kind::Table) => format!("[{}]", setting.name),
+            (inside, _) if inside == table => setting.name.to_owned(),
+            (Some(other), _) => format!("{} below {}", setting.name, self.heading(other)),
+            (None, _) => format!("{} at the top of the file, above the first table", setting.name),
+        };
+        let namesakes = self.schema.namesakes(name);
+        let is_here = namesakes.iter().any(|setting| setting.table == table);
+        let namesakes: Vec<_> = namesakes.into_iter().map(&written).collect();
+        if !namesakes.is_empty() && !is_here && !is_table {
+            let place =
+                table.map_or("at the top of the file".to_owned(), |table| format!("below {}", self.heading(table)));
+            return format!("there is no such setting {place}: write {}", namesakes.join(" or "));
+        }
+        match self.schema.nearest(table, name) {
+            Some(meant) if !is_table || matches!(meant.kind, Kind::Table | Kind::Tables) => {
+                format!(
+                    "there is no such {}: did you mean {}?",
+                    if is_table { "table" } else { "setting" },
+                    written(meant)
+                )
+            }
+            _ if is_table => format!(
+                "there is no such table: there are {}",
+                self.schema.tables().map(written).collect::<Vec<_>>().join(", ")
+            ),
+            _ => {
+                let place =
+                    table.map_or("at the top of the file".to_owned(), |table| format!("below {}", self.heading(table)));
+                format!("there is no such setting {place}: there are {}", self.schema.names(table))
             }
         }
     }
+
+    fn heading(&self, table: &str) -> String {
+        match self.schema.get(None, table).map(|setting| setting.kind) {
+            Some(Kind::Tables) => format!("[[{table}]]"),
+            _ => format!("[{table}]"),
+        }
+    }
+
+    fn finish(mut self) -> Reading {
+        self.faults.sort_by_key(|(at, _)| *at);
+        let left_out = self.faults.len().saturating_sub(MAX_FAULTS);
+        self.faults.truncate(MAX_FAULTS);
+        let mut faults: Vec<_> = self
+            .faults
+            .iter()
+            .map(|(at, what)| match self.text.get(..*at) {
+                Some(before) => format!("{}, {}: {what}", self.name, place(before)),
+                None => what.clone(),
+            })
+            .collect();
+        if left_out > 0 {
+            faults.push(format!("{}: {left_out} more faults are not listed", self.name));
+        }
+        let config = Self::config(self.sound).unwrap_or_else(|error| {
+            faults.push(format!("{}: {error}", self.name));
+            Config::default()
+        });
+        // What could be read is checked now, so that one look shows everything; but what has a fault already
+        // is not judged by its default.
+        if !faults.is_empty()
+            && self.is_whole
+            && let Err(error) = config.validate()
+        {
+            let is_about = |what: &str, name: &String| what.contains(name.as_str());
+            let others = error.faults.into_iter().filter(|what| !self.faulty.iter().any(|name| is_about(what, name)));
+            faults.extend(others);
+        }
+        Reading { config, warnings: self.warnings, unused: self.unused, faults }
+    }
+
+    fn config(sound: Table) -> Result<Config, String> {
+        Config::deserialize(sound).map_err(|error| one_line(error.message()))
+    }
 }
 
+/// The line and the column behind `before`.
+fn place(before: &str) -> String {
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}")
+}
+
+fn to_value(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => Value::Integer(number),
+            // Too large for any setting: as a number that none takes.
+            Err(_) => Value::Float(number.as_str().parse().unwrap_or(f64::INFINITY)),
+        },
+        DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+        DeValue::Boolean(flag) => Value::Boolean(*flag),
+        DeValue::Datetime(date) => Value::Datetime(*date),
+        DeValue::Array(all) => Value::Array(all.iter().map(|one| to_value(one.get_ref())).collect()),
+        DeValue::Table(all) => {
+            Value::Table(all.iter().map(|(key, one)| (key.get_ref().to_string(), to_value(one.get_ref()))).collect())
+        }
+    }
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,11 +409,16 @@ mod tests {
         .unwrap_err();
         let faults: Vec<_> = error.faults().collect();
         assert_eq!(faults.len(), 5, "{faults:#?}");
-        let places = ["line 1, workerz:", "line 2, workers:", "line 4, handshake_timeout:", "line 5:", "line 9, wire:"];
+        let places = [
+            "line 1, column 1: workerz:",
+            "line 2, column 11: workers:",
+            "line 4, column 21: limits.handshake_timeout:",
+            "line 5, column 2: nonsense:",
+            "line 9, column 8: endpoint.wire:",
+        ];
         for (fault, place) in faults.iter().zip(places) {
             assert!(fault.starts_with(&format!("webws.toml, {place}")), "{place} {faults:#?}");
         }
-        assert!(faults[1].ends_with("expected a whole number"), "{faults:#?}");
     }
 
     #[test]
@@ -164,11 +426,11 @@ mod tests {
         let error = read(
             "drain_time = 3\nworkers = 5000\n[redis]\nconnect_timeout = \"0s\"\n[[endpoint]]\npath = 1\n\
              ping_interval = \"soon\"\nidle_timeout = \"2s\"\n[[endpoint]]\n[limits]\nretry_after = 1\n",
-            &[("WEBWS_NONSENSE", "1")],
+            &[("WEBWS_PACE", "1")],
         )
         .unwrap_err();
         let faults: Vec<_> = error.faults().collect();
-        let places = ["line 1,", "line 6,", "line 7,", "line 11,", "WEBWS_NONSENSE", "workers", "redis.connect"];
+        let places = ["line 1,", "line 6,", "line 7,", "line 11,", "WEBWS_PACE", "workers", "redis.connect"];
         assert_eq!(faults.len(), places.len(), "{faults:#?}");
         for (fault, place) in faults.iter().zip(places) {
             assert!(fault.contains(place), "{place} {faults:#?}");
@@ -203,9 +465,75 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_variable_is_named() {
-        let error = read("", &[("WEBWS_WORKERS", "many"), ("WEBWS_NONSENSE", "1")]).unwrap_err().to_string();
-        assert!(error.contains("WEBWS_WORKERS") && error.contains("WEBWS_NONSENSE"), "{error}");
+    fn a_wrong_variable_is_named_and_one_that_is_empty_or_no_setting_passed_over() {
+        let error = read("", &[("WEBWS_WORKERS", "many"), ("WEBWS_PACE", "5")]).unwrap_err().to_string();
+        assert!(error.contains("WEBWS_WORKERS: expected a whole number"), "{error}");
+        assert!(error.contains("WEBWS_PACE: a duration needs a unit"), "{error}");
+        let all = Schema::new();
+        let all = all.tables().map(Setting::variable).chain(["WEBWS_WORKERS", "WEBWS_LISTEN"].map(str::to_owned));
+        let empty: Vec<_> = all.map(|name| (name, String::new())).collect();
+        assert_eq!(Config::read("", "", empty).unwrap(), Config::default());
+        let kubernetes = [("WEBWS_PORT", "tcp://10.0.0.1:80"), ("WEBWS_SERVICE_HOST", "10.0.0.1")];
+        let near = [("WEBWS_WORKERZ", "2"), ("WEBWS_HANDOVER", "7")];
+        let environment = kubernetes.into_iter().chain(near).map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let reading = Config::examine("", "", environment);
+        assert_eq!((reading.config, reading.faults.len()), (Config::default(), 0));
+        assert_eq!(
+            (reading.unused.len(), reading.warnings.len()),
+            (2, 1),
+            "{:?} {:?}",
+            reading.unused,
+            reading.warnings
+        );
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_line_ends_of_windows_change_nothing() {
+        let text = "\u{feff}workers = 2\r\n[redis]\r\nusername = \"a\"\r\n";
+        let config = read(text, &[]).unwrap();
+        assert_eq!((config.workers, config.redis.username.as_deref()), (2, Some("a")));
+        let error = read("\u{feff}workers = 2\r\npace = x\r\n", &[]).unwrap_err().to_string();
+        assert!(error.starts_with("webws.toml, line 2, column 8: pace:"), "{error}");
+    }
+
+    #[test]
+    fn a_variable_is_read_as_what_its_setting_takes() {
+        let config = read(
+            "[[endpoint]]\nmax_message_bytes = \"64KiB\"\nping_interval = 0\nidle_timeout = 0\n",
+            &[
+                ("WEBWS_REDIS__USERNAME", "5"),
+                ("WEBWS_LIMITS__MAX_UNPUBLISHED_BYTES", "64kB"),
+                ("WEBWS_CONTROL", "/run/true"),
+                ("WEBWS_PACE", "0"),
+                ("WEBWS_LISTEN", "unix:/a, tcp:127.0.0.1:1,"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.redis.username.as_deref(), Some("5"));
+        assert_eq!(config.limits.max_unpublished_bytes, 64_000);
+        assert_eq!((config.pace, config.listen.len()), (Duration::ZERO, 2));
+        assert_eq!(config.endpoints[0].max_message_bytes, 65_536);
+        assert_eq!(config.endpoints[0].ping_interval, Duration::ZERO);
+    }
+
+    #[test]
+    fn every_size_takes_a_unit_and_every_duration_says_that_it_needs_one() {
+        for setting in Schema::new().settings() {
+            let (table, name) = (setting.table.unwrap_or_default(), setting.name);
+            let header = if table == "endpoint" { format!("[[{table}]]") } else { format!("[{table}]") };
+            let text = |value: &str| match setting.table {
+                None => format!("{name} = {value}\n"),
+                Some(_) => format!("{header}\n{name} = {value}\n"),
+            };
+            match setting.kind {
+                Kind::Bytes => drop(read(&text("\"64KiB\""), &[]).unwrap()),
+                Kind::Duration => {
+                    let error = read(&text("3"), &[]).unwrap_err().to_string();
+                    assert!(error.contains("needs a unit: write \"3s\""), "{error}");
+                }
+                _ => {}
+            }
+        }
     }
 
     #[test]

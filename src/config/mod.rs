@@ -1,12 +1,20 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data. `endpoint.rs` has what an `[[endpoint]]` says; `file.rs` reads it from TOML and the environment,
-//! `validate.rs` checks it and reports all faults at once, `redis_url.rs` reads broker
+//! A [`Config`] is plain data; `endpoint` has what an `[[endpoint]]` says. `file` reads it from TOML and the environment: `syntax` finds what is no
+//! TOML, `schema` knows the settings' names, `judge` each value. `validate` checks the settings together and
+//! reports all faults at once, `advice` says what is allowed and likely a mistake, `redis_url` reads broker
 //! addresses. May not enter: I/O. Nothing is opened before a configuration validated.
 
+mod address_fault;
+mod advice;
 mod endpoint;
 mod file;
+mod judge;
 mod redis_url;
+mod reserved;
+mod schema;
+mod size;
+mod syntax;
 mod validate;
 
 use std::fmt;
@@ -18,7 +26,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
+pub use file::Reading;
 pub use redis_url::{Broker, RedisAddress, RedisUrl};
+pub(crate) use reserved::reserved;
 
 /// One or more faults in a configuration, a line each: where, what, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -174,9 +184,12 @@ impl FromStr for Listen {
         match text.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             Some(("unix", _)) => Err(fault("the path of a Unix socket starts with '/'")),
-            Some(("tcp", address)) => {
-                address.parse().map(Self::Tcp).map_err(|_| fault("write tcp:127.0.0.1:8080 or tcp:[::1]:8080"))
-            }
+            Some(("tcp", address)) => address
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| fault("write an IP address and a port, as tcp:127.0.0.1:8080 or tcp:[::1]:8080")),
+            _ if text.starts_with('/') => Err(fault(&format!("write unix:{text}"))),
+            _ if text.parse::<SocketAddr>().is_ok() => Err(fault(&format!("write tcp:{text}"))),
             _ => Err(fault("write unix:PATH or tcp:ADDRESS:PORT")),
         }
     }

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::ConfigError;
+use super::{ConfigError, address_fault};
 
 /// Where a Redis and a Sentinel listen unless their addresses say otherwise.
 const REDIS_PORT: u16 = 6_379;
@@ -79,15 +79,17 @@ impl FromStr for Broker {
         if text == "memory" {
             return Ok(Self::Memory);
         }
-        let urls: Result<Vec<_>, _> = text.split_whitespace().map(parse).collect();
-        let urls = urls.and_then(|urls| if urls.is_empty() { Err("it is empty".to_owned()) } else { Ok(urls) });
+        let read = |part| parse(part).map_err(|what| address_fault::explain(text, part, &what));
+        let urls: Result<Vec<_>, _> = text.split_whitespace().map(read).collect();
+        let urls =
+            urls.and_then(|urls| if urls.is_empty() { Err(address_fault::explain(text, "", "")) } else { Ok(urls) });
         urls.map(Self::Redis).map_err(|what| {
             // The text may hold a password, so it is not repeated.
             ConfigError::new(vec![format!(
-                "the broker's address is wrong: {what}; write \"memory\", redis://HOST:PORT, \
-                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (user and \
-                 password before HOST as USER:PASSWORD@), several of these with blanks between, or \
-                 redis+cluster://HOST:PORT,HOST:PORT (rediss+cluster:// by TLS)"
+                "the broker's address is wrong: {what} (addresses are \"memory\", redis://HOST:PORT, \
+                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER, user and \
+                 password before HOST as USER:PASSWORD@, several of these with blanks between; or \
+                 redis+cluster://HOST:PORT,HOST:PORT, rediss+cluster:// by TLS)"
             )])
         })
     }
@@ -144,8 +146,8 @@ fn parse(text: &str) -> Result<RedisUrl, String> {
         }
     }
     let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
-    if !["redis", "rediss", "unix", "redis+unix"].contains(&scheme) && !scheme.is_empty() {
-        return Err(format!("'{scheme}://' is not known"));
+    if !["redis", "rediss", "unix", "redis+unix"].contains(&scheme) {
+        return Err("its scheme is not known".to_owned());
     }
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let decoded = |text: &str| {
@@ -172,11 +174,14 @@ fn parse(text: &str) -> Result<RedisUrl, String> {
             }
             (RedisAddress::Unix(path.into()), argument(["db", "database"]))
         }
-        other => return Err(format!("'{other}://' is not known")),
+        _ => return Err("its scheme is not known".to_owned()),
     };
     let username =
         Some(decoded(url.username())?).filter(|name| !name.is_empty()).or_else(|| argument(["user", "username"]));
     let password = url.password().map(decoded).transpose()?.or_else(|| argument(["pass", "password"]));
+    if [&username, &password].into_iter().flatten().any(|part| address_fault::is_mask(part)) {
+        return Err("its password is the mask that webws shows instead: write the password itself".to_owned());
+    }
     Ok(RedisUrl {
         address,
         username,

@@ -1,11 +1,12 @@
 //! Checks what types alone cannot say, and reports all faults at once.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use super::{
     BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, Listen, NotUtf8Policy, RedisAddress,
-    RedisUrl, WireName,
+    RedisUrl, WireName, reserved,
 };
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
@@ -18,21 +19,21 @@ impl Config {
     /// All faults, one sentence each.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
-        for listen in &self.listen {
-            if let Listen::Unix(path) = listen
-                && path.as_os_str().len() > MAX_UNIX_PATH_BYTES
-            {
-                faults.push(format!(
-                    "listen: the path {} has more than {MAX_UNIX_PATH_BYTES} bytes, which no Unix socket can have",
-                    path.display()
-                ));
-            }
+        let unix = self.listen.iter().filter_map(|listen| match listen {
+            Listen::Unix(path) => Some(("listen", path)),
+            Listen::Tcp(_) => None,
+        });
+        for (setting, path) in unix.chain(self.control.as_ref().map(|path| ("control", path))) {
+            check_socket_path(&mut faults, setting, path);
         }
         if self.workers > 1024 {
-            faults.push(format!("workers = {}: 0 (one per core) to 1024", self.workers));
+            faults.push(format!("workers = {} is out of range: write 0 (one per core) to 1024", self.workers));
         }
         if self.pace > Duration::from_secs(1) {
-            faults.push(format!("pace = \"{}\": at most 1s", humantime::format_duration(self.pace)));
+            faults.push(format!(
+                "pace = \"{}\" is out of range: write at most 1s",
+                humantime::format_duration(self.pace)
+            ));
         }
         check_broker(&mut faults, self);
         check_sharded(&mut faults, self);
@@ -51,14 +52,13 @@ impl Config {
         }
         needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
         match self.limits.max_handshakes {
-            0 => faults.push("limits.max_handshakes = 0: nobody could connect".to_owned()),
             1..=1_000_000 => {}
-            more => faults.push(format!("limits.max_handshakes = {more}: at most 1000000")),
+            other => faults.push(format!("limits.max_handshakes = {other} is out of range: write 1 to 1000000")),
         }
         let mut addresses = HashSet::new();
         for listen in self.listen.iter().map(ToString::to_string) {
             if addresses.contains(&listen) {
-                faults.push(format!("listen: {listen} stands there twice"));
+                faults.push(format!("listen: {listen} is there twice"));
             }
             addresses.insert(listen);
         }
@@ -74,6 +74,16 @@ impl Config {
             check_endpoint(&mut faults, endpoint);
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
+    }
+}
+
+fn check_socket_path(faults: &mut Vec<String>, setting: &str, path: &Path) {
+    let (length, path) = (path.as_os_str().len(), path.display());
+    if length > MAX_UNIX_PATH_BYTES {
+        faults.push(format!(
+            "{setting}: the path {path} has {length} bytes, and a Unix socket's at most {MAX_UNIX_PATH_BYTES}: choose \
+             a shorter one, as /run/webws/webws.sock"
+        ));
     }
 }
 
@@ -120,7 +130,14 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     let path = endpoint.path.as_str();
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"?#%".contains(&byte);
     if !path.starts_with('/') || !path.bytes().all(is_plain) {
-        faults.push(at("path starts with '/' and has no blanks, '?', '#' or '%'"));
+        faults.push(at("path must start with '/' and have no blanks, '?', '#' or '%', as in path = \"/webws\""));
+    }
+    if endpoint.prefix.is_empty() && !endpoint.allow_empty_prefix {
+        faults.push(at("prefix is empty, so that clients could name every channel of this Redis: write one, or \
+             allow_empty_prefix = true if that is meant"));
+    }
+    if let Some((beginning, whose)) = reserved(endpoint.prefix.as_bytes()) {
+        faults.push(at(&format!("prefix begins with \"{beginning}\", and these channels are {whose}: choose another")));
     }
     if endpoint.channel == ChannelRule::Path && path.ends_with('/') {
         faults.push(at("path must not end with '/' when channel = \"path\": '/NAME' is added"));
@@ -149,7 +166,8 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     let (ping, idle) = (endpoint.ping_interval, endpoint.idle_timeout);
     if !idle.is_zero() && (ping.is_zero() || idle <= ping) {
         faults.push(at(
-            "idle_timeout must be longer than ping_interval, and 0s without pings: a silent client may be well",
+            "idle_timeout must be longer than ping_interval; without pings (0s) it must be 0s as well, because a silent \
+             client may be alive",
         ));
     }
 }
@@ -184,13 +202,14 @@ fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
 
 fn needs_time(faults: &mut Vec<String>, name: &str, value: Duration) {
     if value.is_zero() || value > Duration::from_secs(86_400) {
-        faults.push(format!("{name} = \"{}\": more than 0s, at most one day", humantime::format_duration(value)));
+        let value = humantime::format_duration(value);
+        faults.push(format!("{name} = \"{value}\" is out of range: write more than 0s and at most one day"));
     }
 }
 
 fn needs_bytes(faults: &mut Vec<String>, name: &str, value: usize) {
     if value == 0 || value > 1 << 30 {
-        faults.push(format!("{name} = {value}: 1 byte to 1 GiB"));
+        faults.push(format!("{name} = {value} is out of range: write 1 byte to \"1GiB\""));
     }
 }
 
@@ -229,6 +248,33 @@ mod tests {
         config.validate().unwrap();
         config.broker = "redis+cluster://a:1 redis://b:1".parse().unwrap();
         assert_eq!(config.validate().unwrap_err().faults().count(), 1);
+    }
+
+    #[test]
+    fn an_empty_prefix_is_asked_for_by_name_and_service_channels_are_refused() {
+        let mut config = Config::default();
+        let mut faults = |prefix: &str, allowed| {
+            let first = config.endpoints.first_mut().unwrap();
+            (first.prefix, first.allow_empty_prefix) = (prefix.to_owned(), allowed);
+            config.validate().map_err(|error| error.to_string()).err().unwrap_or_default()
+        };
+        assert_eq!(faults("chat:", false), "");
+        assert!(faults("", false).contains("allow_empty_prefix = true"));
+        assert_eq!(faults("", true), "");
+        for prefix in ["webws:", "webws:probe:", "__keyspace@0__:", "__keyevent@", "__redis__:", "__sentinel__:"] {
+            assert!(faults(prefix, true).contains("choose another"), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_unix_socket_can_have_is_refused_for_each_socket() {
+        let long = format!("/{}", "x".repeat(107));
+        let config =
+            Config { listen: vec![Listen::Unix(long.clone().into())], control: Some(long.into()), ..Config::default() };
+        let error = config.validate().unwrap_err();
+        let settings: Vec<_> = error.faults().map(|fault| fault.split(':').next().unwrap()).collect();
+        assert_eq!(settings, ["listen", "control"], "{error}");
+        assert!(error.to_string().contains("has 108 bytes"), "{error}");
     }
 
     #[test]

@@ -138,6 +138,10 @@ pub(crate) enum ProtocolError {
     Refused(String),
     #[error("its broker cannot be used: {0}")]
     Broker(String),
+    #[error(
+        "WEBWS_HANDOVER={value}: {why}; webws sets this variable for the process that takes over from it: unset it"
+    )]
+    Variable { value: String, why: String },
 }
 
 impl Hello {

@@ -60,10 +60,12 @@ impl Predecessor {
     /// # Errors
     /// When what it says cannot be understood.
     pub(crate) fn find(broker: Option<&str>) -> Result<Option<(Self, Heritage)>, ProtocolError> {
-        let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
-        let number: Option<RawFd> = number.to_str().and_then(|number| number.parse().ok());
-        let number = number.ok_or_else(|| ProtocolError::Nonsense(format!("{VARIABLE} is no number")))?;
-        let line = Line::new(descriptors::inherited(number).map_err(ProtocolError::Io)?);
+        // Empty is unset, as for every variable.
+        let Some(text) = std::env::var_os(VARIABLE).filter(|text| !text.is_empty()) else { return Ok(None) };
+        let alien = |why: String| ProtocolError::Variable { value: text.display().to_string(), why };
+        let number: Option<RawFd> = text.to_str().and_then(|number| number.parse().ok());
+        let number = number.ok_or_else(|| alien("it is no number".to_owned()))?;
+        let line = Line::new(descriptors::inherited(number).map_err(|error| alien(error.to_string()))?);
         line.say(&Message::Hello(Hello::using(broker)), &[], STEP)?;
         let (message, sockets) = line.hear(STEP)?;
         let Message::Listeners { hello, listeners, broker, mark, seal, homes, control } = message else {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -96,6 +96,26 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
     Ok(descriptors)
 }
 
+/// Checks that descriptor `number` is open and came from the process before us: all that this process opens is
+/// CLOEXEC, and what came through exec(2) is not.
+///
+/// # Errors
+/// Why nobody can have left it for us.
+#[expect(unsafe_code, reason = "a descriptor arrives as a number")]
+pub(crate) fn check_inherited(number: RawFd) -> io::Result<()> {
+    if number <= 2 {
+        return Err(io::Error::other(format!("{number} is no descriptor that could be handed over")));
+    }
+    // SAFETY: not negative, and only looked at.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = fcntl(borrowed, FcntlArg::F_GETFD)
+        .map_err(|_| io::Error::other(format!("no descriptor {number} was handed over")))?;
+    if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+        return Err(io::Error::other(format!("descriptor {number} was not handed over, it is this process' own")));
+    }
+    Ok(())
+}
+
 /// Takes the stream that was inherited under `number`.
 ///
 /// # Errors
@@ -104,14 +124,15 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
 /// Call it once: each call takes ownership of the same descriptor.
 #[expect(unsafe_code, reason = "a descriptor arrives as a number")]
 pub(crate) fn inherited(number: RawFd) -> io::Result<UnixStream> {
-    // SAFETY: only looked at.
-    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
-    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    check_inherited(number)?;
+    // SAFETY: it is open, and only looked at.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     if nix::sys::socket::getsockopt(&borrowed, nix::sys::socket::sockopt::SockType)?
         != nix::sys::socket::SockType::Stream
     {
         return Err(io::Error::other("it is no stream socket"));
     }
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: it is open, and was inherited for this.
     Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) }))
 }
@@ -143,5 +164,19 @@ mod tests {
         drop(ours);
         assert!(is_abandoned(&theirs));
         assert_eq!(receive(&theirs, &mut bytes).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+    #[test]
+    fn only_what_came_through_exec_is_taken() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        for number in [-1, RawFd::MIN, 0, 2, RawFd::MAX, ours.as_raw_fd()] {
+            assert!(inherited(number).is_err(), "{number}");
+            assert!(check_inherited(number).is_err(), "{number}");
+        }
+        // As exec(2) leaves it.
+        fcntl(&ours, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        check_inherited(ours.as_raw_fd()).unwrap();
+        let reader = std::io::pipe().unwrap().0;
+        fcntl(&reader, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        assert!(inherited(reader.as_raw_fd()).is_err(), "a pipe is taken for a socket");
     }
 }

@@ -6,4 +6,5 @@ pub(crate) mod limit;
 pub(crate) mod process;
 pub(crate) mod readiness;
 pub(crate) mod socket;
+pub(crate) mod socket_file;
 pub(crate) mod systemd;

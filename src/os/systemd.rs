@@ -1,39 +1,93 @@
 //! What systemd hands over and wants to hear: sockets (sd_listen_fds(3)), READY,
 //! STOPPING, WATCHDOG and FDSTORE (sd_notify(3)), credentials (systemd.exec(5), LoadCredential=).
 
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
+use super::descriptors;
+
+/// Where the descriptors that are handed over begin (sd_listen_fds(3)).
+const FIRST_DESCRIPTOR: RawFd = 3;
+
 /// The descriptors handed over: listening sockets, and what was stored; with the names from `FileDescriptorName=`.
 ///
 /// # Errors
-/// When `LISTEN_PID` or `LISTEN_FDS` makes no sense or a descriptor is not open.
+/// When `LISTEN_PID`, `LISTEN_FDS` or `LISTEN_FDNAMES` makes no sense or a descriptor was not handed over.
 ///
 /// Call it once: each call takes ownership of the same descriptors.
 #[expect(unsafe_code, reason = "descriptors arrive as numbers")]
 pub(crate) fn take_descriptors() -> io::Result<Vec<(OwnedFd, String)>> {
+    let (Some(owner), Some(count)) = (number("LISTEN_PID")?, number("LISTEN_FDS")?) else { return Ok(Vec::new()) };
     // sd-notify takes names without sockets for a fault; a parent's variables leave that behind.
-    if sd_notify::listen_fds()?.len() == 0 {
+    if owner != u64::from(std::process::id()) || count == 0 {
         return Ok(Vec::new());
     }
-    let received = sd_notify::listen_fds_with_names()?;
+    let end = RawFd::try_from(count).ok().and_then(|count| FIRST_DESCRIPTOR.checked_add(count));
+    let end = end.ok_or_else(|| io::Error::other(format!("LISTEN_FDS={count} is more than a process can have")))?;
+    for descriptor in FIRST_DESCRIPTOR..end {
+        let checked = descriptors::check_inherited(descriptor);
+        checked.map_err(|error| io::Error::other(format!("LISTEN_FDS={count}, but {error}")))?;
+    }
+    let received = sd_notify::listen_fds_with_names().map_err(|_| {
+        io::Error::other(format!("LISTEN_FDNAMES must have {count} names with ':' between, as LISTEN_FDS={count} says"))
+    })?;
     Ok(received
         .map(|(raw, name)| {
-            // SAFETY: systemd opened this descriptor for us (LISTEN_PID is ours, and setting
-            // CLOEXEC on it succeeded), and nothing else in the process owns it.
+            // SAFETY: it is open and came through exec (checked above; LISTEN_PID is ours), so nothing else in
+            // the process owns it.
             (unsafe { OwnedFd::from_raw_fd(raw) }, name)
         })
         .collect())
 }
 
+/// A variable's number. Empty is unset.
+fn number(name: &str) -> io::Result<Option<u64>> {
+    match variable(name) {
+        None => Ok(None),
+        Some(text) => match text.to_str().and_then(|text| text.parse().ok()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(io::Error::other(format!("{name}={} is no number", text.display()))),
+        },
+    }
+}
+
+/// A variable's value. Empty is unset.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|text| !text.is_empty())
+}
+
+/// What is wrong with variables that systemd sets and that nothing else complains of.
+pub(crate) fn oddities() -> Vec<String> {
+    let mut oddities = Vec::new();
+    for name in ["WATCHDOG_USEC", "WATCHDOG_PID"] {
+        if let Err(error) = number(name) {
+            oddities.push(format!("{error}: the watchdog is not served"));
+        }
+    }
+    if let Some(directory) = variable("CREDENTIALS_DIRECTORY")
+        && let Err(error) = std::fs::metadata(&directory)
+    {
+        oddities.push(format!(
+            "CREDENTIALS_DIRECTORY={} cannot be used: {error}; no password is read there",
+            directory.display()
+        ));
+    }
+    oddities
+}
+
 /// Tells systemd that the sidecar serves.
 pub(crate) fn notify_ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    let Some(socket) = variable("NOTIFY_SOCKET") else { return };
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
+        let socket = socket.display();
+        tracing::warn!(%error, "NOTIFY_SOCKET={socket} cannot be used: {error}; systemd does not hear that webws serves");
+    }
 }
 
 /// Tells systemd that another process is the service's main one from now on.
@@ -61,7 +115,7 @@ pub(crate) fn forget(name: &str) {
 /// does not, or when nobody listens.
 pub(crate) fn has_heard(limit: Duration) -> bool {
     let Ok((reading, writing)) = io::pipe() else { return false };
-    if std::env::var_os("NOTIFY_SOCKET").is_none()
+    if variable("NOTIFY_SOCKET").is_none()
         || sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[writing.as_fd()]).is_err()
     {
         return false;
@@ -90,12 +144,16 @@ pub(crate) fn watchdog_period() -> Option<Duration> {
 
 /// The file of the credential called `name`, when systemd passed any.
 pub(crate) fn credential(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name);
-    path.exists().then_some(path)
+    let path = PathBuf::from(variable("CREDENTIALS_DIRECTORY")?).join(name);
+    // One that cannot be looked at is there: reading it says why.
+    path.try_exists().unwrap_or(true).then_some(path)
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    // Without NOTIFY_SOCKET this does nothing; a manager that does not listen is no reason to stop.
+    if variable("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    // A manager that does not listen is no reason to stop; `notify_ready` has said so.
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd cannot be notified: {error}");
     }

@@ -1,0 +1,44 @@
+//! Names of channels that Redis and webws use themselves: no client may receive or publish there.
+
+/// What such names begin with, and what they are for.
+const RESERVED: [(&str, &str); 6] = [
+    ("webws:", "webws' own"),
+    // Keyspace notifications: `__keyspace@0__:key`, `__keyevent@0__:del`.
+    ("__keyspace@", "Redis' notifications"),
+    ("__keyevent@", "Redis' notifications"),
+    // The same for fields of hashes, since Redis 8: `__subkeyspace@0__:`, `__subkeyevent@0__:` and more.
+    ("__subkey", "Redis' notifications"),
+    // `__redis__:invalidate`, CLIENT TRACKING.
+    ("__redis__:", "Redis' invalidations"),
+    // `__sentinel__:hello`: a publication there moves masters.
+    ("__sentinel__:", "the Sentinels'"),
+];
+
+/// The beginning that makes `name` a reserved one, and what it is for.
+pub(crate) fn reserved(name: &[u8]) -> Option<(&'static str, &'static str)> {
+    RESERVED.into_iter().find(|(beginning, _)| name.starts_with(beginning.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_channels_are_reserved_and_nothing_else_is() {
+        for name in [
+            "webws:probe:0123456789abcdef",
+            "__keyspace@0__:chat",
+            "__keyevent@15__:expired",
+            "__subkeyspace@0__:h",
+            "__redis__:invalidate",
+            "__sentinel__:hello",
+        ] {
+            assert!(reserved(name.as_bytes()).is_some(), "{name}");
+        }
+        for name in
+            ["", "chat:webws:probe:1", "chat:__sentinel__:hello", "webws", "Webws:a", "__k", "_webws:", "__keys"]
+        {
+            assert!(reserved(name.as_bytes()).is_none(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Sizes as people write them: `65535`, `"64kB"` (64,000 bytes), `"64KiB"` (65,536 bytes).
+
+/// Units and their bytes. `64k` alone is a thousand for some and 1024 for others, so it is none.
+const UNITS: [(&str, u64); 8] = [
+    ("", 1),
+    ("b", 1),
+    ("kb", 1_000),
+    ("kib", 1 << 10),
+    ("mb", 1_000_000),
+    ("mib", 1 << 20),
+    ("gb", 1_000_000_000),
+    ("gib", 1 << 30),
+];
+
+/// The bytes that `text` names, or `None` if it is no size.
+pub(super) fn parse(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let (_, bytes) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*bytes)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_decimal_and_binary_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("65535", 65_535),
+            ("512B", 512),
+            ("64kB", 64_000),
+            ("64KB", 64_000),
+            ("64 KiB", 65_536),
+            (" 1MiB ", 1 << 20),
+            ("2MB", 2_000_000),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(parse(text), Some(bytes), "{text}");
+        }
+        for text in ["", "kB", "64k", "64K", "1.5MB", "-1", "1 M", "64 kilobytes", "99999999999GiB", "1e3"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}
