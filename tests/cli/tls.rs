@@ -158,3 +158,22 @@ async fn a_ca_file_without_certificates_exits_78() {
         assert!(stderr.contains(file) && stderr.contains("redis.ca_file"), "{file}: {stderr}");
     }
 }
+
+#[tokio::test]
+async fn a_scheme_that_the_port_does_not_speak_has_the_other_one_in_its_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "good");
+    certificate(dir.path(), "good", "IP:127.0.0.1");
+    let (redis, port) = tls_redis(dir.path(), "no").await;
+    for (broker, advice) in [
+        (format!("redis://127.0.0.1:{port}"), "write rediss:// instead of redis://"),
+        (format!("rediss://127.0.0.1:{}", redis.port()), "write redis:// instead of rediss://"),
+    ] {
+        let program = start(dir.path(), &broker, "good.pem").await;
+        until("it is said", START, async || program.log().contains(advice)).await;
+        let warnings = of_level(&program.lines(), "WARN");
+        assert!(warnings.iter().any(|line| line.to_string().contains(advice)), "{warnings:#?}");
+        program.stop().await;
+        std::fs::remove_file(dir.path().join("webws.log")).unwrap();
+    }
+}

@@ -23,7 +23,7 @@ use super::dial::{self, Race, Step, within};
 use super::role::{Rank, Watch};
 use super::sentinel::{self, Place};
 use super::sieve::{Sieve, Transport};
-use super::subscriber;
+use super::{subscriber, wrong_port};
 use crate::broker::placement::Node;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
 
@@ -101,6 +101,9 @@ pub(super) enum LinkError {
     NoCluster(String, u16),
     #[error("CLUSTER SLOTS was answered with something else than slots and their nodes")]
     NoTopology,
+    /// With what to try.
+    #[error("{0}; {1}")]
+    WrongPort(Box<LinkError>, &'static str),
 }
 
 impl LinkError {
@@ -277,7 +280,7 @@ impl Settings {
                 self.greet(role, transport, address.clone(), master.clone()).await
             };
             match made.await {
-                Err(error) => race.fail(error),
+                Err(error) => race.fail(wrong_port::explain(&self.url.address, error)),
                 made => return made,
             }
         }

@@ -18,6 +18,7 @@ mod sentinel;
 mod sieve;
 mod subscriber;
 mod supervisor;
+mod wrong_port;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
