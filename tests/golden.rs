@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 
 use self::case::{Case, GOLDEN, Kind};
+use crate::nginx::site::HOSTILE;
 use crate::support::client::Target;
 use crate::support::nginx::Nginx;
 use crate::support::redis::Redis;
@@ -35,11 +36,19 @@ async fn golden_replays_through_nginx() {
     replay_all(Route::ThroughNginx).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn golden_replays_through_nginx_in_a_site_with_hostile_settings() {
+    let failures = replay_plain(Route::ThroughHostileSite).await;
+    assert!(failures.is_empty(), "{} golden cases fail:\n\n{}", failures.len(), failures.join("\n\n"));
+}
+
 /// How the client reaches webws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Direct,
     ThroughNginx,
+    /// nginx, in a site that sets whatever a location inherits.
+    ThroughHostileSite,
 }
 
 /// Redis, webws and, if the route leads there, nginx.
@@ -57,6 +66,7 @@ impl Stack {
         let nginx = match route {
             Route::Direct => None,
             Route::ThroughNginx => Some(Nginx::start(&webws.socket()).await),
+            Route::ThroughHostileSite => Some(Nginx::start_in(HOSTILE, &webws.socket(), |_, text| text).await),
         };
         Stack { nginx, webws, redis }
     }

@@ -1,5 +1,10 @@
 //! Promise: the nginx configuration that is shipped works as it stands, tells clients when to come back,
 //! and keeps what is in query strings to itself.
+//!
+//! `site` is about the site around it, `migration` about the way from the Lua handler and back.
+
+mod migration;
+pub(crate) mod site;
 
 use crate::support::client::Client;
 use crate::support::http::{get, handshake};
@@ -115,30 +120,4 @@ async fn query_strings_do_not_reach_the_access_log() {
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [101, 400, 502]);
-}
-
-#[tokio::test]
-async fn a_canary_leads_each_client_to_one_of_the_two() {
-    let webws = Webws::on("memory").await;
-    for (share, expected) in [("99.99%", 101), ("0.01%", 299)] {
-        let edit = |name: &str, text: String| match name {
-            "nginx.conf" => change(
-                &text,
-                "        include webws-location.conf;\n",
-                "        include webws-location.conf;\n        include webws-canary.conf;\n",
-            ),
-            "webws-http.conf" => change(&text, "\n    1%  sidecar;", &format!("\n    {share}  sidecar;")),
-            "webws-location.conf" => change(&text, "# if ($webws_variant = lua) ", "if ($webws_variant = lua) "),
-            // The Lua handler's own lines, which no nginx of Debian without its module knows.
-            "webws-canary.conf" => {
-                change(&text, "content_by_lua_file /etc/nginx/lua/webws.lua;", "return 299 \"the handler\\n\";")
-            }
-            _ => panic!("{name}"),
-        };
-        let nginx = Nginx::start_complete(&webws.socket(), edit).await;
-        let answer = handshake(&nginx.target(), PATH).await;
-        assert_eq!(answer.head.status, expected, "{share}: {answer:?}");
-        // The handler's place is not public.
-        assert_eq!(get(&nginx.target(), "/_webws_lua").await.head.status, 404);
-    }
 }

@@ -40,7 +40,7 @@ pub(super) async fn replay(case: &'static Case, stack: &Stack, route: Route) -> 
             run.step(step).await;
         }
     }
-    let proxied = case.expect.proxy_any_of.iter().filter(|_| route == Route::ThroughNginx);
+    let proxied = case.expect.proxy_any_of.iter().filter(|_| route != Route::Direct);
     let outcomes: Vec<&Outcome> = case.expect.any_of.iter().chain(proxied).collect();
     let quiet = if *no_quiet { Duration::ZERO } else { QUIET };
     let outcome = run.settle(&outcomes, quiet).await;

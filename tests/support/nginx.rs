@@ -1,6 +1,6 @@
 //! The real nginx with the configuration that the project ships.
 //!
-//! Both shipped files are used as they are but for two paths.
+//! The shipped files are used as they are but for paths.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,6 +12,15 @@ use tokio::net::TcpStream;
 
 use super::client::Target;
 use super::{Process, START, free_port, holds_within, read_log};
+
+/// What somebody's site has around the shipped includes; `{at}` is the directory of its files.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Site<'a> {
+    /// Outside of `http{}`, such as `load_module`.
+    pub(crate) main: &'a str,
+    pub(crate) http: &'a str,
+    pub(crate) server: &'a str,
+}
 
 #[derive(Debug)]
 pub(crate) struct Nginx {
@@ -30,7 +39,19 @@ impl Nginx {
         let dir = tempfile::tempdir().unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
         ship_includes(&dir, webws_socket);
-        std::fs::write(dir.path().join("nginx.conf"), main_conf(&dir, addr, workers)).unwrap();
+        std::fs::write(dir.path().join("nginx.conf"), main_conf(&dir, addr, workers, Site::default())).unwrap();
+        Nginx::run(dir, addr).await
+    }
+
+    /// Starts it on a site of somebody's, with `edit` applied to each shipped file before it is used.
+    pub(crate) async fn start_in(site: Site<'_>, webws_socket: &Path, edit: impl Fn(&str, String) -> String) -> Nginx {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        ship_includes(&dir, webws_socket);
+        ship_canary(&dir);
+        edit_shipped(&dir, &SHIPPED[1..], edit);
+        std::fs::write(dir.path().join("nginx.conf"), main_conf(&dir, addr, 1, site)).unwrap();
+        check(&dir);
         Nginx::run(dir, addr).await
     }
 
@@ -39,15 +60,9 @@ impl Nginx {
         let dir = tempfile::tempdir().unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
         ship_complete(&dir, webws_socket, addr);
-        for name in ["nginx.conf", "webws-http.conf", "webws-location.conf", "webws-canary.conf"] {
-            let path = dir.path().join(name);
-            std::fs::write(&path, edit(name, std::fs::read_to_string(&path).unwrap())).unwrap();
-        }
-        let tested = command(&dir).arg("-t").stderr(Stdio::piped()).output();
-        let tested = tested.unwrap_or_else(|e| panic!("cannot start nginx: {e}; get it with: apt-get install nginx"));
-        assert!(tested.status.success(), "nginx -t: {}", String::from_utf8_lossy(&tested.stderr));
-        let text = String::from_utf8_lossy(&tested.stderr);
-        assert!(!text.contains("[warn]"), "nginx -t: {text}");
+        edit_shipped(&dir, &SHIPPED, edit);
+        let told = check(&dir);
+        assert!(!told.contains("[warn]"), "nginx -t: {told}");
         Nginx::run(dir, addr).await
     }
 
@@ -89,10 +104,35 @@ impl Nginx {
         ["error.log", "stderr.log"].map(|name| read_log(&self.dir.path().join(name))).concat()
     }
 
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The access log that the shipped location writes.
     pub(crate) fn access_log(&self) -> String {
         read_log(&self.dir.path().join("webws.log"))
     }
+}
+
+/// The shipped files; the first is complete, the others are for its includes.
+const SHIPPED: [&str; 5] =
+    ["nginx.conf", "webws-http.conf", "webws-location.conf", "webws-canary.conf", "webws-access.conf"];
+
+fn edit_shipped(dir: &TempDir, names: &[&str], edit: impl Fn(&str, String) -> String) {
+    for name in names {
+        let path = dir.path().join(name);
+        std::fs::write(&path, edit(name, std::fs::read_to_string(&path).unwrap())).unwrap();
+    }
+}
+
+/// `nginx -t`: what it says of a configuration that is valid.
+fn check(dir: &TempDir) -> String {
+    let tested = command(dir).arg("-t").stderr(Stdio::piped()).output();
+    let tested = tested.unwrap_or_else(|e| panic!("cannot start nginx: {e}; get it with: apt-get install nginx"));
+    let told = String::from_utf8_lossy(&tested.stderr).into_owned();
+    assert!(tested.status.success(), "nginx -t: {told}");
+    told
 }
 
 /// nginx on the nginx.conf in `dir`.
@@ -114,11 +154,17 @@ fn ship_includes(dir: &TempDir, webws_socket: &Path) {
     ship(dir, "webws-location.conf", &[("/var/log/nginx/webws.log", &log)]);
 }
 
+fn ship_canary(dir: &TempDir) {
+    let log = format!("{}/lua.log", dir.path().display());
+    ship(dir, "webws-canary.conf", &[("/var/log/nginx/access.log", &log)]);
+    ship(dir, "webws-access.conf", &[]);
+}
+
 /// Everything nginx.conf needs; its addresses and the files it writes are moved, all else stays.
 fn ship_complete(dir: &TempDir, webws_socket: &Path, addr: SocketAddr) {
     let at = dir.path().display();
     ship_includes(dir, webws_socket);
-    ship(dir, "webws-canary.conf", &[("/var/log/nginx/access.log", &format!("{at}/lua.log"))]);
+    ship_canary(dir);
     // nginx's workers would be another user than root, who alone may enter `dir`.
     let user = if nix::unistd::geteuid().is_root() { "user root; daemon off;" } else { "daemon off;" };
     let moved = [
@@ -142,25 +188,30 @@ fn ship(dir: &TempDir, name: &str, replacements: &[(&str, &str)]) {
     std::fs::write(dir.path().join(name), text).unwrap();
 }
 
-fn main_conf(dir: &TempDir, addr: SocketAddr, workers: usize) -> String {
-    let at = dir.path().display();
+fn main_conf(dir: &TempDir, addr: SocketAddr, workers: usize, site: Site<'_>) -> String {
+    let at = dir.path().display().to_string();
     let user = if nix::unistd::geteuid().is_root() { "user root;" } else { "" };
+    let Site { main, http, server } = site;
     format!(
         r"daemon off; {user}
 worker_processes {workers};
-pid {at}/nginx.pid;
-error_log {at}/error.log info;
+pid {{at}}/nginx.pid;
+error_log {{at}}/error.log info;
+{main}
 events {{ worker_connections 20000; }}
 http {{
     access_log off;
-    client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;
-    uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
-    include {at}/webws-http.conf;
+    client_body_temp_path {{at}}/body; proxy_temp_path {{at}}/proxy; fastcgi_temp_path {{at}}/fastcgi;
+    uwsgi_temp_path {{at}}/uwsgi; scgi_temp_path {{at}}/scgi;
+{http}
+    include {{at}}/webws-http.conf;
     server {{
         listen {addr} backlog=4096;
-        include {at}/webws-location.conf;
+{server}
+        include {{at}}/webws-location.conf;
     }}
 }}
 "
     )
+    .replace("{at}", &at)
 }
