@@ -63,8 +63,13 @@ pub(crate) enum Command {
         control: Option<PathBuf>,
     },
     /// Try it out: a test page at http://127.0.0.1:8080/ and no Redis needed.
+    ///
+    /// Requests for other names than this machine's, and WebSockets of other machines' pages, are refused.
     Dev {
-        /// The broker to use instead of the embedded one.
+        /// A configuration file (TOML), for its endpoints, its broker and all else but `listen` and `control`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The broker to use instead of the embedded one, or of the file's.
         #[arg(long, value_name = "URL")]
         broker: Option<Broker>,
         /// Where to listen; may be repeated. Default: TCP 127.0.0.1:8080 and a Unix socket in the temporary directory.

@@ -37,6 +37,7 @@ use crate::endpoint::Endpoint;
 use crate::head::{Head, MAX_HEAD_BYTES, Target};
 use crate::metrics::Counter;
 use crate::os;
+use crate::page::Pages;
 use crate::throttle::Throttle;
 use crate::worker::{Admission, Refusal, Worker};
 use crate::ws::handshake::{self, HandshakeError, Subprotocols};
@@ -58,35 +59,15 @@ pub(crate) struct Accepted {
     pub(crate) at: Instant,
 }
 
-/// Files served beside the endpoints: none, or the test page's.
-pub(crate) type Pages = &'static [Page];
-
-/// A file that is part of the binary.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Page {
-    path: &'static str,
-    content_type: &'static str,
-    content: &'static str,
-}
-
-/// The test page of `webws dev`.
-pub(crate) const TEST_PAGE: Pages = &[
-    Page { path: "/", content_type: "text/html; charset=utf-8", content: include_str!("page/index.html") },
-    Page { path: "/page.css", content_type: "text/css; charset=utf-8", content: include_str!("page/page.css") },
-    Page { path: "/page.js", content_type: "text/javascript; charset=utf-8", content: include_str!("page/page.js") },
-];
-
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
-    connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
 /// Turns a worker's connections into sessions until the server is gone.
 pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     // The place first: what waits, waits as a descriptor in the queue.
     while let Some((place, connection)) = waiting_room.next(&mut accepted).await {
         let (handshake, waiting_room) = (Handshake::new(worker.clone()), waiting_room.clone());
+        let pages = pages.clone();
         // It ends by itself within its deadline; until then the worker waits for it.
-        tokio::task::spawn_local(async move { handshake.run(&waiting_room, place, connection, pages).await });
+        tokio::task::spawn_local(async move { handshake.run(&waiting_room, place, connection, &pages).await });
     }
     // Connections come no more; the worker goes on with its sessions.
     std::future::pending::<()>().await;
@@ -111,7 +92,7 @@ impl Handshake {
         Self(worker)
     }
 
-    async fn run(&self, waiting_room: &WaitingRoom, place: OwnedSemaphorePermit, accepted: Accepted, pages: Pages) {
+    async fn run(&self, waiting_room: &WaitingRoom, place: OwnedSemaphorePermit, accepted: Accepted, pages: &Pages) {
         let worker = &self.0;
         let Accepted { socket, at } = accepted;
         let deadline = at + worker.config.limits.handshake_timeout;
@@ -226,14 +207,15 @@ impl Answered {
 ///
 /// The 101 is not hyper's to write: the session sends it, after it was attached to its
 /// audience, and hyper would add `close` to its `Connection` when the client said so.
-async fn negotiate(worker: &Rc<Worker>, mut head: Head, deadline: Instant, pages: Pages) -> Answered {
+async fn negotiate(worker: &Rc<Worker>, mut head: Head, deadline: Instant, pages: &Pages) -> Answered {
     let admitted = Rc::new(Cell::new(None));
     let target = Rc::new(head.take_target());
     let service = service_fn(|request| {
         let (worker, admitted, target) = (worker.clone(), admitted.clone(), target.clone());
+        let pages = pages.clone();
         Box::pin(async move {
             let asked = Asked { target: target.as_ref().as_ref(), request: &request };
-            Ok::<_, Infallible>(answer(&worker, &asked, deadline, pages, &admitted).await)
+            Ok::<_, Infallible>(answer(&worker, &asked, deadline, &pages, &admitted).await)
         })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
@@ -380,18 +362,23 @@ async fn answer(
     worker: &Rc<Worker>,
     asked: &Asked<'_>,
     deadline: Instant,
-    pages: Pages,
+    pages: &Pages,
     admitted: &Cell<Option<Admitted>>,
 ) -> Response<Full<Bytes>> {
-    if let Some(page) = pages.iter().find(|page| page.path.as_bytes() == asked.path())
-        && asked.request.method() == Method::GET
+    let foreign = pages.as_ref().and_then(|page| page.refusal(asked.request.headers()));
+    if let (None, Some(page), Some(target)) = (&foreign, pages, asked.target)
+        && let Some(response) = page.answer(asked.request.method(), target.path(), target.query()).await
     {
-        return page_response(page);
+        return response;
     }
     if let Some(response) = health(worker, asked) {
         return response;
     }
-    let refused = match handshake(worker, asked, deadline).await {
+    let outcome = match foreign {
+        Some(why) => Err(Refused::new(StatusCode::FORBIDDEN, why)),
+        None => handshake(worker, asked, deadline).await,
+    };
+    let refused = match outcome {
         Ok(success) => {
             admitted.set(Some(success));
             // Whoever polls hyper sees it at once and takes the connection away.
@@ -401,6 +388,11 @@ async fn answer(
     };
     worker.shard.add(Counter::HandshakesRefused, 1);
     tracing::debug!(status = refused.status.as_u16(), why = refused.why, "a handshake is refused");
+    if pages.is_some() {
+        // A developer wants to see it.
+        let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(asked.path()));
+        tracing::info!(status, %path, "refused {path} with {status}: {}", refused.why);
+    }
     let mut response = line_response(refused.status, &refused.why);
     response.headers_mut().extend(refused.header);
     response
@@ -470,14 +462,4 @@ async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) ->
 fn unavailable(worker: &Worker, why: &Refusal) -> Refused {
     let seconds = worker.config.limits.retry_after.as_secs().max(1);
     Refused::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
-}
-
-fn page_response(page: &'static Page) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(page.content));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(hyper::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
-    response
 }

@@ -76,6 +76,7 @@
 //! | `service`, `server`, `acceptor` | signals and systemd; listeners, workers' start and stop; connections dealt out |
 //! | `worker` | one thread: where sessions, hub, broker, reactor and timers meet |
 //! | `head`, `http`, `endpoint`, `ws` | the request's head; the handshake; path and query to channel; frames judged and built |
+//! | `page` | the test page of `webws dev` |
 //! | `session`, `outbound`, `unpublished` | one connection as data; what it could not send; texts on their way |
 //! | `hub`, `wire` | channels, audiences, batches; how payloads look to clients |
 //! | `broker` | the contract, the embedded broker, Redis |
@@ -137,6 +138,7 @@ mod log;
 mod metrics;
 mod os;
 mod outbound;
+mod page;
 mod reactor;
 mod server;
 mod service;

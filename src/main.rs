@@ -80,8 +80,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Log { level, config, control } => {
             ask(|path| webws::log_level(path, &level), config.as_deref(), control)
         }
-        Command::Dev { broker, listen } => {
-            let (config, notes) = dev_config(broker, listen)?;
+        Command::Dev { config, broker, listen } => {
+            let (config, notes) = dev_config(config.as_deref(), broker, listen)?;
             serve(config, &notes, Extra::TestPage)
         }
         Command::Completions { shell } => {
@@ -156,11 +156,15 @@ fn check(file: &Path) -> Result<(), Failure> {
     print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
 }
 
-fn dev_config(broker: Option<webws::Broker>, listen: Vec<webws::Listen>) -> Result<(Config, Notes), Failure> {
-    let mut reading = read_config(None)?;
+fn dev_config(
+    file: Option<&Path>,
+    broker: Option<webws::Broker>,
+    listen: Vec<webws::Listen>,
+) -> Result<(Config, Notes), Failure> {
+    let mut reading = read_config(file)?;
     let mut notes = Notes::of(&mut reading);
     notes.note_broker(broker.as_ref());
-    settings::dev(&mut reading.config, broker, listen);
+    settings::dev(&mut reading.config, file, broker, listen);
     webws::Server::check_reading(&reading).map_err(|error| config_failure(&error))?;
     Ok((reading.config, notes))
 }

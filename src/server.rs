@@ -18,10 +18,11 @@ use crate::config::{Broker, Config, ConfigError, Listen, Reading, RedisUrl};
 use crate::endpoint::Channel;
 use crate::handover::protocol::PortableListener;
 use crate::handover::{Heritage, Site};
-use crate::http::{self, Pages, TEST_PAGE};
+use crate::http;
 use crate::metrics::{Metrics, Shard};
 use crate::os::descriptors::Lent;
 use crate::os::{self, socket_file::FileId};
+use crate::page::{Pages, TestPage};
 use crate::worker::handover::Ask;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
 
@@ -280,7 +281,7 @@ impl Server {
             seeds,
             metrics: Metrics::new(shards.clone()),
             shards,
-            pages: &[],
+            pages: None,
             requests: mpsc::channel(MAX_REQUESTS),
             deployment,
             rests: false,
@@ -303,10 +304,11 @@ impl Server {
         Self { rests: true, ..self }
     }
 
-    /// Serves the test page at `/` as well.
+    /// Serves the test page at `/` as well, and publishes what is posted to `/dev/publish`. Requests from other
+    /// machines' pages, or for other names than this machine's, are refused with 403 then.
     #[must_use]
     pub fn with_test_page(mut self) -> Self {
-        self.pages = TEST_PAGE;
+        self.pages = Some(Arc::new(TestPage::new(&self.config, self.publisher())));
         self
     }
 
@@ -386,7 +388,7 @@ impl Server {
                 asks: asked,
                 rests: self.rests,
             };
-            let pages = self.pages;
+            let pages = self.pages.clone();
             let (tell, ended) = oneshot::channel();
             let thread = std::thread::Builder::new()
                 .name(format!("webws-{number}"))

@@ -4,6 +4,7 @@
 //! Works the same without systemd. May not enter: how connections are served.
 
 use std::cell::{OnceCell, RefCell};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,6 +109,9 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             );
         }
     }
+    if extra == Extra::TestPage {
+        show_page(&addresses);
+    }
     let (requests, mut requested) = mpsc::channel(MAX_REQUESTS);
     // Dropped last: the process that takes over waits for that. And who that is.
     let farewell = OnceCell::new();
@@ -185,6 +189,18 @@ fn raise_limits(config: &Config) {
             "limits.max_sessions needs {wanted} descriptors, the limit is {limit}: raise LimitNOFILE and restart (a \
              reload keeps the limits of the process before)"
         );
+    }
+}
+
+/// Says where a browser finds the test page, as an address that a terminal makes clickable.
+fn show_page(addresses: &str) {
+    let listened = addresses.split(", ").filter_map(|address| address.strip_prefix("tcp:")?.parse::<SocketAddr>().ok());
+    for mut address in listened {
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        let page = format!("http://{address}/");
+        tracing::info!(page, "the test page is at {page}");
     }
 }
 

@@ -93,9 +93,11 @@ fn text(path: &Path) -> Result<String, String> {
     })
 }
 
-/// What `webws dev` serves: the settings of the environment, but for where it listens and the
-/// broker, which have defaults of their own.
-pub(crate) fn dev(config: &mut Config, broker: Option<Broker>, listen: Vec<Listen>) {
+/// What `webws dev` serves: the settings of the file and the environment, but for where it listens and,
+/// without a file, the broker and the endpoints, which have defaults of their own.
+pub(crate) fn dev(config: &mut Config, file: Option<&Path>, broker: Option<Broker>, listen: Vec<Listen>) {
+    // The file's belongs to the server that it was written for.
+    config.control = None;
     let is_unset = |name: &str| std::env::var_os(name).is_none_or(|value| value.is_empty());
     if !listen.is_empty() {
         config.listen = listen;
@@ -105,10 +107,12 @@ pub(crate) fn dev(config: &mut Config, broker: Option<Broker>, listen: Vec<Liste
     }
     if let Some(broker) = broker {
         config.broker = broker;
-    } else if is_unset("WEBWS_BROKER") {
+    } else if file.is_none() && is_unset("WEBWS_BROKER") {
         config.broker = Broker::Memory;
     }
-    config.endpoints.push(EndpointConfig::plain());
+    if file.is_none() {
+        config.endpoints.push(EndpointConfig::plain());
+    }
 }
 
 /// The control socket of the shipped units.

@@ -1,5 +1,9 @@
 //! Promise: the page that comes with webws works in a real browser, through a real nginx and with a real
 //! Redis, which may restart without the page noticing.
+//!
+//! `access` is about the keyboard and assistive technology.
+
+mod access;
 
 use fantoccini::Locator;
 use fantoccini::wd::WindowHandle;

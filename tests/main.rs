@@ -9,6 +9,7 @@ mod cli;
 mod cluster;
 mod connect;
 mod contract;
+mod dev;
 mod embed;
 mod endpoint;
 mod gap;

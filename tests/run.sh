@@ -22,9 +22,10 @@ if ! command -v cargo >/dev/null; then
     exit 2
 fi
 
-# program, and the Debian package it comes in
+# program, or a file by its whole path, and the Debian package it comes in
 needed=(
     nginx                    nginx
+    /usr/lib/nginx/modules/ngx_http_lua_module.so libnginx-mod-http-lua
     redis-server             redis-server
     redis-cli                redis-tools
     ip                       iproute2
@@ -33,16 +34,25 @@ needed=(
     systemd-analyze          systemd
     systemd-socket-activate  systemd
     prlimit                  util-linux
+    curl                     curl
+    python3                  python3
     # ring, the TLS library's cryptography, and jemalloc are partly C
     cc                       gcc
     make                     make
 )
 
+is_there() {
+    case "$1" in
+        /*) [ -e "$1" ] ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
 # Prints the packages of what is missing, one a line, each once.
 missing_packages() {
     local i
     for ((i = 0; i < ${#needed[@]}; i += 2)); do
-        command -v "${needed[i]}" >/dev/null || echo "${needed[i + 1]}"
+        is_there "${needed[i]}" || echo "${needed[i + 1]}"
     done | sort -u
 }
 
@@ -74,9 +84,9 @@ mapfile -t packages < <(missing_packages)
 if [ "${#packages[@]}" -gt 0 ]; then
     say "missing packages: ${packages[*]}"
     if ! command -v apt-get >/dev/null; then
-        say "there is no apt-get here; the tests need these programs in PATH:"
+        say "there is no apt-get here; the tests need these programs in PATH, or files:"
         for ((i = 0; i < ${#needed[@]}; i += 2)); do
-            command -v "${needed[i]}" >/dev/null || say "  ${needed[i]} (Debian package ${needed[i + 1]})"
+            is_there "${needed[i]}" || say "  ${needed[i]} (Debian package ${needed[i + 1]})"
         done
         exit 2
     elif [ "$(id -u)" -eq 0 ]; then
@@ -97,6 +107,19 @@ if [ "${#packages[@]}" -gt 0 ]; then
         say "still missing after installing: ${packages[*]} (Ubuntu has chromium as a snap: put chromium and chromedriver into PATH)"
         exit 2
     fi
+fi
+
+# The page is judged by axe-core (MPL, so no part of this project), where npm can fetch it.
+axe=axe-core-4.10.3
+if [ ! -s "target/$axe/axe.min.js" ] && command -v npm >/dev/null; then
+    mkdir -p "target/$axe"
+    timeout 60 npm pack --silent --pack-destination "target/$axe" "${axe/core-/core@}" >/dev/null 2>&1 \
+        && tar -xzf "target/$axe/$axe.tgz" -C "target/$axe" --strip-components=1 package/axe.min.js || true
+fi
+if [ -s "target/$axe/axe.min.js" ]; then
+    export AXE_CORE="$PWD/target/$axe/axe.min.js"
+else
+    say "npm is missing or cannot fetch axe-core: the page is not judged by it"
 fi
 
 # 9,000 WebSockets through nginx and back are some 20,000 descriptors in the tests' own process.

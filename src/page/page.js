@@ -6,8 +6,6 @@
 "use strict";
 
 const MAX_LINES = 500;
-/** What one message may hold in bytes; the sidecar closes with 1009 beyond it. */
-const MAX_MESSAGE_BYTES = 65535;
 const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
 /** A connection that lasted this long was a good one: the next backoff starts from the beginning. */
@@ -37,7 +35,8 @@ const CLOSE_CODES = {
 const $ = (id) => document.getElementById(id);
 const ui = {};
 for (const id of ["state", "detail", "connection", "endpoint", "channel", "connect", "disconnect", "wire", "url",
-  "twin", "counts", "strip", "strip-label", "clear", "log", "latest", "composer", "message", "send", "size"]) {
+  "twin", "outside", "redis-channel", "shell", "counts", "strip", "strip-label", "clear", "log", "lines", "latest",
+  "composer", "message", "send", "size", "problem"]) {
   ui[id] = $(id);
 }
 
@@ -47,7 +46,7 @@ for (const id of ["state", "detail", "connection", "endpoint", "channel", "conne
 let state = "disconnected";
 /** The live WebSocket, or null. An event of any other socket is stale and ignored. */
 let socket = null;
-/** What the live connection was opened with: { path, wire, channel }. */
+/** What the live connection was opened with: see currentTarget. */
 let target = null;
 let attempts = 0;
 let openedAt = 0;
@@ -59,19 +58,36 @@ let sent = 0;
 
 // --- where to connect to --------------------------------------------------------------------
 
+/** An endpoint, as its option describes it (wire, rule, argument, prefix, command, max, receives, sends), and a channel. */
 function currentTarget() {
   const option = ui.endpoint.selectedOptions[0];
-  return { path: option.value, wire: option.dataset.wire, channel: ui.channel.value };
+  return { ...option.dataset, path: option.value, channel: ui.channel.value };
 }
 
-/** The lua wire reads its argument as JSON, the plain wire takes it as it is. Throws on half a surrogate pair. */
-function argument({ wire, channel }) {
-  return encodeURIComponent(wire === "lua" ? JSON.stringify(channel) : channel);
-}
-
+/** Where a browser connects to. Throws on half a surrogate pair. */
 function url(to) {
-  const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-  return `${scheme}//${location.host}${to.path}?channel=${argument(to)}`;
+  const base = `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.host}${to.path}`;
+  if (to.rule === "path") return `${base}/${encodeURIComponent(to.channel)}`;
+  const value = to.rule === "json" ? JSON.stringify(to.channel) : to.channel;
+  return `${base}?${encodeURIComponent(to.argument)}=${encodeURIComponent(value)}`;
+}
+
+/** One word of a command line. */
+function quoted(text) {
+  return /^[\w.:/@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+/** Command lines that publish on the channel; there are none where nginx serves the page. */
+function shell(to) {
+  const { redisCli, publish } = ui.endpoint.dataset;
+  const name = to.prefix + to.channel;
+  const lines = [];
+  if (redisCli) lines.push(`${redisCli} ${to.command} ${quoted(name)} hello`);
+  if (publish) {
+    const query = `channel=${encodeURIComponent(name)}&message=hello`;
+    lines.push(`curl -X POST ${quoted(`${location.origin}${publish}?${query}`)}`);
+  }
+  return lines.length ? lines.join("\n") : `redis-cli ${to.command} ${quoted(name)} hello`;
 }
 
 function hash(to) {
@@ -91,6 +107,8 @@ function showTarget() {
   const to = currentTarget();
   try {
     ui.url.textContent = url(to);
+    ui["redis-channel"].textContent = JSON.stringify(to.prefix + to.channel);
+    ui.shell.textContent = shell(to);
     history.replaceState(null, "", hash(to));
     ui.twin.href = `${hash(to)}&connect=1`;
     ui.channel.setCustomValidity("");
@@ -98,9 +116,15 @@ function showTarget() {
     ui.url.textContent = "";
     ui.channel.setCustomValidity("This name holds half a character (a lone surrogate) and cannot be sent.");
   }
-  ui.wire.textContent = to.wire === "lua"
-    ? "Lua wire: the channel argument is JSON, and every received text ends with the channel's name, marked in the log."
-    : "Plain wire: the channel argument is the name itself, and what is published arrives unchanged.";
+  ui.wire.textContent = [
+    to.wire === "lua"
+      ? "Lua wire: every received text ends with the channel's name, marked in the log."
+      : "Plain wire: what is published arrives unchanged.",
+    { json: "The channel's name is a JSON string in the query.", plain: "The channel's name stands in the query as it is.",
+      path: "The channel's name is the last part of the path." }[to.rule],
+    to.receives === "no" ? "Clients receive nothing here." : "",
+    to.sends === "no" ? "Clients may not send here." : "",
+  ].join(" ").trim();
   ui["strip-label"].hidden = to.wire !== "lua";
 }
 
@@ -111,15 +135,25 @@ function setState(next) {
   ui.state.textContent = next;
   ui.state.dataset.state = next;
   const idle = next === "disconnected";
-  // readOnly and not disabled: the focus stays where it is.
+  // readOnly and not disabled: the focus stays where it is. A list has no readOnly, so its focus moves on.
   ui.channel.readOnly = !idle;
+  if (!idle && document.activeElement === ui.endpoint) ui.channel.focus();
   ui.endpoint.disabled = !idle;
-  ui.connect.disabled = socket !== null;
+  enable(ui.connect, socket === null);
   ui.connect.textContent = next === "reconnecting" ? "Try now" : "Connect";
-  ui.disconnect.disabled = idle;
-  ui.send.disabled = next !== "connected";
+  enable(ui.disconnect, !idle);
+  enable(ui.send, next === "connected" && target.sends !== "no");
   document.title = next === "disconnected" ? "webws test page" : `${target.channel}: ${next}`;
   showDetail();
+}
+
+/** For a button: a disabled one would lose the focus, and a keyboard its place on the page. */
+function enable(button, can) {
+  button.setAttribute("aria-disabled", String(!can));
+}
+
+function isEnabled(button) {
+  return button.getAttribute("aria-disabled") !== "true";
 }
 
 /** The line beside the state: since when it is connected, or when it tries again. */
@@ -231,13 +265,25 @@ function closeText(event) {
 
 function send() {
   const text = ui.message.value;
-  if (state !== "connected" || sizeOf(text) > MAX_MESSAGE_BYTES) return;
+  const why = whyNot(text);
+  ui.problem.textContent = why;
+  ui.message.setAttribute("aria-invalid", String(why !== ""));
+  ui.message.focus();
+  if (why) return;
   socket.send(text);
   sent += 1;
   line("sent", text);
   ui.message.value = "";
   showSize();
-  ui.message.focus();
+}
+
+/** Why a message cannot be sent; empty when it can. */
+function whyNot(text) {
+  if (state !== "connected") return "Not sent: there is no connection. Connect first.";
+  if (target.sends === "no") return "Not sent: clients may not send at this endpoint.";
+  if (text === "") return "Not sent: the message is empty.";
+  const bytes = sizeOf(text);
+  return bytes > target.max ? `Not sent: ${bytes} bytes, and one message holds at most ${target.max}.` : "";
 }
 
 // --- the log --------------------------------------------------------------------------------
@@ -264,9 +310,9 @@ function flush() {
   const lines = document.createDocumentFragment();
   for (const entry of waiting) lines.append(render(entry));
   waiting = [];
-  ui.log.append(lines);
-  while (ui.log.children.length > MAX_LINES) {
-    ui.log.firstElementChild.remove();
+  ui.lines.append(lines);
+  while (ui.lines.children.length > MAX_LINES) {
+    ui.lines.firstElementChild.remove();
     dropped += 1;
   }
   showCounts();
@@ -316,10 +362,11 @@ function sizeOf(text) {
 
 function showSize() {
   const bytes = sizeOf(ui.message.value);
-  const over = bytes > MAX_MESSAGE_BYTES;
+  const max = Number((state === "disconnected" ? currentTarget() : target).max);
+  const over = bytes > max;
   ui.size.classList.toggle("over", over);
   ui.size.textContent = over
-    ? `${bytes} bytes: one message holds at most ${MAX_MESSAGE_BYTES}.`
+    ? `${bytes} bytes: one message holds at most ${max}.`
     : `Enter sends, Shift+Enter starts a new line.${bytes ? ` ${bytes} bytes.` : ""}`;
   ui.message.style.height = "auto";
   ui.message.style.height = `${ui.message.scrollHeight + 2}px`;
@@ -332,17 +379,25 @@ ui.connection.addEventListener("submit", (event) => {
   if (!socket) connect();
 });
 ui.disconnect.addEventListener("click", () => {
+  if (!isEnabled(ui.disconnect)) return;
   disconnect();
   ui.channel.focus();
 });
 ui.channel.addEventListener("input", showTarget);
-ui.endpoint.addEventListener("change", showTarget);
+ui.endpoint.addEventListener("change", () => {
+  showTarget();
+  showSize();
+});
 
 ui.composer.addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
-ui.message.addEventListener("input", showSize);
+ui.message.addEventListener("input", () => {
+  ui.problem.textContent = "";
+  ui.message.removeAttribute("aria-invalid");
+  showSize();
+});
 ui.message.addEventListener("keydown", (event) => {
   // isComposing: the Enter that ends an input method's composition is not meant for us.
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -354,7 +409,7 @@ ui.message.addEventListener("keydown", (event) => {
 ui.strip.addEventListener("change", () => ui.log.classList.toggle("strip", ui.strip.checked));
 ui.clear.addEventListener("click", () => {
   waiting = [];
-  ui.log.replaceChildren();
+  ui.lines.replaceChildren();
   received = sent = dropped = 0;
   following = true;
   ui.latest.hidden = true;
@@ -362,7 +417,9 @@ ui.clear.addEventListener("click", () => {
 });
 ui.log.addEventListener("scroll", () => {
   following = ui.log.scrollHeight - ui.log.scrollTop - ui.log.clientHeight < 24;
-  if (following) ui.latest.hidden = true;
+  if (!following) return;
+  if (document.activeElement === ui.latest) ui.log.focus();
+  ui.latest.hidden = true;
 });
 ui.latest.addEventListener("click", () => {
   following = true;

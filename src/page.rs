@@ -1,0 +1,291 @@
+//! The test page of `webws dev`: its files, publishing from a shell, and who may ask for anything.
+//!
+//! A developer's browser opens any web page, and any web page may connect to a port of this machine. So a
+//! server with a test page answers requests for its own names only (a name of another's that resolves to
+//! us is DNS rebinding), and WebSockets only to pages of this machine: with `--broker` they reach Redis.
+//! May not enter: handshakes and what is behind them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
+};
+use hyper::{Method, Response, StatusCode};
+
+use crate::config::{Broker, ChannelRule, Config, EndpointConfig, Listen, RedisAddress, WireName};
+use crate::server::Publisher;
+
+/// The test page, on a server that has one.
+pub(crate) type Pages = Option<Arc<TestPage>>;
+
+/// Where `curl` publishes.
+const PUBLISH: &str = "/dev/publish";
+
+const INDEX: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: &str = include_str!("page/page.js");
+
+/// What the page's file says of endpoints; the real ones take its place.
+const SHIPPED_ENDPOINTS: (&str, &str) = ("<!-- endpoints -->", "<!-- /endpoints -->");
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The test page of one server.
+#[derive(Debug)]
+pub(crate) struct TestPage {
+    index: String,
+    /// The addresses that we listen on.
+    addresses: Vec<IpAddr>,
+    publisher: Publisher,
+}
+
+impl TestPage {
+    pub(crate) fn new(config: &Config, publisher: Publisher) -> Self {
+        let address = |listen: &Listen| match listen {
+            Listen::Tcp(address) => Some(address.ip()),
+            Listen::Unix(_) => None,
+        };
+        let addresses = config.listen.iter().filter_map(address).collect();
+        Self { index: index(config), addresses, publisher }
+    }
+
+    /// Why a request is none of ours: another host's name, or a page of another site.
+    pub(crate) fn refusal(&self, headers: &HeaderMap) -> Option<String> {
+        let mut hosts = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
+        let host = hosts.next().unwrap_or_default();
+        if hosts.next().is_some() || !self.is_ours(host) {
+            return Some(format!(
+                "webws dev answers requests for localhost, 127.0.0.1, [::1] and the addresses it listens on, not for '{host}'"
+            ));
+        }
+        let origin = headers.get(ORIGIN)?.to_str().unwrap_or_default();
+        let site = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")).unwrap_or_default();
+        if site.eq_ignore_ascii_case(host) || self.is_ours(site) {
+            return None;
+        }
+        Some(format!("webws dev answers to its own page and to pages of localhost, not to those of '{origin}'"))
+    }
+
+    /// Whether `HOST:PORT` is this machine, as nobody else can name his own.
+    fn is_ours(&self, authority: &str) -> bool {
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port),
+            _ => (authority, ""),
+        };
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return false;
+        }
+        if host.eq_ignore_ascii_case("localhost") {
+            return true;
+        }
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        // An address that was typed as one is nobody's name; with all addresses listened on, any may be ours.
+        let is_listened = |ip: IpAddr| self.addresses.iter().any(|own| *own == ip || own.is_unspecified());
+        bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback() || is_listened(ip))
+    }
+
+    /// The answer to a request that is no endpoint's.
+    pub(crate) async fn answer(&self, method: &Method, path: &[u8], query: &[u8]) -> Option<Response<Full<Bytes>>> {
+        if path == PUBLISH.as_bytes() {
+            return Some(self.publish(method, query).await);
+        }
+        if method != Method::GET {
+            return None;
+        }
+        let (content_type, content) = match path {
+            b"/" => ("text/html; charset=utf-8", Bytes::from(self.index.clone())),
+            b"/page.css" => ("text/css; charset=utf-8", STYLE.into()),
+            b"/page.js" => ("text/javascript; charset=utf-8", SCRIPT.into()),
+            _ => return None,
+        };
+        let mut response = response(StatusCode::OK, content_type, content);
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        Some(response)
+    }
+
+    /// POST, because an image of any page is a GET without Origin; without a body, because none is read.
+    async fn publish(&self, method: &Method, query: &[u8]) -> Response<Full<Bytes>> {
+        let line = |status, line: &str| response(status, "text/plain; charset=utf-8", format!("{line}\n").into());
+        if method != Method::POST {
+            let mut refused = line(StatusCode::METHOD_NOT_ALLOWED, "publish with POST");
+            refused.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            return refused;
+        }
+        let (mut channel, mut message) = (None, None);
+        for (name, value) in url::form_urlencoded::parse(query) {
+            match &*name {
+                "channel" => channel = Some(value.into_owned()),
+                "message" => message = Some(value.into_owned()),
+                _ => {}
+            }
+        }
+        let (Some(channel), Some(message)) = (channel, message) else {
+            return line(StatusCode::BAD_REQUEST, "the query has to name both: ?channel=chat:zhang&message=hello");
+        };
+        match self.publisher.publish(channel.clone(), message).await {
+            Ok(()) => line(StatusCode::OK, &format!("published on {channel}")),
+            Err(error) => line(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        }
+    }
+}
+
+fn response(status: StatusCode, content_type: &'static str, content: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(content));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The page with the endpoints that are served.
+fn index(config: &Config) -> String {
+    let (before, rest) = INDEX.split_once(SHIPPED_ENDPOINTS.0).expect("the page's file is part of the program");
+    let (_, after) = rest.split_once(SHIPPED_ENDPOINTS.1).expect("the page's file is part of the program");
+    let redis_cli = redis_cli(&config.broker).unwrap_or_default();
+    let options: String = config.endpoints.iter().map(option).collect();
+    let select = format!(
+        "<select id=\"endpoint\" data-redis-cli=\"{}\" data-publish=\"{PUBLISH}\">{options}</select>",
+        escaped(&redis_cli)
+    );
+    [before, &select, after].concat()
+}
+
+/// An endpoint as the page's script reads it.
+fn option(endpoint: &EndpointConfig) -> String {
+    let wire = match endpoint.wire {
+        WireName::Lua => "lua",
+        WireName::Plain => "plain",
+    };
+    let rule = match endpoint.channel {
+        ChannelRule::Json => "json",
+        ChannelRule::Plain => "plain",
+        ChannelRule::Path => "path",
+    };
+    let command = if endpoint.sharded { "SPUBLISH" } else { "PUBLISH" };
+    let max = endpoint.max_message_bytes.to_string();
+    let attributes = [
+        ("value", endpoint.path.as_str()),
+        ("data-wire", wire),
+        ("data-rule", rule),
+        ("data-argument", endpoint.argument.as_str()),
+        ("data-prefix", endpoint.prefix.as_str()),
+        ("data-command", command),
+        ("data-max", max.as_str()),
+        ("data-receives", if endpoint.subscribe { "yes" } else { "no" }),
+        ("data-sends", if endpoint.publish { "yes" } else { "no" }),
+    ];
+    let attributes: String = attributes.iter().map(|(name, value)| format!(" {name}=\"{}\"", escaped(value))).collect();
+    format!("<option{attributes}>{} ({wire})</option>", escaped(&endpoint.path))
+}
+
+/// How to reach the broker from a shell; a password is masked. None where one command line does not do.
+fn redis_cli(broker: &Broker) -> Option<String> {
+    let Broker::Redis(urls) = broker else { return None };
+    let [url] = urls.as_slice() else { return None };
+    match &url.address {
+        RedisAddress::Tcp(..) | RedisAddress::Tls(..) => Some(format!("redis-cli -u {broker}")),
+        RedisAddress::Unix(path) => Some(format!("redis-cli -s {}", path.display())),
+        RedisAddress::Cluster { nodes, tls } => {
+            let (host, port) = nodes.first()?;
+            Some(format!("redis-cli -c{} -h {host} -p {port}", if *tls { " --tls" } else { "" }))
+        }
+        RedisAddress::Sentinel(..) => None,
+    }
+}
+
+/// As a value of an attribute.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Server;
+
+    fn page(listen: &str) -> TestPage {
+        let mut config = Config { broker: Broker::Memory, ..Config::default() };
+        let server = Server::on(config.clone(), Vec::new()).unwrap();
+        config.listen = vec![listen.parse().unwrap()];
+        TestPage::new(&config, server.publisher())
+    }
+
+    fn refuses(page: &TestPage, headers: &[(&'static str, &str)]) -> bool {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        page.refusal(&map).is_some()
+    }
+
+    #[test]
+    fn hosts_are_ours_only_when_nobody_else_can_have_them() {
+        let page = page("tcp:192.0.2.7:8080");
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "[::1]", "192.0.2.7:1"]
+        {
+            assert!(!refuses(&page, &[("host", host)]), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "a.localhost",
+            "192.0.2.8",
+            "127.0.0.1.evil.example",
+            "evil.example:127.0.0.1",
+            "localhost:evil",
+            "user@localhost",
+            "[::1",
+            "[::2]",
+        ] {
+            assert!(refuses(&page, &[("host", host)]), "{host}");
+        }
+        assert!(refuses(&page, &[]) && refuses(&page, &[("host", "localhost"), ("host", "evil.example")]));
+        let open = self::page("tcp:0.0.0.0:8080");
+        assert!(!refuses(&open, &[("host", "192.0.2.8:8080")]) && refuses(&open, &[("host", "evil.example")]));
+    }
+
+    #[test]
+    fn only_pages_of_this_machine_are_answered() {
+        let page = page("tcp:127.0.0.1:8080");
+        for origin in ["http://localhost:8080", "https://localhost", "http://127.0.0.1:3000", "http://[::1]:5173"] {
+            assert!(!refuses(&page, &[("host", "localhost:8080"), ("origin", origin)]), "{origin}");
+        }
+        for origin in [
+            "null",
+            "",
+            "http://evil.example",
+            "file://localhost",
+            "http://localhost.evil.example",
+            "http://localhost/x",
+        ] {
+            assert!(refuses(&page, &[("host", "localhost:8080"), ("origin", origin)]), "{origin}");
+        }
+    }
+
+    #[test]
+    fn the_page_lists_the_endpoints_that_are_served() {
+        let mut config = Config { broker: "redis://web:hunter2@r:1".parse().unwrap(), ..Config::default() };
+        let news = EndpointConfig {
+            path: "/news\"<".to_owned(),
+            channel: ChannelRule::Path,
+            prefix: "news:".to_owned(),
+            publish: false,
+            ..EndpointConfig::plain()
+        };
+        config.endpoints = vec![news];
+        let page = index(&config);
+        assert_eq!(page.matches("<option").count(), 1, "{page}");
+        let option = "<option value=\"/news&quot;&lt;\" data-wire=\"plain\" data-rule=\"path\" data-argument=\"channel\" \
+             data-prefix=\"news:\" data-command=\"PUBLISH\" data-max=\"65535\" data-receives=\"yes\" data-sends=\"no\">";
+        assert!(page.contains(option), "{page}");
+        assert!(page.contains("redis-cli -u redis://web:") && !page.contains("hunter2"), "{page}");
+    }
+}
