@@ -20,6 +20,7 @@ mod nginx;
 mod outage;
 mod payload;
 mod publish;
+mod readme;
 mod refusal;
 mod reload;
 mod request;
