@@ -1,6 +1,14 @@
 //! A worker's clock, in milliseconds: small, and portable as durations.
+//!
+//! Time in which the thread did not run (SIGSTOP, a paused virtual machine, a debugger) does not count:
+//! nothing could be heard in it, so nothing that is judged by the clock grows old in it.
 
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// An instant or a span on a worker's clock.
 pub(crate) type Millis = u64;
@@ -9,7 +17,110 @@ pub(crate) type Millis = u64;
 /// told in it.
 pub(crate) const START: Millis = 86_400_000;
 
+/// A timer that fires this much later than it should was stopped with its process. Chosen: ten times what a
+/// worker at its limit needs for a turn, and a tenth of the shortest deadlines.
+const STOPPED: Duration = Duration::from_millis(500);
+
+/// What a deadline that passed while the process was stopped is put off by, to hear what came meanwhile.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// A duration on a worker's clock.
 pub(crate) fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// A worker's clock. It has to be read more often than twice a second; the worker's ticks do.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    started: Instant,
+    read_at: Cell<Instant>,
+    /// Time in which the thread did not run.
+    stopped: Cell<Duration>,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self { started: now, read_at: Cell::new(now), stopped: Cell::new(Duration::ZERO) }
+    }
+
+    /// What the clock shows.
+    pub(crate) fn now(&self) -> Millis {
+        let now = Instant::now();
+        let pause = now - self.read_at.replace(now);
+        if pause >= STOPPED {
+            tracing::debug!(
+                pause_ms = millis(pause),
+                "the worker did not run for {pause:.1?}: this time does not count"
+            );
+            self.stopped.set(self.stopped.get() + pause);
+        }
+        START + millis((now - self.started).saturating_sub(self.stopped.get()))
+    }
+}
+
+/// As tokio's `timeout_at`, but time in which the process was stopped does not count against `future`: a
+/// deadline that is found to have passed long ago is put off once more.
+///
+/// # Errors
+/// When `future` is not ready by `deadline`.
+pub(crate) async fn timeout_at<F: Future>(
+    mut deadline: Instant,
+    future: F,
+) -> Result<F::Output, tokio::time::error::Elapsed> {
+    let mut future = pin!(future);
+    loop {
+        match tokio::time::timeout_at(deadline, &mut future).await {
+            Err(_) if was_stopped_at(deadline) => deadline = Instant::now() + GRACE,
+            done => return done,
+        }
+    }
+}
+
+/// As tokio's `timeout`, but for [`timeout_at`]'s patience.
+///
+/// # Errors
+/// When `future` is not ready within `limit`.
+pub(crate) async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, tokio::time::error::Elapsed> {
+    timeout_at(Instant::now() + limit, future).await
+}
+
+/// Whether the process did not run when the timer for `deadline`, which is over, should have fired.
+pub(crate) fn was_stopped_at(deadline: Instant) -> bool {
+    deadline.elapsed() >= STOPPED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_thread_did_not_run_does_not_count() {
+        let clock = Clock::new();
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_millis(100)).await;
+            clock.now();
+        }
+        assert_eq!(clock.now(), START + 1_000);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(clock.now(), START + 1_000);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(clock.now(), START + 1_100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_passes_in_time_but_not_while_the_process_is_stopped() {
+        let begun = Instant::now();
+        assert!(timeout(Duration::from_secs(2), std::future::pending::<()>()).await.is_err());
+        assert!(begun.elapsed() < Duration::from_secs(2) + STOPPED);
+        // The timer fires a minute late, and the answer has been there all the time but is found only now.
+        let answer = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        let waiting = tokio::spawn(timeout(Duration::from_secs(62), answer));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(waiting.await.unwrap().is_ok());
+        let late = timeout_at(Instant::now() - Duration::from_secs(60), tokio::time::sleep(GRACE / 2));
+        assert!(late.await.is_ok());
+    }
 }

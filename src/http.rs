@@ -32,6 +32,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::config::{Limits, WireName};
 use crate::endpoint::Endpoint;
 use crate::head::{Head, MAX_HEAD_BYTES, Target};
@@ -161,12 +162,12 @@ impl WaitingRoom {
         // When so many are silent already, one more may as well keep its place.
         let silent = self.silent.clone().try_acquire_owned().ok();
         let place = silent.is_none().then_some(place);
-        tokio::time::timeout_at(deadline, head.arrives(socket.as_fd(), &self.scratch)).await??;
+        clock::timeout_at(deadline, head.arrives(socket.as_fd(), &self.scratch)).await??;
         match place {
             Some(place) => Ok((place, head)),
             None => {
                 drop(silent);
-                let place = tokio::time::timeout_at(deadline, self.places.clone().acquire_owned()).await?;
+                let place = clock::timeout_at(deadline, self.places.clone().acquire_owned()).await?;
                 Ok((place.map_err(io::Error::other)?, head))
             }
         }

@@ -15,7 +15,7 @@ use crate::head::Head;
 use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
 use crate::outbound::{Batch, Outbound};
-use crate::session::Session;
+use crate::session::{Queued, Session};
 use crate::wire::Wire;
 use crate::ws::reader::{Flow, Incoming, Reader};
 
@@ -120,7 +120,7 @@ pub fn adopt(words: &[u8]) -> usize {
         let endpoint = Rc::new(Endpoint::new(EndpointConfig::default()));
         let mut session = Session::adopt(portable, endpoint, ours.into(), clock::START).ok()?;
         session.on_tick(clock::START);
-        session.judge(&mut [], clock::START, &mut |_, _| Flow::Continue);
+        session.judge(&mut [], clock::START, &mut |_, _| Queued::NOTHING);
         session.on_writable(clock::START);
         session.next_due();
         Some(session.portable(clock::START))

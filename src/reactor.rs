@@ -36,6 +36,13 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
 }
 
+impl Ready {
+    /// A session that may have more to read than its last turn allowed.
+    pub(crate) fn again(key: SessionKey) -> Self {
+        Self { key, readable: true, hung_up: true, writable: false }
+    }
+}
+
 /// Registers sockets; the worker's half that is used while events are handled.
 #[derive(Debug)]
 pub(crate) struct Registrar(Registry);
@@ -77,18 +84,18 @@ impl Registrar {
 }
 
 impl Reactor {
-    /// Waits until some sockets are ready and hands each to `on`.
+    /// Waits until some sockets are ready, and appends them to `ready`.
     ///
     /// # Errors
     /// When epoll fails, which it does not while the reactor lives.
-    pub(crate) async fn turn(&mut self, mut on: impl FnMut(Ready)) -> io::Result<()> {
+    pub(crate) async fn turn(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
         let mut guard = self.poll.readable_mut().await?;
         guard.get_inner_mut().poll(&mut self.events, Some(std::time::Duration::ZERO))?;
         if self.events.is_empty() {
             guard.clear_ready();
         }
         for event in &self.events {
-            on(Ready {
+            ready.push(Ready {
                 key: key(event.token()),
                 // A closed or broken socket is found out by reading.
                 readable: event.is_readable() || event.is_read_closed() || event.is_error(),

@@ -20,17 +20,41 @@ use crate::id::SubscriberId;
 use crate::os;
 use crate::outbound::{Batch, Outbound};
 use crate::reactor::Wants;
-use crate::unpublished::TEXT_COST;
 use crate::wire::Wire;
 use crate::ws::frame;
 use crate::ws::reader::{Flow, Incoming, Reader};
 
 /// Bytes read from a socket at once. Chosen: a whole largest message of the Lua handler's
 /// limit and its header; one buffer per worker, not per session.
-pub(crate) const SCRATCH_BYTES: usize = 66 << 10;
+const SCRATCH_BYTES: usize = 66 << 10;
 
-/// Reads of one session before the others have their turn.
-const READS_PER_TURN: usize = 4;
+/// Where a worker's sessions receive bytes, one after the other.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    bytes: Vec<u8>,
+    /// Bytes that were judged, and not accounted for.
+    pub(crate) work: usize,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { bytes: vec![0; SCRATCH_BYTES], work: 0 }
+    }
+}
+
+/// What became of a client's message in the worker's queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Queued {
+    /// What it counts for while it waits.
+    pub(crate) bytes: usize,
+    /// How many bytes its session may have waiting.
+    pub(crate) allowance: usize,
+}
+
+impl Queued {
+    /// It does not wait.
+    pub(crate) const NOTHING: Self = Self { bytes: 0, allowance: usize::MAX };
+}
 
 /// How long a client's close frame is awaited after ours, and then its FIN after ours.
 /// Chosen: a browser answers within a round trip; the wire contract allows 2.5 s in all.
@@ -106,6 +130,8 @@ pub(crate) struct Session {
     is_held: bool,
     /// When the wheel shall bring it up; the worker's book-keeping.
     pub(crate) due: Millis,
+    /// Whether it is in the worker's list of those with more to read; the worker's book-keeping.
+    pub(crate) has_another_turn: bool,
     /// What its socket is registered for; the worker's book-keeping.
     pub(crate) registered: Wants,
 }
@@ -130,6 +156,7 @@ impl Session {
             is_paused: false,
             is_held: false,
             due: Millis::MAX,
+            has_another_turn: false,
             registered: Wants::Read,
         }
     }
@@ -241,38 +268,42 @@ impl Session {
         Outcome::Stay
     }
 
-    /// The socket has bytes, or its end, which `hung_up` announces. Messages go to `publish`, which
-    /// says whether there is room for more.
+    /// The socket has bytes, or its end, which `hung_up` announces: one read of them, so that the others have
+    /// their turn soon. Messages go to `publish`.
     pub(crate) fn on_readable(
         &mut self,
-        scratch: &mut [u8],
+        scratch: &mut Scratch,
         hung_up: bool,
         now: Millis,
-        mut publish: impl FnMut(&Channel, Message<'_>) -> Flow,
+        mut publish: impl FnMut(&Channel, Message<'_>) -> Queued,
     ) -> Outcome {
-        for _ in 0..READS_PER_TURN {
-            if self.is_paused {
-                return Outcome::Stay;
-            }
-            let Some(socket) = &self.socket else { return Outcome::Stay };
-            let read = match os::socket::receive(socket.as_fd(), scratch) {
-                Ok(0) => return Outcome::End(self.reason_or(CloseReason::ClientGone)),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Stay,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return Outcome::End(self.reason_or(CloseReason::ClientGone)),
-            };
-            self.heard_at = now;
-            self.alive_at = now;
-            let is_drained = read < scratch.len() && !hung_up;
-            match self.judge(scratch.get_mut(..read).unwrap_or_default(), now, &mut publish) {
-                // A short read left nothing behind (epoll(7), Q&A 9), so the next edge tells.
-                Outcome::Stay if is_drained => return Outcome::Stay,
-                Outcome::Stay => {}
-                other => return other,
-            }
+        if self.is_paused {
+            return Outcome::Stay;
         }
-        Outcome::Again
+        if self.reader.was_interrupted() {
+            // What its last turn left comes first.
+            return match self.judge(&mut [], now, &mut publish) {
+                Outcome::Stay => Outcome::Again,
+                other => other,
+            };
+        }
+        let Some(socket) = &self.socket else { return Outcome::Stay };
+        let read = match os::socket::receive(socket.as_fd(), &mut scratch.bytes) {
+            Ok(0) => return Outcome::End(self.reason_or(CloseReason::ClientGone)),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Stay,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Outcome::Again,
+            Err(_) => return Outcome::End(self.reason_or(CloseReason::ClientGone)),
+        };
+        scratch.work += read;
+        self.heard_at = now;
+        self.alive_at = now;
+        // A short read left nothing behind (epoll(7), Q&A 9), so the next edge tells.
+        let is_drained = read < scratch.bytes.len() && !hung_up;
+        match self.judge(scratch.bytes.get_mut(..read).unwrap_or_default(), now, &mut publish) {
+            Outcome::Stay if !is_drained => Outcome::Again,
+            other => other,
+        }
     }
 
     /// Bytes that were read by somebody else (hyper's read-ahead), or earlier, while the
@@ -281,13 +312,18 @@ impl Session {
         &mut self,
         bytes: &mut [u8],
         now: Millis,
-        publish: &mut impl FnMut(&Channel, Message<'_>) -> Flow,
+        publish: &mut impl FnMut(&Channel, Message<'_>) -> Queued,
     ) -> Outcome {
         let phase = self.phase;
         match phase {
             Phase::Open => {}
             Phase::Closing { awaits_reply: true, .. } => {}
-            Phase::Opening | Phase::Closing { .. } | Phase::Ending { .. } => return Outcome::Stay,
+            Phase::Opening => return Outcome::Stay,
+            Phase::Closing { .. } | Phase::Ending { .. } => {
+                // Read off, and never judged.
+                self.reader = Reader::default();
+                return Outcome::Stay;
+            }
         }
         // What a client sends before it saw that we go away is published all the same.
         let takes_texts = matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. });
@@ -319,14 +355,14 @@ impl Session {
             if !takes_texts {
                 return Flow::Continue;
             }
-            let flow = publish(&self.channel, message);
+            let queued = publish(&self.channel, message);
             match message {
-                Message::Text(payload) | Message::Binary(payload) => {
+                Message::Text(_) | Message::Binary(_) => {
                     if self.unpublished_texts == 0 {
                         self.unpublished_since = now;
                     }
                     self.unpublished_texts += 1;
-                    self.unpublished_bytes += payload.len() + TEXT_COST;
+                    self.unpublished_bytes += queued.bytes;
                 }
                 Message::IgnoredBinary => return Flow::Continue,
                 Message::Refused(reason) => {
@@ -334,7 +370,7 @@ impl Session {
                     return Flow::Stop;
                 }
             }
-            if flow == Flow::Pause || self.unpublished_bytes >= config.max_unpublished_bytes {
+            if self.unpublished_bytes >= queued.allowance.min(config.max_unpublished_bytes) {
                 self.is_paused = true;
                 return Flow::Pause;
             }
@@ -347,6 +383,7 @@ impl Session {
         };
         match (judged, closed) {
             (Err(reason), _) => Outcome::Close(reason),
+            (Ok(Flow::Interrupt), None) if replied == Outcome::Stay => Outcome::Again,
             (Ok(_), None) => refused.map_or(replied, Outcome::Close),
             (Ok(_), Some(code)) => self.on_client_close(code, now),
         }
@@ -467,12 +504,13 @@ impl Session {
         }
     }
 
-    /// The broker took one of its texts of `bytes`. True when the session can be read again.
-    pub(crate) fn on_published(&mut self, bytes: usize, now: Millis) -> bool {
+    /// The broker took one of its texts, which counts for `bytes`. True when the session can be read again,
+    /// which may have `allowance` bytes waiting.
+    pub(crate) fn on_published(&mut self, bytes: usize, allowance: usize, now: Millis) -> bool {
         self.unpublished_texts = self.unpublished_texts.saturating_sub(1);
-        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes + TEXT_COST);
+        self.unpublished_bytes = self.unpublished_bytes.saturating_sub(bytes);
         self.unpublished_since = now;
-        self.may_resume()
+        self.may_resume(allowance)
     }
 
     /// Pauses it until [`Session::release`], because the worker has no room for its texts. True when
@@ -487,13 +525,14 @@ impl Session {
         self.is_held = false;
     }
 
-    /// Whether a pause can end: half of its room for texts is free again.
-    pub(crate) fn may_resume(&self) -> bool {
-        self.is_paused && !self.is_held && self.unpublished_bytes <= self.endpoint.config.max_unpublished_bytes / 2
+    /// Whether a pause can end: half of the `allowance` bytes that it may have waiting are free again.
+    pub(crate) fn may_resume(&self, allowance: usize) -> bool {
+        let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
+        self.is_paused && !self.is_held && self.unpublished_bytes <= room / 2
     }
 
     /// Ends a pause: what was read and kept comes first.
-    pub(crate) fn resume(&mut self, now: Millis, publish: &mut impl FnMut(&Channel, Message<'_>) -> Flow) -> Outcome {
+    pub(crate) fn resume(&mut self, now: Millis, publish: &mut impl FnMut(&Channel, Message<'_>) -> Queued) -> Outcome {
         self.is_paused = false;
         self.alive_at = now;
         if self.reader.has_unread() { self.judge(&mut [], now, publish) } else { Outcome::Stay }

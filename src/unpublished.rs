@@ -1,27 +1,33 @@
-//! A worker's texts on their way to the broker, in the order they came.
+//! A worker's texts on their way to the broker: those of one client in the order they came, the clients
+//! in turns (`turns.rs`).
 //!
-//! Bounded per session (`session.rs` stops reading) and per worker ([`Unpublished::is_full`]).
-//! A text outlives its session when the client merely left: what was sent is published.
-//! It does not when the client was told otherwise ([`Unpublished::abandon`]).
+//! Bounded per worker, and shared: what a session may have waiting shrinks as the room fills up
+//! ([`Unpublished::allowance`]), so that a few that flood never fill it alone. A text outlives its session
+//! when the client merely left: what was sent is published. It does not when the client was told otherwise
+//! ([`Unpublished::abandon`]).
 
-use std::collections::{HashSet, VecDeque};
+mod turns;
 
+use std::collections::HashSet;
+
+use self::turns::Turns;
 use crate::broker::placement::{Node, Placement};
 use crate::broker::{NotPublished, Origin, Text};
 use crate::clock::Millis;
 use crate::endpoint::Channel;
 use crate::id::SessionKey;
 
-/// Memory of a waiting text beside its payload. Counted, so that many empty texts cannot pass the
-/// limit unseen.
-pub(crate) const TEXT_COST: usize = 128;
+/// The part of the free room that one session may have waiting (dynamic thresholds: Choudhury and Hahne,
+/// IEEE/ACM Transactions on Networking, 1998). With N floods, 1 / (1 + N / 16) of the room stays free for
+/// the others. Chosen: four floods at the default limits leave four fifths free, 300 a twentieth: 3 MB.
+const SHARE_OF_FREE: usize = 16;
 
 /// Texts that wait to be taken by the broker.
 #[derive(Debug)]
 pub(crate) struct Unpublished {
     placement: Placement,
     /// Of each of the broker's servers, so that one that is away keeps no other's texts waiting.
-    queues: Vec<Queue>,
+    queues: Vec<Turns>,
     /// What may wait for all servers.
     max_bytes: usize,
     /// Sessions whose waiting texts must not be published: their clients were told so.
@@ -32,16 +38,10 @@ pub(crate) struct Unpublished {
     dropped: u64,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    texts: VecDeque<Text>,
-    bytes: usize,
-}
-
 impl Unpublished {
     /// Queues for about `max_bytes` in all.
     pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
-        let queues = placement.nodes().map(|_| Queue::default()).collect();
+        let queues = placement.nodes().map(|_| Turns::default()).collect();
         Self { placement, queues, max_bytes, abandoned: HashSet::new(), in_flight: 0, dropped: 0 }
     }
 
@@ -51,7 +51,7 @@ impl Unpublished {
     }
 
     fn bytes(&self, Node(node): Node) -> usize {
-        self.queues.get(node).map_or(0, |queue| queue.bytes)
+        self.queues.get(node).map_or(0, Turns::bytes)
     }
 
     /// What may wait for one server.
@@ -59,19 +59,24 @@ impl Unpublished {
         (self.max_bytes / self.placement.live()).max(1)
     }
 
+    /// How many bytes one session may have waiting for `node`, at the moment.
+    pub(crate) fn allowance(&self, node: Node) -> usize {
+        self.share().saturating_sub(self.bytes(node)) / SHARE_OF_FREE
+    }
+
     /// Whether clients whose texts go there should not be read for now.
     pub(crate) fn is_full(&self, node: Node) -> bool {
         self.bytes(node) >= self.share()
     }
 
-    /// Whether those who are not read can be read again: half of the room is free.
+    /// Whether those that are not read can be read again: half of the room is free.
     pub(crate) fn has_room(&self, node: Node) -> bool {
         self.bytes(node) <= self.share() / 2
     }
 
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.queues.iter().all(|queue| queue.texts.is_empty())
+        self.waiting() == 0
     }
 
     /// The broker has answered for a text that was taken.
@@ -85,14 +90,14 @@ impl Unpublished {
         self.in_flight > 0
     }
 
-    /// The texts that wait and will be published, those of a channel in their order.
+    /// The texts that wait and will be published, those of a client in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Text> {
-        self.queues.iter().flat_map(|queue| &queue.texts).filter(|text| !self.is_abandoned(text))
+        self.queues.iter().flat_map(Turns::iter).filter(|text| !self.is_abandoned(text))
     }
 
     /// Nobody could have taken them for so long.
     pub(crate) fn rested(&mut self, time: Millis) {
-        self.queues.iter_mut().flat_map(|queue| &mut queue.texts).for_each(|text| text.since += time);
+        self.queues.iter_mut().flat_map(Turns::iter_mut).for_each(|text| text.since += time);
     }
 
     /// Texts that wait or are not answered for.
@@ -102,7 +107,7 @@ impl Unpublished {
 
     /// Texts that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.queues.iter().map(|queue| queue.texts.len()).sum()
+        self.queues.iter().map(Turns::len).sum()
     }
 
     /// How many texts were dropped since the last call.
@@ -111,34 +116,34 @@ impl Unpublished {
     }
 
     pub(crate) fn push(&mut self, text: Text) {
-        let Node(node) = self.node_of(&text.channel);
-        if let Some(queue) = self.queues.get_mut(node) {
-            queue.bytes += text.payload.len() + TEXT_COST;
-            queue.texts.push_back(text);
-        }
+        self.queue_of(&text).push(text);
     }
 
     /// Puts back, before all others, what was taken and certainly not published.
     pub(crate) fn take_back(&mut self, texts: Vec<Text>) {
         self.in_flight = self.in_flight.saturating_sub(texts.len());
         for text in texts.into_iter().rev() {
-            let Node(node) = self.node_of(&text.channel);
-            if let Some(queue) = self.queues.get_mut(node) {
-                queue.bytes += text.payload.len() + TEXT_COST;
-                queue.texts.push_front(text);
-            }
+            self.queue_of(&text).push_first(text);
         }
+    }
+
+    fn queue_of(&mut self, text: &Text) -> &mut Turns {
+        let Node(node) = self.node_of(&text.channel);
+        if node >= self.queues.len() {
+            // Its channel has moved to a server that is new.
+            self.queues.resize_with(node + 1, Turns::default);
+        }
+        self.queues.get_mut(node).expect("it is there by now")
     }
 
     /// Channels live elsewhere now.
     pub(crate) fn follow_placement(&mut self) {
-        let queues = self.placement.nodes().map(|_| Queue::default()).collect();
+        let queues = self.placement.nodes().map(|_| Turns::default()).collect();
         let old = std::mem::replace(&mut self.queues, queues);
-        // The texts of a channel are all in one queue, and stay in their order.
-        old.into_iter().flat_map(|queue| queue.texts).for_each(|text| self.push(text));
-        for queue in &mut self.queues {
-            queue.texts.make_contiguous().sort_by_key(|text| text.since);
-        }
+        let mut texts: Vec<_> = old.into_iter().flat_map(|mut queue| std::iter::from_fn(move || queue.pop())).collect();
+        // The texts of a channel were all in one queue, and stay in their order.
+        texts.sort_by_key(|text| text.since);
+        texts.into_iter().for_each(|text| self.push(text));
     }
 
     /// Never publishes what waits of `session`, or is taken back.
@@ -160,16 +165,16 @@ impl Unpublished {
     }
 
     /// The next texts for `node`, about `max_bytes` of them.
-    pub(crate) fn take(&mut self, node: Node, max_bytes: usize) -> Vec<Text> {
+    pub(crate) fn take(&mut self, Node(node): Node, max_bytes: usize) -> Vec<Text> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while bytes < max_bytes
-            && let Some(text) = self.pop(node)
+            && let Some(text) = self.queues.get_mut(node).and_then(Turns::pop)
         {
             if self.is_abandoned(&text) {
                 self.dropped += 1;
             } else {
-                bytes += text.payload.len() + TEXT_COST;
+                bytes += text.cost();
                 taken.push(text);
             }
         }
@@ -181,30 +186,17 @@ impl Unpublished {
     /// Drops the texts that have waited since before `since`. Returns the session of each that was
     /// lost: it may be gone, or have made progress all the time, though never fast enough.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
+        let expired: Vec<_> = self.queues.iter_mut().flat_map(|queue| queue.expire(since)).collect();
         let mut lost = Vec::new();
-        for node in self.placement.nodes() {
-            while self.queues.get(node.0).and_then(|queue| queue.texts.front()).is_some_and(|text| text.since < since) {
-                let Some(text) = self.pop(node) else { break };
-                let is_abandoned = self.is_abandoned(&text);
-                match text.origin {
-                    Origin::Session(_) if is_abandoned => self.dropped += 1,
-                    Origin::Session(key) => lost.push(key),
-                    Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
-                }
+        for text in expired {
+            let is_abandoned = self.is_abandoned(&text);
+            match text.origin {
+                Origin::Session(_) if is_abandoned => self.dropped += 1,
+                Origin::Session(key) => lost.push(key),
+                Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
             }
         }
         lost
-    }
-
-    fn pop(&mut self, Node(node): Node) -> Option<Text> {
-        let queue = self.queues.get_mut(node)?;
-        if let Some(text) = queue.texts.pop_front() {
-            queue.bytes -= text.payload.len() + TEXT_COST;
-            return Some(text);
-        }
-        // Nothing waits any more, so there is no memory to keep.
-        *queue = Queue::default();
-        None
     }
 }
 
@@ -231,7 +223,8 @@ mod tests {
 
     #[test]
     fn texts_leave_in_order_and_the_limit_counts_what_they_cost() {
-        let mut queue = Unpublished::new(2 * TEXT_COST, Placement::over(1));
+        let one = text(1, b"a").cost();
+        let mut queue = Unpublished::new(2 * one, Placement::over(1));
         queue.push(text(1, b"a"));
         assert!(!queue.is_full(NODE));
         queue.push(text(2, b"b"));
@@ -273,7 +266,7 @@ mod tests {
         for payload in [b"a", b"b", b"c"] {
             queue.push(text(1, payload));
         }
-        let taken = queue.take(NOWHERE, 2 * TEXT_COST);
+        let taken = queue.take(NOWHERE, 2 * text(1, b"a").cost());
         assert_eq!((payloads(&taken), queue.unsettled()), (vec![&b"a"[..], b"b"], 3));
         queue.take_back(taken);
         assert_eq!((queue.waiting(), queue.unsettled()), (3, 3));
@@ -284,5 +277,31 @@ mod tests {
         queue.follow_placement();
         assert_eq!(queue.bytes(NOWHERE), 0);
         assert_eq!(payloads(&queue.take(Node(1), usize::MAX)), [b"a", b"b", b"c"]);
+    }
+
+    #[test]
+    fn a_long_name_is_counted_with_each_message() {
+        let mut queue = Unpublished::new(10_000, Placement::over(1));
+        queue.push(Text { channel: Bytes::from(vec![b'n'; 9_900]), ..text(1, b"") });
+        assert!(queue.is_full(NODE));
+        assert_eq!(queue.take(NODE, 1).len(), 1);
+        assert!(!queue.is_full(NODE));
+    }
+
+    #[test]
+    fn floods_leave_room_for_others() {
+        const MAX: usize = 1 << 20;
+        let mut queue = Unpublished::new(MAX, Placement::over(1));
+        let mut waiting = [0; 300];
+        for session in (0..300).cycle().take(100_000) {
+            let waiting: &mut usize = &mut waiting[session];
+            if *waiting < queue.allowance(NODE) {
+                let text = text(u32::try_from(session).unwrap(), b"");
+                *waiting += text.cost();
+                queue.push(text);
+            }
+        }
+        assert!(!queue.is_full(NODE));
+        assert!(queue.allowance(NODE) > 0, "{} of {MAX} bytes are taken", queue.bytes(NODE));
     }
 }

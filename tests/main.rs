@@ -12,6 +12,7 @@ mod contract;
 mod dev;
 mod embed;
 mod endpoint;
+mod fairness;
 mod gap;
 mod golden;
 mod handover;
@@ -28,6 +29,7 @@ mod reserve;
 mod role;
 mod scale;
 mod service;
+mod stopped;
 mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]
 mod support;

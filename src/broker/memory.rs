@@ -109,7 +109,7 @@ impl Port {
                     break;
                 }
                 for text in texts {
-                    let bytes = text.payload.len();
+                    let bytes = text.cost();
                     for inbox in self.bus.iter() {
                         // A worker that has ended needs no publications.
                         drop(inbox.send((text.channel.clone(), text.payload.clone())).await);

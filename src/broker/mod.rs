@@ -56,7 +56,7 @@ pub(crate) trait Sink {
     /// Clients' texts were taken by a server that was no master any more: nobody knows who heard them. So many
     /// of them, of these sessions.
     fn on_doubt(&self, sessions: HashSet<SessionKey>, texts: u64);
-    /// What became of a text that was taken.
+    /// What became of a text that was taken, whose [cost](Text::cost) is `bytes`.
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
 }
 
@@ -102,6 +102,18 @@ pub(crate) struct Text {
     pub(crate) origin: Origin,
     /// When it came.
     pub(crate) since: Millis,
+}
+
+/// Memory of a waiting text beside its payload and its channel's name. Counted, so that many empty texts
+/// cannot pass a limit unseen; the command around a text on its way to Redis, and back, is shorter.
+const TEXT_OVERHEAD: usize = 128;
+
+impl Text {
+    /// What it counts for while it waits: its memory, and no less than the bytes that go to Redis for it and
+    /// come back to each worker that listens.
+    pub(crate) fn cost(&self) -> usize {
+        self.channel.len() + self.payload.len() + TEXT_OVERHEAD
+    }
 }
 
 /// Who wants to know what became of a text.

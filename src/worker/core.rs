@@ -29,11 +29,14 @@ use crate::metrics::{Counter, Shard};
 use crate::os::descriptors::Lent;
 use crate::outbound::Batch;
 use crate::reactor::{Ready, Registrar};
-use crate::session::{Message, Outcome, SCRATCH_BYTES, Session};
+use crate::session::{Message, Outcome, Queued, Scratch, Session};
 use crate::throttle::Throttle;
 use crate::unpublished::Unpublished;
 use crate::wheel::Wheel;
-use crate::ws::reader::Flow;
+
+/// What a session's event counts for beside the bytes that it brings, in [`Core::work`]. Chosen: a
+/// system call or two take about as long as some 2 kB of frames.
+const EVENT_BYTES: usize = 2 << 10;
 
 /// What transitions work on, borrowed for one of them at a time.
 #[derive(Debug)]
@@ -46,9 +49,9 @@ pub(super) struct Core {
     pub(super) wheel: Wheel,
     pub(super) unpublished: Unpublished,
     registrar: Registrar,
-    scratch: Vec<u8>,
-    /// Sessions with more to read.
-    pub(super) again: Vec<SessionKey>,
+    scratch: Scratch,
+    /// Sessions that have another turn, because they have more to read: each once.
+    again: Vec<SessionKey>,
     /// Sessions that are not read until there is room for their texts, those who waited longest first.
     /// Of each of the broker's servers.
     held: Vec<Vec<SessionKey>>,
@@ -73,7 +76,7 @@ impl Core {
             unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement.clone()),
             placement,
             registrar,
-            scratch: vec![0; SCRATCH_BYTES],
+            scratch: Scratch::default(),
             again: Vec::new(),
             reserved: Vec::new(),
             adopted: Vec::new(),
@@ -163,12 +166,51 @@ impl Core {
         self.settle(key, outcome, now);
     }
 
+    /// How much work was done since [`Core::begin_slice`], in bytes that were read; an event counts for
+    /// [`EVENT_BYTES`].
+    pub(super) fn work(&self) -> usize {
+        self.scratch.work
+    }
+
+    pub(super) fn begin_slice(&mut self) {
+        self.scratch.work = 0;
+    }
+
+    /// Gives a session another turn, after the others.
+    pub(super) fn read_again(&mut self, key: SessionKey) {
+        if let Some(session) = session_of(&mut self.sessions, key)
+            && !std::mem::replace(&mut session.has_another_turn, true)
+        {
+            self.again.push(key);
+        }
+    }
+
+    pub(super) fn has_again(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// Those that have another turn, which is now.
+    pub(super) fn take_again(&mut self) -> Vec<SessionKey> {
+        let again = std::mem::take(&mut self.again);
+        for key in &again {
+            if let Some(session) = session_of(&mut self.sessions, *key) {
+                session.has_another_turn = false;
+            }
+        }
+        again
+    }
+
     pub(super) fn on_ready(&mut self, ready: Ready, now: Millis) {
         let key = ready.key;
+        self.scratch.work += EVENT_BYTES;
         let Some(session) = session_of(&mut self.sessions, key) else { return };
         let mut outcome = Outcome::Stay;
         if ready.writable {
             outcome = session.on_writable(now);
+        }
+        if session.has_another_turn {
+            // It is read then.
+            return self.settle(key, outcome, now);
         }
         let node = self.unpublished.node_of(&session.channel);
         if ready.readable && outcome == Outcome::Stay && session.is_open() && self.unpublished.is_full(node) {
@@ -178,10 +220,11 @@ impl Core {
                 held.push(key);
             }
         } else if ready.readable && outcome == Outcome::Stay {
+            let allowance = self.unpublished.allowance(node);
             let (unpublished, shard) = (&mut self.unpublished, &self.shard);
             let mut publish =
                 |channel: &Channel, message: Message<'_>| queue(unpublished, shard, channel, message, key, now);
-            if session.may_resume() {
+            if session.may_resume(allowance) {
                 outcome = session.resume(now, &mut publish);
             }
             if outcome == Outcome::Stay {
@@ -260,12 +303,12 @@ impl Core {
         for PortableText { session, channel, payload, ago } in adopted.texts {
             let origin = session.and_then(|place| self.adopted.get(place)).copied();
             let since = now.saturating_sub(ago);
-            if let Some(session) = origin.and_then(|key| self.session(key)) {
-                session.adopt_text(payload.len());
-            }
-            let origin = Origin::Session(origin.unwrap_or_default());
             let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
-            self.unpublished.push(Text { channel, payload, origin, since });
+            let text = Text { channel, payload, origin: Origin::Session(origin.unwrap_or_default()), since };
+            if let Some(session) = origin.and_then(|key| self.session(key)) {
+                session.adopt_text(text.cost());
+            }
+            self.unpublished.push(text);
         }
         Ok(asked)
     }
@@ -294,8 +337,17 @@ impl Core {
         session.registered = wants;
         let is_homeless = self.homeless.remove(&key);
         // What was read and kept waits for nobody but us.
-        self.again.push(key);
+        self.read_again(key);
         self.settle(key, if is_homeless { Outcome::Close(CloseReason::GoingAway) } else { Outcome::Stay }, now);
+    }
+
+    /// The broker has taken a text that counts for `bytes`.
+    pub(super) fn on_published(&mut self, key: SessionKey, bytes: usize, now: Millis) {
+        let Some(session) = session_of(&mut self.sessions, key) else { return };
+        let allowance = self.unpublished.allowance(self.unpublished.node_of(&session.channel));
+        if session.on_published(bytes, allowance, now) {
+            self.read_again(key);
+        }
     }
 
     /// Lets those be read who were held, when there is room again.
@@ -310,7 +362,7 @@ impl Core {
         for key in held {
             if let Some(session) = self.session(key) {
                 session.release();
-                self.again.push(key);
+                self.read_again(key);
             }
         }
     }
@@ -364,6 +416,7 @@ impl Core {
             }
             outcome = session.close(reason, now);
         }
+        let mut has_more = false;
         match outcome {
             Outcome::End(reason) => {
                 self.shard.add(Counter::SessionsClosed(reason), 1);
@@ -372,9 +425,9 @@ impl Core {
             Outcome::Closing => {
                 session.subscriptions.drain(..).for_each(|subscriber| hub.leave(subscriber, now));
                 // It may have been paused, and what it has to read told long ago.
-                self.again.push(key);
+                has_more = true;
             }
-            Outcome::Again => self.again.push(key),
+            Outcome::Again => has_more = true,
             Outcome::Stay | Outcome::Close(_) => {}
         }
         let (wants, due) = (session.wants(), session.next_due());
@@ -390,6 +443,9 @@ impl Core {
         if due < session.due {
             session.due = due;
             wheel.schedule(key, due);
+        }
+        if has_more {
+            self.read_again(key);
         }
     }
 
@@ -456,7 +512,7 @@ fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&m
     (*generation == key.generation).then_some(session)
 }
 
-/// Queues or counts a client's message; says whether the client should be read on.
+/// Queues or counts a client's message.
 fn queue(
     unpublished: &mut Unpublished,
     shard: &Shard,
@@ -464,7 +520,7 @@ fn queue(
     message: Message<'_>,
     key: SessionKey,
     now: Millis,
-) -> Flow {
+) -> Queued {
     let payload = match message {
         Message::Text(payload) => payload,
         Message::Binary(payload) => {
@@ -473,15 +529,16 @@ fn queue(
         }
         Message::IgnoredBinary => {
             shard.add(Counter::BinariesIgnored, 1);
-            return Flow::Continue;
+            return Queued::NOTHING;
         }
         Message::Refused(reason) => {
             shard.add(Counter::BinariesRefused, u64::from(reason == CloseReason::BinaryRefused));
-            return Flow::Stop;
+            return Queued::NOTHING;
         }
     };
-    let node = unpublished.node_of(channel);
     let payload = Bytes::copy_from_slice(payload);
-    unpublished.push(Text { channel: channel.clone(), payload, origin: Origin::Session(key), since: now });
-    if unpublished.is_full(node) { Flow::Pause } else { Flow::Continue }
+    let text = Text { channel: channel.clone(), payload, origin: Origin::Session(key), since: now };
+    let bytes = text.cost();
+    unpublished.push(text);
+    Queued { bytes, allowance: unpublished.allowance(unpublished.node_of(channel)) }
 }

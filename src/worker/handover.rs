@@ -14,6 +14,7 @@ use super::Worker;
 use super::core::PortableText;
 use crate::broker::Marking;
 use crate::broker::redis::Seal;
+use crate::clock;
 use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
 use crate::session::portable::Portable;
@@ -198,7 +199,7 @@ impl Worker {
         }
         let deadline = Instant::now() + SUBSCRIBING;
         for confirmation in confirmations {
-            match tokio::time::timeout_at(deadline, confirmation).await {
+            match clock::timeout_at(deadline, confirmation).await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(refused))) => return Err(refused.to_string()),
                 Ok(Err(_)) | Err(_) => {

@@ -8,6 +8,7 @@ pub(crate) mod handover;
 mod sink;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::metrics::{Counter, Metrics, Shard};
 use crate::reactor::{self, Reactor, Ready};
 use crate::session::{Outcome, Session};
 
-use crate::clock::{self, Millis, millis};
+use crate::clock::{self, Clock, Millis, millis};
 use crate::throttle::Throttle;
 use crate::wheel::TICK;
 use crate::wire::Wire;
@@ -100,7 +101,7 @@ pub(crate) struct Worker {
     core: RefCell<Core>,
     metrics: Metrics,
     max_sessions: usize,
-    started: Instant,
+    clock: Clock,
     is_draining: Cell<bool>,
     /// Whether everything stands still for a hand-over.
     is_resting: Cell<bool>,
@@ -153,7 +154,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             metrics: seed.metrics,
             max_sessions: seed.max_sessions,
             config: seed.config,
-            started: Instant::now(),
+            clock: Clock::new(),
             is_draining: Cell::new(false),
             is_resting: Cell::new(seed.rests),
             rests_since: Cell::new(clock::START),
@@ -193,6 +194,13 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     })
 }
 
+/// What sessions may do before the worker's other tasks have their turn, in [`Core::work`]. Chosen: some
+/// milliseconds at most, whatever clients send; and 128 events that bring little.
+const SLICE_BYTES: usize = 256 << 10;
+
+/// Timers handled before the same.
+const TIMERS_PER_SLICE: usize = 512;
+
 /// How often some more sessions are closed, when closing is spread over a time.
 const SPREAD_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 
@@ -206,7 +214,7 @@ fn share_of(total: usize, elapsed: std::time::Duration, time: std::time::Duratio
 
 impl Worker {
     fn now(&self) -> Millis {
-        clock::START + millis(self.started.elapsed())
+        self.clock.now()
     }
 
     async fn serve_and_drain(&self, orders: &mut watch::Receiver<Order>) {
@@ -255,41 +263,50 @@ impl Worker {
 
     /// Handles the sockets' readiness.
     async fn react(self: Rc<Self>, mut reactor: Reactor) {
+        let mut events = Vec::new();
         loop {
-            let on = |ready: Ready| {
-                if self.is_resting.get() {
-                    // It is told once more when all goes on.
-                    return;
-                }
-                let now = self.now();
-                self.guarded(ready.key, now, |core| core.on_ready(ready, now));
-            };
-            let turned = reactor.turn(on).await;
-            self.after_reading();
-            if let Err(error) = turned {
+            if let Err(error) = reactor.turn(&mut events).await {
                 tracing::error!(%error, "a worker cannot wait for its sockets any more ({error}), and ends");
                 return;
             }
+            self.give_turns(events.drain(..)).await;
         }
+    }
+
+    /// Lets sessions read and write, and the worker's other tasks have their turn after a bounded amount of
+    /// work, and at the end: what is always ready must not keep them waiting.
+    async fn give_turns(&self, turns: impl Iterator<Item = Ready>) {
+        for turn in turns {
+            // While everything stands still nobody is read; it is told once more when all goes on.
+            if self.is_resting.get() {
+                continue;
+            }
+            let now = self.now();
+            self.guarded(turn.key, now, |core| core.on_ready(turn, now));
+            if self.core.borrow().work() >= SLICE_BYTES {
+                self.end_slice().await;
+            }
+        }
+        self.end_slice().await;
+    }
+
+    async fn end_slice(&self) {
+        self.core.borrow_mut().begin_slice();
+        self.after_reading();
+        tokio::task::yield_now().await;
     }
 
     /// Reads on where a session had more than its turn, after the others had theirs.
     async fn read_again(self: Rc<Self>) {
         loop {
             self.again.notified().await;
+            // After the others, which may be many.
             tokio::task::yield_now().await;
             if self.is_resting.get() {
                 continue;
             }
-            let now = self.now();
-            // Bound first: in the head of the loop the borrow would last as long as the loop.
-            let again = std::mem::take(&mut self.core.borrow_mut().again);
-            for key in again {
-                self.guarded(key, now, |core| {
-                    core.on_ready(Ready { key, readable: true, hung_up: true, writable: false }, now)
-                });
-            }
-            self.after_reading();
+            let again = self.core.borrow_mut().take_again();
+            self.give_turns(again.into_iter().map(Ready::again)).await;
         }
     }
 
@@ -298,7 +315,7 @@ impl Worker {
         if !core.unpublished.is_empty() {
             self.broker.wake_publisher();
         }
-        if !core.again.is_empty() {
+        if core.has_again() {
             self.again.notify_one();
         }
     }
@@ -313,16 +330,23 @@ impl Worker {
         let longest = self.config.endpoints.iter().map(|endpoint| millis(endpoint.publish_timeout)).max();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut due = VecDeque::new();
         loop {
             ticks.tick().await;
+            self.shard.beat();
+            let now = self.now();
             if self.is_resting.get() {
-                self.shard.beat();
                 continue;
             }
-            let now = self.now();
-            let due = self.core.borrow_mut().wheel.advance(now);
-            for (key, at) in due {
-                self.guarded(key, now, |core| core.on_due(key, at, now));
+            due.extend(self.core.borrow_mut().wheel.advance(now));
+            while !self.is_resting.get() && !due.is_empty() {
+                for (key, at) in due.drain(..due.len().min(TIMERS_PER_SLICE)) {
+                    self.guarded(key, now, |core| core.on_due(key, at, now));
+                }
+                tokio::task::yield_now().await;
+            }
+            if self.is_resting.get() {
+                continue;
             }
             let mut core = self.core.borrow_mut();
             core.hub.expire(now, |node, channel| self.broker.unsubscribe(node, channel));
@@ -341,10 +365,8 @@ impl Worker {
                 core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
             }
             core.release_held();
-            if !core.again.is_empty() {
-                self.again.notify_one();
-            }
             drop(core);
+            self.after_reading();
             self.shard.beat();
         }
     }
@@ -357,7 +379,7 @@ impl Worker {
         }
         let mut core = self.core.borrow_mut();
         let next = core.flush(self.now());
-        if !core.again.is_empty() {
+        if core.has_again() {
             self.again.notify_one();
         }
         drop(core);
@@ -455,7 +477,7 @@ impl Worker {
         }
         let Some(confirmation) = joined.confirmation else { return Ok(admission) };
         let deadline = deadline.min(Instant::now() + self.config.redis.subscribe_timeout);
-        match tokio::time::timeout_at(deadline, confirmation).await {
+        match clock::timeout_at(deadline, confirmation).await {
             Ok(Ok(Ok(()))) if self.is_draining.get() => Err(Refusal::Draining),
             Ok(Ok(Ok(()))) => Ok(admission),
             Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
@@ -548,17 +570,20 @@ mod tests {
         }
         // Twice: who is not read is told of again when more comes, and is in the list once.
         let keys = clients.iter().chain(&clients).map(|(key, _)| *key);
-        core.again = keys.collect();
+        for key in keys {
+            core.read_again(key);
+        }
         let mut published = 0;
-        while !core.again.is_empty() {
-            for key in std::mem::take(&mut core.again) {
-                core.on_ready(Ready { key, readable: true, hung_up: false, writable: false }, 0);
+        while core.has_again() {
+            for key in core.take_again() {
+                core.on_ready(Ready::again(key), 0);
             }
             assert!(core.unpublished.waiting() <= 2, "{} texts wait", core.unpublished.waiting());
             for text in core.unpublished.take(Node(0), usize::MAX) {
                 published += 1;
+                let bytes = text.cost();
                 let Origin::Session(key) = text.origin else { panic!("nobody else publishes") };
-                core.session(key).unwrap().on_published(text.payload.len(), 0);
+                core.on_published(key, bytes, 0);
             }
             core.release_held();
         }

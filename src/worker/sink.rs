@@ -108,7 +108,7 @@ impl Sink for Worker {
         let mut core = self.core.borrow_mut();
         let taken = core.unpublished.take(node, max_bytes);
         core.release_held();
-        if !core.again.is_empty() {
+        if core.has_again() {
             self.again.notify_one();
         }
         taken
@@ -149,12 +149,10 @@ impl Sink for Worker {
                 tracing::warn!(%error, "a client's message was not published ({error}): its WebSocket is closed with 1013");
             }
             core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
-        } else if core.session(key).is_some_and(|session| session.on_published(bytes, now))
-            && core.again.last() != Some(&key)
-        {
-            core.again.push(key);
+        } else {
+            core.on_published(key, bytes, now);
         }
-        if !core.again.is_empty() {
+        if core.has_again() {
             self.again.notify_one();
         }
     }

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::seal::Seal;
+use crate::clock;
 use crate::endpoint::Channel;
 
 /// What the channels of probes start with; an ACL has to allow `&webws:probe:*`.
@@ -231,6 +232,8 @@ impl Probe {
         loop {
             match self.missing_since.get().map(|since| since + GRACE) {
                 None => self.missing.notified().await,
+                // It may have come while the process did not run, and is read before this comes round again.
+                Some(limit) if clock::was_stopped_at(limit) => self.missing_since.set(Some(Instant::now())),
                 Some(limit) if limit <= Instant::now() => return self.heard_at.get().elapsed(),
                 Some(limit) => tokio::select! {
                     () = tokio::time::sleep_until(limit) => {}

@@ -18,9 +18,12 @@ use super::sentinel::Place;
 use super::supervisor::Backoff;
 use super::{Links, RETRY};
 use crate::broker::{NotPublished, Origin, Sink, Text};
+use crate::clock;
 use crate::id::SessionKey;
 
-/// Bytes of one pipeline. Chosen: far under Redis' query buffer, and over what comes in a round trip.
+/// Bytes of one pipeline, names included, and so of what comes back of it to each worker. Chosen: far under
+/// Redis' query buffer and the output buffer at which it ends a subscriber, and over what comes in a round
+/// trip.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// Where neither probes nor the role are to be had: Redis' `timeout` setting closes a publisher that is idle, and a
@@ -167,7 +170,7 @@ async fn publish(link: &mut Link<'_>, texts: Vec<Text>) -> Result<(), LinkError>
     let batch = links.begin_batch(&texts);
     let mut sent = Sent { sink, doubt: link.doubt, unanswered: texts.into(), taken_back: Vec::new() };
     let timeout = links.settings.response_timeout;
-    let answers = tokio::time::timeout(timeout, link.connection.send_packed_commands(&pipeline, 0, count))
+    let answers = clock::timeout(timeout, link.connection.send_packed_commands(&pipeline, 0, count))
         .await
         .map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?
         .map_err(LinkError::Ended)?;
@@ -206,7 +209,7 @@ async fn publish_mark(links: &Links, connection: &mut MultiplexedConnection) -> 
         None => return Ok(()),
     };
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, ask(connection, &publish)).await {
+    match clock::timeout(timeout, ask(connection, &publish)).await {
         Ok(Ok(_)) => {}
         // Nobody comes to it, then, and they say so.
         Ok(Err(error)) if is_refusal(&error) => {
@@ -223,7 +226,7 @@ async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) ->
     let mut publish = redis::cmd(if links.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" });
     publish.arg(&*links.probe.channel()).arg(links.probe.payload(number));
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, ask(connection, &publish)).await {
+    match clock::timeout(timeout, ask(connection, &publish)).await {
         Ok(Ok(Value::Int(receivers))) => links.probe.on_published(number, receivers),
         Ok(Err(error)) if is_not_allowed(&error) => {
             links.probe.refuse();
@@ -241,7 +244,7 @@ async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) ->
 
 async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     let timeout = links.settings.response_timeout;
-    match tokio::time::timeout(timeout, ask(connection, &redis::cmd("PING"))).await {
+    match clock::timeout(timeout, ask(connection, &redis::cmd("PING"))).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(LinkError::Ended(error)),
         Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
@@ -258,12 +261,13 @@ struct Sent<'a> {
 
 impl Sent<'_> {
     fn answer(&mut self, outcome: Result<(), NotPublished>) {
-        if let Some(Text { origin, payload, .. }) = self.unanswered.pop_front() {
-            if let (Ok(()), Origin::Session(key)) = (&outcome, &origin) {
+        if let Some(text) = self.unanswered.pop_front() {
+            let bytes = text.cost();
+            if let (Ok(()), Origin::Session(key)) = (&outcome, &text.origin) {
                 self.doubt.texts += 1;
                 self.doubt.sessions.insert(*key);
             }
-            self.sink.on_published(origin, payload.len(), outcome);
+            self.sink.on_published(text.origin, bytes, outcome);
         }
     }
 

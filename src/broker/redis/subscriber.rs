@@ -22,12 +22,15 @@ use super::supervisor::Backoff;
 use super::{Command, Links, LinksState, MarkState, RETRY, Roster, refusal};
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Refused, Sink};
+use crate::clock;
 use crate::endpoint::Channel;
 use crate::throttle::Throttle;
 
-/// Channels per command. Chosen: 1,000 names are some 30 kB, so a resubscription of many
-/// channels is interleaved with messages and stays far under Redis' query buffer.
+/// Channels per command, and the bytes of their names, which come back with the confirmations. Chosen: 1,000
+/// names are some 30 kB, so a resubscription of many channels is interleaved with messages and stays far
+/// under Redis' query and output buffers, however long the names are.
 const CHUNK: usize = 1_000;
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// How often what Redis has is compared with what the worker wants; that also keeps a link without
 /// channels from being idle. Chosen: some hundred bytes each, and a channel that went lost is back
@@ -416,10 +419,24 @@ async fn subscribe_all(
     connection: &mut MultiplexedConnection,
     channels: &[Channel],
 ) -> Result<(), LinkError> {
-    for chunk in channels.chunks(CHUNK) {
+    let mut rest = channels;
+    while !rest.is_empty() {
+        let (chunk, left) = rest.split_at(chunk_len(rest));
         subscribe(links, sink, connection, chunk).await?;
+        rest = left;
     }
     Ok(())
+}
+
+/// How many of `channels` go into one command.
+fn chunk_len(channels: &[Channel]) -> usize {
+    let mut bytes = 0;
+    let fits = |channel: &&Channel| {
+        let is_room = bytes < CHUNK_BYTES;
+        bytes += channel.len();
+        is_room
+    };
+    channels.iter().take(CHUNK).take_while(fits).count()
 }
 
 /// Carries out all commands, each run of the same kind as one.
@@ -429,7 +446,11 @@ async fn obey(links: &Links, sink: &dyn Sink, connection: &mut MultiplexedConnec
         let mut mark = None;
         {
             let mut commands = links.commands.borrow_mut();
-            while join.len() + leave.len() < CHUNK {
+            let mut bytes = 0;
+            while join.len() + leave.len() < CHUNK && bytes < CHUNK_BYTES {
+                if let Some(Command::Subscribe(channel) | Command::Unsubscribe(channel)) = commands.front() {
+                    bytes += channel.len();
+                }
                 match commands.pop_front() {
                     Some(Command::Subscribe(channel)) if leave.is_empty() => join.push(channel),
                     Some(Command::Unsubscribe(channel)) if join.is_empty() => leave.push(channel),
@@ -626,7 +647,7 @@ pub(super) async fn answered<T>(links: &Links, answer: impl Future<Output = Redi
     links.unanswered_since.set(Some(Instant::now()));
     let mut answer = pin!(answer);
     let answer = loop {
-        match tokio::time::timeout(timeout, &mut answer).await {
+        match clock::timeout(timeout, &mut answer).await {
             // It waits behind the mark.
             Err(_) if links.mark_state() == Some(MarkState::Reached) => {}
             answer => break answer,
