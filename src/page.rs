@@ -196,7 +196,7 @@ fn redis_cli(broker: &Broker) -> Option<String> {
             let (host, port) = nodes.first()?;
             Some(format!("redis-cli -c{} -h {host} -p {port}", if *tls { " --tls" } else { "" }))
         }
-        RedisAddress::Sentinel(..) => None,
+        RedisAddress::Sentinel { .. } => None,
     }
 }
 

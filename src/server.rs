@@ -412,8 +412,11 @@ impl Server {
 }
 
 fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Result<redis::Deployment, ConfigError> {
-    let credential = os::systemd::credential("redis-password");
-    redis::Deployment::try_new(config, urls, workers, credential.as_deref())
+    let systemd = redis::SystemdCredentials {
+        redis: os::systemd::credential("redis-password"),
+        sentinel: os::systemd::credential("redis-sentinel-password"),
+    };
+    redis::Deployment::try_new(config, urls, workers, &systemd)
         .map_err(|error| ConfigError::new(vec![error.to_string()]))
 }
 

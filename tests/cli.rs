@@ -44,7 +44,7 @@ async fn check_prints_the_settings_in_force_with_secrets_masked() {
     let settings: toml::Table = toml::from_str(&stdout).unwrap();
     assert_eq!(settings["workers"].as_integer(), Some(3));
     assert_eq!(settings["drain_time"].as_str(), Some("9s"), "the environment wins over the file");
-    assert_eq!(settings["broker"].as_str(), Some("rediss://web:***@r.example:6379"));
+    assert_eq!(settings["broker"].as_str(), Some("rediss://<hidden>@r.example:6379"));
     assert_eq!(settings["limits"]["max_handshakes"].as_integer(), Some(16_384), "defaults are shown too");
 }
 
@@ -230,7 +230,7 @@ async fn one_line_says_what_it_listens_on_which_broker_and_how_many_workers() {
     let mut program = Program::start(dir.path(), &arguments, &[("WEBWS_BROKER", &broker)]).await;
     let line = program.start_line().await;
     assert_eq!((&line["level"], &line["workers"]), (&"INFO".into(), &2.into()), "{line}");
-    assert_eq!((&line["listen"], &line["broker"]), (&listen.into(), &broker.replace("hunter2", "***").into()));
+    assert_eq!((&line["listen"], &line["broker"]), (&listen.into(), &broker.replace("u:hunter2", "<hidden>").into()));
     Client::connect(&target_in(dir.path()), "/webws?channel=1").await.close().await;
     program.signal(Signal::SIGINT);
     assert!(program.wait_exit(SOON).await.success());

@@ -1,6 +1,7 @@
 //! Promise: both brokers keep the same promises, seen from clients and from the library.
 //!
-//! Each promise is a function, and runs against the embedded broker and Redis, with one worker and two.
+//! Each promise is a function, and runs against the embedded broker, Redis, and a Redis that speaks RESP2
+//! only, with one worker and two.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ macro_rules! promises {
             for workers in [1, 2] {
                 $promise(Stage::memory(workers).await).await;
                 $promise(Stage::redis(workers).await).await;
+                $promise(Stage::resp2(workers).await).await;
             }
         }
     )*};
@@ -184,6 +186,13 @@ impl Stage {
         let redis = Redis::start().await;
         let url = redis.url();
         Stage::start("Redis", &url, workers, Some(redis)).await
+    }
+
+    /// A Redis without HELLO, as before version 6.
+    async fn resp2(workers: usize) -> Stage {
+        let redis = Redis::start_with(&["--rename-command", "HELLO", ""]).await;
+        let url = redis.url();
+        Stage::start("Redis by RESP2", &url, workers, Some(redis)).await
     }
 
     async fn start(name: &str, broker: &str, workers: usize, redis: Option<Redis>) -> Stage {

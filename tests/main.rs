@@ -5,13 +5,16 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod browser;
+mod certificates;
 mod cli;
 mod cluster;
 mod connect;
 mod contract;
+mod credentials;
 mod dev;
 mod embed;
 mod endpoint;
+mod endpoint_forms;
 mod fairness;
 mod gap;
 mod golden;
@@ -26,8 +29,10 @@ mod refusal;
 mod reload;
 mod request;
 mod reserve;
+mod resp2;
 mod role;
 mod scale;
+mod sentinel_access;
 mod service;
 mod stopped;
 mod subscriptions;

@@ -36,6 +36,7 @@ needed=(
     prlimit                  util-linux
     curl                     curl
     python3                  python3
+    openssl                  openssl
     # ring, the TLS library's cryptography, and jemalloc are partly C
     cc                       gcc
     make                     make

@@ -73,8 +73,8 @@ pub struct Config {
     /// as nginx's `worker_processes auto`.
     pub workers: usize,
     /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://` or
-    /// `redis+sentinel://`, several with blanks between to share the channels; or
-    /// `redis+cluster://` (`rediss+cluster://` by TLS).
+    /// `redis+sentinel://` (`rediss+sentinel://` by TLS), several with blanks between to share the
+    /// channels; or `redis+cluster://` (`rediss+cluster://` by TLS).
     /// Default `redis://127.0.0.1:6379`.
     pub broker: Broker,
     /// Over how long the sessions are closed when the sidecar stops (1001), or after a gap
@@ -109,11 +109,21 @@ pub struct Config {
 pub struct RedisConfig {
     /// ACL user. Default: none, Redis' `default` user.
     pub username: Option<String>,
-    /// File whose first line is the password. Default: none; the systemd credential
-    /// `redis-password` is read when there is one.
+    /// File whose first line is the password, read for each link. Default: none; the systemd credential
+    /// `redis-password` is read when there is one, which systemd copies when its unit starts.
     pub password_file: Option<PathBuf>,
-    /// PEM file with the authorities to trust for `rediss://`. Default: none, the system's.
+    /// ACL user at the Sentinels of `redis+sentinel://`. Default: none, their `default` user.
+    pub sentinel_username: Option<String>,
+    /// File whose first line is the Sentinels' password. Default: none; the systemd credential
+    /// `redis-sentinel-password` is read when there is one, and a Sentinel that wants a password gets
+    /// Redis' user and password where there is neither.
+    pub sentinel_password_file: Option<PathBuf>,
+    /// PEM file with the authorities to trust for `rediss://`; each certificate in it is trusted as a
+    /// server's as well. Default: none, the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificates that a `rediss://` may show, byte for byte, whatever names and dates
+    /// they have; in place of `ca_file`. Several for the time of a renewal. Default: none.
+    pub pinned_certificate_file: Option<PathBuf>,
     /// PEM file with the certificate (and those between it and an authority) that we show to a
     /// `rediss://` that asks for one, and the file with its key. Default: none.
     pub certificate_file: Option<PathBuf>,
@@ -282,7 +292,10 @@ impl Default for RedisConfig {
         Self {
             username: None,
             password_file: None,
+            sentinel_username: None,
+            sentinel_password_file: None,
             ca_file: None,
+            pinned_certificate_file: None,
             certificate_file: None,
             key_file: None,
             server_name: None,

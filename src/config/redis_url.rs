@@ -1,5 +1,5 @@
 //! Where the broker is: `memory`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://`,
-//! `redis+cluster://` or `rediss+cluster://`.
+//! `rediss+sentinel://`, `redis+cluster://` or `rediss+cluster://`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -26,8 +26,9 @@ pub enum Broker {
     Redis(Vec<RedisUrl>),
 }
 
-/// Where a Redis is and who we are there. `Display` masks the password.
-#[derive(Debug, Clone)]
+/// Where a Redis is and who we are there. `Display` and `Debug` mask the user as well: a password
+/// without its colon stands there.
+#[derive(Clone)]
 pub struct RedisUrl {
     pub(crate) address: RedisAddress,
     pub(crate) username: Option<String>,
@@ -45,9 +46,15 @@ pub enum RedisAddress {
     Tls(String, u16),
     /// `unix:///PATH`
     Unix(PathBuf),
-    /// `redis+sentinel://HOST:PORT,HOST:PORT/MASTER`: the Sentinels, and the name of the master they
-    /// watch.
-    Sentinel(Vec<(String, u16)>, String),
+    /// `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` or `rediss+sentinel://…`.
+    Sentinel {
+        /// The Sentinels.
+        sentinels: Vec<(String, u16)>,
+        /// The name of the master they watch.
+        master: String,
+        /// Whether Sentinels and master are spoken to by TLS.
+        tls: bool,
+    },
     /// `redis+cluster://HOST:PORT,HOST:PORT` or `rediss+cluster://…`: some of a cluster's nodes, which
     /// tell of all others.
     Cluster {
@@ -87,20 +94,20 @@ impl FromStr for Broker {
             // The text may hold a password, so it is not repeated.
             ConfigError::new(vec![format!(
                 "the broker's address is wrong: {what} (addresses are \"memory\", redis://HOST:PORT, \
-                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER, user and \
-                 password before HOST as USER:PASSWORD@, several of these with blanks between; or \
+                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// by TLS), \
+                 user and password before HOST as USER:PASSWORD@, several of these with blanks between; or \
                  redis+cluster://HOST:PORT,HOST:PORT, rediss+cluster:// by TLS)"
             )])
         })
     }
 }
 
-fn parse_sentinel(rest: &str) -> Result<RedisUrl, String> {
-    let (all, master, url) = parse_several(rest, SENTINEL_PORT)?;
+fn parse_sentinel(rest: &str, tls: bool) -> Result<RedisUrl, String> {
+    let (sentinels, master, url) = parse_several(rest, SENTINEL_PORT)?;
     if master.is_empty() || master.contains('/') {
         return Err("it does not name the master, as in redis+sentinel://HOST:26379/mymaster".to_owned());
     }
-    Ok(RedisUrl { address: RedisAddress::Sentinel(all, master), ..url })
+    Ok(RedisUrl { address: RedisAddress::Sentinel { sentinels, master, tls }, ..url })
 }
 
 fn parse_cluster(rest: &str, tls: bool) -> Result<RedisUrl, String> {
@@ -137,11 +144,12 @@ fn parse_several(rest: &str, default_port: u16) -> Result<Several, String> {
 }
 
 fn parse(text: &str) -> Result<RedisUrl, String> {
-    if let Some(rest) = text.strip_prefix("redis+sentinel://") {
-        return parse_sentinel(rest);
-    }
-    for (scheme, tls) in [("redis+cluster://", false), ("rediss+cluster://", true)] {
-        if let Some(rest) = text.strip_prefix(scheme) {
+    for (scheme, tls) in [("redis", false), ("rediss", true)] {
+        let Some(rest) = text.strip_prefix(scheme) else { continue };
+        if let Some(rest) = rest.strip_prefix("+sentinel://") {
+            return parse_sentinel(rest, tls);
+        }
+        if let Some(rest) = rest.strip_prefix("+cluster://") {
             return parse_cluster(rest, tls);
         }
     }
@@ -202,27 +210,44 @@ impl fmt::Display for Broker {
     }
 }
 
+impl RedisUrl {
+    /// How two processes that take over from one another call the same server, where they publish a mark. Not
+    /// for people to see: it names the user. It stays as it is, or a hand-over between two versions fails.
+    pub(crate) fn mark_name(&self) -> String {
+        let masked = if self.password.is_some() { ":***" } else { "" };
+        let login = match &self.username {
+            Some(username) => format!("{username}{masked}@"),
+            None if self.password.is_some() => format!("{masked}@"),
+            None => String::new(),
+        };
+        self.shown(&login)
+    }
+
+    /// The address with `login` in it.
+    fn shown(&self, login: &str) -> String {
+        let s = |tls: bool| if tls { "s" } else { "" };
+        match &self.address {
+            RedisAddress::Tcp(host, port) => format!("redis://{login}{}", place(host, *port)),
+            RedisAddress::Tls(host, port) => format!("rediss://{login}{}", place(host, *port)),
+            RedisAddress::Unix(path) => format!("unix://{login}{}", path.display()),
+            RedisAddress::Sentinel { sentinels, master, tls } => {
+                format!("redis{}+sentinel://{login}{}/{master}", s(*tls), places(sentinels))
+            }
+            RedisAddress::Cluster { nodes, tls } => format!("redis{}+cluster://{login}{}", s(*tls), places(nodes)),
+        }
+    }
+}
+
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.address {
-            RedisAddress::Tcp(..) => "redis",
-            RedisAddress::Tls(..) => "rediss",
-            RedisAddress::Unix(..) => "unix",
-            RedisAddress::Sentinel(..) => "redis+sentinel",
-            RedisAddress::Cluster { tls: false, .. } => "redis+cluster",
-            RedisAddress::Cluster { tls: true, .. } => "rediss+cluster",
-        };
-        write!(f, "{scheme}://")?;
-        if self.username.is_some() || self.password.is_some() {
-            let masked = if self.password.is_some() { ":***" } else { "" };
-            write!(f, "{}{masked}@", self.username.as_deref().unwrap_or_default())?;
-        }
-        match &self.address {
-            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => f.write_str(&place(host, *port)),
-            RedisAddress::Unix(path) => write!(f, "{}", path.display()),
-            RedisAddress::Sentinel(all, master) => write!(f, "{}/{master}", places(all)),
-            RedisAddress::Cluster { nodes, .. } => f.write_str(&places(nodes)),
-        }
+        let login = if self.username.is_some() || self.password.is_some() { "<hidden>@" } else { "" };
+        f.write_str(&self.shown(login))
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisUrl({self})")
     }
 }
 
@@ -270,8 +295,12 @@ mod tests {
     fn sentinels_and_the_name_of_their_master_are_read() {
         let url = url("redis+sentinel://web:p%2Fw@s1,[::1]:7000,s3:1/main");
         let places = [("s1".to_owned(), 26_379), ("::1".to_owned(), 7000), ("s3".to_owned(), 1)];
-        assert_eq!(url.address, RedisAddress::Sentinel(places.to_vec(), "main".to_owned()));
-        assert_eq!(url.to_string(), "redis+sentinel://web:***@s1:26379,[::1]:7000,s3:1/main");
+        let (sentinels, master) = (places.to_vec(), "main".to_owned());
+        assert_eq!(url.address, RedisAddress::Sentinel { sentinels, master, tls: false });
+        assert_eq!(url.to_string(), "redis+sentinel://<hidden>@s1:26379,[::1]:7000,s3:1/main");
+        let by_tls = self::url("rediss+sentinel://s1/main");
+        assert!(matches!(by_tls.address, RedisAddress::Sentinel { tls: true, .. }));
+        assert_eq!(by_tls.to_string(), "rediss+sentinel://s1:26379/main");
         for wrong in ["redis+sentinel://s1", "redis+sentinel:///main", "redis+sentinel://s1,:x/main"] {
             assert!(wrong.parse::<Broker>().unwrap_err().to_string().contains("/MASTER"), "{wrong}");
         }
@@ -282,7 +311,7 @@ mod tests {
         let parsed = url("rediss+cluster://web:pw@a,b:7000");
         let nodes = vec![("a".to_owned(), 6_379), ("b".to_owned(), 7_000)];
         assert_eq!(parsed.address, RedisAddress::Cluster { nodes, tls: true });
-        assert_eq!(parsed.to_string(), "rediss+cluster://web:***@a:6379,b:7000");
+        assert_eq!(parsed.to_string(), "rediss+cluster://<hidden>@a:6379,b:7000");
         assert_eq!(url("redis+cluster://a:1").to_string(), "redis+cluster://a:1");
         assert!("redis+cluster://a:1/0".parse::<Broker>().is_err());
         assert!("redis+cluster://".parse::<Broker>().is_err());
@@ -297,12 +326,41 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_decoded_and_never_shown() {
+    fn user_and_password_are_decoded_and_never_shown() {
         let url = url("redis://web%40ws:p%2Fw@localhost:1");
         assert_eq!(url.username.as_deref(), Some("web@ws"));
         assert_eq!(url.password.as_ref().map(|p| p.expose_secret()), Some("p/w"));
-        for shown in [url.to_string(), format!("{url:?}")] {
-            assert!(!shown.contains("p/w") && !shown.contains("p%2Fw"), "{shown}");
+        let all = [
+            "redis://web%40ws:p%2Fw@localhost:1",
+            // A password without its colon is a user.
+            "redis://p%2Fw@localhost:1",
+            "rediss://p%2Fw@localhost:1",
+            "redis+sentinel://p%2Fw@localhost:1/main",
+            "redis+cluster://p%2Fw@localhost:1",
+            "unix:///run/redis.sock?user=p%2Fw",
+        ];
+        for text in all {
+            let url = self::url(text);
+            let config = crate::config::Config { broker: text.parse().unwrap(), ..Default::default() };
+            for shown in [url.to_string(), format!("{url:?}"), toml::to_string(&config).unwrap()] {
+                assert!(shown.contains("<hidden>"), "{shown}");
+                assert!(!shown.contains("p/w") && !shown.contains("p%2Fw") && !shown.contains("web@"), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_name_at_which_processes_meet_stays_what_it_is() {
+        for (text, name) in [
+            ("redis://web:pw@h:1", "redis://web:***@h:1"),
+            ("redis://:pw@h:1", "redis://:***@h:1"),
+            ("redis://web@h:1", "redis://web@h:1"),
+            ("rediss://h:1", "rediss://h:1"),
+            ("unix:///s?user=web&pass=pw", "unix://web:***@/s"),
+            ("redis+sentinel://h:1/m", "redis+sentinel://h:1/m"),
+            ("rediss+cluster://:pw@h:1", "rediss+cluster://:***@h:1"),
+        ] {
+            assert_eq!(url(text).mark_name(), name);
         }
     }
 

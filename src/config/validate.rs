@@ -50,6 +50,9 @@ impl Config {
         if redis.certificate_file.is_some() != redis.key_file.is_some() {
             faults.push("redis.certificate_file and redis.key_file: one is of no use without the other".to_owned());
         }
+        if redis.pinned_certificate_file.is_some() && redis.ca_file.is_some() {
+            faults.push("redis.pinned_certificate_file and redis.ca_file: write one of the two".to_owned());
+        }
         needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
         match self.limits.max_handshakes {
             1..=1_000_000 => {}
@@ -275,6 +278,15 @@ mod tests {
         let settings: Vec<_> = error.faults().map(|fault| fault.split(':').next().unwrap()).collect();
         assert_eq!(settings, ["listen", "control"], "{error}");
         assert!(error.to_string().contains("has 108 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_pinned_certificate_takes_the_place_of_authorities() {
+        let mut config = Config::default();
+        config.redis.pinned_certificate_file = Some("/a.pem".into());
+        config.validate().unwrap();
+        config.redis.ca_file = Some("/b.pem".into());
+        assert!(config.validate().unwrap_err().to_string().contains("write one of the two"));
     }
 
     #[test]

@@ -11,12 +11,15 @@ use webws::Config;
 /// What an option that is unset by default has in its second column.
 const UNSET: &str = "none";
 /// Serializing leaves unset options out, so these are known by name only.
-const UNSET_OPTIONS: [&str; 8] = [
+const UNSET_OPTIONS: [&str; 11] = [
     "socket_group",
     "control",
     "redis.username",
     "redis.password_file",
+    "redis.sentinel_username",
+    "redis.sentinel_password_file",
     "redis.ca_file",
+    "redis.pinned_certificate_file",
     "redis.certificate_file",
     "redis.key_file",
     "redis.server_name",

@@ -1,9 +1,9 @@
 //! `rediss://`: the certificate must come from an authority that the settings, or the system, trust.
 
 use std::path::Path;
-use std::process::Command;
 
 use super::write;
+use crate::support::certificate::{authority, certificate, for_names};
 use crate::support::client::Client;
 use crate::support::http::handshake;
 use crate::support::program::{Program, listen_in, of_level, run, target_in, told};
@@ -11,27 +11,6 @@ use crate::support::redis::Redis;
 use crate::support::{START, free_port, until};
 
 const PATH: &str = "/webws?channel=%22zhang%22";
-
-fn openssl(dir: &Path, arguments: &str) {
-    let made = Command::new("openssl").args(arguments.split_whitespace()).current_dir(dir).output();
-    let made = made.unwrap_or_else(|e| panic!("cannot start openssl: {e}; get it with: apt-get install openssl"));
-    assert!(made.status.success(), "openssl {arguments}: {}", told(&made).2);
-}
-
-/// An authority NAME.pem with its key NAME.key.
-fn authority(dir: &Path, name: &str) {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(dir, &format!("req -x509 {key} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 2"));
-}
-
-/// A certificate server.pem for `names`, from the authority called `by`.
-fn certificate(dir: &Path, by: &str, names: &str) {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(dir, &format!("req -new {key} -keyout server.key -out server.csr -subj /CN=redis"));
-    write(dir, "server.ext", &format!("basicConstraints=critical,CA:FALSE\nsubjectAltName={names}\n"));
-    let by = format!("-CA {by}.pem -CAkey {by}.key -CAcreateserial");
-    openssl(dir, &format!("x509 -req -in server.csr {by} -out server.pem -days 2 -extfile server.ext"));
-}
 
 /// A Redis with that certificate, and its TLS port; `clients` says whether they have to show one.
 async fn tls_redis(dir: &Path, clients: &str) -> (Redis, u16) {
@@ -64,7 +43,7 @@ async fn start(dir: &Path, broker: &str, ca_file: &str) -> Program {
 async fn redis_is_reached_by_tls_when_its_authority_is_trusted() {
     let dir = tempfile::tempdir().unwrap();
     authority(dir.path(), "good");
-    certificate(dir.path(), "good", "DNS:localhost,IP:127.0.0.1");
+    certificate(dir.path(), "good", "redis", &for_names("DNS:localhost,IP:127.0.0.1"));
     let (mut redis, port) = tls_redis(dir.path(), "no").await;
     for host in ["localhost", "127.0.0.1"] {
         let program = start(dir.path(), &format!("rediss://{host}:{port}"), "good.pem").await;
@@ -89,7 +68,7 @@ async fn redis_is_reached_by_tls_when_its_authority_is_trusted() {
 async fn a_redis_that_wants_a_certificate_gets_ours_and_may_have_another_name() {
     let dir = tempfile::tempdir().unwrap();
     authority(dir.path(), "good");
-    certificate(dir.path(), "good", "DNS:redis.example");
+    certificate(dir.path(), "good", "redis", &for_names("DNS:redis.example"));
     let (_redis, port) = tls_redis(dir.path(), "yes").await;
     let listen = listen_in(dir.path());
     let broker = format!("rediss://127.0.0.1:{port}");
@@ -121,11 +100,11 @@ async fn a_redis_that_tls_cannot_trust_is_refused_and_the_reason_is_said_once() 
     let dir = tempfile::tempdir().unwrap();
     authority(dir.path(), "good");
     authority(dir.path(), "bad");
-    certificate(dir.path(), "good", "DNS:redis.example");
+    certificate(dir.path(), "good", "redis", &for_names("DNS:redis.example"));
     let (_redis, port) = tls_redis(dir.path(), "no").await;
     let broker = format!("rediss://localhost:{port}");
     // Another authority; the system's authorities; the right authority and another name.
-    for (ca_file, reason) in [("bad.pem", "UnknownIssuer"), ("", "UnknownIssuer"), ("good.pem", "not valid for name")] {
+    for (ca_file, reason) in [("bad.pem", "UnknownIssuer"), ("", "UnknownIssuer"), ("good.pem", "not for localhost")] {
         let program = start(dir.path(), &broker, ca_file).await;
         let again = || {
             program
@@ -163,7 +142,7 @@ async fn a_ca_file_without_certificates_exits_78() {
 async fn a_scheme_that_the_port_does_not_speak_has_the_other_one_in_its_sentence() {
     let dir = tempfile::tempdir().unwrap();
     authority(dir.path(), "good");
-    certificate(dir.path(), "good", "IP:127.0.0.1");
+    certificate(dir.path(), "good", "redis", &for_names("IP:127.0.0.1"));
     let (redis, port) = tls_redis(dir.path(), "no").await;
     for (broker, advice) in [
         (format!("redis://127.0.0.1:{port}"), "write rediss:// instead of redis://"),

@@ -5,6 +5,7 @@
 //! No judgement about webws belongs here.
 
 pub(crate) mod browser;
+pub(crate) mod certificate;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod frame;

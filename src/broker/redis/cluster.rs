@@ -223,7 +223,11 @@ impl Cluster {
         }
         let slots = answers.next().unwrap_or(Value::Nil).extract_error().map_err(|error| {
             let is_single = error.to_string().contains("cluster support disabled");
-            if is_single { LinkError::NoCluster(place.0.clone(), place.1) } else { LinkError::Refused(error) }
+            if is_single {
+                LinkError::NoCluster(place.0.clone(), place.1)
+            } else {
+                LinkError::Refused(error, "its user needs +cluster|info and +cluster|slots")
+            }
         })?;
         ranges(&slots, &place.0).ok_or(LinkError::NoTopology).inspect(|_| {
             self.change(|state| state.fails = fails);
@@ -313,7 +317,7 @@ impl Topology {
     }
 }
 
-/// What `CLUSTER SLOTS` answers; a node that does not know its own address is the one that was asked.
+/// What `CLUSTER SLOTS` answers (<https://redis.io/docs/latest/commands/cluster-slots/>).
 fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
     let Value::Array(ranges) = answer else { return None };
     ranges.iter().map(|range| self::range(range, asked)).collect()
@@ -322,14 +326,39 @@ fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
 fn range(answer: &Value, asked: &str) -> Option<Range> {
     let Value::Array(range) = answer else { return None };
     let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = range.as_slice() else { return None };
-    let [host, Value::Int(port), ..] = master.as_slice() else { return None };
-    let host = match host {
-        Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
-        Value::SimpleString(host) if !host.is_empty() => host.clone(),
-        _ => asked.to_owned(),
+    let [endpoint, Value::Int(port), further @ ..] = master.as_slice() else { return None };
+    let host = match text(endpoint) {
+        // It has no hostname, which it was told to announce: its address stands in the metadata.
+        Some("?") => further.get(1).and_then(address_in).unwrap_or(asked),
+        Some(host) if !host.is_empty() => host.trim_matches(['[', ']']),
+        // Of an unknown endpoint, or of a node that does not know its own address: where it was asked.
+        _ => asked,
     };
     let last = usize::try_from(*last).ok().filter(|last| *last < SLOTS.into())?;
-    Some((usize::try_from(*first).ok()?, last, (host, u16::try_from(*port).ok()?)))
+    // Port 0 is that of a node without TLS among nodes that have it, or the other way round.
+    let port = u16::try_from(*port).ok().filter(|port| *port != 0)?;
+    Some((usize::try_from(*first).ok()?, last, (host.to_owned(), port)))
+}
+
+/// The `ip` among a node's metadata: pairs in RESP2, a map in RESP3.
+fn address_in(metadata: &Value) -> Option<&str> {
+    let found = match metadata {
+        Value::Map(pairs) => pairs.iter().find(|(name, _)| text(name) == Some("ip")).map(|(_, value)| value),
+        Value::Array(all) => all.chunks(2).find_map(|pair| match pair {
+            [name, value] if text(name) == Some("ip") => Some(value),
+            _ => None,
+        }),
+        _ => None,
+    };
+    found.and_then(text).filter(|address| !address.is_empty())
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -339,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn a_worker_that_comes_late_learns_what_is_known() {
         use crate::config::{RedisConfig, RedisUrl};
-        let settings = Settings::try_new(&RedisUrl::default(), &RedisConfig::default(), None).unwrap();
+        let settings = Settings::try_new(&RedisUrl::default(), &RedisConfig::default(), &Default::default()).unwrap();
         let cluster = Cluster::new(Arc::new(settings), Vec::new(), Vec::new(), 2);
         let all_at = |host: &str| [(0, usize::from(SLOTS) - 1, (host.to_owned(), 7000))];
         cluster.adopt(&all_at("a"), Instant::now());
@@ -352,20 +381,64 @@ mod tests {
         assert!(topology.has_changed().unwrap() && cluster.fault().is_none());
     }
 
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn owner(first: i64, last: i64, endpoint: Value, port: i64, metadata: Value) -> Value {
+        let node = Value::Array(vec![endpoint, Value::Int(port), bulk("id"), metadata]);
+        Value::Array(vec![Value::Int(first), Value::Int(last), node])
+    }
+
+    fn told(host: &str, port: u16) -> (String, u16) {
+        (host.to_owned(), port)
+    }
+
     #[test]
     fn the_owners_of_slots_are_read() {
-        let bulk = |text: &str| Value::BulkString(text.into());
-        let node = |host, port| Value::Array(vec![host, Value::Int(port), bulk("id"), Value::Array(vec![])]);
-        let range = |first, last, node| Value::Array(vec![Value::Int(first), Value::Int(last), node]);
-        let answer =
-            Value::Array(vec![range(0, 99, node(bulk("10.0.0.1"), 7000)), range(100, 16_383, node(Value::Nil, 7001))]);
-        let told = |host: &str, port| (host.to_owned(), port);
+        let none = || Value::Array(vec![]);
+        let answer = Value::Array(vec![
+            owner(0, 99, bulk("10.0.0.1"), 7000, none()),
+            owner(100, 16_383, bulk("10.0.0.2"), 7001, none()),
+        ]);
         assert_eq!(
             ranges(&answer, "a.example"),
-            Some(vec![(0, 99, told("10.0.0.1", 7000)), (100, 16_383, told("a.example", 7001))])
+            Some(vec![(0, 99, told("10.0.0.1", 7000)), (100, 16_383, told("10.0.0.2", 7001))])
         );
-        for wrong in [range(0, 16_384, node(bulk("a"), 1)), range(0, 1, node(bulk("a"), 70_000)), bulk("x")] {
+        for wrong in [
+            owner(0, 16_384, bulk("a"), 1, none()),
+            owner(0, 1, bulk("a"), 70_000, none()),
+            owner(0, 1, bulk("a"), 0, none()),
+            owner(0, 1, Value::BulkString(b"\xff".to_vec()), -1, none()),
+            bulk("x"),
+        ] {
             assert_eq!(ranges(&Value::Array(vec![wrong]), ""), None);
         }
+    }
+
+    #[test]
+    fn every_form_of_an_endpoint_is_read() {
+        let pairs = |name, value| Value::Array(vec![bulk(name), bulk(value)]);
+        let map = |name, value| Value::Map(vec![(bulk(name), bulk(value))]);
+        for (endpoint, metadata, host) in [
+            (bulk("10.0.0.1"), pairs("hostname", "r.example"), "10.0.0.1"),
+            (bulk("r.example"), pairs("ip", "10.0.0.1"), "r.example"),
+            (Value::SimpleString("r.example".to_owned()), map("ip", "10.0.0.1"), "r.example"),
+            (bulk("2001:db8::1"), Value::Array(vec![]), "2001:db8::1"),
+            (bulk("[2001:db8::1]"), Value::Array(vec![]), "2001:db8::1"),
+            (Value::Nil, pairs("ip", "10.0.0.1"), "asked.example"),
+            (bulk(""), Value::Array(vec![]), "asked.example"),
+            (bulk("?"), pairs("ip", "10.0.0.1"), "10.0.0.1"),
+            (bulk("?"), map("ip", "2001:db8::1"), "2001:db8::1"),
+            (bulk("?"), map("ip", ""), "asked.example"),
+            (bulk("?"), Value::Nil, "asked.example"),
+        ] {
+            let answer = Value::Array(vec![owner(0, 16_383, endpoint.clone(), 7001, metadata)]);
+            assert_eq!(ranges(&answer, "asked.example"), Some(vec![(0, 16_383, told(host, 7001))]), "{endpoint:?}");
+        }
+        // Before Redis 7 there is no metadata.
+        let node = Value::Array(vec![bulk("?"), Value::Int(1)]);
+        let answer = Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(1), node])]);
+        assert_eq!(ranges(&answer, "a"), Some(vec![(0, 1, told("a", 1))]));
     }
 }

@@ -1,28 +1,27 @@
-//! Makes a link: TCP, TLS or a Unix socket, then RESP3 with the crate's greeting.
+//! Makes a link: TCP, TLS or a Unix socket, then the greeting.
 //!
 //! We open the stream ourselves, so that a subscriber's goes through a [`Sieve`] before the crate
 //! reads it.
 
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisResult, Value};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::credential::{Credential, SystemdCredentials};
 use super::dial::{self, Race, Step, within};
+use super::greeting::{self, GreetingError, Protocol};
 use super::role::{Rank, Watch};
-use super::sentinel::{self, Place};
+use super::sentinel::{Place, Sentinels};
 use super::sieve::{Sieve, Transport};
+use super::tls::{self, Tls, Trust};
 use super::{subscriber, wrong_port};
 use crate::broker::placement::Node;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
@@ -35,23 +34,31 @@ const ASK_SENTINELS: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     url: RedisUrl,
-    username: Option<String>,
-    password_file: Option<PathBuf>,
-    tls: Option<Arc<ClientConfig>>,
-    /// The name that its certificate must have; otherwise the host's.
-    server_name: Option<ServerName<'static>>,
+    credential: Credential,
+    tls: Option<Tls>,
+    sentinels: Option<Sentinels>,
     /// Whether the topology says what the server is.
     is_cluster_node: bool,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
     pub(super) max_reconnect_delay: Duration,
+    is_resp2_told: Arc<AtomicBool>,
 }
 
 /// Why links cannot be made with these settings.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
-    #[error("the Redis password file {path} cannot be read: {error}; check redis.password_file and its permissions")]
-    Password { path: PathBuf, error: io::Error },
+    #[error(
+        "the password file {path} ({setting}) cannot be read: {error}; the user that webws runs as has to be able to"
+    )]
+    Password { path: PathBuf, setting: &'static str, error: io::Error },
+    #[error("the first line of {path} ({setting}) is empty: the password and nothing else belongs there")]
+    EmptyPassword { path: PathBuf, setting: &'static str },
+    #[error(
+        "the broker's address {0} has a user and no password: if what is before '@' is the password, write \
+         redis://:PASSWORD@HOST (with the colon); if it is a user, its password is missing (redis.password_file)"
+    )]
+    NoPassword(String),
     #[error("{path} ({setting}) cannot be used: {error}; it is a PEM file with CERTIFICATE or PRIVATE KEY blocks")]
     Certificates { path: PathBuf, setting: &'static str, error: Box<dyn std::error::Error + Send + Sync> },
     #[error("the system has no trusted certificates: install ca-certificates or set redis.ca_file")]
@@ -77,8 +84,8 @@ pub(super) enum LinkError {
     Each(Vec<LinkError>),
     #[error("{0} did not answer within {1:?}")]
     Silent(String, Duration),
-    #[error("Redis refuses the link: {0} (user, password and ACL are under [redis]; RESP3 needs Redis 6 or newer)")]
-    Refused(redis::RedisError),
+    #[error("Redis refuses the link: {0} ({1})")]
+    Refused(redis::RedisError, &'static str),
     #[error("Redis ended the link: {0}")]
     Ended(redis::RedisError),
     #[error("Redis closed the link")]
@@ -163,6 +170,7 @@ pub(super) struct Made {
     pub(super) address: String,
     /// What its server is.
     pub(super) role: Watch,
+    pub(super) protocol: Protocol,
 }
 
 /// What a link is for.
@@ -183,7 +191,7 @@ impl Settings {
     pub(crate) fn try_new(
         url: &RedisUrl,
         config: &RedisConfig,
-        credential: Option<PathBuf>,
+        systemd: &SystemdCredentials,
     ) -> Result<Self, SettingsError> {
         if let Some(database) = url.database.as_deref().filter(|database| *database != "0") {
             tracing::warn!(
@@ -193,24 +201,39 @@ impl Settings {
         }
         let (tls, host) = match &url.address {
             RedisAddress::Tls(host, _) => (true, Some(host)),
-            RedisAddress::Cluster { tls, .. } => (*tls, None),
-            RedisAddress::Tcp(..) | RedisAddress::Unix(_) | RedisAddress::Sentinel(..) => (false, None),
+            RedisAddress::Cluster { tls, .. } | RedisAddress::Sentinel { tls, .. } => (*tls, None),
+            RedisAddress::Tcp(..) | RedisAddress::Unix(_) => (false, None),
         };
-        let name = config.server_name.as_ref().or(host).filter(|_| tls);
-        let server_name = name.map(|name| name_to_check(name)).transpose()?;
-        let tls = if tls { Some(Arc::new(client_config(config)?)) } else { None };
+        let tls = if tls { Some(Tls::try_new(config)?) } else { None };
+        if let (Some(tls), Some(host)) = (&tls, host) {
+            tls.check_host(host)?;
+        }
+        let credential = Credential::of_redis(url, config, systemd)?;
+        let sentinels = match &url.address {
+            RedisAddress::Sentinel { sentinels, master, .. } => Some(Sentinels {
+                places: sentinels.clone(),
+                master: master.clone(),
+                own: Credential::of_sentinels(config, systemd),
+                of_redis: credential.clone(),
+                tls: tls.clone(),
+            }),
+            _ => None,
+        };
         let settings = Self {
             url: url.clone(),
-            username: url.username.clone().or_else(|| config.username.clone()),
-            password_file: config.password_file.clone().or(credential),
+            credential,
             tls,
-            server_name,
+            sentinels,
             is_cluster_node: false,
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             max_reconnect_delay: config.max_reconnect_delay,
+            is_resp2_told: Arc::default(),
         };
-        settings.password()?;
+        settings.credential.read()?;
+        if let Some(sentinels) = &settings.sentinels {
+            sentinels.own.read()?;
+        }
         Ok(settings)
     }
 
@@ -223,7 +246,7 @@ impl Settings {
     pub(super) fn place(&self) -> Option<Place> {
         match &self.url.address {
             RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => Some((host.clone(), *port)),
-            RedisAddress::Unix(_) | RedisAddress::Sentinel(..) | RedisAddress::Cluster { .. } => None,
+            RedisAddress::Unix(_) | RedisAddress::Sentinel { .. } | RedisAddress::Cluster { .. } => None,
         }
     }
 
@@ -233,37 +256,25 @@ impl Settings {
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
-    /// The password, read anew each time so that a rotated one is found.
-    fn password(&self) -> Result<Option<SecretString>, SettingsError> {
-        if let Some(password) = &self.url.password {
-            return Ok(Some(password.clone()));
-        }
-        let Some(path) = &self.password_file else { return Ok(None) };
-        let text =
-            std::fs::read_to_string(path).map_err(|error| SettingsError::Password { path: path.clone(), error })?;
-        let first = text.lines().next().unwrap_or_default();
-        Ok((!first.is_empty()).then(|| first.to_owned().into()))
-    }
-
     /// Makes a link; its driver future must be polled for anything to happen on it. `on_slow` hears of a
     /// look-up that takes longer than it should, and goes on.
     pub(super) async fn connect(&self, role: Role, on_slow: &dyn Fn(&LinkError)) -> Result<Made, LinkError> {
         let limit = self.connect_timeout;
         let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
-        let (host, port, master) = match &self.url.address {
-            RedisAddress::Unix(path) => {
+        let (host, port, master) = match (&self.url.address, &self.sentinels) {
+            (RedisAddress::Unix(path), _) => {
                 let address = self.url.to_string();
                 let connecting = async { UnixStream::connect(path).await.map_err(unreachable) };
                 let stream = within(Step::Connect, &address, limit, connecting).await?;
                 return self.greet(role, Box::new(stream), address, None).await;
             }
-            RedisAddress::Sentinel(sentinels, name) => {
-                let master = sentinel::master(sentinels, name).await.map_err(unreachable)?;
+            (_, Some(sentinels)) => {
+                let master = sentinels.master().await.map_err(unreachable)?;
                 (master.0.clone(), master.1, Some(master))
             }
-            RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => (host.clone(), *port, None),
-            RedisAddress::Cluster { .. } => {
-                // Its nodes have links, each with an address of its own.
+            (RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port), _) => (host.clone(), *port, None),
+            (RedisAddress::Sentinel { .. } | RedisAddress::Cluster { .. }, _) => {
+                // The nodes of a cluster have links, each with an address of its own.
                 let nowhere = io::ErrorKind::AddrNotAvailable;
                 return Err(unreachable(io::Error::new(nowhere, "no node of the cluster owns the slot")));
             }
@@ -289,13 +300,10 @@ impl Settings {
 
     /// TLS, where the address asks for it.
     async fn secure(&self, host: &str, stream: TcpStream) -> io::Result<Box<dyn Transport>> {
-        let Some(config) = &self.tls else { return Ok(Box::new(stream)) };
-        let connector = TlsConnector::from(config.clone());
-        let name = match &self.server_name {
-            Some(name) => name.clone(),
-            None => name_to_check(host).map_err(io::Error::other)?,
-        };
-        Ok(Box::new(connector.connect(name, stream).await?))
+        Ok(match &self.tls {
+            Some(tls) => Box::new(tls.connect(host, stream).await?),
+            None => Box::new(stream),
+        })
     }
 
     /// Says who we are, and asks what the server is.
@@ -308,8 +316,11 @@ impl Settings {
     ) -> Result<Made, LinkError> {
         let at = address.clone();
         within(Step::Greeting, &at, self.connect_timeout, async {
-            let (mut connection, mut driver) = self.introduce(role, transport).await?;
-            let mut watch = Watch::new(3);
+            let (mut connection, mut driver, protocol) = self.introduce(role, transport).await?;
+            let mut watch = Watch::new(match protocol {
+                Protocol::Resp2 => 2,
+                Protocol::Resp3 => 3,
+            });
             // In a cluster, what a node is can be read off the topology.
             if role != Role::Topology && !self.is_cluster_node {
                 let rank = tokio::select! {
@@ -320,25 +331,33 @@ impl Settings {
                     return Err(LinkError::NoMaster(address, rank));
                 }
             }
-            Ok(Made { connection, driver, master, address, role: watch })
+            Ok(Made { connection, driver, master, address, role: watch, protocol })
         })
         .await
     }
 
+    /// The greeting, and the crate on top of it.
     async fn introduce(
         &self,
         role: Role,
-        transport: Box<dyn Transport>,
-    ) -> Result<(MultiplexedConnection, Driver), LinkError> {
-        let password =
-            self.password().map_err(|error| LinkError::Unreachable(self.url.to_string(), io::Error::other(error)))?;
-        // CLIENT SETINFO is not in the least ACL the README names, so the crate's is skipped.
-        let mut greeting = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
-        if let Some(username) = &self.username {
-            greeting = greeting.set_username(username);
-        }
-        if let Some(password) = password {
-            greeting = greeting.set_password(password.expose_secret());
+        mut transport: Box<dyn Transport>,
+    ) -> Result<(MultiplexedConnection, Driver, Protocol), LinkError> {
+        let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
+        let login = self.credential.read().map_err(|error| unreachable(io::Error::other(error)))?;
+        let protocol = match greeting::greet(&mut *transport, &login).await {
+            Ok(protocol) => protocol,
+            Err(GreetingError::Refused(error)) => return Err(LinkError::Refused(error, self.credential.hint())),
+            Err(GreetingError::Stream(error)) => {
+                let trust = self.tls.as_ref().map_or(Trust::System, |tls| tls.trust);
+                return Err(unreachable(tls::explained(error, trust)));
+            }
+        };
+        self.tell_protocol(protocol);
+        // Ours was the greeting: of a publisher the crate says nothing, and a subscriber's the sieve
+        // swallows, for without RESP3 the crate takes no subscriptions.
+        let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
+        if let Role::Subscriber(_) = role {
+            greeting = greeting.set_protocol(ProtocolVersion::RESP3);
         }
         // Deadlines are ours: the crate's default of 500 ms would fail a slow server's answers.
         let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -346,11 +365,11 @@ impl Settings {
             config = config.set_push_sender(move |push| subscriber::on_push(node, push));
         }
         let stream: Box<dyn Transport> = match role {
-            Role::Subscriber(node) => Box::new(Sieve::new(transport, node)),
+            Role::Subscriber(node) => Box::new(Sieve::new(transport, node, protocol)),
             Role::Publisher | Role::Topology => transport,
         };
         let (mut connection, driver) =
-            MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Refused)?;
+            MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Ended)?;
         let mut driver: Driver = Box::pin(driver);
         let name = match role {
             Role::Subscriber(_) => "webws-subscriber",
@@ -368,72 +387,42 @@ impl Settings {
             }
             () = &mut driver => return Err(LinkError::Closed),
         }
-        Ok((connection, driver))
+        Ok((connection, driver, protocol))
+    }
+
+    /// Says once that a server speaks RESP2.
+    fn tell_protocol(&self, protocol: Protocol) {
+        if protocol == Protocol::Resp2 && !self.is_resp2_told.swap(true, Ordering::Relaxed) {
+            let server = self.url.to_string();
+            tracing::info!(
+                server,
+                "{server} does not know HELLO and is spoken to by RESP2: all works, but a single subscription that it \
+                 forgets is not noticed, for CLIENT INFO is not allowed there"
+            );
+        }
     }
 
     /// Resolves when most of the Sentinels name another master than the one a link was made to.
     pub(super) async fn is_moved(&self, master: Option<&Place>) -> LinkError {
-        let (RedisAddress::Sentinel(sentinels, name), Some(master)) = (&self.url.address, master) else {
+        let (Some(sentinels), Some(master)) = (&self.sentinels, master) else {
             return std::future::pending().await;
         };
         loop {
             tokio::time::sleep(ASK_SENTINELS).await;
             // Where they cannot be asked, or differ, the link goes on.
-            if let Some((host, port)) = sentinel::agreed_master(sentinels, name).await.filter(|found| found != master) {
+            if let Some((host, port)) = sentinels.agreed_master().await.filter(|found| found != master) {
                 return LinkError::Moved(host, port);
             }
         }
     }
 }
 
-fn name_to_check(name: &str) -> Result<ServerName<'static>, SettingsError> {
-    ServerName::try_from(name.to_owned()).map_err(|_| SettingsError::ServerName(name.to_owned()))
-}
-
-/// The certificates in a PEM file, one at least.
-fn certificates(path: &Path, setting: &'static str) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let error = match read {
-        Ok(certificates) if Vec::is_empty(&certificates) => "it holds none".into(),
-        Ok(certificates) => return Ok(certificates),
-        Err(error) => error.into(),
-    };
-    Err(SettingsError::Certificates { path: path.to_owned(), setting, error })
-}
-
-fn client_config(config: &RedisConfig) -> Result<ClientConfig, SettingsError> {
-    let mut roots = RootCertStore::empty();
-    match &config.ca_file {
-        Some(path) => {
-            let setting = "redis.ca_file";
-            for certificate in certificates(path, setting)? {
-                roots.add(certificate).map_err(|error| SettingsError::Certificates {
-                    path: path.clone(),
-                    setting,
-                    error: error.into(),
-                })?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(SettingsError::NoAuthorities);
-            }
-        }
-    }
-    // Named, because a program that embeds us may have another one among its crates, and rustls
-    // would not know which to take.
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(SettingsError::Tls)?
-        .with_root_certificates(roots);
-    let (Some(chain), Some(key)) = (&config.certificate_file, &config.key_file) else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let setting = "redis.key_file";
-    let fault = |error| SettingsError::Certificates { path: key.clone(), setting, error };
-    let chain = certificates(chain, "redis.certificate_file")?;
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(error.into()))?;
-    builder.with_client_auth_cert(chain, secret).map_err(|error| fault(error.into()))
+/// A stream to a server, through TLS where there are settings for it.
+pub(super) async fn open_at(host: &str, port: u16, tls: Option<&Tls>) -> io::Result<Box<dyn Transport>> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(match tls {
+        Some(tls) => Box::new(tls.connect(host, stream).await?),
+        None => Box::new(stream),
+    })
 }

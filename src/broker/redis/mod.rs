@@ -3,12 +3,15 @@
 //!
 //! `connect.rs` makes a link, `subscriber.rs` and `publisher.rs` keep one each, forever;
 //! `sieve.rs` takes the published messages out of the subscriber's stream, `probe.rs` proves that
-//! they come. `dial.rs` finds a way to a server, `role.rs` asks whether it is a master. `sentinel.rs` and `cluster.rs` know where the servers are.
+//! they come. `dial.rs` finds a way to a server, `role.rs` asks whether it is a master. `sentinel.rs` and
+//! `cluster.rs` know where the servers are, `tls` whom to trust.
 //! The only room that names the redis crate. May not enter: sessions.
 
 mod cluster;
 mod connect;
+mod credential;
 mod dial;
+mod greeting;
 mod probe;
 mod publisher;
 mod refusal;
@@ -18,11 +21,11 @@ mod sentinel;
 mod sieve;
 mod subscriber;
 mod supervisor;
+mod tls;
 mod wrong_port;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -35,6 +38,8 @@ use tokio::time::Instant;
 pub(crate) use self::cluster::Home;
 use self::cluster::{Cluster, Topology};
 use self::connect::{LinkError, Settings, SettingsError};
+pub(crate) use self::credential::SystemdCredentials;
+use self::greeting::Protocol;
 use self::probe::Probe;
 use self::role::Rank;
 pub(crate) use self::seal::Seal;
@@ -149,6 +154,8 @@ pub(crate) struct Links {
     /// The master that the subscriber is at, where Sentinels name it: texts go there and nowhere
     /// else, or they would not come back.
     subscriber_at: RefCell<Option<Place>>,
+    /// What the subscriber's link speaks.
+    protocol: Cell<Protocol>,
     probe: Probe,
     is_started: Cell<bool>,
     state: Cell<LinksState>,
@@ -195,9 +202,9 @@ impl Deployment {
         config: &Config,
         urls: &[RedisUrl],
         workers: usize,
-        credential: Option<&Path>,
+        systemd: &SystemdCredentials,
     ) -> Result<Self, SettingsError> {
-        let settings = |url| Settings::try_new(url, &config.redis, credential.map(Path::to_owned)).map(Arc::new);
+        let settings = |url| Settings::try_new(url, &config.redis, systemd).map(Arc::new);
         if let [url] = urls
             && let RedisAddress::Cluster { nodes, .. } = &url.address
         {
@@ -476,6 +483,7 @@ impl Links {
             stopped: RefCell::default(),
             leaving: RefCell::default(),
             subscriber_at: RefCell::default(),
+            protocol: Cell::new(Protocol::Resp3),
             probe: Probe::new(),
             is_started: Cell::new(false),
             state: Cell::new(LinksState::Kept),
@@ -503,7 +511,7 @@ impl Links {
     /// Wants the stream to stop at a mark: at what is published on a channel of this node's own, which
     /// begins with `name`.
     fn set_mark(&self, name: &str, seal: Option<Seal>) {
-        let channel = Channel::from(format!("{name}:{}", self.settings.server()));
+        let channel = Channel::from(format!("{name}:{}", self.settings.server().mark_name()));
         self.mark.replace(Some(Mark { channel, seal, state: Cell::new(MarkState::Wanted) }));
         self.command(Command::Mark);
     }

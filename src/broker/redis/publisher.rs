@@ -40,7 +40,7 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
         let on_slow = |slow: &LinkError| links.health.attempt_failed(slow);
         match links.settings.connect(Role::Publisher, &on_slow).await {
             Err(error) => links.health.attempt_failed(&error),
-            Ok(Made { mut connection, driver, master, address, mut role }) => {
+            Ok(Made { mut connection, driver, master, address, mut role, .. }) => {
                 links.health.link_is_up();
                 backoff.reset();
                 let mut doubt = Doubt::default();

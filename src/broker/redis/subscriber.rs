@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::cluster::NEWS;
 use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
+use super::greeting::Protocol;
 use super::role::Watch;
 use super::supervisor::Backoff;
 use super::{Command, Links, LinksState, MarkState, RETRY, Roster, refusal};
@@ -152,7 +153,8 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
         let on_slow = |slow: &LinkError| links.health.attempt_failed(slow);
         match links.settings.connect(Role::Subscriber(links.node), &on_slow).await {
             Err(error) => links.health.attempt_failed(&error),
-            Ok(Made { mut connection, driver, master, address, mut role }) => {
+            Ok(Made { mut connection, driver, master, address, mut role, protocol }) => {
+                links.protocol.set(protocol);
                 links.subscriber_at.replace(master.clone());
                 let error = tokio::select! {
                     biased;
@@ -326,13 +328,18 @@ enum Count {
     Unknown,
 }
 
-/// How many subscriptions Redis lacks of those the worker was told of; `None` where its ACL does not
-/// allow us to ask, or it does not say.
+/// How many subscriptions Redis lacks of those the worker was told of; `None` where its ACL or RESP2 does
+/// not allow us to ask, or it does not say.
 async fn missing(
     links: &Links,
     sink: &dyn Sink,
     connection: &mut MultiplexedConnection,
 ) -> Result<Option<usize>, LinkError> {
+    if links.protocol.get() == Protocol::Resp2 {
+        // A subscriber may not ask there; PING is a sign of life.
+        answered(links, ask(connection, &redis::cmd("PING"))).await?;
+        return Ok(None);
+    }
     let mut info = redis::cmd("CLIENT");
     info.arg("INFO");
     // Nothing else is under way on this link, so that the numbers belong together.

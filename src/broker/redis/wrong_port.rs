@@ -15,7 +15,7 @@ pub(super) fn explain(address: &RedisAddress, error: LinkError) -> LinkError {
     };
     match (is_tls, &error) {
         // A TLS port ends a connection that begins with something else.
-        (false, LinkError::Refused(why) | LinkError::Ended(why)) if why.is_connection_dropped() => {}
+        (false, LinkError::Refused(why, _) | LinkError::Ended(why)) if why.is_connection_dropped() => {}
         (false, LinkError::Unreachable(_, why))
             if matches!(why.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe) => {}
         (false, LinkError::Closed) => {}
