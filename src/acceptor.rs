@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::http::{self, Accepted};
 use crate::metrics::{Counter, Shard};
+use crate::notice;
 use crate::os;
 use crate::throttle::Throttle;
 
@@ -25,6 +26,9 @@ const ACCEPTS_PER_TURN: usize = 64;
 
 /// Connections that may wait for their refusal; beyond, they are closed without one.
 const MAX_REFUSING: usize = 1_024;
+
+/// What they are told.
+const OVERFLOWING: &str = "too many handshakes wait: try again in a while";
 
 /// How long a refused client may take to send its request.
 const REFUSING: Duration = Duration::from_secs(1);
@@ -68,7 +72,7 @@ impl Entrance {
     /// Connections get the descriptors below `reserved_from`.
     pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration, reserved_from: usize) -> Self {
         let head = format!("503 Service Unavailable\r\nRetry-After: {}", retry_after.as_secs().max(1));
-        let overflow = http::plain_answer(&head, "too many handshakes wait: try again in a while");
+        let overflow = http::plain_answer(&head, OVERFLOWING);
         Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open), inlets, reserved_from, overflow }
     }
 
@@ -170,13 +174,11 @@ impl Entrance {
     }
 
     fn deal(&self, socket: OwnedFd, refusing: &mut JoinSet<()>) {
-        static OVERFLOW: Throttle = Throttle::per_minute();
         let Some(inlet) = self.inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
         if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
             inlet.shard.add(Counter::HandshakesRefused, 1);
-            if OVERFLOW.allows() {
-                tracing::warn!("too many handshakes wait: answering 503 (limits.max_handshakes)");
-            }
+            notice::OVERFLOW.add(inlet.queue.max_capacity());
+            notice::handshake_refused(503, OVERFLOWING);
             if refusing.len() < MAX_REFUSING {
                 refusing.spawn(refuse(full.into_inner().socket, self.overflow.clone()));
             }

@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,7 +22,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    SEC_WEBSOCKET_VERSION,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -37,6 +38,7 @@ use crate::config::{Limits, WireName};
 use crate::endpoint::Endpoint;
 use crate::head::{Head, MAX_HEAD_BYTES, Target};
 use crate::metrics::Counter;
+use crate::notice;
 use crate::os;
 use crate::page::Pages;
 use crate::throttle::Throttle;
@@ -99,10 +101,17 @@ impl Handshake {
         let deadline = at + worker.config.limits.handshake_timeout;
         let (place, answered) = match waiting_room.head_of(&socket, deadline, place).await {
             // Boxed, so that those who wait for their head are small.
-            Ok((place, head)) => (Some(place), Box::pin(negotiate(worker, head, deadline, pages)).await),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => (None, Answered::refused(worker, timed_out())),
+            Ok((place, head)) => {
+                let negotiated = Box::pin(negotiate(worker, head, socket.as_fd(), deadline, pages)).await;
+                (Some(place), negotiated)
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                note_refused(worker, StatusCode::REQUEST_TIMEOUT, TIMED_OUT, socket.as_fd(), &HeaderMap::new());
+                (None, Answered::Refused(plain_answer("408 Request Timeout", TIMED_OUT)))
+            }
             Err(error) => {
                 worker.shard.add(Counter::HandshakesRefused, 1);
+                notice::handshake_refused(0, "the connection ended before its request was complete");
                 return tracing::debug!(%error, "a connection ended before its handshake was complete: {error}");
             }
         };
@@ -185,8 +194,26 @@ pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
     answer.into()
 }
 
-fn timed_out() -> Bytes {
-    plain_answer("408 Request Timeout", "the handshake was not complete in time")
+const TIMED_OUT: &str = "the handshake was not complete in time";
+
+/// Counts a refused handshake, and logs it for the person that looks for this one.
+fn note_refused(worker: &Worker, status: StatusCode, why: &str, socket: BorrowedFd<'_>, headers: &HeaderMap) {
+    worker.shard.add(Counter::HandshakesRefused, 1);
+    let status = status.as_u16();
+    notice::handshake_refused(status, why);
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        // nginx sets both, as shipped.
+        let address = header("x-real-ip").map_or_else(|| os::socket::peer(socket), ToOwned::to_owned);
+        let request_id = header("x-request-id").unwrap_or("none");
+        tracing::debug!(
+            status,
+            why,
+            address,
+            request_id,
+            "a handshake from {address} is refused with {status}: {why} (X-Request-ID: {request_id})"
+        );
+    }
 }
 
 /// How a request is answered.
@@ -197,25 +224,24 @@ enum Answered {
     Refused(Bytes),
 }
 
-impl Answered {
-    fn refused(worker: &Worker, answer: Bytes) -> Self {
-        worker.shard.add(Counter::HandshakesRefused, 1);
-        Self::Refused(answer)
-    }
-}
-
 /// Answers the one request of a connection.
 ///
 /// The 101 is not hyper's to write: the session sends it, after it was attached to its
 /// audience, and hyper would add `close` to its `Connection` when the client said so.
-async fn negotiate(worker: &Rc<Worker>, mut head: Head, deadline: Instant, pages: &Pages) -> Answered {
+async fn negotiate(
+    worker: &Rc<Worker>,
+    mut head: Head,
+    socket: BorrowedFd<'_>,
+    deadline: Instant,
+    pages: &Pages,
+) -> Answered {
     let admitted = Rc::new(Cell::new(None));
     let target = Rc::new(head.take_target());
     let service = service_fn(|request| {
         let (worker, admitted, target) = (worker.clone(), admitted.clone(), target.clone());
         let pages = pages.clone();
         Box::pin(async move {
-            let asked = Asked { target: target.as_ref().as_ref(), request: &request };
+            let asked = Asked { target: target.as_ref().as_ref(), request: &request, socket };
             Ok::<_, Infallible>(answer(&worker, &asked, deadline, &pages, &admitted).await)
         })
     });
@@ -244,7 +270,9 @@ async fn negotiate(worker: &Rc<Worker>, mut head: Head, deadline: Instant, pages
         // hyper's own refusals have no words.
         Err(error) => {
             tracing::debug!(%error, "a request is not well-formed: {error}");
-            Answered::refused(worker, malformed(&answer))
+            let (status, answer) = malformed(&answer);
+            note_refused(worker, status, MALFORMED, socket, &HeaderMap::new());
+            Answered::Refused(answer)
         }
     }
 }
@@ -281,18 +309,21 @@ impl AsyncWrite for Exchange {
 }
 
 /// hyper's answer to what is no proper request, with words; empty when it has none to give.
-fn malformed(answer: &[u8]) -> Bytes {
+fn malformed(answer: &[u8]) -> (StatusCode, Bytes) {
     let answer = std::str::from_utf8(answer).unwrap_or_default();
     let Some(status) = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.lines().next()) else {
-        return Bytes::new();
+        return (StatusCode::BAD_REQUEST, Bytes::new());
     };
-    let why = match status.split(' ').next() {
-        Some("414") => "the request line is too long",
-        Some("431") => "the request head is too large",
-        _ => "the request is no well-formed HTTP/1.1",
+    let code = status.split(' ').next().unwrap_or_default();
+    let why = match code {
+        "414" => "the request line is too long",
+        "431" => "the request head is too large",
+        _ => MALFORMED,
     };
-    plain_answer(status, why)
+    (code.parse().unwrap_or(StatusCode::BAD_REQUEST), plain_answer(status, why))
 }
+
+const MALFORMED: &str = "the request is no well-formed HTTP/1.1";
 
 /// A handshake that succeeded: the session that waits for its socket, and its 101.
 struct Admitted {
@@ -351,6 +382,8 @@ struct Asked<'a> {
     /// `None` when hyper saw the target as well, which it does in a head that it refuses.
     target: Option<&'a Target>,
     request: &'a Request<Incoming>,
+    /// Where it came from.
+    socket: BorrowedFd<'a>,
 }
 
 impl Asked<'_> {
@@ -387,8 +420,7 @@ async fn answer(
         }
         Err(refused) => refused,
     };
-    worker.shard.add(Counter::HandshakesRefused, 1);
-    tracing::debug!(status = refused.status.as_u16(), why = refused.why, "a handshake is refused");
+    note_refused(worker, refused.status, &refused.why, asked.socket, asked.request.headers());
     if pages.is_some() {
         // A developer wants to see it.
         let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(asked.path()));
@@ -429,7 +461,7 @@ fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
 /// subscription.
 async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
     let bad = |why: String| Refused::new(StatusCode::BAD_REQUEST, why);
-    let Asked { target: Some(target), request } = asked else {
+    let Asked { target: Some(target), request, .. } = asked else {
         return Err(bad("the request's target is no path".to_owned()));
     };
     let endpoint = Endpoint::serving(&worker.endpoints, target.path())

@@ -75,7 +75,8 @@
 //! | room | what lives there |
 //! |---|---|
 //! | `config` | every setting: meaning, unit, default, why |
-//! | `service`, `server`, `acceptor` | signals and systemd; listeners, workers' start and stop; connections dealt out |
+//! | `service`, `signals`, `status` | the process: systemd, what signals mean, what `systemctl status` shows |
+//! | `server`, `acceptor` | listeners, workers' start and stop; connections dealt out |
 //! | `worker` | one thread: where sessions, hub, broker, reactor and timers meet |
 //! | `head`, `http`, `endpoint`, `ws` | the request's head; the handshake; path and query to channel; frames judged and built |
 //! | `page` | the test page of `webws dev` |
@@ -84,7 +85,8 @@
 //! | `broker` | the contract, the embedded broker, Redis |
 //! | `handover`, `control` | another process takes over; the socket by which it is asked for |
 //! | `reactor`, `wheel`, `os` | readiness, timers, system calls |
-//! | `close`, `metrics`, `throttle`, `log` | why sessions end, counts, log lines that could repeat, the log's level and losses |
+//! | `close`, `metrics`, `log` | why sessions end, counts, the log's level and losses |
+//! | `notice`, `throttle` | log lines that could repeat |
 //! | `id`, `clock` | how rooms name a session and an instant |
 //!
 //! # Where this departs from its first design
@@ -139,6 +141,7 @@ mod id;
 pub mod internals;
 mod log;
 mod metrics;
+mod notice;
 mod os;
 mod outbound;
 mod page;

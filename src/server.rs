@@ -20,6 +20,7 @@ use crate::handover::protocol::PortableListener;
 use crate::handover::{Heritage, Site};
 use crate::http;
 use crate::metrics::{Metrics, Shard};
+use crate::notice;
 use crate::os::descriptors::Lent;
 use crate::os::{self, socket_file::FileId};
 use crate::page::{Pages, TestPage};
@@ -536,6 +537,7 @@ impl Running {
             drop(thread.join());
             result.map_err(|source| ServerError::Worker { worker, source })?;
         }
+        notice::tell_all();
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, accept4, getsockname, shutdown};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, accept4, getpeername, getsockname, shutdown};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
 /// Makes a listener that came from elsewhere non-blocking, and its connections, when they are of
@@ -45,6 +45,16 @@ pub(crate) fn address(socket: BorrowedFd<'_>) -> String {
             None => format!("tcp:{address}"),
         },
         Err(error) => format!("? ({error})"),
+    }
+}
+
+/// Where a connection comes from; behind a Unix socket all peers look alike.
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> String {
+    use nix::sys::socket::SockaddrStorage;
+    match getpeername::<SockaddrStorage>(socket.as_raw_fd()) {
+        Ok(address) if address.as_unix_addr().is_none() => address.to_string(),
+        Ok(_) => "a peer on the Unix socket".to_owned(),
+        Err(_) => "a peer that is gone".to_owned(),
     }
 }
 

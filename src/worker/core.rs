@@ -26,6 +26,7 @@ use crate::endpoint::{Channel, Endpoint};
 use crate::hub::{Hub, Outlet, Reserved};
 use crate::id::{Generation, SessionKey};
 use crate::metrics::{Counter, Shard};
+use crate::notice;
 use crate::os::descriptors::Lent;
 use crate::outbound::Batch;
 use crate::reactor::{Ready, Registrar};
@@ -420,6 +421,7 @@ impl Core {
         match outcome {
             Outcome::End(reason) => {
                 self.shard.add(Counter::SessionsClosed(reason), 1);
+                notice::session_closed(reason);
                 return self.remove(key, now);
             }
             Outcome::Closing => {

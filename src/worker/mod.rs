@@ -26,6 +26,7 @@ use crate::endpoint::{Channel, Endpoint};
 use crate::hub::Joined;
 use crate::id::SessionKey;
 use crate::metrics::{Counter, Metrics, Shard};
+use crate::notice;
 use crate::reactor::{self, Reactor, Ready};
 use crate::session::{Outcome, Session};
 
@@ -367,6 +368,7 @@ impl Worker {
             core.release_held();
             drop(core);
             self.after_reading();
+            notice::tell_due();
             self.shard.beat();
         }
     }
@@ -445,7 +447,16 @@ impl Worker {
 
     /// Why messages do not flow from the broker to sessions and back, if they do not.
     pub(crate) fn fault(&self) -> Option<String> {
-        if self.is_draining.get() { Some(Refusal::Draining.to_string()) } else { self.broker.fault() }
+        if self.is_draining.get() {
+            return Some(Refusal::Draining.to_string());
+        }
+        let full = || format!("full: {} WebSockets are open, which is the limit", self.max_sessions);
+        self.broker.fault().or_else(|| self.is_full().then(full))
+    }
+
+    /// Whether there are as many sessions as there may be.
+    fn is_full(&self) -> bool {
+        self.metrics.sessions() >= self.max_sessions as u64
     }
 
     /// Makes room for a session on `channel` and subscribes it; from then on what is published
@@ -464,7 +475,8 @@ impl Worker {
         if self.is_draining.get() {
             return Err(Refusal::Draining);
         }
-        if self.metrics.sessions() >= self.max_sessions as u64 {
+        if self.is_full() {
+            notice::FULL.add(self.max_sessions);
             return Err(Refusal::Full);
         }
         if !self.broker.is_reachable(&channel) && !self.core.borrow().hub.is_confirmed(&channel) {

@@ -11,6 +11,7 @@ use crate::endpoint::Channel;
 use crate::hub::Batching;
 use crate::id::SessionKey;
 use crate::metrics::Counter;
+use crate::notice::{self, Missed};
 use crate::throttle::Throttle;
 
 impl Sink for Worker {
@@ -67,15 +68,13 @@ impl Sink for Worker {
             // Nobody listened.
             return;
         }
-        let (length_ms, closing) = (millis(length), keys.len());
-        tracing::warn!(
-            server,
-            length_ms,
-            channels,
-            closing,
-            "a gap of {length_ms} ms at {server}: messages published meanwhile on {channels} channels of this worker \
-             may be missing; {closing} WebSockets are closed for it (on_gap)"
-        );
+        let missed = Missed { length_ms: millis(length), channels, closing: keys.len() };
+        // One that is older than this worker is that of a restart.
+        if length > self.started.elapsed() {
+            notice::restart_gap(server, missed);
+        } else {
+            notice::gap(server, missed);
+        }
         if !keys.is_empty() {
             self.is_closing_gapped.set(true);
             self.gapped.borrow_mut().extend(keys);
