@@ -17,8 +17,8 @@ const AFTER_HELP: &str = "\
 Settings come from the defaults, then the file, then WEBWS_* variables (WEBWS_WORKERS=2,
 WEBWS_REDIS__USERNAME=web), then the options.
 
-Signals: SIGTERM and SIGINT close the connections over drain_time and end; a second one ends at once.
-SIGUSR2 is webws upgrade without an answer.
+Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end; a second one ends at once.
+SIGHUP and SIGUSR2 are webws upgrade without an answer. Other signals are ignored.
 Exit codes: 0 done, 1 could not go on, 64 wrong arguments, 78 wrong settings.
 Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, as webws::broker=debug) shows more than info; webws log LEVEL changes
 it without a restart.";
@@ -32,6 +32,9 @@ pub(crate) enum Command {
         /// The configuration file (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Print faults only.
+        #[arg(long)]
+        quiet: bool,
     },
     /// Start the binary and the configuration anew while every WebSocket stays connected, and wait for it.
     Upgrade {

@@ -160,7 +160,10 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     let (said, told) = oneshot::channel();
     let outcome = match (read, line.trim_end()) {
         (Err(_) | Ok(Err(_)), _) => return,
-        _ if !is_allowed => Outcome::failed("only root and the user that webws runs as may ask".to_owned()),
+        _ if !is_allowed => {
+            tracing::warn!("a request on the control socket is refused: only root and webws' own user may ask");
+            Outcome::failed("only root and the user that webws runs as may ask".to_owned())
+        }
         (_, word @ ("upgrade" | "suspend")) => {
             let wish = if word == "upgrade" { Wish::Upgrade } else { Wish::Suspend };
             let (tell, outcome) = oneshot::channel();
@@ -185,12 +188,30 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     said.send(()).ok();
 }
 
+/// Why a running webws did not do what it was asked for, in a sentence.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// Its answer; for a hand-over, its log has it as well.
+    #[error("{0}")]
+    Answered(String),
+    /// It cannot be asked, or does not answer.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl From<String> for AskError {
+    fn from(why: String) -> Self {
+        Self::Unreachable(why)
+    }
+}
+
 /// Asks the server whose control socket is at `path` to hand over to a new process; returns what it says
 /// when that is done.
 ///
 /// # Errors
 /// Why it was not done, in a sentence.
-pub fn upgrade(path: &Path) -> Result<String, String> {
+pub fn upgrade(path: &Path) -> Result<String, AskError> {
     ask(path, "upgrade", UPGRADING)
 }
 
@@ -199,7 +220,7 @@ pub fn upgrade(path: &Path) -> Result<String, String> {
 ///
 /// # Errors
 /// Why it was not done, in a sentence. It serves on then.
-pub fn suspend(path: &Path) -> Result<String, String> {
+pub fn suspend(path: &Path) -> Result<String, AskError> {
     ask(path, "suspend", SUSPENDING)
 }
 
@@ -208,11 +229,11 @@ pub fn suspend(path: &Path) -> Result<String, String> {
 ///
 /// # Errors
 /// Why it was not done, in a sentence.
-pub fn log_level(path: &Path, level: &str) -> Result<String, String> {
+pub fn log_level(path: &Path, level: &str) -> Result<String, AskError> {
     ask(path, &format!("log {}", level.replace('\n', " ")), SETTING)
 }
 
-fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, String> {
+fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, AskError> {
     let since = Instant::now();
     loop {
         // Who listens there is asked first: an answer to that takes no time, and one to the rest may.
@@ -240,9 +261,9 @@ fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, String> {
         let line = asked.map_err(|fault| fault.explain(path))?;
         return match line.trim_end().split_once(' ') {
             Some(("done", text)) => Ok(text.to_owned()),
-            Some(("failed", text)) => Err(text.to_owned()),
-            None if line.is_empty() => Err("the server ended without an answer; its log says why".to_owned()),
-            _ => Err(Fault::Other(line).explain(path)),
+            Some(("failed", text)) => Err(AskError::Answered(text.to_owned())),
+            None if line.is_empty() => Err("the server ended without an answer; its log says why".to_owned().into()),
+            _ => Err(Fault::Other(line).explain(path).into()),
         };
     }
 }

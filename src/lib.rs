@@ -149,6 +149,8 @@ mod reactor;
 mod server;
 mod service;
 mod session;
+mod signals;
+mod status;
 mod throttle;
 mod unpublished;
 mod wheel;
@@ -156,14 +158,14 @@ mod wire;
 mod worker;
 mod ws;
 
-pub use crate::log::{count_dropped_log_line, on_log_level};
+pub use crate::log::{count_dropped_log_line, on_log_flush, on_log_level};
 pub use broker::NotPublished;
 pub use config::{
     BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, NotUtf8Policy,
     Reading, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
 };
-pub use control::{log_level, suspend, upgrade};
-pub use handover::refuse_hand_over;
+pub use control::{AskError, log_level, suspend, upgrade};
+pub use handover::{has_refused_hand_over, refuse_hand_over};
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
 pub use service::{Extra, run_service};

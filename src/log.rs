@@ -5,11 +5,17 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 type SetLevel = Box<dyn Fn(&str) -> Result<String, String> + Send + Sync>;
+type Flush = Box<dyn Fn(Duration) + Send + Sync>;
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
+static FLUSH: OnceLock<Flush> = OnceLock::new();
+
+/// How long a hand-over waits for the log's reader.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Counts a log line that was dropped because the log's reader did not take it in time:
 /// [`Metrics`](crate::Metrics) show the sum. For programs whose log is lossy, as the binary's.
@@ -27,6 +33,20 @@ pub(crate) fn dropped_lines() -> u64 {
 pub fn on_log_level(set: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) {
     // A program has one subscriber, and starts it once.
     SET_LEVEL.set(Box::new(set)).ok();
+}
+
+/// Sets how the log's queue is written before another process logs as well: `flush` returns when it is empty, or after
+/// the time that it is given. The first call counts.
+pub fn on_log_flush(flush: impl Fn(Duration) + Send + Sync + 'static) {
+    // As above.
+    FLUSH.set(Box::new(flush)).ok();
+}
+
+/// Writes what is queued, if the reader takes it soon. It waits; not for async code.
+pub(crate) fn flush() {
+    if let Some(flush) = FLUSH.get() {
+        flush(PATIENCE);
+    }
 }
 
 /// Changes the level.

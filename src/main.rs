@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
-use webws::{Config, ConfigError, Extra, Reading, ServerError};
+use webws::{AskError, Config, ConfigError, Extra, Reading, ServerError};
 
 use cli::{Cli, Command, RunArgs};
 use settings::Notes;
@@ -50,7 +50,10 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
-            logging::complain(&message);
+            // Once: the process that serves has logged it.
+            if !webws::has_refused_hand_over() {
+                logging::complain(&message);
+            }
             ExitCode::from(code)
         }
     }
@@ -74,11 +77,11 @@ fn execute(command: Command) -> Result<(), Failure> {
             let (config, notes) = run_config(args).inspect_err(|(_, message)| webws::refuse_hand_over(message))?;
             serve(config, &notes, Extra::None)
         }
-        Command::Check { config } => check(&config),
-        Command::Upgrade { config, control } => ask(webws::upgrade, config.as_deref(), control),
-        Command::Suspend { config, control } => ask(webws::suspend, config.as_deref(), control),
+        Command::Check { config, quiet } => check(&config, if quiet { Shown::Faults } else { Shown::All }),
+        Command::Upgrade { config, control } => ask(webws::upgrade, Logged::ByServer, config.as_deref(), control),
+        Command::Suspend { config, control } => ask(webws::suspend, Logged::ByServer, config.as_deref(), control),
         Command::Log { level, config, control } => {
-            ask(|path| webws::log_level(path, &level), config.as_deref(), control)
+            ask(|path| webws::log_level(path, &level), Logged::ByNobody, config.as_deref(), control)
         }
         Command::Dev { config, broker, listen } => {
             let (config, notes) = dev_config(config.as_deref(), broker, listen)?;
@@ -114,9 +117,17 @@ fn read_config(file: Option<&Path>) -> Result<Reading, Failure> {
     settings::read(file).map_err(|error| (EX_CONFIG, error))
 }
 
+/// Who logs that something was not done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Logged {
+    ByServer,
+    ByNobody,
+}
+
 /// Asks a running webws for something, and prints what it says.
 fn ask(
-    ask: impl FnOnce(&Path) -> Result<String, String>,
+    ask: impl FnOnce(&Path) -> Result<String, AskError>,
+    logged: Logged,
     config: Option<&Path>,
     control: Option<PathBuf>,
 ) -> Result<(), Failure> {
@@ -134,7 +145,11 @@ fn ask(
             }
         }
     };
-    let told = ask(&control).map_err(|error| (1, error))?;
+    let told = ask(&control).map_err(|error| match error {
+        // In `ExecReload=`: the server has logged it in the same journal.
+        AskError::Answered(_) if logged == Logged::ByServer && logging::is_journal() => (1, String::new()),
+        error => (1, error.to_string()),
+    })?;
     print(format!("{told}\n").as_bytes())
 }
 
@@ -142,15 +157,28 @@ fn config_failure(error: &ConfigError) -> Failure {
     (EX_CONFIG, error.to_string())
 }
 
-fn check(file: &Path) -> Result<(), Failure> {
+/// What `check` prints.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// The settings in force, or what is wrong or odd.
+    All,
+    /// What is wrong.
+    Faults,
+}
+
+fn check(file: &Path, shown: Shown) -> Result<(), Failure> {
     let mut reading = read_config(Some(file))?;
     let notes = Notes::of(&mut reading);
     let checked = webws::Server::check_reading(&reading).map_err(|error| config_failure(&error));
+    if shown == Shown::Faults {
+        return checked;
+    }
     let of_settings = reading.config.warnings();
     let mut stderr = io::stderr().lock();
     for warning in notes.warnings().chain(of_settings.iter().filter(|_| checked.is_ok()).map(String::as_str)) {
         drop(writeln!(stderr, "webws: warning: {warning}"));
     }
+    drop(stderr);
     checked?;
     let settings = toml::to_string(&reading.config).map_err(|error| (1, error.to_string()))?;
     print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())

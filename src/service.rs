@@ -3,13 +3,12 @@
 //!
 //! Works the same without systemd. May not enter: how connections are served.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::millis;
@@ -17,9 +16,12 @@ use crate::config::Config;
 use crate::control::{self, Control, Outcome, Request, Wish};
 use crate::handover::protocol::{Line, ProtocolError};
 use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, Site};
+use crate::log;
 use crate::metrics::{Metrics, Shard};
 use crate::os;
 use crate::server::{Ending, NO_SESSIONS, Running, Server, ServerError, advice};
+use crate::signals::{HangUp, Signals, Wanted};
+use crate::status;
 
 /// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
 const SOCKET_NAME: &str = "ws";
@@ -38,17 +40,18 @@ pub enum Extra {
 }
 
 /// Runs a server as the binary does: on the sockets that systemd handed over, else on
-/// `config.listen`; until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGUSR2,
-/// or `upgrade` on the control socket, starts the binary anew and hands everything over to it.
+/// `config.listen`; until SIGTERM, SIGINT or SIGQUIT, then drains. A second one ends it at once. SIGHUP, SIGUSR2
+/// or `upgrade` on the control socket start the binary again and hand everything over to it.
+/// Other signals are ignored.
 ///
 /// # Errors
 /// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
 /// process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
     raise_limits(&config);
-    let signals = |kind| signal(kind).map_err(|error| ServerError::Activation(format!("signals: {error}")));
-    let (mut term, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-    let mut upgrade = signals(SignalKind::user_defined2())?;
+    let on_hang_up = if extra == Extra::TestPage { HangUp::Stop } else { HangUp::HandOver };
+    let signals = Signals::try_new(on_hang_up);
+    let mut signals = signals.map_err(|error| ServerError::Activation(format!("signals: {error}")))?;
     // Now: later, another file may stand there.
     let program = Program::own();
     let broker = config.broker.to_string();
@@ -142,16 +145,19 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
     let watchdog = watchdog(running.shards());
     let (tell, told) = oneshot::channel();
     let site = running.site();
+    let status = status::renew(metrics.clone(), site.asks.clone(), max_sessions);
     let serving = running.run_until(async {
-        let giver = Giver { site, program, metrics: metrics.clone(), farewell: &farewell, control: &control };
-        let ending = giver.serve(&mut term, &mut interrupt, &mut upgrade, &mut requested).await;
+        let is_suspended = Cell::new(false);
+        let metrics = metrics.clone();
+        let giver = Giver { site, program, metrics, farewell: &farewell, control: &control, is_suspended };
+        let ending = giver.serve(&mut signals, &mut requested).await;
         if ending == Ending::Drain {
-            let sessions = metrics.sessions();
+            let sessions = giver.metrics.sessions();
             tracing::info!(sessions, "stopping: accepting no new connections, closing {sessions} sessions with 1001");
             os::systemd::notify_stopping("closing connections");
         }
         // The streams themselves: a second signal may be in them already.
-        tell.send((term, interrupt)).ok();
+        tell.send((signals, giver.is_suspended.get())).ok();
         ending
     });
     tokio::select! {
@@ -162,7 +168,8 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
                 os::process::terminate(*heir);
                 return Ok(());
             }
-            tracing::warn!("stopped at once by a second signal: {metrics}");
+            let sessions = metrics.sessions();
+            tracing::warn!(sessions, "stopped at once by a second signal, {sessions} sessions are cut off: {metrics}");
             Ok(())
         }
         ended = serving => {
@@ -173,6 +180,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             ended
         }
         () = watchdog => Ok(()),
+        () = status => Ok(()),
     }
 }
 
@@ -249,25 +257,24 @@ struct Giver<'a> {
     /// What the process that takes over waits for to be closed.
     farewell: &'a OnceCell<(Line, u32)>,
     control: &'a RefCell<Option<Control>>,
+    /// Whether everything was left with systemd, whose SIGTERM follows.
+    is_suspended: Cell<bool>,
 }
 
 impl Giver<'_> {
     /// Waits for the end, and hands over when asked to.
-    async fn serve(
-        &self,
-        term: &mut Signal,
-        interrupt: &mut Signal,
-        upgrade: &mut Signal,
-        requested: &mut mpsc::Receiver<Request>,
-    ) -> Ending {
+    async fn serve(&self, signals: &mut Signals, requested: &mut mpsc::Receiver<Request>) -> Ending {
         loop {
             let mut request = tokio::select! {
-                () = first_of(term, interrupt) => return Ending::Drain,
-                _ = upgrade.recv() => None,
+                wanted = signals.next() => match wanted {
+                    Wanted::Stop => return Ending::Drain,
+                    Wanted::HandOver => None,
+                },
                 request = requested.recv() => request,
             };
             if let Some(request) = request.take_if(|request| request.wish == Wish::Suspend) {
                 if self.suspend(request).await {
+                    self.is_suspended.set(true);
                     return Ending::Leave;
                 }
                 continue;
@@ -279,13 +286,19 @@ impl Giver<'_> {
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut giving => break outcome,
-                    () = first_of(term, interrupt), if !is_stopping => {
-                                // When it is too late for that, the other is told to stop, in our place.
-                        is_stopping = true;
-                        attempt.break_off();
+                    // A second signal to stop is left for later: it ends the process at once.
+                    wanted = signals.next(), if !is_stopping => match wanted {
+                        Wanted::Stop => {
+                            // When it is too late for that, the other is told to stop, in our place.
+                            is_stopping = true;
+                            attempt.break_off();
+                        }
+                        Wanted::HandOver => tracing::warn!("{}", Outcome::BUSY),
+                    },
+                    Some(other) = requested.recv() => {
+                        tracing::warn!("{}", Outcome::BUSY);
+                        other.answer(Outcome::busy()).await;
                     }
-                    _ = upgrade.recv() => tracing::warn!("{}", Outcome::BUSY),
-                    Some(other) = requested.recv() => other.answer(Outcome::busy()).await,
                 }
             };
             let words = match &outcome {
@@ -311,6 +324,8 @@ impl Giver<'_> {
                 }
                 Err(_) => tracing::error!("{}", words.text()),
             }
+            // Before the answer: who reads it finds the line.
+            blocking(log::flush).await.ok();
             if let Ok(done) = &outcome {
                 // Before anybody hears of it, and asks systemd to stop whom it takes for the main process.
                 os::systemd::notify_main_process(done.pid);
@@ -353,6 +368,7 @@ impl Giver<'_> {
                 Outcome::failed(format!("the sessions cannot be left to another process: {error}"))
             }
         };
+        blocking(log::flush).await.ok();
         request.answer(outcome).await;
         left.is_ok()
     }
@@ -365,7 +381,12 @@ impl Giver<'_> {
         let sessions = self.metrics.sessions();
         tracing::info!(sessions, "handing over {sessions} sessions to a new process");
         let site = self.site.clone();
-        blocking(move || site.give(&program, &attempt)).await.unwrap_or_else(|error| Err(GiveError::Here(error)))
+        let give = move || {
+            // The lines of the new process stand behind.
+            log::flush();
+            site.give(&program, &attempt)
+        };
+        blocking(give).await.unwrap_or_else(|error| Err(GiveError::Here(error)))
     }
 }
 
@@ -391,18 +412,13 @@ fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Serv
     Server::on(config, handed_over.into_iter().map(|(socket, _)| socket).collect())
 }
 
-async fn first_of(term: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+/// Resolves at the second signal to stop. Behind `suspend` systemd sends the first one.
+async fn second_signal(told: oneshot::Receiver<(Signals, bool)>) {
+    let Ok((mut signals, is_suspended)) = told.await else { return std::future::pending().await };
+    if is_suspended {
+        signals.stop().await;
     }
-}
-
-async fn second_signal(told: oneshot::Receiver<(Signal, Signal)>) {
-    match told.await {
-        Ok((mut term, mut interrupt)) => first_of(&mut term, &mut interrupt).await,
-        Err(_) => std::future::pending().await,
-    }
+    signals.stop().await;
 }
 
 /// Feeds systemd's watchdog while every worker makes progress; resolves never.

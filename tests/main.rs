@@ -20,6 +20,7 @@ mod gap;
 mod golden;
 mod handover;
 mod liveness;
+mod log;
 mod nginx;
 mod outage;
 mod payload;
@@ -34,6 +35,7 @@ mod role;
 mod scale;
 mod sentinel_access;
 mod service;
+mod signals;
 mod stopped;
 mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]

@@ -24,6 +24,7 @@ fi
 
 # program, or a file by its whole path, and the Debian package it comes in
 needed=(
+    script bsdutils
     nginx                    nginx
     /usr/lib/nginx/modules/ngx_http_lua_module.so libnginx-mod-http-lua
     redis-server             redis-server

@@ -108,13 +108,31 @@ impl Manager {
         Manager { socket: UnixDatagram::bind(&path).unwrap(), address: path.display().to_string() }
     }
 
-    /// The next message, as its lines; empty at the deadline.
+    /// The next message but those that only renew the status, as its lines; empty at the deadline.
     async fn next(&self, deadline: Duration) -> Vec<String> {
+        let others = async {
+            loop {
+                let message = self.receive().await;
+                if !matches!(&message[..], [line] if line.starts_with("STATUS=")) {
+                    return message;
+                }
+            }
+        };
+        timeout(deadline, others).await.unwrap_or_default()
+    }
+
+    async fn receive(&self) -> Vec<String> {
         let mut buffer = [0; 4096];
-        match timeout(deadline, self.socket.recv(&mut buffer)).await {
-            Ok(length) => str::from_utf8(&buffer[..length.unwrap()]).unwrap().lines().map(str::to_owned).collect(),
-            Err(_) => Vec::new(),
-        }
+        let length = self.socket.recv(&mut buffer).await.unwrap();
+        str::from_utf8(&buffer[..length]).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// Waits for a status that contains `text`.
+    async fn shows(&self, text: &str) {
+        let shown = async {
+            while !self.receive().await.iter().any(|line| line.starts_with("STATUS=") && line.contains(text)) {}
+        };
+        timeout(START, shown).await.unwrap_or_else(|_| panic!("no status with '{text}' within {START:?}"));
     }
 
     /// Takes messages until one has that line.
@@ -151,6 +169,27 @@ async fn ready_watchdog_and_stopping_are_told_to_systemd() {
     manager.hears("WATCHDOG=1").await;
     drop(clients);
     assert!(program.wait_exit(START).await.success());
+}
+
+#[tokio::test]
+async fn the_status_that_systemctl_shows_follows_what_happens() {
+    let mut redis = Redis::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::new(dir.path());
+    let listen = listen_in(dir.path());
+    let environment = [("NOTIFY_SOCKET", manager.address.as_str()), ("WEBWS_LIMITS__MAX_SESSIONS", "7")];
+    let arguments = ["run", "--broker", &redis.url(), "--listen", &listen];
+    let program = Program::spawn(dir.path(), &arguments, &environment);
+    manager.shows("0 of at most 7 WebSockets open, 0 handshakes under way; ready").await;
+    let client = Client::connect(&target_in(dir.path()), PATH).await;
+    manager.shows("1 of at most 7 WebSockets open").await;
+    redis.kill();
+    manager.shows("NOT READY").await;
+    redis.start_again().await;
+    manager.shows("ready, messages flow").await;
+    client.close().await;
+    manager.shows("0 of at most 7").await;
+    program.stop().await;
 }
 
 #[tokio::test]

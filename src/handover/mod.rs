@@ -20,5 +20,5 @@ mod take;
 
 pub(crate) use give::{Attempt, BreakOff, Done, GiveError, Program, Site};
 pub(crate) use store::Legacy;
-pub use take::refuse_hand_over;
 pub(crate) use take::{Heritage, Predecessor};
+pub use take::{has_refused_hand_over, refuse_hand_over};

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -46,6 +47,13 @@ pub fn refuse_hand_over(why: &str) {
     }
 }
 
+/// Whether the process that started this one has been told why this one cannot take over: it logs the reason.
+pub fn has_refused_hand_over() -> bool {
+    IS_REFUSED.load(Ordering::Relaxed)
+}
+
+static IS_REFUSED: AtomicBool = AtomicBool::new(false);
+
 /// What the new process needs before it has workers.
 #[derive(Debug)]
 pub(crate) struct Heritage {
@@ -86,8 +94,10 @@ impl Predecessor {
     }
 
     fn say_refusal(&self, refusal: &Message) {
-        // If the old one is gone, nobody is there to be told.
-        drop(self.line.say(refusal, &[], STEP));
+        // If the old one is gone, this process has to log it.
+        if self.line.say(refusal, &[], STEP).is_ok() {
+            IS_REFUSED.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Takes everything over into workers that rest; returns when they go on, with the number of

@@ -52,7 +52,10 @@ pub(crate) fn start(level: &str) -> Result<Logging, String> {
     // The default hook writes to stderr from the thread that panics.
     std::panic::set_hook(Box::new(log_panic));
     if let Some(fault) = fault {
-        tracing::warn!(level, "log = \"{level}\" (WEBWS_LOG) is ignored: {fault}; the level is {DEFAULT_LEVEL}");
+        tracing::warn!(
+            filter = level,
+            "log = \"{level}\" (WEBWS_LOG) is ignored: {fault}; the level is {DEFAULT_LEVEL}"
+        );
     }
     let current = Mutex::new(current.to_owned());
     webws::on_log_level(move |level| {
@@ -61,6 +64,8 @@ pub(crate) fn start(level: &str) -> Result<Logging, String> {
         let before = std::mem::replace(&mut *current.lock().unwrap_or_else(PoisonError::into_inner), level.to_owned());
         Ok(format!("the log level is {level} until the process ends; it was {before}"))
     });
+    let flushed = queue.clone();
+    webws::on_log_flush(move |patience| flushed.flush(patience));
     Ok(Logging(queue))
 }
 

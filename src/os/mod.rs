@@ -5,6 +5,7 @@ pub(crate) mod descriptors;
 pub(crate) mod limit;
 pub(crate) mod process;
 pub(crate) mod readiness;
+pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod socket_file;
 pub(crate) mod systemd;

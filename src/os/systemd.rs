@@ -1,9 +1,12 @@
 //! What systemd hands over and wants to hear: sockets (sd_listen_fds(3)), READY,
 //! STOPPING, WATCHDOG and FDSTORE (sd_notify(3)), credentials (systemd.exec(5), LoadCredential=).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,10 +84,13 @@ pub(crate) fn oddities() -> Vec<String> {
     oddities
 }
 
+/// How long a manager that does not read is waited for, where it must hear.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Tells systemd that the sidecar serves.
 pub(crate) fn notify_ready(status: &str) {
     let Some(socket) = variable("NOTIFY_SOCKET") else { return };
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
+    if let Err(error) = send(&[NotifyState::Ready, NotifyState::Status(status)], Some(PATIENCE)) {
         let socket = socket.display();
         tracing::warn!(%error, "NOTIFY_SOCKET={socket} cannot be used: {error}; systemd does not hear that webws serves");
     }
@@ -127,14 +133,25 @@ pub(crate) fn has_heard(limit: Duration) -> bool {
     poll(&mut polled, limit).is_ok_and(|ready| ready > 0)
 }
 
+/// Tells systemd how things stand; never waits for it.
+///
+/// # Errors
+/// When it has not been told: `WouldBlock` when it does not read at the moment.
+pub(crate) fn renew_status(status: &str) -> io::Result<()> {
+    send(&[NotifyState::Status(status)], None)
+}
+
 /// Tells systemd that the sidecar drains.
 pub(crate) fn notify_stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Tells the watchdog that all workers make progress.
+/// Tells the watchdog that all workers make progress; never waits for it.
 pub(crate) fn notify_watchdog() {
-    notify(&[NotifyState::Watchdog]);
+    // A manager that does not read finds those before it when it does.
+    if let Err(error) = send(&[NotifyState::Watchdog], None) {
+        tracing::debug!(%error, "systemd's watchdog cannot be notified: {error}");
+    }
 }
 
 /// How often the watchdog wants to hear from us at the latest (`WatchdogSec=`).
@@ -150,11 +167,25 @@ pub(crate) fn credential(name: &str) -> Option<PathBuf> {
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    if variable("NOTIFY_SOCKET").is_none() {
-        return;
-    }
     // A manager that does not listen is no reason to stop; `notify_ready` has said so.
-    if let Err(error) = sd_notify::notify(state) {
+    if let Err(error) = send(state, Some(PATIENCE)) {
         tracing::debug!(%error, "systemd cannot be notified: {error}");
     }
+}
+
+/// Sends what sd-notify's own `notify` would, which waits without end for a manager that does not read.
+fn send(state: &[NotifyState<'_>], patience: Option<Duration>) -> io::Result<()> {
+    let Some(path) = variable("NOTIFY_SOCKET") else { return Ok(()) };
+    let message: String = state.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    match patience {
+        None => socket.set_nonblocking(true)?,
+        patience => socket.set_write_timeout(patience)?,
+    }
+    // A name that begins with "@" is in the abstract namespace (unix(7)).
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    socket.send_to_addr(message.as_bytes(), &address).map(drop)
 }

@@ -69,8 +69,19 @@ pub(crate) enum Ask {
     Lose(Duration),
     /// To go on.
     GoOn(Answer),
+    /// How it stands.
+    State(oneshot::Sender<State>),
     /// To end without a word to anybody.
     Leave,
+}
+
+/// How a worker stands.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Connections that are being answered.
+    pub(crate) handshakes: usize,
+    /// Why it is not ready, if it is not.
+    pub(crate) fault: Option<String>,
 }
 
 /// A worker in words: its sessions with their sockets, and the texts that wait.
@@ -147,6 +158,9 @@ impl Worker {
                 Ask::GoOn(tell) => {
                     self.go_on();
                     drop(tell.send(Ok(())));
+                }
+                Ask::State(tell) => {
+                    drop(tell.send(State { handshakes: self.handshakes.get(), fault: self.fault() }));
                 }
                 Ask::Leave => return,
             }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::Worker;
 use crate::broker::placement::Node;
 use crate::broker::{Gap, Moved, NotPublished, Origin, Refused, Sink, Text};
-use crate::clock::millis;
+use crate::clock::{self, millis};
 use crate::close::CloseReason;
 use crate::endpoint::Channel;
 use crate::hub::Batching;
@@ -70,7 +70,7 @@ impl Sink for Worker {
         }
         let missed = Missed { length_ms: millis(length), channels, closing: keys.len() };
         // One that is older than this worker is that of a restart.
-        if length > self.started.elapsed() {
+        if millis(length) > self.now().saturating_sub(clock::START) {
             notice::restart_gap(server, missed);
         } else {
             notice::gap(server, missed);

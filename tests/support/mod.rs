@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod frame;
 pub(crate) mod http;
+pub(crate) mod journal;
 pub(crate) mod ledger;
 pub(crate) mod nginx;
 pub(crate) mod program;

@@ -1,0 +1,64 @@
+//! The line that `systemctl status` shows: renewed while the process serves, so that it says how things stand now.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::Metrics;
+use crate::os;
+use crate::worker::handover::{Ask, State};
+
+/// Between two looks. Chosen: an operator sees what has changed within some seconds.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// How long the workers may take to answer: in a hand-over they have other things to do.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Tells systemd how things stand whenever that has changed; resolves never.
+pub(crate) async fn renew(metrics: Metrics, workers: Vec<mpsc::Sender<Ask>>, max_sessions: usize) {
+    let mut told = String::new();
+    loop {
+        // Asked with a deadline: the next look comes anyway.
+        if let Ok(Some(state)) = tokio::time::timeout(PATIENCE, state_of(&workers)).await {
+            let text = text(metrics.sessions(), max_sessions, &state);
+            if text != told && os::systemd::renew_status(&text).is_ok() {
+                told = text;
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// All workers' state as one; `None` when one has ended.
+async fn state_of(workers: &[mpsc::Sender<Ask>]) -> Option<State> {
+    let mut all = State::default();
+    for worker in workers {
+        let (tell, told) = oneshot::channel();
+        worker.send(Ask::State(tell)).await.ok()?;
+        let state = told.await.ok()?;
+        all.handshakes += state.handshakes;
+        // Each says what is wrong with the links of all.
+        all.fault = all.fault.or(state.fault);
+    }
+    Some(all)
+}
+
+fn text(sessions: u64, max_sessions: usize, state: &State) -> String {
+    let fault =
+        state.fault.as_deref().map_or_else(|| "ready, messages flow".to_owned(), |why| format!("NOT READY: {why}"));
+    format!("{sessions} of at most {max_sessions} WebSockets open, {} handshakes under way; {fault}", state.handshakes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_how_many_and_what_is_wrong() {
+        let mut state = State { handshakes: 2, fault: None };
+        let fine = text(12, 100, &state);
+        assert_eq!(fine, "12 of at most 100 WebSockets open, 2 handshakes under way; ready, messages flow");
+        state.fault = Some("Redis is on fire".to_owned());
+        assert!(text(12, 100, &state).ends_with("NOT READY: Redis is on fire"));
+    }
+}
