@@ -3,6 +3,7 @@
 
 mod cli;
 mod logging;
+mod man;
 mod settings;
 
 use std::io::{self, Write};
@@ -94,7 +95,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Man => {
             let mut out = Vec::new();
-            man_page(&mut out).map_err(|error| (1, error.to_string()))?;
+            man::write(&mut out).map_err(|error| (1, error.to_string()))?;
             print(&out)
         }
     }
@@ -214,28 +215,6 @@ fn serve(config: Config, notes: &Notes, extra: Extra) -> Result<(), Failure> {
         }
         other => (1, other.to_string()),
     })
-}
-
-/// One page for all: the subcommands' options are sections of it.
-fn man_page(out: &mut Vec<u8>) -> io::Result<()> {
-    let mut command = Cli::command();
-    command.build();
-    let page = clap_mangen::Man::new(command.clone()).section("8");
-    page.render_title(out)?;
-    page.render_name_section(out)?;
-    page.render_synopsis_section(out)?;
-    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
-        let man = clap_mangen::Man::new(subcommand.clone());
-        writeln!(out, ".SH \"WEBWS {}\"", subcommand.get_name().to_uppercase())?;
-        writeln!(out, "{}", subcommand.get_about().map(ToString::to_string).unwrap_or_default())?;
-        let mut options = Vec::new();
-        man.render_options_section(&mut options)?;
-        // The heading of the section above stands for it.
-        let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "");
-        out.extend_from_slice(options.as_bytes());
-    }
-    page.render_extra_section(out)?;
-    page.render_version_section(out)
 }
 
 fn print(bytes: &[u8]) -> Result<(), Failure> {
