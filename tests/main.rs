@@ -24,6 +24,7 @@ mod log;
 mod nginx;
 mod outage;
 mod payload;
+mod package;
 mod publish;
 mod readme;
 mod refusal;

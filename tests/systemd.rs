@@ -85,7 +85,26 @@ impl Manager {
     }
 
     fn show(&self, property: &str) -> String {
-        self.systemctl(&["show", "webws.service", "--value", "-p", property]).1.trim().to_owned()
+        self.show_of("webws.service", property)
+    }
+
+    fn show_of(&self, unit: &str, property: &str) -> String {
+        self.systemctl(&["show", unit, "--value", "-p", property]).1.trim().to_owned()
+    }
+
+    /// Puts the shipped socket beside the service, as it is but for the user.
+    fn add_socket(&self) {
+        let units = self.file("config/systemd/user");
+        let shipped = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/webws.socket"));
+        let socket = shipped.unwrap().replace("/run/webws", &self.dir.path().display().to_string());
+        let socket =
+            socket.lines().filter(|line| !line.starts_with("SocketUser=") && !line.starts_with("SocketGroup="));
+        std::fs::write(units.join("webws.socket"), socket.collect::<Vec<_>>().join("\n")).unwrap();
+        let service = std::fs::read_to_string(units.join("webws.service")).unwrap();
+        let service = format!("[Unit]\nRequires=webws.socket\nAfter=webws.socket\nStartLimitIntervalSec=0\n{service}");
+        std::fs::write(units.join("webws.service"), service).unwrap();
+        let (is_done, text) = self.systemctl(&["daemon-reload"]);
+        assert!(is_done, "{text}");
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -174,4 +193,53 @@ async fn reload_exchanges_the_process_and_systemd_follows() {
     }
     assert_eq!((witness.closed, manager.show("ActiveState").as_str()), (Some(1001), "inactive"));
     assert!(!socket_in(manager.dir.path()).exists());
+}
+
+#[tokio::test]
+async fn stop_closes_the_listening_socket_and_restart_and_crash_keep_it() {
+    let redis = Redis::start().await;
+    let Some(manager) = Manager::start(&redis).await else {
+        println!("no systemd can be started here; booted/run.sh tests the units");
+        return;
+    };
+    manager.add_socket();
+    let socket = socket_in(manager.dir.path());
+    let target = target_in(manager.dir.path());
+    let act = |words: &[&str]| {
+        let (is_done, text) = manager.systemctl(words);
+        assert!(is_done, "{words:?}: {text}");
+    };
+    let states = || ["webws.service", "webws.socket"].map(|unit| manager.show_of(unit, "ActiveState"));
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&socket).unwrap());
+    act(&["start", "webws.service"]);
+    assert_eq!(states(), ["active", "active"]);
+    let before = inode();
+    let mut witness = Witness::join(&target, PATH).await;
+    act(&["restart", "webws.service"]);
+    witness.client.send_text("restarted ").await;
+    witness.await_text("restarted a", SOON).await;
+    let pid = manager.show("MainPID");
+    assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    // It waits in the backlog for the next process.
+    let mut witness = Witness::join(&target, PATH).await;
+    assert_eq!((inode(), manager.show("NRestarts").as_str()), (before, "1"));
+    act(&["stop", "webws.service"]);
+    while witness.closed.is_none() {
+        assert!(witness.take(SOON).await, "no close frame");
+    }
+    assert_eq!(witness.closed, Some(1001));
+    let are_down = async || until("both are down", SOON, async || states() == ["inactive", "inactive"]).await;
+    are_down().await;
+    assert!(!socket.exists());
+    // One does not go without the other.
+    act(&["start", "webws.socket"]);
+    Witness::join(&target, PATH).await.assert_open();
+    act(&["stop", "webws.socket"]);
+    are_down().await;
+    // Nor is the socket left behind by a service that cannot start.
+    std::fs::write(manager.file("webws.toml"), "nonsense = 1\n").unwrap();
+    assert!(!manager.systemctl(&["start", "webws.service"]).0);
+    assert_eq!(states(), ["activating", "active"], "it is tried again");
+    act(&["stop", "webws.service"]);
+    are_down().await;
 }

@@ -1,6 +1,5 @@
 //! Promise: systemd takes the units and their drop-ins without a word, and they expose little.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -11,6 +10,8 @@ const MAX_EXPOSURE: f64 = 1.2;
 /// The drop-ins for webws itself.
 const DROP_INS: [&str; 3] = ["redis-password.conf", "redis-unix.conf", "redis-remote.conf"];
 const UNITS: [&str; 4] = ["webws.service", "webws.socket", "webws@.service", "webws@.socket"];
+/// The Debian package's scripts, which `package.rs` runs.
+const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")
@@ -78,7 +79,7 @@ fn systemd_finds_no_fault_in_the_drop_ins() {
     std::fs::write(dir.path().join("nginx.service"), "[Service]\nExecStart=/bin/true\n").unwrap();
     drop_in(dir.path(), "nginx.service", "nginx-limits.conf");
     verify(dir.path(), &["nginx.service"]);
-    let known = DROP_INS.iter().chain(&UNITS).chain(&["nginx-limits.conf", "postinst", "webws.toml"]);
+    let known = DROP_INS.iter().chain(&UNITS).chain(&SCRIPTS).chain(&["nginx-limits.conf", "webws.toml"]);
     let files = std::fs::read_dir(shipped()).unwrap().count();
     assert_eq!(files, known.count(), "a file in systemd/ that no test knows");
 }
@@ -99,38 +100,23 @@ fn exposure_is_low_with_and_without_each_drop_in() {
     }
 }
 
-/// What the package's script does, with a systemctl that writes down what it is asked.
-fn postinst(dir: &Path, arguments: &[&str], reload_works: bool) -> (Option<i32>, String, String) {
-    let script = std::fs::read_to_string(shipped().join("postinst")).unwrap();
-    let booted = dir.join("booted");
-    std::fs::create_dir_all(&booted).unwrap();
-    let script = script.replace("/run/systemd/system", &booted.display().to_string());
-    std::fs::write(dir.join("postinst"), script).unwrap();
-    let stub = format!(
-        "#!/bin/sh\necho \"$*\" >> {0}/asked\ncase \"$1\" in\nlist-units) printf 'webws.service loaded active\\nwebws@1.service loaded active\\n' ;;\nreload) exit {1} ;;\nesac\n",
-        dir.display(),
-        i32::from(!reload_works)
-    );
-    std::fs::write(dir.join("systemctl"), stub).unwrap();
-    std::fs::set_permissions(dir.join("systemctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
-    drop(std::fs::remove_file(dir.join("asked")));
-    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
-    let output =
-        Command::new("sh").arg("postinst").args(arguments).current_dir(dir).env("PATH", path).output().unwrap();
-    let asked = std::fs::read_to_string(dir.join("asked")).unwrap_or_default();
-    (output.status.code(), asked, told(&output).2)
-}
-
+/// What an instance has of its own. The rest is the same text twice, and stays so.
 #[test]
-fn an_upgrade_of_the_package_reloads_what_runs_and_a_first_installation_does_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let (code, asked, _) = postinst(dir.path(), &["configure", "0.1.0"], true);
-    assert!(code == Some(0) && asked.ends_with("reload webws.service\nreload webws@1.service\n"), "{code:?} {asked}");
-    let (code, asked, said) = postinst(dir.path(), &["configure", "0.1.0"], false);
-    assert!(code == Some(0) && asked.contains("reload webws@1.service"), "one that cannot does not fail the package");
-    assert!(said.contains("webws@1.service did not hand over; the process of version 0.1.0 serves on"), "{said}");
-    for arguments in [&["configure", ""][..], &["configure"], &["abort-upgrade", "0.1.0"]] {
-        assert_eq!(postinst(dir.path(), arguments, true), (Some(0), String::new(), String::new()), "{arguments:?}");
+fn an_instance_differs_from_the_service_by_its_name_only() {
+    for (unit, template) in UNITS[..2].iter().zip(&UNITS[2..]) {
+        let read = |name| std::fs::read_to_string(shipped().join(name)).unwrap();
+        let mut expected = read(unit);
+        for (of_unit, of_instance) in [
+            ("webws.socket", "webws@%i.socket"),
+            ("webws.service", "webws@%i.service"),
+            ("webws/webws.sock", "webws/%i.sock"),
+            ("webws-control", "webws-control-%i"),
+        ] {
+            expected = expected.replace(of_unit, of_instance);
+        }
+        let lines = |text: &str| text.lines().map(|line| line.trim_end_matches(" (instance %i)").to_owned()).collect();
+        let (expected, found): (Vec<String>, Vec<String>) = (lines(&expected), lines(&read(template)));
+        assert_eq!(expected, found, "{unit} and {template}");
     }
 }
 
