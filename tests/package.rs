@@ -112,11 +112,10 @@ fn sockets_that_were_enabled_become_services_that_are_enabled() {
         symlink("/usr/lib/systemd/system/webws.socket", format!("{wants}/{name}.socket")).unwrap();
     }
     let run = machine.run("postinst", &["configure", "0.1.0~previous"]);
-    for unit in ["webws@1.service", "webws@two.service"] {
+    for unit in ["webws.service", "webws@1.service", "webws@two.service"] {
         assert!(run.has_asked(&format!("systemctl --quiet enable {unit}")), "{:?}", run.asked);
     }
-    assert!(run.has_asked("deb-systemd-helper enable webws.service"), "{:?}", run.asked);
-    assert_eq!((run.count("systemctl --quiet enable"), std::fs::read_dir(wants).unwrap().count()), (2, 0));
+    assert_eq!((run.count("systemctl --quiet enable"), std::fs::read_dir(wants).unwrap().count()), (3, 0));
 }
 
 #[test]

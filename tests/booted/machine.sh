@@ -100,7 +100,7 @@ promise() {
     while ! said=$("$@" 2>&1); do
         if [ "$SECONDS" -ge "$until" ]; then
             printf '  FAIL  %s\n' "$text"
-            printf '        %s\n' "$*" "$said" | cut -c 1-300
+            printf '        %s\n' "$*" "$said" | sed -n '1,6p' | cut -c 1-300
             failures=$((failures + 1))
             return 0
         fi
@@ -117,7 +117,7 @@ done_() {
         printf '  ok    %s\n' "$text"
     else
         printf '  FAIL  %s\n' "$text"
-        printf '        %s\n' "$*" "$said" | cut -c 1-300
+        printf '        %s\n' "$*" "$said" | sed -n '1,6p' | cut -c 1-300
         failures=$((failures + 1))
     fi
 }

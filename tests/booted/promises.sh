@@ -59,7 +59,7 @@ is_quiet() {
 has_logged() {
     local cursor=$1 text=$2
     shift 2
-    logged "$cursor" "$@" | grep -q "$text"
+    logged "$cursor" "$@" | grep "$text"
 }
 units_are_silent() {
     ! on systemd-analyze verify webws.service webws.socket webws@1.service webws@1.socket 2>&1 | grep webws
@@ -241,6 +241,10 @@ remove_and_purge() {
     promise "what was stopped stays stopped" is_down webws.service
     promise "its socket as well" is_down webws.socket
     promise "an instance runs" is_ready /run/webws/2.sock
+    purges_it
+}
+
+purges_it() {
     on install -m 600 /dev/null /etc/webws/redis-password
     done_ "apt purges it" on apt-get purge --yes --quiet webws
     promise "no process of it is left" no on pgrep -x webws
@@ -275,10 +279,12 @@ from_the_version_before() {
     power_off
     power_on
     promise "it runs after a boot" is_up webws.service
+    promise "its instance as well" is_up webws@1.service
+    purges_it
 }
 
 # The whole life's texts, of every boot.
-lacks() { ! on journalctl --quiet --output=cat --unit='webws*' | grep -E -m 3 "$1"; }
+lacks() { ! on journalctl --quiet --output=cat --unit='webws*' | grep -E "$1"; }
 
 journal() {
     promise "no message names a field in place of its value" lacks '\<(standstill_ms|length_ms|lost_ms)\>'

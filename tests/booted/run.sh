@@ -56,8 +56,6 @@ section "From the version before, and back"
 power_off
 new_machine
 from_the_version_before
-section "The journal"
-journal
 
 if [ "$failures" -gt 0 ]; then
     echo "$failures promises do not hold"
