@@ -101,6 +101,8 @@ impl Manager {
             socket.lines().filter(|line| !line.starts_with("SocketUser=") && !line.starts_with("SocketGroup="));
         std::fs::write(units.join("webws.socket"), socket.collect::<Vec<_>>().join("\n")).unwrap();
         let service = std::fs::read_to_string(units.join("webws.service")).unwrap();
+        // Restarts are counted; one by an impatient watchdog would be one too many.
+        let service = service.replace("WatchdogSec=2s\n", "");
         let service = format!("[Unit]\nRequires=webws.socket\nAfter=webws.socket\nStartLimitIntervalSec=0\n{service}");
         std::fs::write(units.join("webws.service"), service).unwrap();
         let (is_done, text) = self.systemctl(&["daemon-reload"]);
