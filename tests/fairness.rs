@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::support::SOON;
 use crate::support::client::{Client, Socket, Target, upgrade_request};
 use crate::support::frame::{BINARY, CONTINUATION, PING, PONG, TEXT, client_frame};
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::upgrades_within;
+use crate::support::{SOON, until};
 
 const FIN: u8 = 0x80;
 
@@ -43,6 +43,40 @@ async fn a_flood_of_messages_keeps_nobody_waiting() {
     let webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
     let message = client_frame(FIN | TEXT, b"");
     assert_others_are_served("messages", &webws.target(), &message, &message).await;
+}
+
+/// A message of no byte on a channel with a long name is the name to Redis, and the name back to each worker.
+#[tokio::test]
+async fn what_long_names_amplify_is_counted() {
+    const NAME_BYTES: usize = 15_000;
+    // Far under what a batch of 2,000 messages is with such names, and over what one of 256 kB is.
+    let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 4mb 2mb 1"]).await;
+    let endpoint = "path = \"/in\"\nwire = \"plain\"\nchannel = \"plain\"\nmax_channel_bytes = 16000";
+    let webws = Webws::builder().broker(&redis.url()).workers(1).endpoint_toml(endpoint).start().await;
+    let mut healthy = Client::connect(&webws.target(), "/in?channel=healthy").await;
+    let (links, resident) = (redis.links().await, webws.rss_kb());
+    let mut floods = JoinSet::new();
+    for n in 0..10 {
+        let target = webws.target();
+        floods.spawn(async move {
+            let path = format!("/in?channel={:n<NAME_BYTES$}", n / 2);
+            let mut client = Client::connect(&target, &path).await;
+            let burst = client_frame(FIN | TEXT, b"").repeat(300);
+            let end = Instant::now() + TIME;
+            while Instant::now() < end {
+                client.send_raw(&burst).await;
+                while client.next_frame(Duration::from_millis(20)).await.is_some() {}
+                assert_eq!(client.end(), None);
+            }
+        });
+    }
+    while !floods.is_empty() {
+        healthy.send_text("hello").await;
+        assert!(timeout(SOON, healthy.expect_text("hello")).await.is_ok(), "its message did not come back in {SOON:?}");
+        floods.try_join_next().transpose().expect("a flood is not closed");
+    }
+    assert_eq!(redis.links().await, links, "Redis ended a link:\n{}", webws.log());
+    until("its memory is back", SOON * 4, async || webws.rss_kb() < resident + (16 << 10)).await;
 }
 
 /// Joins a healthy client, then floods with `first` and `rest` over and over, and lets it speak meanwhile.

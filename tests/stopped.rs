@@ -32,7 +32,7 @@ async fn time_in_which_the_process_did_not_run_counts_against_nobody() {
     for n in 0..20 {
         clients.push(Client::connect(&webws.target(), &format!("/in?channel=c{n}")).await);
     }
-    let links = links(&redis).await;
+    let links = redis.links().await;
     webws.signal(Signal::SIGSTOP);
     // What comes meanwhile waits: from Redis, from clients, and a handshake that is half there.
     for (n, client) in clients.iter().enumerate() {
@@ -53,11 +53,5 @@ async fn time_in_which_the_process_did_not_run_counts_against_nobody() {
             client.expect_text("still here").await;
         }
     }
-    assert_eq!(self::links(&redis).await, links, "a link was made again:\n{}", webws.log());
-}
-
-/// What tells the links of webws from those that it would make instead: their ids at Redis.
-async fn links(redis: &Redis) -> Vec<String> {
-    let ids = redis.clients().await.into_iter().filter(|line| line.contains("name=webws"));
-    ids.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
+    assert_eq!(redis.links().await, links, "a link was made again:\n{}", webws.log());
 }

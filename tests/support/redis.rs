@@ -114,6 +114,12 @@ impl Redis {
     }
 
     /// Records all payloads on the exact `channel` from now on.
+    /// What tells the links of webws from those that it would make in their place: their ids.
+    pub(crate) async fn links(&self) -> Vec<String> {
+        let links = self.clients().await.into_iter().filter(|line| line.contains("name=webws"));
+        links.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
+    }
+
     pub(crate) async fn spy(&self, channel: &[u8]) -> Spy {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&seen);
