@@ -286,6 +286,6 @@ mod tests {
         let option = "<option value=\"/news&quot;&lt;\" data-wire=\"plain\" data-rule=\"path\" data-argument=\"channel\" \
              data-prefix=\"news:\" data-command=\"PUBLISH\" data-max=\"65535\" data-receives=\"yes\" data-sends=\"no\">";
         assert!(page.contains(option), "{page}");
-        assert!(page.contains("redis-cli -u redis://web:") && !page.contains("hunter2"), "{page}");
+        assert!(page.contains("redis-cli -u redis://&lt;hidden&gt;@r:1") && !page.contains("hunter2"), "{page}");
     }
 }

@@ -76,14 +76,15 @@ pub(crate) fn start(level: &str) -> Result<Logging, String> {
 /// of that name, which there is not, and silence everything else.
 fn parse(text: &str) -> Result<EnvFilter, String> {
     const LEVELS: &str = "error, warn, info, debug, trace or off";
-    for directive in text.split(',').map(str::trim) {
+    let directives: Vec<_> = text.split(',').map(str::trim).collect();
+    for directive in &directives {
         let level = directive.rsplit('=').next().unwrap_or(directive);
-        let is_ours = !directive.contains('=') && (directive == "webws" || directive.starts_with("webws::"));
+        let is_ours = !directive.contains('=') && (*directive == "webws" || directive.starts_with("webws::"));
         if !is_ours && level.parse::<LevelFilter>().is_err() {
             return Err(format!("\"{level}\" is no level: {LEVELS}, or TARGET=LEVEL with commas between"));
         }
     }
-    EnvFilter::try_new(text).map_err(|error| error.to_string())
+    EnvFilter::try_new(directives.join(",")).map_err(|error| error.to_string())
 }
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;

@@ -106,7 +106,8 @@ fn every_difference_of_a_settings_table_is_found() {
 /// Keeps `UNSET_OPTIONS` whole: a new `Option` in the settings fails here first.
 #[test]
 fn options_that_are_unset_by_default_are_known_by_name() {
-    let all = "broker = \"memory\"\nsocket_group = \"x\"\ncontrol = \"x\"\n[redis]\nusername = \"x\"\npassword_file = \"x\"\nca_file = \"x\"\n\
+    let all = "broker = \"memory\"\nsocket_group = \"x\"\ncontrol = \"x\"\n[redis]\nusername = \"x\"\npassword_file = \"x\"\nsentinel_username = \"x\"\n\
+               sentinel_password_file = \"x\"\nca_file = \"x\"\npinned_certificate_file = \"x\"\n\
                certificate_file = \"x\"\nkey_file = \"x\"\nserver_name = \"x\"\n";
     let config = Config::read("all", all, []).unwrap();
     let debug = format!("{config:?}");

@@ -72,6 +72,9 @@ fn of_alert(alert: AlertDescription) -> Option<&'static str> {
     })
 }
 
+const CRITICAL_EXTENSION: &str = "the server's certificate has a critical extension that webws does not know: make one \
+     without it, or pin this one by redis.pinned_certificate_file";
+
 fn of_certificate(error: &CertificateError, trust: Trust) -> String {
     use CertificateError as Fault;
     match error {
@@ -112,11 +115,7 @@ fn of_certificate(error: &CertificateError, trust: Trust) -> String {
              pin this one by redis.pinned_certificate_file"
                 .to_owned()
         }
-        Fault::UnhandledCriticalExtension => {
-            "the server's certificate has a critical extension that webws does not know: make one without it, or pin \
-             this one by redis.pinned_certificate_file"
-                .to_owned()
-        }
+        Fault::UnhandledCriticalExtension => CRITICAL_EXTENSION.to_owned(),
         Fault::UnsupportedSignatureAlgorithmContext { .. }
         | Fault::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
             "the server's certificate is signed by an algorithm that is not safe any more, or too new: make one with \
@@ -135,6 +134,7 @@ fn of_certificate(error: &CertificateError, trust: Trust) -> String {
                  make one with subjectAltName, name its authority by redis.ca_file, or pin it by \
                  redis.pinned_certificate_file; {FETCH}"
             ),
+            text if text.contains("UnsupportedCriticalExtension") => CRITICAL_EXTENSION.to_owned(),
             _ => format!(
                 "the server's certificate cannot be used: make another one, or pin this one by \
                  redis.pinned_certificate_file; {FETCH}"
