@@ -34,15 +34,21 @@ const KEPT: [&str; 10] = [
     "KillMode=",
 ];
 
+/// Two managers would put their services into the same control group, and each would wait for, and kill, the
+/// other's processes.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A systemd of its own, with the shipped service in it.
 struct Manager {
     dir: TempDir,
     _process: Process,
+    _only: tokio::sync::MutexGuard<'static, ()>,
 }
 
 impl Manager {
     /// `None` when this machine does not let us.
     async fn start(redis: &Redis) -> Option<Manager> {
+        let only = ONE_AT_A_TIME.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().display();
         for part in ["run", "config/systemd/user"] {
@@ -74,7 +80,7 @@ impl Manager {
             let private = private.clone();
             async move { has_ended || private.exists() }
         });
-        (is_there.await && private.exists()).then_some(Manager { dir, _process: process })
+        (is_there.await && private.exists()).then_some(Manager { dir, _process: process, _only: only })
     }
 
     fn systemctl(&self, words: &[&str]) -> (bool, String) {

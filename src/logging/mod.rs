@@ -80,7 +80,7 @@ fn parse(text: &str) -> Result<EnvFilter, String> {
     for directive in &directives {
         let level = directive.rsplit('=').next().unwrap_or(directive);
         let is_ours = !directive.contains('=') && (*directive == "webws" || directive.starts_with("webws::"));
-        if !is_ours && level.parse::<LevelFilter>().is_err() {
+        if !is_ours && (level.is_empty() || level.parse::<LevelFilter>().is_err()) {
             return Err(format!("\"{level}\" is no level: {LEVELS}, or TARGET=LEVEL with commas between"));
         }
     }
