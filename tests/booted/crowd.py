@@ -2,7 +2,7 @@
 """A crowd of WebSockets behind nginx, and a producer in Redis that counts: what the clients noticed is written
 to a file, ten times a second.
 
-    crowd.py FILE [--clients 20] [--path /webws] [--channels 4]
+    crowd.py FILE [--clients 20] [--path /webws] [--channels 4] [--password REDIS_PASSWORD]
 
 Each channel's producer publishes "r:0:", "r:1:" and so on; the lua wire appends the channel's name. A client
 that misses a number counts it as lost, one that comes again as twice. Clients publish as well and hear
@@ -108,12 +108,16 @@ def main():
     arguments.add_argument("--clients", type=int, default=20)
     arguments.add_argument("--channels", type=int, default=4)
     arguments.add_argument("--path", default="/webws")
+    arguments.add_argument("--password")
     options = arguments.parse_args()
     clients = [Client(n, options.path, f"c{n % options.channels}") for n in range(options.clients)]
     selector = selectors.DefaultSelector()
     for client in clients:
         selector.register(client.sock, selectors.EVENT_READ, client)
     redis = socket.create_connection(("127.0.0.1", 6379))
+    if options.password:
+        redis.sendall(f"AUTH {options.password}\r\n".encode())
+        redis.recv(65536)
     published, since = 0, time.monotonic()
     while True:
         for key, _ in selector.select(0.02):

@@ -28,7 +28,7 @@ crowd_heard() { is_there /run/crowd.json && [ "$(crowd heard)" -ge "$1" ]; }
 crowd_start() {
     on systemctl reset-failed crowd.service 2>/dev/null || true
     on rm -f /run/crowd.json
-    on systemd-run --quiet --unit=crowd python3 /root/crowd.py /run/crowd.json --clients "$clients"
+    on systemd-run --quiet --unit=crowd python3 /root/crowd.py /run/crowd.json --clients "$clients" "$@"
     within 20 crowd_heard 10 || { on journalctl --unit=crowd --lines=5 >&2; return 1; }
 }
 crowd_stop() { on systemctl stop crowd.service; }
@@ -43,12 +43,21 @@ crowd_lost_nothing() {
 }
 crowd_was_told() { on grep -q "\"open\": 0, \"codes\": {\"$1\": $clients}" /run/crowd.json; }
 
-now() { on journalctl --lines=0 --show-cursor | sed -n 's/^-- cursor: //p'; }
+position_of() {
+    on journalctl --quiet --identifier="$1" --lines=1 --show-cursor | sed -n 's/^-- cursor: //p' | grep .
+}
+# The position of an entry of this script: --after-cursor of systemd 252 leaves out the first entry that matches,
+# even if the entry at the cursor is another one.
+now() {
+    local mark=booted-$BASHPID
+    on logger --tag "$mark" "promises from here on"
+    within 10 position_of "$mark"
+}
 # logged CURSOR ARGUMENTS: what webws and systemd logged of webws since then.
 logged() {
     local cursor=$1
     shift
-    on journalctl --quiet --output=cat --unit='webws*' --after-cursor="$cursor" "$@"
+    on journalctl --quiet --output=cat --unit='webws*' --cursor="$cursor" "$@"
 }
 is_quiet() {
     local said
@@ -203,6 +212,41 @@ a_crash() {
     promise "the service is down" is_down webws.service
     promise "the socket as well" is_down webws.socket
     done_ "start" on systemctl start webws.service
+}
+
+# redis_password OLD NEW: set in Redis, and written to the file of the drop-in.
+redis_password() {
+    on redis-cli ${1:+--no-auth-warning -a "$1"} config set requirepass "$2" >/dev/null
+    on sh -c 'echo "$1" >/etc/webws/redis-password' sh "$2"
+}
+
+# As the header of redis-password.conf says.
+a_password_of_redis() {
+    local process
+    on groupadd --system webws-redis
+    on install -o root -g webws-redis -m 0640 /dev/null /etc/webws/redis-password
+    on install -D -m 644 -t /etc/systemd/system/webws.service.d /usr/share/webws/systemd/redis-password.conf
+    redis_password "" first
+    on systemctl daemon-reload
+    done_ "restart with the drop-in for a password" on systemctl restart webws.service
+    promise "it is ready: Redis takes the password" is_ready
+    promise "others may not read the password" on sh -c '! setpriv --reuid=nobody --clear-groups cat /etc/webws/redis-password'
+    crowd_start --password first
+    process=$(main_process)
+    redis_password first second
+    done_ "reload after a new password" on systemctl reload webws.service
+    promise "another process serves" is_other_process "$process"
+    promise "it is ready: Redis takes the new password" is_ready
+    promise "no WebSocket is closed, nothing is lost" crowd_lost_nothing
+    redis_password second third
+    done_ "Redis ends the links" on sh -c '[ "$(redis-cli --no-auth-warning -a third client kill type pubsub)" -gt 0 ]'
+    promise "a lost link comes back with a newer password, without a reload" crowd_is_whole
+    crowd_stop
+    on rm -r /etc/systemd/system/webws.service.d /etc/webws/redis-password
+    on redis-cli --no-auth-warning -a third config set requirepass "" >/dev/null
+    on systemctl daemon-reload
+    done_ "restart without the drop-in" on systemctl restart webws.service
+    promise "it is ready" is_ready
 }
 
 instances() {

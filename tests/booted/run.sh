@@ -46,6 +46,8 @@ section "Reload, restart, stop and start"
 reload_and_restart
 stop_and_start
 a_crash
+section "A password of Redis"
+a_password_of_redis
 section "Instances"
 instances
 section "The journal"
