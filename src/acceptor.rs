@@ -161,8 +161,8 @@ impl Entrance {
         if NO_ROOM.allows() {
             tracing::error!(
                 %error,
-                "no connection can be accepted ({error}); they wait in the backlog: raise LimitNOFILE or lower \
-                 limits.max_sessions"
+                "no connection can be accepted ({error}), so connections wait in the backlog: raise LimitNOFILE or \
+                 lower limits.max_sessions"
             );
         }
         loop {
@@ -210,6 +210,6 @@ async fn refuse(socket: OwnedFd, answer: Bytes) {
         os::socket::send_bytes(socket.as_fd(), &answer)
     };
     if !matches!(tokio::time::timeout(REFUSING, request).await, Ok(Ok(_))) {
-        tracing::trace!("a refused client went before it had read its answer");
+        tracing::trace!("a refused client closed its connection before it read the answer");
     }
 }

@@ -17,17 +17,17 @@ const AFTER_HELP: &str = "\
 Settings come from the defaults, then the file, then WEBWS_* variables (WEBWS_WORKERS=2,
 WEBWS_REDIS__USERNAME=web), then the options.
 
-Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end; a second one ends at once.
-SIGHUP and SIGUSR2 are webws upgrade without an answer. Other signals are ignored.
+Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end webws; a second one ends webws
+at once. SIGHUP and SIGUSR2 are webws upgrade without an answer. webws ignores other signals.
 Exit codes: 0 done, 1 could not go on, 64 wrong arguments, 78 wrong settings.
 Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, as webws::broker=debug) shows more than info; webws log LEVEL changes
-it without a restart.";
+the level without a restart.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve, until SIGTERM.
     Run(RunArgs),
-    /// Check a configuration: list all its faults, or the settings that would be used.
+    /// Check a configuration: list all its faults, or print the settings in force.
     Check {
         /// The configuration file (TOML).
         #[arg(long, value_name = "FILE")]
@@ -36,43 +36,43 @@ pub(crate) enum Command {
         #[arg(long)]
         quiet: bool,
     },
-    /// Start the binary and the configuration anew while every WebSocket stays connected, and wait for it.
+    /// Start the new binary and configuration while every WebSocket stays connected, and wait for the result.
     Upgrade {
         /// The configuration file (TOML), for its control socket. Default: the control socket of the shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The control socket, instead.
+        /// The control socket, instead of --config.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
-    /// For ExecStop=: end, and leave every WebSocket to systemd, for the process that it starts next.
+    /// For ExecStop=: end, and leave every WebSocket with systemd for the next process.
     Suspend {
         /// The configuration file (TOML), for its control socket. Default: the control socket of the shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The control socket, instead.
+        /// The control socket, instead of --config.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
-    /// Change what a running webws logs, until it ends.
+    /// Change the log level of a running webws, until its process ends.
     Log {
-        /// error, warn, info, debug or off, or TARGET=LEVEL with commas between.
+        /// error, warn, info, debug or off, or several TARGET=LEVEL separated by commas.
         level: String,
         /// The configuration file (TOML), for its control socket.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The control socket, instead.
+        /// The control socket, instead of --config.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
-    /// Try it out: a test page at http://127.0.0.1:8080/ and no Redis needed.
+    /// Try webws without Redis, on a test page at http://127.0.0.1:8080/.
     ///
-    /// Requests for other names than this machine's, and WebSockets of other machines' pages, are refused.
+    /// webws refuses requests for names of other machines, and WebSockets from pages of other machines.
     Dev {
-        /// A configuration file (TOML), for its endpoints, its broker and all else but `listen` and `control`.
+        /// A configuration file (TOML): all its settings except `listen` and `control` apply.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The broker to use instead of the embedded one, or of the file's.
+        /// The broker, instead of the embedded one or the file's.
         #[arg(long, value_name = "URL")]
         broker: Option<Broker>,
         /// Where to listen; may be repeated. Default: TCP 127.0.0.1:8080 and a Unix socket in the temporary directory.

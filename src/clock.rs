@@ -1,7 +1,7 @@
 //! A worker's clock, in milliseconds: small, and portable as durations.
 //!
-//! Time in which the thread did not run (SIGSTOP, a paused virtual machine, a debugger) does not count:
-//! nothing could be heard in it, so nothing that is judged by the clock grows old in it.
+//! Time in which the thread does not run (SIGSTOP, a paused virtual machine, a debugger) does not count: the worker
+//! receives nothing meanwhile, so no deadline of the clock may pass.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -13,15 +13,14 @@ use tokio::time::Instant;
 /// An instant or a span on a worker's clock.
 pub(crate) type Millis = u64;
 
-/// What the clock shows when a worker starts: a day, so that what another process began before can be
-/// told in it.
+/// The clock's time when a worker starts: a day, so that the clock can express times in a previous process.
 pub(crate) const START: Millis = 86_400_000;
 
-/// A timer that fires this much later than it should was stopped with its process. Chosen: ten times what a
-/// worker at its limit needs for a turn, and a tenth of the shortest deadlines.
+/// If a timer fires this late, its process was stopped. Chosen: ten times the turn of a worker at its limit, and a
+/// tenth of the shortest deadlines.
 const STOPPED: Duration = Duration::from_millis(500);
 
-/// What a deadline that passed while the process was stopped is put off by, to hear what came meanwhile.
+/// Extension of a deadline that passed while the process was stopped, to read the bytes that came meanwhile.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A duration on a worker's clock.
@@ -29,7 +28,7 @@ pub(crate) fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }
 
-/// A worker's clock. It has to be read more often than twice a second; the worker's ticks do.
+/// A worker's clock. The worker must read it more than twice a second; the worker's ticks do.
 #[derive(Debug)]
 pub(crate) struct Clock {
     started: Instant,
@@ -44,7 +43,7 @@ impl Clock {
         Self { started: now, read_at: Cell::new(now), stopped: Cell::new(Duration::ZERO) }
     }
 
-    /// What the clock shows.
+    /// The clock's time.
     pub(crate) fn now(&self) -> Millis {
         let now = Instant::now();
         let pause = now - self.read_at.replace(now);
@@ -59,8 +58,8 @@ impl Clock {
     }
 }
 
-/// As tokio's `timeout_at`, but time in which the process was stopped does not count against `future`: a
-/// deadline that is found to have passed long ago is put off once more.
+/// As tokio's `timeout_at`, but time in which the process was stopped does not count against `future`: a deadline
+/// that passed long ago is extended once.
 ///
 /// # Errors
 /// When `future` is not ready by `deadline`.
@@ -85,7 +84,7 @@ pub(crate) async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::
     timeout_at(Instant::now() + limit, future).await
 }
 
-/// Whether the process did not run when the timer for `deadline`, which is over, should have fired.
+/// Whether the process was stopped when the timer for the past `deadline` should have fired.
 pub(crate) fn was_stopped_at(deadline: Instant) -> bool {
     deadline.elapsed() >= STOPPED
 }

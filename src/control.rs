@@ -291,7 +291,7 @@ impl Fault {
             Self::Io(error, patience) => (error, patience),
             Self::Other(_) => {
                 return format!(
-                    "{path} is not webws' control socket, something else answers there: see the setting control"
+                    "{path} is not webws' control socket, because something else answers there: see the setting control"
                 );
             }
         };

@@ -26,7 +26,7 @@ pub(crate) struct Endpoint {
 pub(crate) enum NoChannel {
     #[error("the query does not name the channel, as ?channel=…")]
     Missing,
-    #[error("the query has the channel argument twice (upper and lower case do not tell two apart)")]
+    #[error("the query has the channel argument twice (upper and lower case count as the same name)")]
     Twice,
     #[error("the query has the channel argument's name in another case")]
     Case,

@@ -1,9 +1,8 @@
-//! A request's head: received whole, and taken apart before hyper reads it.
+//! A request's head: received whole, and split before hyper reads it.
 //!
-//! nginx passes on targets and field values that hyper refuses, such as `?channel="zhang"` as it
-//! stands. So the target stays here, as the bytes that came, and hyper reads `/` in its place. The
-//! channel's rules judge the target (`endpoint.rs`), hyper judges everything else.
-//! May not enter: what the target and the fields mean.
+//! nginx passes on targets and field values that hyper refuses, such as `?channel="zhang"`. So the target's raw bytes
+//! stay here, and hyper reads `/` instead. The channel's rules judge the target (`endpoint.rs`), hyper judges
+//! everything else. May not enter: the meaning of the target and the fields.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,8 +10,8 @@ use std::os::fd::BorrowedFd;
 
 use crate::os;
 
-/// Longest request head. Chosen: twice nginx' default for a request line, so that what
-/// nginx lets through is read.
+/// Longest request head. Chosen: larger than nginx's default for a request line, so that webws reads all that nginx
+/// passes on.
 pub(crate) const MAX_HEAD_BYTES: usize = 32 << 10;
 
 /// Fields that decide about the handshake or the framing: hyper gets their values as they came.

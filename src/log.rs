@@ -1,7 +1,7 @@
-//! What the process' log tells the library, and is told by it: lines that were dropped, and the level that is
-//! asked for on the control socket. The subscriber itself is the program's.
+//! Connects the library with the process' log: the number of dropped lines, and the level that `webws log` sets on
+//! the control socket. The program owns the subscriber.
 //!
-//! Statics, because a process has one log, however many servers run in it.
+//! Statics, because a process has one log, however many servers run in the process.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +17,8 @@ static FLUSH: OnceLock<Flush> = OnceLock::new();
 /// How long a hand-over waits for the log's reader.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Counts a log line that was dropped because the log's reader did not take it in time:
-/// [`Metrics`](crate::Metrics) show the sum. For programs whose log is lossy, as the binary's.
+/// Counts a log line that was dropped because the log's reader did not take the line in time.
+/// [`Metrics`](crate::Metrics) show the sum. For programs with a lossy log, as the binary.
 pub fn count_dropped_log_line() {
     DROPPED.fetch_add(1, Ordering::Relaxed);
 }
@@ -28,21 +28,21 @@ pub(crate) fn dropped_lines() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
-/// Sets what `webws log LEVEL` does in this process: `set` gets the level, and returns a sentence for the person
-/// that asked. The first call counts.
+/// Sets what `webws log LEVEL` does in this process: `set` gets the level, and returns a sentence for the operator.
+/// Only the first call counts.
 pub fn on_log_level(set: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) {
-    // A program has one subscriber, and starts it once.
+    // A program starts its one subscriber once.
     SET_LEVEL.set(Box::new(set)).ok();
 }
 
-/// Sets how the log's queue is written before another process logs as well: `flush` returns when it is empty, or after
-/// the time that it is given. The first call counts.
+/// Sets how to write the log's queue before another process logs as well: `flush` returns when the queue is empty, or
+/// after the given time. Only the first call counts.
 pub fn on_log_flush(flush: impl Fn(Duration) + Send + Sync + 'static) {
     // As above.
     FLUSH.set(Box::new(flush)).ok();
 }
 
-/// Writes what is queued, if the reader takes it soon. It waits; not for async code.
+/// Writes queued lines, if the reader takes them soon. Blocks: not for async code.
 pub(crate) fn flush() {
     if let Some(flush) = FLUSH.get() {
         flush(PATIENCE);
@@ -52,7 +52,7 @@ pub(crate) fn flush() {
 /// Changes the level.
 ///
 /// # Errors
-/// What is wrong with it, or that this program's level cannot change.
+/// The level is invalid, or this program's level cannot change.
 pub(crate) fn set_level(level: &str) -> Result<String, String> {
     SET_LEVEL.get().map_or_else(|| Err("the log level of this program cannot change".to_owned()), |set| set(level))
 }

@@ -1,6 +1,6 @@
-//! The man page webws(8): what clap knows of the command line, and the sections that only a person can write.
+//! The man page webws(8): the command line from clap, and the sections that a person writes.
 //!
-//! May not enter: what a setting means (the README's table says that).
+//! May not enter: what a setting means (see the README's table).
 
 use std::io::{self, Write};
 
@@ -8,13 +8,14 @@ use clap::CommandFactory;
 
 use crate::cli::Cli;
 
-/// Behind the name: what apropos(1) finds.
+/// The section after the synopsis.
 const DESCRIPTION: &str = r#".SH DESCRIPTION
-webws stands beside nginx. It takes the WebSockets that nginx passes on and joins each to a channel of Redis
-Pub/Sub: what anyone publishes on the channel reaches every browser, and what a browser sends is published.
+webws is a sidecar for nginx. It takes the WebSockets that nginx passes on and joins each to a channel of Redis
+Pub/Sub. A message that anyone publishes on the channel reaches every browser; webws publishes what a browser sends.
 .PP
-As a service it is webws.service, which systemd starts at boot, and webws.socket, which holds the listening
-socket. Both start and stop together. Several instances are webws@1.service, webws@2.service and so on; they share the configuration file.
+The service has two units: webws.service, which systemd starts at boot, and webws.socket, which holds the listening
+socket. Both start and stop together. Several instances are webws@1.service, webws@2.service and so on; they share
+the configuration file.
 .TP
 .B systemctl reload webws
 exchanges the binary and the configuration. Every WebSocket stays connected and no message is lost. When the
@@ -22,20 +23,20 @@ new process cannot take over, the reload fails and the old process goes on.
 .TP
 .B systemctl restart webws
 applies what systemd itself reads (the unit, its environment, credentials and limits). WebSockets stay
-connected; messages of that moment are missing, which the log calls a gap. New clients wait.
+connected. Messages published during the restart are missing; the log calls this a gap. New clients wait.
 .TP
 .B systemctl stop webws
-closes every WebSocket with 1001, and the listening socket, so that no client can start the service again.
+closes every WebSocket with 1001, and closes the listening socket, so that no client can start the service again.
 "#;
 
-/// Behind the commands.
+/// The sections after the commands.
 const SECTIONS: &str = r#".SH FILES
 .TP
 .I /etc/webws/webws.toml
 Settings. An empty file is valid: all settings have defaults.
 .TP
 .I /etc/webws/redis\-password
-Password of Redis, where redis\-password.conf is in use. Owner root, mode 0600.
+Password of Redis for the drop\-in redis\-password.conf. Owner root, mode 0600.
 .TP
 .I /etc/systemd/system/webws.service.d/
 Place for the drop\-ins that an administrator copies from /usr/share/webws/systemd.
@@ -55,11 +56,11 @@ for nginx.service.
 .SH ENVIRONMENT
 .TP
 .B WEBWS_LOG
-Level of the log (error, warn, info, debug, trace), or a filter of Rust's tracing, as webws=debug. Default: info.
+Level of the log (error, warn, info, debug, trace, off), or a filter of Rust's tracing, as webws=debug. Default: info.
 .TP
 .B WEBWS_<SETTING>
 A setting of the file, in capitals; WEBWS_WORKERS=2 is "workers = 2". Two underscores go into a table:
-WEBWS_REDIS__USERNAME=web. An environment variable wins over the file, an option over both.
+WEBWS_REDIS__USERNAME=web. An environment variable overrides the file; an option overrides both.
 .TP
 .B CREDENTIALS_DIRECTORY
 Set by systemd (LoadCredential=). The file redis\-password in it is the password of Redis.
@@ -81,25 +82,25 @@ Wrong arguments.
 Wrong settings.
 .SH EXAMPLES
 .TP
-Try it out, without Redis:
+Try webws without Redis:
 webws dev
 .TP
-Are the settings valid, and which are in force?
+Check the settings, and print those in force:
 webws check \-\-config /etc/webws/webws.toml
 .TP
 Apply changed settings while every WebSocket stays connected:
 systemctl reload webws
 .TP
-What went wrong today?
+Show today's warnings and errors:
 journalctl \-u webws \-p warning \-\-since today
 .TP
-Does it serve, and is Redis there?
+Ask whether webws serves and reaches Redis:
 curl \-\-unix\-socket /run/webws/webws.sock http://localhost/readyz
 .TP
-Two instances, now and at boot:
+Start two instances, now and at boot:
 systemctl enable \-\-now webws@1.service webws@2.service
 .TP
-Redis with a password:
+Set the password of Redis:
 install \-m 600 /dev/stdin /etc/webws/redis\-password
 .br
 install \-D \-m 644 \-t /etc/systemd/system/webws.service.d /usr/share/webws/systemd/redis\-password.conf
@@ -113,7 +114,7 @@ systemctl daemon\-reload && systemctl restart webws
 /usr/share/doc/webws/README.md has all settings.
 "#;
 
-/// Writes the page: the subcommands' options are sections of it.
+/// Writes the page. Each subcommand's options are a section.
 ///
 /// # Errors
 /// When `out` cannot be written to.
@@ -131,7 +132,7 @@ pub(crate) fn write(out: &mut Vec<u8>) -> io::Result<()> {
         writeln!(out, "{}", subcommand.get_about().map(ToString::to_string).unwrap_or_default())?;
         let mut options = Vec::new();
         man.render_options_section(&mut options)?;
-        // The heading of the section above stands for it.
+        // The heading above replaces this one.
         let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "");
         out.extend_from_slice(options.as_bytes());
     }

@@ -1,7 +1,7 @@
-//! Warnings that could repeat per connection: told at once and then once a minute, each time with how many there
-//! were since the last line. Also what is summed up: refused handshakes by reason, and the gaps by a restart.
+//! Warnings that could repeat per connection: logged at once and then once a minute, each time with the count since
+//! the last line. Also sums: refused handshakes by reason, and gaps caused by a restart.
 //!
-//! Statics, because a log is the process'. Workers [`tell_due`] what is left over.
+//! Statics, because the process has one log. Workers call [`tell_due`] to log the rest.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use crate::close::CloseReason;
 use crate::throttle::Throttle;
 
-/// Sessions that were not admitted, because there are as many as there may be.
+/// Sessions that were not admitted, because the number of sessions is at its limit.
 pub(crate) static FULL: Notice = Notice::new(|count, max_sessions| {
     tracing::warn!(
         count,
         max_sessions,
         "the server is full: {count} handshakes got 503, because {max_sessions} WebSockets are open \
-         (limits.max_sessions, or the descriptor limit); /readyz says it"
+         (limits.max_sessions, or the descriptor limit); /readyz says \"full\""
     );
 });
 
-/// Connections that were refused before their request was read.
+/// Connections that were refused before webws read their requests.
 pub(crate) static OVERFLOW: Notice = Notice::new(|count, max_handshakes| {
     tracing::warn!(
         count,
@@ -35,8 +35,8 @@ pub(crate) static OVERFLOW: Notice = Notice::new(|count, max_handshakes| {
 static SLOW: Notice = Notice::new(|count, _| {
     tracing::warn!(
         count,
-        "{count} slow WebSockets were closed with 1013: more than max_queue_bytes waited for each, because its client \
-         reads too slowly"
+        "{count} slow WebSockets were closed with 1013: their clients read too slowly, and more than max_queue_bytes \
+         waited for each"
     );
 });
 
@@ -44,11 +44,11 @@ static SLOW: Notice = Notice::new(|count, _| {
 static STALLED: Notice = Notice::new(|count, _| {
     tracing::warn!(
         count,
-        "{count} stalled WebSockets were closed with 1013: the client of each read nothing for stall_timeout"
+        "{count} stalled WebSockets were closed with 1013: their clients read nothing for stall_timeout"
     );
 });
 
-/// A session has ended: the client's slowness is told.
+/// Counts a session that ended because of a slow client.
 pub(crate) fn session_closed(reason: CloseReason) {
     match reason {
         CloseReason::SlowConsumer => SLOW.add(0),
@@ -64,7 +64,7 @@ const ALL: [&Notice; 4] = [&FULL, &OVERFLOW, &SLOW, &STALLED];
 pub(crate) struct Notice {
     throttle: Throttle,
     untold: AtomicU64,
-    /// A number for the line, the same each time.
+    /// A limit for the line, the same each time.
     detail: AtomicU64,
     tell: fn(u64, u64),
 }
@@ -74,7 +74,7 @@ impl Notice {
         Self { throttle: Throttle::per_minute(), untold: AtomicU64::new(0), detail: AtomicU64::new(0), tell }
     }
 
-    /// Counts one more; the first of a minute is told at once.
+    /// Counts one more, and logs the first of a minute at once.
     pub(crate) fn add(&self, detail: usize) {
         self.detail.store(detail as u64, Ordering::Relaxed);
         self.untold.fetch_add(1, Ordering::Relaxed);
@@ -88,7 +88,7 @@ impl Notice {
     }
 
     fn tell(&self) {
-        // Another thread may have told it.
+        // Another thread may have logged the count.
         match self.untold.swap(0, Ordering::Relaxed) {
             0 => {}
             count => (self.tell)(count, self.detail.load(Ordering::Relaxed)),
@@ -96,21 +96,21 @@ impl Notice {
     }
 }
 
-/// How long refused handshakes are summed up.
+/// The period over which refused handshakes are summed.
 const SUMMED_UP: Duration = Duration::from_secs(60);
 
-/// Reasons told apart in one line; the rest are summed up as others, because reasons can quote Redis.
+/// Maximum of different reasons in one line. The rest count as others, because reasons can quote Redis.
 const MAX_REASONS: usize = 16;
 
 static REFUSED: Mutex<Refused> = Mutex::new(Refused { since: None, counts: BTreeMap::new() });
 
 struct Refused {
-    /// Since the first of these.
+    /// When the first of these was refused.
     since: Option<Instant>,
     counts: BTreeMap<(u16, String), u64>,
 }
 
-/// A handshake was refused: with that status, 0 when its connection ended before an answer.
+/// Counts a refused handshake. `status` is 0 when the connection ended before an answer.
 pub(crate) fn handshake_refused(status: u16, why: &str) {
     let mut refused = lock(&REFUSED);
     refused.since.get_or_insert_with(Instant::now);
@@ -123,29 +123,29 @@ pub(crate) fn handshake_refused(status: u16, why: &str) {
     *refused.counts.entry(key).or_default() += 1;
 }
 
-/// What was missed in a gap.
+/// The extent of a gap.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Missed {
-    /// The longest.
+    /// The longest gap of those added.
     pub(crate) length_ms: u64,
     pub(crate) channels: usize,
-    /// WebSockets that are closed for it.
+    /// WebSockets that are closed because of the gap.
     pub(crate) closing: usize,
 }
 
-/// How long the workers' gaps by one restart are gathered.
+/// The period over which the workers' gaps of one restart are summed.
 const GATHERED: Duration = Duration::from_millis(500);
 
 static GAPS: Mutex<Gaps> = Mutex::new(Gaps { since: None, missed: BTreeMap::new() });
 
-/// Gaps by a restart, by server.
+/// Gaps caused by a restart, by server.
 struct Gaps {
-    /// Since the first of these.
+    /// When the first of these was added.
     since: Option<Instant>,
     missed: BTreeMap<String, Missed>,
 }
 
-/// A worker's link was away. Told at once: the line's time is the gap's end.
+/// Logs the gap of a worker's link at once, because the line's time is the gap's end.
 pub(crate) fn gap(server: &str, missed: Missed) {
     let Missed { length_ms, channels, closing } = missed;
     tracing::warn!(
@@ -154,11 +154,11 @@ pub(crate) fn gap(server: &str, missed: Missed) {
         channels,
         closing,
         "a gap of {length_ms} ms at {server}: messages published meanwhile on {channels} channels of one worker may be \
-         missing; {closing} WebSockets are closed for it (on_gap)"
+         missing; {closing} WebSockets are closed because of the gap (on_gap)"
     );
 }
 
-/// There was no process for a moment, as an operator wanted: told once for all workers, and no warning.
+/// Adds a gap caused by a restart. An operator wanted the restart, so all workers share one line at info.
 pub(crate) fn restart_gap(server: &str, missed: Missed) {
     let mut gaps = lock(&GAPS);
     gaps.since.get_or_insert_with(Instant::now);
@@ -182,14 +182,14 @@ impl Gaps {
                 length_ms,
                 channels,
                 closing,
-                "a gap of {length_ms} ms at {server} by the restart: messages published meanwhile on {channels} \
-                 channels may be missing; {closing} WebSockets are closed for it (on_gap)"
+                "a gap of {length_ms} ms at {server} during the restart: messages published meanwhile on {channels} \
+                 channels may be missing; {closing} WebSockets are closed because of the gap (on_gap)"
             );
         }
     }
 }
 
-/// Tells what is due: called some times a second.
+/// Logs all lines that are due. Called several times a second.
 pub(crate) fn tell_due() {
     ALL.iter().for_each(|notice| notice.tell_due());
     let mut gaps = lock(&GAPS);
@@ -203,7 +203,7 @@ pub(crate) fn tell_due() {
     }
 }
 
-/// Tells what is left, at the end.
+/// Logs the rest, at the end of the process.
 pub(crate) fn tell_all() {
     ALL.iter().for_each(|notice| notice.tell());
     lock(&GAPS).tell();
@@ -225,7 +225,7 @@ impl Refused {
     }
 }
 
-/// The most frequent first.
+/// The reasons with their counts, the most frequent first.
 fn summary(counts: &BTreeMap<(u16, String), u64>) -> String {
     let mut counts: Vec<_> = counts.iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));

@@ -67,7 +67,7 @@ impl TestPage {
         if site.eq_ignore_ascii_case(host) || self.is_ours(site) {
             return None;
         }
-        Some(format!("webws dev answers to its own page and to pages of localhost, not to those of '{origin}'"))
+        Some(format!("webws dev answers its own page and pages of localhost, not pages of '{origin}'"))
     }
 
     /// Whether `HOST:PORT` is this machine, as nobody else can name his own.

@@ -251,7 +251,7 @@ impl Server {
         if let Some(group) = &config.socket_group
             && !os::socket_file::has_group(group)
         {
-            faults.push(format!("socket_group: there is no group '{group}' (getent group lists those there are)"));
+            faults.push(format!("socket_group: there is no group '{group}' (getent group lists all groups)"));
         }
     }
 
@@ -503,7 +503,7 @@ impl Running {
                 tracing::warn!(
                     %error,
                     %path,
-                    "{path} keeps its old permissions and group, socket_mode and socket_group cannot be set: {error}"
+                    "{path} keeps its old permissions and group: socket_mode and socket_group cannot be set ({error})"
                 );
             }
         }

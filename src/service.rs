@@ -195,7 +195,7 @@ fn raise_limits(config: &Config) {
             limit,
             wanted,
             "limits.max_sessions needs {wanted} descriptors, the limit is {limit}: raise LimitNOFILE and restart (a \
-             reload keeps the limits of the process before)"
+             reload keeps the limits of the old process)"
         );
     }
 }

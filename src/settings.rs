@@ -1,5 +1,5 @@
-//! The binary's settings: the file, the environment, the options; and where the shipped units have their
-//! control sockets.
+//! The binary's settings: the file, the environment, the options; and the control sockets of the shipped
+//! units.
 //!
 //! May not enter: what a setting means.
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use webws::{Broker, Config, EndpointConfig, Listen, Reading};
 
-/// A longer file is none of ours.
+/// A longer file is not a configuration of webws.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where the shipped units put their runtime directories (`%t` in systemd.unit(5)).
@@ -18,7 +18,7 @@ const RUNTIME_DIRECTORY: &str = "/run";
 const CONTROL_DIRECTORY: &str = "webws-control";
 const CONTROL_SOCKET: &str = "control.sock";
 
-/// What is said about the settings once there is a log.
+/// Messages about the settings, for when the log has started.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     warnings: Vec<String>,
@@ -40,7 +40,7 @@ impl Notes {
         self.warnings.iter().map(String::as_str)
     }
 
-    /// A broker from the command line: its password is for everybody to see.
+    /// Warns of a password in `--broker`, which every user can read.
     pub(crate) fn note_broker(&mut self, broker: Option<&Broker>) {
         if broker.is_some_and(Broker::has_password) {
             self.warnings.push(
@@ -81,7 +81,7 @@ fn text(path: &Path) -> Result<String, String> {
         format!("the configuration file {name} cannot be read: {error}{advice}")
     })?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("the configuration file {name} has more than 1 MiB: it is another file"));
+        return Err(format!("the configuration file {name} has more than 1 MiB, so it is another file"));
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("the configuration file {name} is UTF-16: save it as UTF-8"));
@@ -93,10 +93,10 @@ fn text(path: &Path) -> Result<String, String> {
     })
 }
 
-/// What `webws dev` serves: the settings of the file and the environment, but for where it listens and,
-/// without a file, the broker and the endpoints, which have defaults of their own.
+/// Adapts the settings of the file and the environment for `webws dev`. The addresses to listen on have their own
+/// defaults; so do the broker and the endpoints without a file.
 pub(crate) fn dev(config: &mut Config, file: Option<&Path>, broker: Option<Broker>, listen: Vec<Listen>) {
-    // The file's belongs to the server that it was written for.
+    // The file's control socket belongs to another server.
     config.control = None;
     let is_unset = |name: &str| std::env::var_os(name).is_none_or(|value| value.is_empty());
     if !listen.is_empty() {
@@ -126,7 +126,7 @@ pub(crate) fn shipped_control() -> Result<PathBuf, String> {
 fn find_control(directory: &Path) -> Result<PathBuf, String> {
     let is_there = |socket: &PathBuf| match socket.try_exists() {
         Ok(is_there) => is_there,
-        // It is there, and only root may look: asking says so.
+        // The socket may exist, and only root may look. The later request reports this.
         Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
     };
     let main = directory.join(CONTROL_DIRECTORY).join(CONTROL_SOCKET);
@@ -143,11 +143,11 @@ fn find_control(directory: &Path) -> Result<PathBuf, String> {
         (Some(last), _) => {
             sockets.push(last);
             let all: Vec<_> = sockets.iter().map(|socket| socket.display().to_string()).collect();
-            Err(format!("several instances run, name one of them by --control: {}", all.join(", ")))
+            Err(format!("several instances run: name one of them by --control: {}", all.join(", ")))
         }
         (None, _) => Err(format!(
-            "no control socket is known: name the running webws' own by --control, or its file by --config (setting \
-             control, as control = \"{}\", which the shipped units have)",
+            "no control socket is known: name the control socket of the running webws by --control, or its \
+             configuration file by --config (setting control, as control = \"{}\", which the shipped units have)",
             main.display()
         )),
     }

@@ -1,7 +1,6 @@
-//! What signals mean to a service: to stop, or to hand over. All that others send without meaning either is
-//! ignored.
+//! The meaning of signals to a service: stop, or hand over. All other signals are ignored.
 //!
-//! May not enter: what is done then.
+//! May not enter: the reaction to a signal.
 
 use std::io::{self, IsTerminal};
 
@@ -18,12 +17,12 @@ pub(crate) enum Wanted {
     HandOver,
 }
 
-/// What SIGHUP means when the terminal is gone that the process was started from.
+/// The meaning of SIGHUP when the terminal of the process was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HangUp {
-    /// Nothing special: a service outlives the shell of whoever started it.
+    /// Hand over, as at any SIGHUP: a service outlives the shell that started the service.
     HandOver,
-    /// To end: nothing else would end what a developer tried out in a closed window.
+    /// Stop: nothing else would end a `webws dev` of a closed window.
     Stop,
 }
 
@@ -41,8 +40,8 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Takes all signals that may be taken. Those that nothing is done about are ignored from now on, and by all
-    /// processes that are started.
+    /// Handles all signals that a process can handle. From now on this process, and all processes that it starts,
+    /// ignore the signals without a meaning.
     ///
     /// # Errors
     /// When the runtime cannot watch signals.
@@ -85,7 +84,7 @@ impl Signals {
     }
 
     fn hung_up(&self) -> Wanted {
-        // A terminal that is gone is none any more.
+        // A closed terminal is no longer a terminal.
         let has_lost_terminal = self.had_terminal && !io::stderr().is_terminal();
         if has_lost_terminal && self.on_hang_up == HangUp::Stop { Wanted::Stop } else { Wanted::HandOver }
     }

@@ -1,4 +1,4 @@
-//! The line that `systemctl status` shows: renewed while the process serves, so that it says how things stand now.
+//! The line that `systemctl status` shows, renewed while the process serves.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use crate::metrics::Metrics;
 use crate::os;
 use crate::worker::handover::{Ask, State};
 
-/// Between two looks. Chosen: an operator sees what has changed within some seconds.
+/// The time between two updates. Chosen: an operator sees changes within some seconds.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// How long the workers may take to answer: in a hand-over they have other things to do.
+/// How long the workers may take to answer. During a hand-over they are busy.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Tells systemd how things stand whenever that has changed; resolves never.
+/// Sends the state to systemd after each change. Never resolves.
 pub(crate) async fn renew(metrics: Metrics, workers: Vec<mpsc::Sender<Ask>>, max_sessions: usize) {
     let mut told = String::new();
     loop {
-        // Asked with a deadline: the next look comes anyway.
+        // With a deadline: the next update comes anyway.
         if let Ok(Some(state)) = tokio::time::timeout(PATIENCE, state_of(&workers)).await {
             let text = text(metrics.sessions(), max_sessions, &state);
             if text != told && os::systemd::renew_status(&text).is_ok() {
@@ -37,7 +37,7 @@ async fn state_of(workers: &[mpsc::Sender<Ask>]) -> Option<State> {
         worker.send(Ask::State(tell)).await.ok()?;
         let state = told.await.ok()?;
         all.handshakes += state.handshakes;
-        // Each says what is wrong with the links of all.
+        // Each worker reports the fault of all links.
         all.fault = all.fault.or(state.fault);
     }
     Some(all)

@@ -1,10 +1,10 @@
-//! What is wrong with a broker's address and what was probably meant. The address may hold a password, so of
-//! its text nothing is repeated but a host and a port that stand alone.
+//! What is wrong with a broker's address, and which address the user probably meant. The address may hold a
+//! password, so a message repeats nothing of it except a bare host and port.
 
-/// What `webws check` and the log show instead of a password, and what showed it before.
+/// The mask that `webws check` and the log show instead of a password, and the mask of earlier versions.
 const MASKS: [&str; 2] = ["<hidden>", "***"];
 
-/// Other programs' schemes, and ours for the same.
+/// Schemes of other programs, and ours for the same address.
 const SCHEMES: [(&str, &str); 12] = [
     ("tcp", "redis://"),
     ("http", "redis://"),
@@ -20,11 +20,11 @@ const SCHEMES: [(&str, &str); 12] = [
     ("redis-socket", "unix://"),
 ];
 
-/// What is wrong with `text`, of which `part` is the address that cannot be read; `said` is why.
+/// What is wrong with `text`. `part` is the address in it that cannot be read, `said` the parser's reason.
 pub(super) fn explain(text: &str, part: &str, said: &str) -> String {
     if text.split_whitespace().skip(1).any(|part| !part.contains("://")) {
-        return "a blank separates one address from the next, and what follows the blank is none: write a blank in a \
-                password as %20"
+        return "a blank separates one address from the next, and the text after the blank is no address: write a blank \
+                in a password as %20"
             .to_owned();
     }
     let Some((scheme, _)) = part.split_once("://") else { return without_scheme(text, part) };
@@ -64,7 +64,7 @@ fn is_host(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
 }
 
-/// Whether a password is what is shown in its place.
+/// Whether a password is a mask.
 pub(super) fn is_mask(password: &str) -> bool {
     MASKS.contains(&password)
 }

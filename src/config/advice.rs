@@ -1,9 +1,9 @@
-//! What is allowed and likely a mistake.
+//! Settings that are allowed and likely a mistake.
 
 use super::{Broker, Config};
 
 impl Config {
-    /// What is allowed and likely a mistake, a sentence each.
+    /// Settings that are allowed and likely a mistake, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for outer in &self.endpoints {

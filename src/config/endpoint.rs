@@ -1,4 +1,4 @@
-//! What an `[[endpoint]]` says: a path, how it names channels, how payloads look, its limits.
+//! The settings of an `[[endpoint]]`: its path, how it names channels, how payloads look, its limits.
 
 use std::time::Duration;
 
@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use super::duration;
 
-/// One path and what happens to the WebSockets opened there.
+/// One path, and what happens to WebSockets at this path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct EndpointConfig {
-    /// The request's path, and all paths below it (`/webws/`, `/webws/foo`) that belong to no endpoint
-    /// with a longer path. With `channel = "path"`, what goes before `/NAME`. Default `/webws`.
+    /// The request's path, and all paths below it (`/webws/`, `/webws/foo`) without an endpoint of a longer
+    /// path. With `channel = "path"`, the part before `/NAME`. Default `/webws`.
     pub path: String,
     /// How payloads look to clients. Default `lua`.
     pub wire: WireName,
-    /// How the channel is found in the request. Default `json`.
+    /// Where the request names the channel. Default `json`.
     pub channel: ChannelRule,
     /// The query argument that names the channel (`json` and `plain`). Default `channel`.
     pub argument: String,
-    /// Goes before the channel's name in Redis. Default `chat:`.
+    /// Precedes the channel's name in Redis. Default `chat:`.
     pub prefix: String,
-    /// Whether `prefix` may be empty, so that clients name any channel of that Redis but those that Redis and
-    /// webws use themselves. Default false: an empty prefix is more often a forgotten one.
+    /// Whether `prefix` may be empty. Clients then name any channel of that Redis, except those that Redis and
+    /// webws use themselves. Default false: an empty prefix is usually a forgotten one.
     pub allow_empty_prefix: bool,
-    /// Longest name of a channel that a client may ask for, in bytes, decoded and without the prefix;
-    /// longer: 400. Default 512: the name goes to Redis and back with each message, so a long one
-    /// makes small messages dear.
+    /// Longest channel name that a client may use, in bytes, decoded and without the prefix;
+    /// longer: 400. Default 512: the name travels to Redis and back with each message, so a long
+    /// name makes small messages expensive.
     pub max_channel_bytes: usize,
-    /// Subprotocols that the `plain` wire speaks: the first that a client offers and that is listed here
-    /// is answered, else none. Default: none. The `lua` wire answers the first that is offered.
+    /// Subprotocols of the `plain` wire. The answer is the first one that a client offers and this list
+    /// contains, else none. Default: none. The `lua` wire answers the first one offered.
     pub subprotocols: Vec<String>,
     /// Whether clients receive what is published. Default true.
     pub subscribe: bool,
@@ -39,45 +39,45 @@ pub struct EndpointConfig {
     /// What becomes of a client's binary message on the `plain` wire. Default `close`. The `lua` wire
     /// reads and ignores binary messages, as the Lua handler.
     pub binary: BinaryPolicy,
-    /// How the `plain` wire delivers what is published and is not UTF-8. Default `binary`. On the `lua`
-    /// wire it is always a text with U+FFFD in the place of each bad byte.
+    /// How the `plain` wire delivers a publication that is not UTF-8. Default `binary`. The `lua` wire
+    /// always sends a text with U+FFFD for each invalid byte.
     pub not_utf8: NotUtf8Policy,
     /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
     pub max_message_bytes: usize,
-    /// Ping after this much silence of the client. Default 5 s, the Lua handler's; `0s` is never.
+    /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never.
     #[serde(with = "duration")]
     pub ping_interval: Duration,
-    /// Give a client up after this long without a byte from it (or to it, while bytes wait
-    /// for it). Default 30 s: six pings unanswered; `0s` is never.
+    /// Close a client after this long without a byte from it (or to it, while bytes wait
+    /// for it). Default 30 s: six unanswered pings; `0s` is never.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
-    /// Bytes that may wait for a client behind the message being sent to it; beyond: close 1013.
+    /// Maximum bytes that wait for a client behind the message being sent; beyond: close 1013.
     /// Default 1 MiB.
     pub max_queue_bytes: usize,
     /// Close a client whose socket takes nothing for this long while bytes wait. Default 10 s.
     #[serde(with = "duration")]
     pub stall_timeout: Duration,
-    /// Bytes of a client's texts that may wait for the broker; beyond, the client is not read.
+    /// Maximum bytes of a client's messages that wait for the broker; beyond, the client is not read.
     /// Default 256 KiB.
     pub max_unpublished_bytes: usize,
-    /// Close with 1013 when a text could not be published for this long. Default 10 s.
+    /// Close with 1013 when a message could not be published for this long. Default 10 s.
     #[serde(with = "duration")]
     pub publish_timeout: Duration,
-    /// What clients are told when messages may be missing, because a link to Redis was away.
-    /// Default `keep`, as the Lua handler.
+    /// What clients learn when messages may be missing, because a link to Redis was away.
+    /// Default `keep`, as with the Lua handler.
     pub on_gap: GapPolicy,
-    /// In a Redis Cluster: whether channels are sharded (`SPUBLISH`, `SSUBSCRIBE`), so that a message
-    /// burdens the nodes of its slot and no other; producers must use `SPUBLISH` then. It is so for
-    /// all channels with this `prefix`. Default false: `PUBLISH`, as everywhere else.
+    /// In a Redis Cluster: whether all channels with this `prefix` are sharded (`SPUBLISH`, `SSUBSCRIBE`),
+    /// so that a message loads only the nodes of its slot. Producers must then use `SPUBLISH`.
+    /// Default false: `PUBLISH`.
     pub sharded: bool,
 }
 
-/// What clients are told after a gap. It is logged and counted in either case.
+/// What clients learn after a gap. Each gap is logged and counted in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum GapPolicy {
-    /// Nothing: the WebSocket stays open, and what comes next comes.
+    /// Nothing: the WebSocket stays open, and later messages arrive.
     Keep,
     /// Close with 1012, spread over `drain_time`: clients come back and fetch what they missed.
     Close,
@@ -94,38 +94,38 @@ pub enum WireName {
     Plain,
 }
 
-/// How the channel is found in the request.
+/// Where the request names the channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ChannelRule {
     /// The query argument is a JSON string or number: `?channel="zhang"`.
     Json,
-    /// The query argument as it stands: `?channel=zhang`.
+    /// The query argument is the name itself: `?channel=zhang`.
     Plain,
     /// The path's last segment: `/webws/zhang`.
     Path,
 }
 
-/// What becomes of a client's binary message on the `plain` wire. It is counted in either case.
+/// What the `plain` wire does with a client's binary message, which is counted in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum BinaryPolicy {
-    /// It is published as a text is. Subscribers get it as a text where it is UTF-8.
+    /// Publish the message as a text is. Subscribers get a text if the message is UTF-8.
     Publish,
-    /// The WebSocket is closed with 1003.
+    /// Close the WebSocket with 1003.
     Close,
 }
 
-/// How the `plain` wire delivers a publication that is not UTF-8. It is counted in either case.
+/// How the `plain` wire delivers a publication that is not UTF-8, which is counted in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NotUtf8Policy {
     /// As a binary message, unchanged.
     Binary,
-    /// As a text with U+FFFD in the place of each bad byte.
+    /// As a text with U+FFFD for each invalid byte.
     Replace,
 }
 
@@ -158,7 +158,7 @@ impl Default for EndpointConfig {
 }
 
 impl EndpointConfig {
-    /// The endpoint of the test page besides `/webws`: `/plain?channel=zhang`, payloads unchanged.
+    /// The second endpoint of the test page: `/plain?channel=zhang`, with unchanged payloads.
     pub fn plain() -> Self {
         Self { path: "/plain".to_owned(), wire: WireName::Plain, channel: ChannelRule::Plain, ..Self::default() }
     }

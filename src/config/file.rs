@@ -1,5 +1,5 @@
-//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all faults in one go:
-//! every setting is judged by itself, and those without a fault are then checked together.
+//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all faults at once. Each setting
+//! is checked alone; the settings without a fault are then checked together.
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
@@ -9,22 +9,22 @@ use super::judge::{Origin, candidates, judge, one_line};
 use super::schema::{Kind, Schema, Setting, full_name};
 use super::{Config, ConfigError, syntax};
 
-/// More faults than this are not listed: the file is likely not ours.
+/// Maximum of listed faults. A file with more is likely not ours.
 const MAX_FAULTS: usize = 50;
 
-/// The variable by which one process speaks to the next: it begins as ours do and is no setting.
+/// The variable by which one process speaks to the next. It has our prefix, but it is no setting.
 const NO_SETTING: &str = "HANDOVER";
 
-/// A configuration as far as it could be read, and what is wrong with the rest.
+/// A configuration as far as it can be read, and the faults of the rest.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Reading {
-    /// The settings. One that has a fault has its default.
+    /// The settings. A setting with a fault has its default.
     pub config: Config,
-    /// What is probably a mistake and stops nothing, a sentence each.
+    /// Likely mistakes that stop nothing, a sentence each.
     pub warnings: Vec<String>,
-    /// `WEBWS_*` variables that are no settings and not close to one, a sentence each: Kubernetes sets some
-    /// for a service that is called webws.
+    /// `WEBWS_*` variables that are no settings and not close to one, a sentence each. Kubernetes sets some
+    /// for a service named webws.
     pub unused: Vec<String>,
     faults: Vec<String>,
 }
@@ -39,8 +39,8 @@ impl Reading {
 impl Config {
     /// Reads settings from the TOML `text` of the file called `name` and then from the
     /// `WEBWS_*` variables in `environment`: `WEBWS_WORKERS=2`, `WEBWS_REDIS__USERNAME=web`
-    /// (two underscores lead into a table). What neither sets keeps its default. Variables that are empty or
-    /// no setting are passed over; [`Config::examine`] tells of them.
+    /// (two underscores lead into a table). A setting in neither keeps its default. Empty variables and variables
+    /// that are no setting are ignored; [`Config::examine`] names the latter.
     ///
     /// # Errors
     /// Every unknown setting, wrong type or unreadable value, each with its place.
@@ -53,7 +53,7 @@ impl Config {
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(faults)) }
     }
 
-    /// Reads settings as [`Config::read`] does, and goes on where that has faults.
+    /// Reads settings as [`Config::read`] does, but continues after a fault.
     pub fn examine(name: &str, text: &str, environment: impl IntoIterator<Item = (String, String)>) -> Reading {
         let mut reader = Reader::new(name, text);
         reader.read_file();
@@ -71,7 +71,7 @@ struct Reader<'a> {
     schema: Schema,
     name: &'a str,
     text: &'a str,
-    /// What was read, without what has a fault.
+    /// The settings without a fault.
     sound: Table,
     /// By place in the text.
     faults: Vec<(usize, String)>,
@@ -87,7 +87,7 @@ type Values<'a> = [(&'a Spanned<std::borrow::Cow<'a, str>>, &'a Spanned<DeValue<
 
 impl<'a> Reader<'a> {
     fn new(name: &'a str, text: &'a str) -> Self {
-        // Some editors on Windows put a byte order mark there.
+        // Some editors on Windows write a byte order mark.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (faults, faulty, warnings, unused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Self {
@@ -159,7 +159,7 @@ impl<'a> Reader<'a> {
         sound
     }
 
-    /// Those of several tables that have no fault; none when no such table is left.
+    /// The tables without a fault; `None` when no such table is left.
     fn read_tables<'v>(
         &mut self,
         name: &'static str,
@@ -173,7 +173,7 @@ impl<'a> Reader<'a> {
                 DeValue::Table(values) => {
                     let values: Vec<_> = values.iter().collect();
                     let table = self.read_table(Some(name), &values);
-                    // A default in the place of a faulty line may not fit the rest.
+                    // The default of a faulty setting may not fit the rest of the table.
                     if self.faults.len() == before {
                         sound.push(Value::Table(table));
                     }
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
         (count == 0 || !sound.is_empty()).then_some(Value::Array(sound))
     }
 
-    /// A list, of which each item is judged by itself.
+    /// A list. Each item is checked alone.
     fn read_list<'v>(
         &mut self,
         setting: &Setting,
@@ -208,7 +208,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read_value(&mut self, setting: &Setting, value: Value, at: usize) -> Option<Value> {
-        // What has no default is unset by an empty text, which templates leave behind.
+        // An empty text unsets a setting without a default: templates leave such texts behind.
         if setting.default.is_none() && value.as_str() == Some("") {
             return None;
         }
@@ -278,7 +278,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is wrong with a name that is not known in `table`, and which one was probably meant.
+    /// What is wrong with a name that is not known in `table`, and which name the user probably meant.
     fn unknown(&self, table: Option<&'static str>, name: &str, value: &DeValue<'_>) -> String {
         let is_table =
             value.is_table() || value.as_array().is_some_and(|all| all.iter().any(|it| it.get_ref().is_table()));
@@ -343,8 +343,8 @@ impl<'a> Reader<'a> {
             faults.push(format!("{}: {error}", self.name));
             Config::default()
         });
-        // What could be read is checked now, so that one look shows everything; but what has a fault already
-        // is not judged by its default.
+        // The settings without a fault are checked together now, so that one run shows all faults. A setting with a
+        // fault is not checked by its default.
         if !faults.is_empty()
             && self.is_whole
             && let Err(error) = config.validate()
@@ -373,7 +373,7 @@ fn to_value(value: &DeValue<'_>) -> Value {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
             Ok(number) => Value::Integer(number),
-            // Too large for any setting: as a number that none takes.
+            // Too large for any setting: a float, which no setting takes.
             Err(_) => Value::Float(number.as_str().parse().unwrap_or(f64::INFINITY)),
         },
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),

@@ -1,4 +1,4 @@
-//! One value against its setting: what it is taken for, or what is wrong with it and what to write instead.
+//! Checks one value against its setting: the value as the setting takes it, or the fault and the remedy.
 
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -6,10 +6,10 @@ use toml::{Table, Value};
 use super::schema::{Kind, Schema, Setting};
 use super::{Config, size};
 
-/// Longer texts are not repeated: they are likely something else than a setting.
+/// A message does not repeat a longer text: the text is likely no setting.
 const MAX_REPEATED: usize = 60;
 
-/// Where a value was written, for what is to be written instead.
+/// The source of a value: decides how a message writes the remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     File,
@@ -19,10 +19,10 @@ pub(super) enum Origin {
 /// The value as its setting takes it.
 ///
 /// # Errors
-/// What is wrong with it, in a sentence without its place.
+/// The fault, as a sentence without its place.
 pub(super) fn judge(schema: &Schema, setting: &Setting, value: Value, origin: Origin) -> Result<Value, String> {
     let value = match (setting.kind, &value) {
-        // Without a unit it is clear all the same.
+        // 0 needs no unit.
         (Kind::Duration, Value::Integer(0)) => Value::String("0s".to_owned()),
         (Kind::Bytes, Value::String(text)) => size::parse(text).map_or(value, Value::Integer),
         _ => value,
@@ -89,7 +89,7 @@ fn expected(setting: &Setting, origin: Origin) -> String {
     let name = setting.name;
     let in_quotes = if origin == Origin::File { " in quotes" } else { "" };
     let example = |value: &Value| match value {
-        // It often has a meaning of its own.
+        // 0 often has a special meaning.
         Value::Integer(0) => "2".to_owned(),
         Value::String(text) if origin == Origin::Environment => text.clone(),
         value => value.to_string(),
@@ -132,8 +132,7 @@ fn repeated(text: &str) -> String {
     format!("{}…", beginning.escape_debug())
 }
 
-/// serde's sentence on one line. It names Rust's types and marks names as code; people who write settings
-/// need neither.
+/// serde's sentence on one line, without Rust's types and code marks: people who write settings need neither.
 pub(super) fn one_line(message: &str) -> String {
     let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     if let Some(rest) = line.strip_prefix("unknown variant `")

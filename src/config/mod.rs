@@ -1,9 +1,9 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data; `endpoint` has what an `[[endpoint]]` says. `file` reads it from TOML and the environment: `syntax` finds what is no
-//! TOML, `schema` knows the settings' names, `judge` each value. `validate` checks the settings together and
-//! reports all faults at once, `advice` says what is allowed and likely a mistake, `redis_url` reads broker
-//! addresses. May not enter: I/O. Nothing is opened before a configuration validated.
+//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`. `file` reads a configuration from
+//! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `judge` checks each
+//! value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
+//! `redis_url` reads broker addresses. May not enter: I/O. Validation comes before anything is opened.
 
 mod address_fault;
 mod advice;
@@ -63,9 +63,9 @@ impl ConfigError {
 #[non_exhaustive]
 pub struct Config {
     /// Where to listen: `unix:PATH` or `tcp:ADDRESS:PORT`. Default
-    /// `unix:/run/webws/webws.sock`. Sockets that systemd hands over take its place.
+    /// `unix:/run/webws/webws.sock`. Sockets from systemd replace it.
     pub listen: Vec<Listen>,
-    /// Permissions of a Unix socket we bind, octal. Default `0660`: its group is who may connect.
+    /// Permissions of a Unix socket we bind, octal. Default `0660`: its group may connect.
     pub socket_mode: SocketMode,
     /// Group of a Unix socket we bind: nginx's. Default: none, the group of this process.
     pub socket_group: Option<String>,
@@ -73,70 +73,70 @@ pub struct Config {
     /// as nginx's `worker_processes auto`.
     pub workers: usize,
     /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://` or
-    /// `redis+sentinel://` (`rediss+sentinel://` by TLS), several with blanks between to share the
-    /// channels; or `redis+cluster://` (`rediss+cluster://` by TLS).
+    /// `redis+sentinel://` (`rediss+sentinel://` for TLS); several, separated by blanks, share the
+    /// channels. Or `redis+cluster://` (`rediss+cluster://` for TLS).
     /// Default `redis://127.0.0.1:6379`.
     pub broker: Broker,
-    /// Over how long the sessions are closed when the sidecar stops (1001), or after a gap
+    /// The time over which sessions are closed when the sidecar stops (1001), or after a gap
     /// (1012, see [`GapPolicy::Close`]), so that clients do not all come back at once. Default 3 s.
     #[serde(with = "duration")]
     pub drain_time: Duration,
-    /// How long messages of a busy channel may be held back while most of its clients have not
-    /// read what was sent before, because nginx or they are behind: several then leave in one
-    /// system call and one turn of nginx. Who has caught up does not wait. Default 5 ms; `0s` is
-    /// never.
+    /// How long messages of a busy channel may wait while most of its clients have not read earlier
+    /// ones, because nginx or the clients are behind. Several messages then leave in one system call
+    /// and one turn of nginx. A client that has caught up does not wait. Default 5 ms; `0s` is never.
     #[serde(with = "duration")]
     pub pace: Duration,
     /// A Unix socket for `webws upgrade`, which only root and our user may open. Default: none;
     /// SIGUSR2 does the same, without an answer.
     pub control: Option<PathBuf>,
-    /// What is logged: `error`, `warn`, `info`, `debug` or `off`, or several `TARGET=LEVEL` with commas between.
-    /// Default `info`. A wrong one is a warning, and `info`. An embedding program's subscriber is its own.
+    /// The log level: `error`, `warn`, `info`, `debug` or `off`, or several `TARGET=LEVEL` separated by commas.
+    /// Default `info`. An invalid value causes a warning, and `info` applies. An embedding program sets up its
+    /// own subscriber.
     pub log: String,
     /// How to speak with Redis.
     pub redis: RedisConfig,
-    /// What one process takes on.
+    /// What one process accepts.
     pub limits: Limits,
     /// The paths that are served. Default: `/webws` as the Lua handler served it.
     #[serde(rename = "endpoint")]
     pub endpoints: Vec<EndpointConfig>,
 }
 
-/// How to speak with Redis. The URL's user and password win over these.
+/// How to speak with Redis. The URL's user and password take precedence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct RedisConfig {
     /// ACL user. Default: none, Redis' `default` user.
     pub username: Option<String>,
-    /// File whose first line is the password, read for each link. Default: none; the systemd credential
-    /// `redis-password` is read when there is one, which systemd copies when its unit starts.
+    /// File whose first line is the password, read for each link. Default: none; then the systemd credential
+    /// `redis-password` is read, if there is one. systemd copies a credential when its unit starts.
     pub password_file: Option<PathBuf>,
     /// ACL user at the Sentinels of `redis+sentinel://`. Default: none, their `default` user.
     pub sentinel_username: Option<String>,
-    /// File whose first line is the Sentinels' password. Default: none; the systemd credential
-    /// `redis-sentinel-password` is read when there is one, and a Sentinel that wants a password gets
-    /// Redis' user and password where there is neither.
+    /// File whose first line is the Sentinels' password. Default: none; then the systemd credential
+    /// `redis-sentinel-password` is read, if there is one. Without either, a Sentinel that requires a
+    /// password gets Redis' user and password.
     pub sentinel_password_file: Option<PathBuf>,
-    /// PEM file with the authorities to trust for `rediss://`; each certificate in it is trusted as a
-    /// server's as well. Default: none, the system's.
+    /// PEM file with the authorities to trust for `rediss://`. Each certificate in it is also trusted as a
+    /// server's. Default: none, the system's.
     pub ca_file: Option<PathBuf>,
-    /// PEM file with the certificates that a `rediss://` may show, byte for byte, whatever names and dates
-    /// they have; in place of `ca_file`. Several for the time of a renewal. Default: none.
+    /// PEM file with the only certificates that a `rediss://` server may show, compared byte for byte; names and
+    /// dates do not matter. Replaces `ca_file`. List several during a renewal. Default: none.
     pub pinned_certificate_file: Option<PathBuf>,
-    /// PEM file with the certificate (and those between it and an authority) that we show to a
-    /// `rediss://` that asks for one, and the file with its key. Default: none.
+    /// PEM file with the client certificate, and its intermediates, for a `rediss://` server that requires
+    /// one. Default: none.
     pub certificate_file: Option<PathBuf>,
-    /// See [`RedisConfig::certificate_file`]; the two stand together.
+    /// PEM file with the key of [`RedisConfig::certificate_file`]; each needs the other. Default: none.
     pub key_file: Option<PathBuf>,
-    /// The name that the certificate of `rediss://` must have. Default: none, the address' host.
+    /// The name that the certificate of a `rediss://` server must have. Default: none, the address' host.
     pub server_name: Option<String>,
     /// How long each step of connecting may take: TCP to one address, TLS, the greeting. A name with several
-    /// addresses is tried at each of them. A look-up that takes longer is logged and goes on, for 30 s at most.
+    /// addresses is tried at each address. A slower look-up is logged and continues, for 30 s at most.
     /// Default 2 s.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
-    /// How long Redis may take to answer before its link is given up and made anew.
+    /// How long Redis may take to answer before a new link replaces the old one.
     /// Default 15 s: longer than `publish_timeout`, so that a Redis that is only slow
     /// loses no message.
     #[serde(with = "duration")]
@@ -149,21 +149,21 @@ pub struct RedisConfig {
     /// come back at once. Default 1 s.
     #[serde(with = "duration")]
     pub subscription_linger: Duration,
-    /// Longest pause between two attempts to connect; the first is 50 ms, each doubles,
-    /// all jittered. Default 1 s.
+    /// Longest pause between two attempts to connect. The first pause is 50 ms, each next one is
+    /// twice as long, and all are jittered. Default 1 s.
     #[serde(with = "duration")]
     pub max_reconnect_delay: Duration,
 }
 
-/// What one process takes on. Beyond a limit a handshake is answered 503 with `Retry-After`.
+/// What one process accepts. Beyond a limit a handshake gets 503 with `Retry-After`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Open sessions. Default 0: as many as the descriptor limit allows, less 128.
+    /// Maximum of open sessions. Default 0: the descriptor limit minus 128.
     pub max_sessions: usize,
-    /// Connections per worker that wait for their handshake; only 64 are worked on at a time,
-    /// the rest waits as bare descriptors. Default 16384.
+    /// Maximum of connections per worker that wait for their handshake. The worker handles 64 at a
+    /// time; the rest wait as bare descriptors. Default 16384.
     pub max_handshakes: usize,
     /// From accept to the 101. Default 10 s.
     #[serde(with = "duration")]
@@ -171,8 +171,8 @@ pub struct Limits {
     /// What `Retry-After` says on a 503, whole seconds. Default 2 s.
     #[serde(with = "duration")]
     pub retry_after: Duration,
-    /// Bytes of clients' texts that may wait for the broker in one worker (for several servers,
-    /// each its share); beyond, clients are not read. Default 64 MiB.
+    /// Maximum bytes of clients' messages that wait for the broker in one worker (with several servers,
+    /// each has its share); beyond, clients are not read. Default 64 MiB.
     pub max_unpublished_bytes: usize,
 }
 

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{ConfigError, address_fault};
 
-/// Where a Redis and a Sentinel listen unless their addresses say otherwise.
+/// The default ports of Redis and Sentinel.
 const REDIS_PORT: u16 = 6_379;
 const SENTINEL_PORT: u16 = 26_379;
 
@@ -19,15 +19,15 @@ const SENTINEL_PORT: u16 = 26_379;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Broker {
-    /// The embedded one: this process only, nothing to install.
+    /// The embedded broker: this process only, nothing to install.
     Memory,
-    /// Redis, or what speaks its protocol: one server, or several independent ones over which the
-    /// channels are spread (how: see the README, producers must do the same).
+    /// Redis, or a server that speaks its protocol: one server, or several independent ones that share the
+    /// channels. Producers must place channels by the same rule, which is in the README.
     Redis(Vec<RedisUrl>),
 }
 
-/// Where a Redis is and who we are there. `Display` and `Debug` mask the user as well: a password
-/// without its colon stands there.
+/// A Redis' address and our login there. `Display` and `Debug` mask the user as well, because a password
+/// without its colon looks like a user.
 #[derive(Clone)]
 pub struct RedisUrl {
     pub(crate) address: RedisAddress,
@@ -50,17 +50,17 @@ pub enum RedisAddress {
     Sentinel {
         /// The Sentinels.
         sentinels: Vec<(String, u16)>,
-        /// The name of the master they watch.
+        /// The name of the master that they watch.
         master: String,
-        /// Whether Sentinels and master are spoken to by TLS.
+        /// Whether links to Sentinels and master use TLS.
         tls: bool,
     },
     /// `redis+cluster://HOST:PORT,HOST:PORT` or `rediss+cluster://…`: some of a cluster's nodes, which
-    /// tell of all others.
+    /// name all others.
     Cluster {
         /// Some of its nodes.
         nodes: Vec<(String, u16)>,
-        /// Whether they are spoken to by TLS.
+        /// Whether links to the nodes use TLS.
         tls: bool,
     },
 }
@@ -91,12 +91,12 @@ impl FromStr for Broker {
         let urls =
             urls.and_then(|urls| if urls.is_empty() { Err(address_fault::explain(text, "", "")) } else { Ok(urls) });
         urls.map(Self::Redis).map_err(|what| {
-            // The text may hold a password, so it is not repeated.
+            // The message does not repeat the text, which may hold a password.
             ConfigError::new(vec![format!(
                 "the broker's address is wrong: {what} (addresses are \"memory\", redis://HOST:PORT, \
-                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// by TLS), \
-                 user and password before HOST as USER:PASSWORD@, several of these with blanks between; or \
-                 redis+cluster://HOST:PORT,HOST:PORT, rediss+cluster:// by TLS)"
+                 rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT,HOST:PORT/MASTER (rediss+sentinel:// \
+                 for TLS), with USER:PASSWORD@ before HOST, several of these separated by blanks; or \
+                 redis+cluster://HOST:PORT,HOST:PORT, rediss+cluster:// for TLS)"
             )])
         })
     }
@@ -113,12 +113,12 @@ fn parse_sentinel(rest: &str, tls: bool) -> Result<RedisUrl, String> {
 fn parse_cluster(rest: &str, tls: bool) -> Result<RedisUrl, String> {
     let (nodes, path, url) = parse_several(rest, REDIS_PORT)?;
     if !path.is_empty() {
-        return Err("nothing can follow the nodes of a cluster: it has no databases".to_owned());
+        return Err("nothing may follow the nodes of a cluster, which has no databases".to_owned());
     }
     Ok(RedisUrl { address: RedisAddress::Cluster { nodes, tls }, ..url })
 }
 
-/// Several places, the path behind them, and the rest as that of one server.
+/// Several places, the path behind them, and the URL of the first place for login and database.
 type Several = (Vec<(String, u16)>, String, RedisUrl);
 
 /// Reads `USER:PASSWORD@HOST:PORT,HOST:PORT/PATH`.
@@ -211,8 +211,8 @@ impl fmt::Display for Broker {
 }
 
 impl RedisUrl {
-    /// How two processes that take over from one another call the same server, where they publish a mark. Not
-    /// for people to see: it names the user. It stays as it is, or a hand-over between two versions fails.
+    /// The server's name in the marker's channel of a hand-over. Not for people to see: the name contains the
+    /// user. Two versions must make the same name, or a hand-over between them fails.
     pub(crate) fn mark_name(&self) -> String {
         let masked = if self.password.is_some() { ":***" } else { "" };
         let login = match &self.username {

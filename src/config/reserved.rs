@@ -1,6 +1,6 @@
-//! Names of channels that Redis and webws use themselves: no client may receive or publish there.
+//! Channel names that Redis and webws use themselves. No client may subscribe or publish there.
 
-/// What such names begin with, and what they are for.
+/// The prefixes of such names, and their owners.
 const RESERVED: [(&str, &str); 6] = [
     ("webws:", "webws' own"),
     // Keyspace notifications: `__keyspace@0__:key`, `__keyevent@0__:del`.
@@ -14,7 +14,7 @@ const RESERVED: [(&str, &str); 6] = [
     ("__sentinel__:", "the Sentinels'"),
 ];
 
-/// The beginning that makes `name` a reserved one, and what it is for.
+/// The prefix that reserves `name`, and its owner.
 pub(crate) fn reserved(name: &[u8]) -> Option<(&'static str, &'static str)> {
     RESERVED.into_iter().find(|(beginning, _)| name.starts_with(beginning.as_bytes()))
 }

@@ -1,7 +1,7 @@
-//! Which settings there are, what each takes, and which of them a wrong name may have meant.
+//! The settings, the kind of value that each takes, and the setting that a wrong name may have meant.
 //!
-//! All of it comes from [`Config`] itself: its fields' names by asking serde, what they take by their
-//! defaults. A new setting needs no line here.
+//! All of this comes from [`Config`] itself: serde tells the names of the fields, the defaults tell the kinds. A
+//! new setting needs no line here.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ pub(super) fn full_name(table: Option<&str>, name: &str) -> String {
 #[derive(Debug)]
 pub(super) struct Schema(Vec<Setting>);
 
-/// Other programs' names for our settings.
+/// Names that other programs use for our settings.
 const ALIASES: [(&str, &str); 27] = [
     ("url", "broker"),
     ("redis_url", "broker"),
@@ -114,7 +114,7 @@ impl Schema {
         self.0.iter().find(|setting| setting.table == table && setting.name == name)
     }
 
-    /// The names in a table, for a sentence.
+    /// The names in a table, separated by commas.
     pub(super) fn names(&self, table: Option<&str>) -> String {
         let names: Vec<_> = self.0.iter().filter(|setting| setting.table == table).map(|it| it.name).collect();
         names.join(", ")
@@ -130,7 +130,7 @@ impl Schema {
         self.0.iter().filter(|setting| matches!(setting.kind, Kind::Table | Kind::Tables))
     }
 
-    /// The settings called `name` wherever they are, for one that is in the wrong place.
+    /// The settings called `name` in any table: the setting may be in the wrong place.
     pub(super) fn namesakes(&self, name: &str) -> Vec<&Setting> {
         self.0.iter().filter(|setting| plain(setting.name) == plain(name)).collect()
     }
@@ -167,7 +167,7 @@ impl Schema {
         let only =
             |mut found: Vec<&'_ Setting>| if found.len() == 1 { found.pop().map(Setting::full_name) } else { None };
         let namesake = only(settings().filter(|it| plain(it.name) == wanted).collect());
-        // Kubernetes sets WEBWS_PORT for a service of our name: that is nobody's mistake.
+        // Kubernetes sets WEBWS_PORT for a service named webws: no user made that mistake.
         let alias = ALIASES.iter().find(|(alias, _)| plain(alias) == wanted && !["port", "host"].contains(alias));
         let meant = namesake.or_else(|| alias.map(|(_, meant)| (*meant).to_owned()))?;
         settings().find(|setting| setting.full_name() == meant)
@@ -185,12 +185,12 @@ fn kind_of(name: &str, default: Option<&Value>) -> Kind {
     }
 }
 
-/// Without what people leave out or write differently: `drain-time`, `drainTime`.
+/// The name without separators and capitals, which people write differently: `drain-time`, `drainTime`.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, '_' | '-' | '.' | ' ')).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// How many mistakes a name of that length may have.
+/// The maximum of mistakes in a name of that length.
 fn tolerance(name: &str) -> usize {
     match name.len() {
         0..=2 => 0,
@@ -200,8 +200,8 @@ fn tolerance(name: &str) -> usize {
     }
 }
 
-/// How many insertions, deletions, replacements and swaps of neighbours make `a` of `b` (optimal string
-/// alignment).
+/// The number of insertions, deletions, replacements and swaps of neighbours between `a` and `b` (optimal
+/// string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     if a.len().abs_diff(b.len()) > 3 {
@@ -229,15 +229,15 @@ fn distance(a: &str, b: &str) -> usize {
     rows.get(&(a.len(), b.len())).copied().unwrap_or(usize::MAX)
 }
 
-/// The names of the settings in `path`, none when it leads to no table.
+/// The names of the settings in `path`; none when `path` is no table.
 fn fields(path: &[&'static str]) -> &'static [&'static str] {
     let mut found: &'static [&'static str] = &[];
-    // It always fails: nothing is read.
+    // Deserialization always fails: `Ask` has no values.
     drop(Config::deserialize(Ask { path, found: &mut found }));
     found
 }
 
-/// A deserializer that has no values and notes which fields it is asked for.
+/// A deserializer without values. It records the fields that serde asks for.
 struct Ask<'a> {
     path: &'a [&'static str],
     found: &'a mut &'static [&'static str],

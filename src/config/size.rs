@@ -1,6 +1,6 @@
 //! Sizes as people write them: `65535`, `"64kB"` (64,000 bytes), `"64KiB"` (65,536 bytes).
 
-/// Units and their bytes. `64k` alone is a thousand for some and 1024 for others, so it is none.
+/// Units and their bytes. `k` alone means 1,000 to some and 1,024 to others, so `k` is no unit.
 const UNITS: [(&str, u64); 8] = [
     ("", 1),
     ("b", 1),

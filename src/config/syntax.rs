@@ -1,22 +1,22 @@
-//! Text that is no TOML: where, and what was probably meant.
+//! Finds invalid TOML: where, and what the user probably meant.
 //!
-//! All faults of a text are found in one go. Lines with a fault are then blanked, so that the settings on the
-//! other lines can be judged too. Values are not repeated: one may be a password.
+//! One run finds all faults of a text. Lines with a fault are then blanked, so that the settings on the other
+//! lines can be checked too. A message repeats no value, because a value may be a password.
 
 use std::collections::BTreeMap;
 
 use toml::de::DeTable;
 
-/// What the settings on the lines without a fault can be read from, and the faults.
+/// The text without faulty lines, and the faults.
 #[derive(Debug)]
 pub(super) struct Parsed {
-    /// The text with blanks for each line with a fault; none when nothing is left that can be read.
+    /// The text with each faulty line blanked; `None` when the rest cannot be read.
     pub(super) text: Option<String>,
-    /// By place in the text: what is wrong.
+    /// Each fault by its place in the text.
     pub(super) faults: BTreeMap<usize, String>,
     /// The settings that the blanked lines would have set.
     pub(super) names: Vec<String>,
-    /// Whether one of them is below a `[[…]]`.
+    /// Whether one of these settings is below a `[[…]]`.
     pub(super) is_in_tables: bool,
 }
 
@@ -38,7 +38,7 @@ pub(super) fn parse(text: &str) -> Parsed {
         let at = text.floor_char_boundary(at.min(text.len()));
         let start = text.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
         let end = text.get(at..).and_then(|behind| behind.find('\n')).map_or(text.len(), |newline| at + newline);
-        // What follows on a line is mostly the same fault once more.
+        // Further faults on a line mostly follow from the first one.
         if last_line == Some(start) {
             continue;
         }
@@ -80,21 +80,21 @@ fn header(before: &str) -> Option<Header<'_>> {
     Some(Header { line, name, is_list: line.trim_start().starts_with("[[") })
 }
 
-/// The setting that a line is about.
+/// The setting on a line.
 fn key(line: &str) -> Option<&str> {
     let key = line.split(['=', ':']).next()?.trim();
     let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
     is_key.then_some(key)
 }
 
-/// What is wrong with a line and what to write; otherwise in TOML's own terms.
+/// What is wrong with a line and what to write instead; if unknown, the parser's message.
 fn meaning(line: &str, said: &str) -> String {
     let name = key(line).unwrap_or("NAME");
     let (_, value) = line.split_once('=').unwrap_or((line, ""));
     let value = value.trim();
     if said.contains("duplicate key") {
         return match line.trim().strip_prefix('[') {
-            Some(_) => format!("{} is there twice: put its settings together", line.trim()),
+            Some(_) => format!("{} occurs twice: put its settings together", line.trim()),
             None => "it is set twice: keep one of the two lines".to_owned(),
         };
     }
@@ -121,7 +121,7 @@ fn meaning(line: &str, said: &str) -> String {
         return match value.to_ascii_lowercase().as_str() {
             flag @ ("yes" | "on" | "no" | "off" | "true" | "false") => {
                 let flag = ["yes", "on", "true"].contains(&flag);
-                format!("it is true or false here: write {name} = {flag}")
+                format!("this setting is true or false: write {name} = {flag}")
             }
             _ => format!("a text has quotes: write {name} = \"…\""),
         };

@@ -1,4 +1,4 @@
-//! Checks what types alone cannot say, and reports all faults at once.
+//! Checks what types alone cannot express, and reports all faults at once.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -61,7 +61,7 @@ impl Config {
         let mut addresses = HashSet::new();
         for listen in self.listen.iter().map(ToString::to_string) {
             if addresses.contains(&listen) {
-                faults.push(format!("listen: {listen} is there twice"));
+                faults.push(format!("listen: {listen} occurs twice"));
             }
             addresses.insert(listen);
         }
@@ -99,7 +99,7 @@ fn check_broker(faults: &mut Vec<String>, config: &Config) {
         faults.push("broker names no server".to_owned());
     }
     if is_cluster(&config.broker) && servers.len() > 1 {
-        faults.push("broker: a cluster spreads the channels itself, nothing else can stand beside it".to_owned());
+        faults.push("broker: a cluster spreads the channels itself, so write no second address".to_owned());
     }
 }
 
@@ -108,7 +108,7 @@ fn is_cluster(broker: &Broker) -> bool {
     matches!(broker, Broker::Redis(servers) if servers.iter().any(is_cluster))
 }
 
-/// Whether a channel is sharded is known by its name, for publishers have nothing else.
+/// A channel's name decides whether it is sharded, because publishers know only the name.
 fn check_sharded(faults: &mut Vec<String>, config: &Config) {
     let (sharded, plain): (Vec<_>, Vec<_>) = config.endpoints.iter().partition(|endpoint| endpoint.sharded);
     for EndpointConfig { path, prefix, .. } in sharded {
@@ -148,7 +148,7 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     if endpoint.channel != ChannelRule::Path && endpoint.argument.is_empty() {
         faults.push(at("argument is empty"));
     }
-    // A name comes in the request's head, of which no more than 32 kB are read.
+    // A name comes in the request's head, which has at most 32 kB.
     if !(1..=32 << 10).contains(&endpoint.max_channel_bytes) {
         faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
     }
@@ -175,7 +175,7 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     }
 }
 
-/// What the contract of the `lua` wire decides already.
+/// Settings that the contract of the `lua` wire fixes.
 fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     let EndpointConfig { path, subprotocols, .. } = endpoint;
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -184,7 +184,7 @@ fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
             faults
                 .push(format!("endpoint {path}: subprotocols: '{name}' is no token (letters, digits, '-', '.', '_')"));
         } else if subprotocols.iter().take(index).any(|earlier| earlier == name) {
-            faults.push(format!("endpoint {path}: subprotocols: '{name}' stands there twice"));
+            faults.push(format!("endpoint {path}: subprotocols: '{name}' is listed twice"));
         }
     }
     if endpoint.wire == WireName::Plain {

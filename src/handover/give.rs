@@ -110,7 +110,7 @@ pub(crate) enum GiveError {
     /// In the streams of Redis, which may not be there.
     #[error("{0}")]
     NoMark(Box<GiveError>),
-    #[error("{0}; Redis is away from this process as well: systemctl restart keeps the WebSockets too, with a gap")]
+    #[error("{0}; this process has lost Redis as well: systemctl restart keeps the WebSockets too, with a gap")]
     Away(Box<GiveError>),
     #[error("{0}")]
     Here(String),

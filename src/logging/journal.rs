@@ -1,8 +1,8 @@
 //! Entries for systemd's journal in its native protocol
 //! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>): `MESSAGE`, `PRIORITY`, and each field of an event as `F_NAME`.
 //!
-//! tracing-journald sends from the thread that logs, on a blocking socket, so a journald that is frozen freezes
-//! that thread as well. Here an entry goes into the queue, and its thread sends it.
+//! tracing-journald sends from the thread that logs, on a blocking socket, so a frozen journald freezes that
+//! thread as well. Here an entry goes into the queue, and the queue's thread sends the entry.
 
 use std::fmt::{Debug, Write as _};
 use std::io;
@@ -19,10 +19,10 @@ use super::queue::{Queue, Sink};
 /// Where journald listens (systemd-journald.service(8)).
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// What shows in front of a line in journalctl, and what `journalctl -t` finds.
+/// The name before a line in journalctl, which `journalctl -t` finds.
 const IDENTIFIER: &str = "webws";
 
-/// The way to journald.
+/// The connection to journald.
 pub(super) struct Journald(UnixDatagram);
 
 impl Journald {
@@ -30,8 +30,8 @@ impl Journald {
     /// When nothing listens there.
     pub(super) fn connect() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
-        // An empty entry is ignored; it shows whether there is a journald. Non-blocking: one that is frozen is
-        // there as well.
+        // journald ignores an empty entry; sending one shows whether journald listens. Non-blocking, because a
+        // frozen journald counts as listening.
         socket.set_nonblocking(true)?;
         match socket.send_to(&[], SOCKET) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
@@ -43,7 +43,7 @@ impl Journald {
 
 impl Sink for Journald {
     fn write(&mut self, entry: &[u8]) -> io::Result<()> {
-        // By its name each time: journald may have been started again.
+        // By path each time: journald may have restarted.
         self.0.send_to(entry, SOCKET).map(drop)
     }
 }
@@ -80,7 +80,7 @@ fn priority(level: Level) -> &'static str {
 struct Entry(Vec<u8>);
 
 impl Entry {
-    /// In the form with a length, where a value may have several lines.
+    /// Writes the form with a length, in which a value may have several lines.
     fn put(&mut self, name: &str, value: &str) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.push(b'\n');

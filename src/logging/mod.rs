@@ -1,7 +1,7 @@
-//! Where log lines go: text on a terminal, the journal under systemd, JSON elsewhere. And at which level,
+//! The output of log lines: text on a terminal, the journal under systemd, JSON elsewhere. And their level,
 //! which can change while the process runs.
 //!
-//! Whatever the output, a line goes into a `queue`, so that no thread but its writer waits for a reader.
+//! Every line goes into a `queue`, so that only the queue's writer waits for a reader.
 
 mod journal;
 mod queue;
@@ -20,13 +20,13 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use self::journal::{Entries, Journald};
 use self::queue::{Queue, Sink};
 
-/// The level when the setting is wrong.
+/// The level when the setting is invalid.
 const DEFAULT_LEVEL: &str = "info";
 
-/// How long the end of the process may wait for the log's reader.
+/// How long the process may wait for the log's reader at its end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Writes what is queued when it is dropped, within [`LAST_LINES`].
+/// Writes queued lines on drop, within [`LAST_LINES`].
 #[derive(Debug)]
 pub(crate) struct Logging(Arc<Queue>);
 
@@ -36,7 +36,7 @@ impl Drop for Logging {
     }
 }
 
-/// Starts logging to stderr or the journal, at `level`. A level that is none is a warning, and `info`.
+/// Starts logging to stderr or the journal, at `level`. An invalid level causes a warning, and `info` applies.
 ///
 /// # Errors
 /// When the writer's thread cannot be started.
@@ -69,11 +69,11 @@ pub(crate) fn start(level: &str) -> Result<Logging, String> {
     Ok(Logging(queue))
 }
 
-/// What of the log is shown: a level, or several `TARGET=LEVEL` with commas between.
+/// Parses a level, or several `TARGET=LEVEL` separated by commas.
 ///
 /// # Errors
-/// What is wrong with it. Unlike `EnvFilter`, a bare name that is no level is a fault: it would show one target
-/// of that name, which there is not, and silence everything else.
+/// What is wrong with the text. Unlike in `EnvFilter`, a bare name that is no level is a fault: `EnvFilter` would
+/// take the name for a target and silence everything else.
 fn parse(text: &str) -> Result<EnvFilter, String> {
     const LEVELS: &str = "error, warn, info, debug, trace or off";
     let directives: Vec<_> = text.split(',').map(str::trim).collect();
@@ -81,7 +81,7 @@ fn parse(text: &str) -> Result<EnvFilter, String> {
         let level = directive.rsplit('=').next().unwrap_or(directive);
         let is_ours = !directive.contains('=') && (*directive == "webws" || directive.starts_with("webws::"));
         if !is_ours && (level.is_empty() || level.parse::<LevelFilter>().is_err()) {
-            return Err(format!("\"{level}\" is no level: {LEVELS}, or TARGET=LEVEL with commas between"));
+            return Err(format!("\"{level}\" is no level: {LEVELS}, or several TARGET=LEVEL separated by commas"));
         }
     }
     EnvFilter::try_new(directives.join(",")).map_err(|error| error.to_string())
@@ -152,18 +152,18 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 }
 
 /// Writes a fault of the command to stderr, line by line, within [`LAST_LINES`]: the reader may hang. In the
-/// journal it has an error's priority (sd-daemon(3)).
+/// journal the lines have the priority of errors (sd-daemon(3)).
 pub(crate) fn complain(message: &str) {
     let priority = if is_journal() { "<3>" } else { "" };
     let lines: String = message.lines().map(|line| format!("{priority}webws: {line}\n")).collect();
     let (tell, written) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().spawn(move || {
-        // A stderr that is closed has no reader to miss it.
+        // A closed stderr has no reader.
         drop(io::stderr().write_all(lines.as_bytes()));
         tell.send(()).ok();
     });
     if thread.is_ok() {
-        // At the deadline the exit code speaks alone.
+        // After the deadline the exit code is the only answer.
         written.recv_timeout(LAST_LINES).ok();
     }
 }

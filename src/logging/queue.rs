@@ -1,6 +1,6 @@
-//! Log lines on their way to a reader that may hang: a bounded queue, and one thread that writes.
+//! A bounded queue of log lines for a reader that may hang, and one thread that writes.
 //!
-//! `push` never waits: a line that finds no room is dropped and counted. Only the writer's thread blocks, in
+//! `push` never waits: when the queue is full, it drops and counts the line. Only the writer's thread blocks, in
 //! write(2) or sendto(2). The output stays in blocking mode, because other processes share it.
 //! May not enter: what a line looks like.
 
@@ -9,10 +9,10 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What may wait in bytes. Chosen: some 4,000 lines, enough for the storm of a short stall.
+/// Maximum bytes in the queue. Chosen: some 4,000 lines, enough for the burst of a short stall.
 const MAX_QUEUE_BYTES: usize = 1 << 20;
 
-/// What a waiting line costs beside its bytes: its place in the queue and its allocation.
+/// The overhead of a waiting line: its place in the queue and its allocation.
 const LINE_OVERHEAD_BYTES: usize = 48;
 
 /// Where the lines go.
@@ -28,7 +28,7 @@ pub(super) trait Sink: Send + 'static {
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// A line has come, or one has gone.
+    /// Signals that a line was pushed or written.
     changed: Condvar,
     max_bytes: usize,
 }
@@ -59,7 +59,7 @@ impl Queue {
     ) -> io::Result<Arc<Self>> {
         let queue = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), max_bytes });
         let writer = queue.clone();
-        // Nothing waits for its end: a sink that hangs would hold up the process' end.
+        // Nothing waits for this thread's end: a sink that hangs would delay the end of the process.
         std::thread::Builder::new().name("webws-log".to_owned()).spawn(move || writer.write_on(sink, report))?;
         Ok(queue)
     }
@@ -79,7 +79,7 @@ impl Queue {
     /// Waits until everything queued is written, at most for `patience`.
     pub(super) fn flush(&self, patience: Duration) {
         let has_some = |state: &mut State| state.is_writing || !state.lines.is_empty();
-        // At the deadline the rest is lost, and so is the only place to say so.
+        // After the deadline the rest is lost, and no log is left to report the loss.
         drop(self.changed.wait_timeout_while(self.lock(), patience, has_some));
     }
 
@@ -94,7 +94,7 @@ impl Queue {
                 drop_line(&mut state);
                 continue;
             }
-            // With room for the report itself.
+            // Only with room for the report itself.
             let dropped = if state.bytes <= self.max_bytes / 2 { std::mem::take(&mut state.dropped) } else { 0 };
             drop(state);
             if dropped > 0 {

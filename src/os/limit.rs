@@ -1,11 +1,11 @@
-//! Who this process is and how many descriptors it may have, geteuid(2), getrlimit(2).
+//! The user of this process and its limit on descriptors, geteuid(2), getrlimit(2).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Look-ups, the password's file, the log, a hand-over. Chosen: far more than were ever seen at once.
+/// Descriptors for look-ups, the password's file, the log, a hand-over. Chosen: far more than ever seen at once.
 pub(crate) const MAKING_LINKS: usize = 32;
 
 /// How many descriptors this process may have open.
@@ -13,16 +13,16 @@ pub(crate) fn descriptors() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).ok().and_then(|(soft, _)| usize::try_from(soft).ok()).unwrap_or(1024)
 }
 
-/// How many descriptors connections may have at most, sessions or not yet; the rest is for links to the broker, of
-/// which there are so many, and for what it takes to make them.
+/// Maximum of descriptors for connections, whether sessions or not yet. The rest is for links to the broker and for
+/// making them.
 pub(crate) fn for_connections(links: usize) -> usize {
     let all = descriptors();
     // Twice, for attempts at several addresses; and never so many that nobody could connect.
     all.saturating_sub((MAKING_LINKS + 2 * links).min(all / 4)).max(1)
 }
 
-/// Whether so many descriptors are not in use, of those that `limit` allows: the lowest that is free tells, for
-/// that is what the kernel gives (open(2)). It is had for a moment, as another one for `any`.
+/// Whether that many of the descriptors that `limit` allows are free. The kernel gives the lowest free descriptor
+/// (open(2)), so a short-lived duplicate of `any` shows it.
 pub(crate) fn has_room(any: BorrowedFd<'_>, limit: usize) -> bool {
     rustix::io::fcntl_dupfd_cloexec(any, 0).is_ok_and(|free| is_below(&free, limit))
 }
@@ -37,8 +37,8 @@ pub(crate) fn own_user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Raises the soft descriptor limit to the hard one, as nginx' `worker_rlimit_nofile` would; and both to `wanted`,
-/// where that is more and this process may.
+/// Raises the soft descriptor limit to the hard one, as nginx's `worker_rlimit_nofile` does. Raises both to `wanted`
+/// if that is more and this process may.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -1,12 +1,12 @@
-//! Which signals this process ignores, signal(7).
+//! The signals that this process ignores, signal(7).
 
 use nix::libc;
 
-/// Ignores every signal whose default would end or stop the process and that others send without meaning that:
-/// timers, terminals, power failure, real-time signals. SIGKILL and SIGSTOP cannot be ignored; SIGTSTP (Ctrl-Z) and
-/// SIGXCPU (a limit somebody set) mean it; those that the program handles are handled by the runtime.
+/// Ignores every signal whose default action ends or stops the process although the sender does not intend that:
+/// timers, terminals, power failure, real-time signals. No process can ignore SIGKILL and SIGSTOP. The senders of
+/// SIGTSTP (Ctrl-Z) and SIGXCPU (a CPU limit) intend the default action. The runtime handles the program's signals.
 ///
-/// A process that this one starts inherits it.
+/// Processes that this one starts inherit the ignored signals.
 #[expect(unsafe_code, reason = "signal(2) may replace a handler that somebody relies on")]
 pub(crate) fn ignore_bystanders() {
     let named = [

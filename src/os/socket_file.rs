@@ -1,4 +1,4 @@
-//! A Unix socket's file: made, given permissions and a group, taken over, removed.
+//! The file of a Unix socket: make, set permissions and group, take over, remove.
 //!
 //! Another local user may have write access to the directory. Every step therefore works in the
 //! directory that was opened first, and permissions are changed through a descriptor of the file itself
@@ -29,7 +29,7 @@ pub(crate) struct FileId {
     pub(crate) inode: u64,
 }
 
-/// What is at a socket's path.
+/// The kind of file at a socket's path.
 #[derive(Debug, PartialEq, Eq)]
 enum Occupant {
     Nothing,
@@ -40,10 +40,10 @@ enum Occupant {
 }
 
 /// Binds a Unix socket at `path` with permissions `mode` and, if given, the group of that
-/// name. A socket file that a dead process left is taken over.
+/// name. Replaces the socket file of a dead process.
 ///
 /// # Errors
-/// With a sentence that says what stands in the way: a live process, another kind of file,
+/// With a sentence that names the obstacle: a live process, another kind of file,
 /// a missing directory, an unknown group, missing rights.
 pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Result<(OwnedFd, FileId)> {
     let group = group.map(find_group).transpose()?;
@@ -70,7 +70,7 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
     Ok((listener, file.id()))
 }
 
-/// Connects to the stream socket at `path`, which takes no time: the kernel accepts or refuses at once.
+/// Connects to the stream socket at `path`. Does not block: the kernel accepts or refuses at once.
 /// The stream is non-blocking.
 ///
 /// # Errors
@@ -83,11 +83,10 @@ pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     Ok(UnixStream::from(stream))
 }
 
-/// Gives the socket file at `path` permissions and, if wanted, the group of that name, if it is still the
-/// one called `id`.
+/// Sets permissions and, if given, the group of the socket file at `path`, if the file is still `id`.
 ///
 /// # Errors
-/// When it is another file, there is no such group, or we may not.
+/// When `path` is another file, the group does not exist, or the process has no right.
 pub(crate) fn grant(path: &Path, id: FileId, mode: u32, group: Option<&str>) -> io::Result<()> {
     let group = group.map(find_group).transpose()?;
     let file = Place::open(path)?.file()?.filter(|file| file.id() == id);
@@ -103,7 +102,7 @@ pub(crate) fn remove_dead(path: &Path) {
     }
 }
 
-/// Removes the socket file at `path` if it is still the one called `id`.
+/// Removes the socket file at `path` if the file is still `id`.
 pub(crate) fn remove_own(path: &Path, id: FileId) {
     let Ok(place) = Place::open(path) else { return };
     let is_ours = matches!(place.file(), Ok(Some(file)) if file.id() == id);
@@ -132,7 +131,7 @@ fn refusal(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::AddrInUse, what.to_owned())
 }
 
-/// A directory that stays the same while its path may come to mean another, and a name in it.
+/// An open directory, which stays the same when its path changes, and a name in the directory.
 #[derive(Debug)]
 struct Place<'a> {
     directory: OwnedFd,
@@ -148,7 +147,7 @@ impl<'a> Place<'a> {
         Ok(Self { directory, name })
     }
 
-    /// The file there, whatever it is; a symbolic link is the link itself.
+    /// The file of any kind at the name; a symbolic link is not followed.
     fn open_file(&self) -> io::Result<Option<SocketFile>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match openat(&self.directory, self.name, flags, Mode::empty()) {
@@ -184,7 +183,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// One file, whatever its path comes to mean.
+/// One open file, which stays the same when its path changes.
 #[derive(Debug)]
 struct SocketFile {
     descriptor: OwnedFd,
@@ -196,8 +195,8 @@ impl SocketFile {
         SFlag::from_bits_truncate(self.stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK
     }
 
-    /// Whether it can be the one that this process has just made. Another user cannot put a socket of ours
-    /// in its place but by a hard link.
+    /// Whether this can be the file that this process has just made. Another user can only replace it with a socket
+    /// of ours by a hard link.
     fn is_new(&self) -> bool {
         self.stat.st_uid == geteuid().as_raw() && self.stat.st_nlink == 1
     }

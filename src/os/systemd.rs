@@ -70,7 +70,7 @@ pub(crate) fn oddities() -> Vec<String> {
     let mut oddities = Vec::new();
     for name in ["WATCHDOG_USEC", "WATCHDOG_PID"] {
         if let Err(error) = number(name) {
-            oddities.push(format!("{error}: the watchdog is not served"));
+            oddities.push(format!("{error}: webws does not notify the watchdog"));
         }
     }
     if let Some(directory) = variable("CREDENTIALS_DIRECTORY")
@@ -92,7 +92,7 @@ pub(crate) fn notify_ready(status: &str) {
     let Some(socket) = variable("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&[NotifyState::Ready, NotifyState::Status(status)], Some(PATIENCE)) {
         let socket = socket.display();
-        tracing::warn!(%error, "NOTIFY_SOCKET={socket} cannot be used: {error}; systemd does not hear that webws serves");
+        tracing::warn!(%error, "NOTIFY_SOCKET={socket} cannot be used: {error}; systemd gets no sign of readiness");
     }
 }
 

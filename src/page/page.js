@@ -18,7 +18,7 @@ const CLOSE_CODES = {
   1000: ["normal end", false],
   1001: ["the server is going away", true],
   1002: ["protocol error", false],
-  1003: ["this kind of data is not taken", false],
+  1003: ["this kind of data is not accepted", false],
   1005: ["closed without a code", true],
   1006: ["no close frame: the connection was lost, or the handshake refused (a browser does not tell which)", true],
   1007: ["text that is not UTF-8", false],
@@ -120,7 +120,7 @@ function showTarget() {
     to.wire === "lua"
       ? "Lua wire: every received text ends with the channel's name, marked in the log."
       : "Plain wire: what is published arrives unchanged.",
-    { json: "The channel's name is a JSON string in the query.", plain: "The channel's name stands in the query as it is.",
+    { json: "The channel's name is a JSON string in the query.", plain: "The query has the channel's name unchanged.",
       path: "The channel's name is the last part of the path." }[to.rule],
     to.receives === "no" ? "Clients receive nothing here." : "",
     to.sends === "no" ? "Clients may not send here." : "",

@@ -1,10 +1,10 @@
-//! Messages that wait for one of the broker's servers: those of one source in the order they came, the
-//! sources in turns.
+//! Messages that wait for one of the broker's servers. The messages of one source keep their order; the sources
+//! take turns.
 //!
 //! Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) by bytes: in a round each source sends about
-//! [`QUANTUM`] bytes, so a client that floods waits for itself, and a client that sends now and then waits
-//! for one round at most. A source without messages owns no memory here. May not enter: limits, what is
-//! under way at the broker.
+//! [`QUANTUM`] bytes. So a client that floods delays only itself, and a client that sends now and then waits for
+//! one round at most. A source without messages owns no memory here. May not enter: limits, messages in flight at
+//! the broker.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,7 +16,7 @@ use crate::id::SessionKey;
 /// that a round of 300 floods takes Redis some 10 ms; a message of 64 kB waits for sixteen rounds.
 const QUANTUM: usize = 4 << 10;
 
-/// Who sent a message. The messages of [`crate::Publisher`]s take turns as one source.
+/// The sender of a message. All [`crate::Publisher`]s take turns as one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     Session(SessionKey),
@@ -32,15 +32,15 @@ impl Source {
     }
 }
 
-/// What waits of one source: never empty.
+/// The waiting messages of one source; never empty.
 #[derive(Debug, Default)]
 struct Line {
     texts: VecDeque<Text>,
-    /// Bytes that it may still send in this round.
+    /// Bytes that the source may still send in this round.
     credit: usize,
 }
 
-/// What waits for one server.
+/// The messages that wait for one server.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     lines: HashMap<Source, Line>,
@@ -51,17 +51,17 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// How many messages wait.
+    /// The number of waiting messages.
     pub(super) fn len(&self) -> usize {
         self.texts
     }
 
-    /// What they count for.
+    /// Their total cost.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// All that wait, those of one source in their order.
+    /// All waiting messages; those of one source in their order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Text> {
         self.order.iter().filter_map(|source| self.lines.get(source)).flat_map(|line| &line.texts)
     }
@@ -70,7 +70,7 @@ impl Turns {
         self.lines.values_mut().flat_map(|line| &mut line.texts)
     }
 
-    /// Behind the others of its source.
+    /// Queues a message behind the others of its source.
     pub(super) fn push(&mut self, text: Text) {
         let source = Source::of(&text);
         self.count(&text);
@@ -82,7 +82,7 @@ impl Turns {
         line.texts.push_back(text);
     }
 
-    /// Before the others of its source, which has the next turn.
+    /// Queues a message before the others of its source. The source gets the next turn.
     pub(super) fn push_first(&mut self, text: Text) {
         let source = Source::of(&text);
         self.count(&text);
@@ -120,7 +120,7 @@ impl Turns {
         }
     }
 
-    /// Takes out the messages that have waited since before `since`, and are their source's first.
+    /// Removes the messages at the front of their sources that have waited since before `since`.
     pub(super) fn expire(&mut self, since: Millis) -> Vec<Text> {
         let is_late = |line: &Line| line.texts.front().is_some_and(|text| text.since < since);
         let late: Vec<_> = self.lines.iter().filter(|(_, line)| is_late(line)).map(|(source, _)| *source).collect();
@@ -137,7 +137,7 @@ impl Turns {
         expired
     }
 
-    /// The first message of a source. With its last one goes its line, and its place in the order has to go too.
+    /// Takes the first message of a source. With the last message, the source's line and its place in the order go.
     fn pop_of(&mut self, source: Source) -> Option<Text> {
         let line = self.lines.get_mut(&source)?;
         let text = line.texts.pop_front()?;

@@ -120,7 +120,7 @@ impl Sink for Worker {
         tracing::warn!(
             texts,
             closing = sessions.len(),
-            "{texts} messages of clients were published at a Redis that was no master any more; {} connections are \
+            "{texts} messages of clients were published at a Redis that was no longer a master; {} WebSockets are \
              closed with 1013",
             sessions.len()
         );

@@ -49,13 +49,14 @@ pub(crate) struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
     #[error(
-        "the password file {path} ({setting}) cannot be read: {error}; the user that webws runs as has to be able to"
+        "the password file {path} ({setting}) cannot be read: {error}; the user that webws runs as must be able to \
+         read it"
     )]
     Password { path: PathBuf, setting: &'static str, error: io::Error },
-    #[error("the first line of {path} ({setting}) is empty: the password and nothing else belongs there")]
+    #[error("the first line of {path} ({setting}) is empty: write the password there, and nothing else")]
     EmptyPassword { path: PathBuf, setting: &'static str },
     #[error(
-        "the broker's address {0} has a user and no password: if what is before '@' is the password, write \
+        "the broker's address {0} has a user and no password: if the text before '@' is the password, write \
          redis://:PASSWORD@HOST (with the colon); if it is a user, its password is missing (redis.password_file)"
     )]
     NoPassword(String),
@@ -106,15 +107,15 @@ pub(super) enum LinkError {
     ClusterDown,
     #[error("{0}:{1} is no node of a cluster: write redis:// instead of redis+cluster://")]
     NoCluster(String, u16),
-    #[error("CLUSTER SLOTS was answered with something else than slots and their nodes")]
+    #[error("the answer to CLUSTER SLOTS is not a list of slots and their nodes")]
     NoTopology,
-    /// With what to try.
+    /// With advice.
     #[error("{0}; {1}")]
     WrongPort(Box<LinkError>, &'static str),
 }
 
 impl LinkError {
-    /// Whether it lasts until an operator does something: the kind of trouble that it is then.
+    /// The kind of a fault that lasts until an operator acts.
     pub(super) fn lasting(&self) -> Option<&'static str> {
         match self {
             Self::NoMaster(..) => Some("role"),
@@ -166,9 +167,9 @@ pub(super) struct Made {
     pub(super) driver: Driver,
     /// The master that the Sentinels named.
     pub(super) master: Option<Place>,
-    /// Where it leads, for a log line.
+    /// The server's address, for log lines.
     pub(super) address: String,
-    /// What its server is.
+    /// The role of its server.
     pub(super) role: Watch,
     pub(super) protocol: Protocol,
 }
@@ -390,14 +391,14 @@ impl Settings {
         Ok((connection, driver, protocol))
     }
 
-    /// Says once that a server speaks RESP2.
+    /// Logs once that a server speaks RESP2.
     fn tell_protocol(&self, protocol: Protocol) {
         if protocol == Protocol::Resp2 && !self.is_resp2_told.swap(true, Ordering::Relaxed) {
             let server = self.url.to_string();
             tracing::info!(
                 server,
-                "{server} does not know HELLO and is spoken to by RESP2: all works, but a single subscription that it \
-                 forgets is not noticed, for CLIENT INFO is not allowed there"
+                "{server} does not know HELLO, so webws speaks RESP2 to it: all works, but webws does not notice when \
+                 the server forgets a single subscription, because RESP2 does not allow CLIENT INFO there"
             );
         }
     }

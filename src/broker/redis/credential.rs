@@ -1,7 +1,7 @@
-//! Where a user and a password come from: the address, a file, a credential of systemd.
+//! The sources of user and password: the address, a file, a credential of systemd.
 //!
-//! A file is read for each link, so that a rotated password is found; systemd's copy of a credential is as
-//! old as its unit's last start. May not enter: how a server is told (`greeting.rs`).
+//! Each link reads the file, so that it finds a rotated password. systemd's copy of a credential is as old as its
+//! unit's last start. May not enter: how a server gets them (`greeting.rs`).
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub(crate) struct SystemdCredentials {
     pub(crate) sentinel: Option<PathBuf>,
 }
 
-/// Who we are to a server, and what proves it.
+/// Our user at a server, and the source of its password.
 #[derive(Debug, Clone)]
 pub(super) struct Credential {
     username: Option<String>,
@@ -39,10 +39,10 @@ enum Password {
 }
 
 impl Credential {
-    /// To Redis itself; the address wins.
+    /// For Redis itself; the address takes precedence.
     ///
     /// # Errors
-    /// The address has a user and there is no password, which is a password before `@` more often than not.
+    /// The address has a user, but no password is set. Such a user is usually a password without its colon.
     pub(super) fn of_redis(
         url: &RedisUrl,
         config: &RedisConfig,
@@ -58,14 +58,14 @@ impl Credential {
         Ok(Self { username: url.username.clone().or_else(|| config.username.clone()), password })
     }
 
-    /// To Sentinels, where it is another one.
+    /// For Sentinels, if it differs from Redis'.
     pub(super) fn of_sentinels(config: &RedisConfig, systemd: &SystemdCredentials) -> Self {
         let setting = "redis.sentinel_password_file";
         let password = Password::in_file(config.sentinel_password_file.as_ref(), setting, systemd.sentinel.as_ref());
         Self { username: config.sentinel_username.clone(), password }
     }
 
-    /// What to say to a server now.
+    /// The login to send now.
     ///
     /// # Errors
     /// The password cannot be read.
@@ -79,11 +79,11 @@ impl Credential {
         Ok(Login { username: self.username.clone(), password })
     }
 
-    /// Where to look when a server does not believe it.
+    /// Advice for when a server refuses the login.
     pub(super) fn hint(&self) -> &'static str {
         match self.password {
             Password::Copy(_) => {
-                "the password is systemd's copy of the credential, made when the unit started: after a change, \
+                "the password is systemd's copy of the credential from the start of the unit: after a change, run \
                  systemctl restart webws, which keeps the WebSockets, or use redis.password_file"
             }
             _ => "user, password and ACL are under [redis]",
@@ -101,7 +101,7 @@ impl Password {
     }
 }
 
-/// The password is the first line: what editors leave behind it does not belong to it.
+/// The password is the first line only: editors append a newline.
 fn first_line(path: &Path, setting: &'static str) -> Result<SecretString, SettingsError> {
     let text = std::fs::read_to_string(path).map_err(|error| SettingsError::Password {
         path: path.to_owned(),

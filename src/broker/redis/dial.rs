@@ -1,8 +1,8 @@
-//! From a host's name to a TCP connection: the look-up, then the addresses, each with its own time.
+//! From a host's name to a TCP connection: the look-up, then the addresses, each with its own deadline.
 //!
-//! Addresses are tried one after the other, the next as soon as one has failed or has said nothing for a
-//! moment (RFC 8305). Which of them is used is the caller's decision: one that takes connections may still
-//! lead to a server that does not answer. May not enter: TLS, what Redis says.
+//! A [`Race`] starts the next address when one has failed or has been silent for a moment (RFC 8305). The caller
+//! decides which address to use: one that takes connections may still lead to a server that does not answer. May
+//! not enter: TLS, Redis' protocol.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -19,14 +19,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::connect::LinkError;
 
-/// How long a look-up may take. The resolver waits 5 s for a nameserver, asks each of up to three, and
-/// all of them twice (resolv.conf(5)): with less, a name would never be found behind a dead one.
+/// How long a look-up may take. The resolver waits 5 s for each of up to three nameservers, and asks all of
+/// them twice (resolv.conf(5)). With less time, a dead nameserver would hide the name.
 const LOOK_UP: Duration = Duration::from_secs(30);
 
-/// How long an address may say nothing until the next one is tried as well (RFC 8305 §5).
+/// How long an address may be silent before the next attempt starts as well (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// The part of an attempt that has its own time.
+/// A part of an attempt with its own deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// TCP, or a Unix socket.
@@ -37,7 +37,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// What did not happen in time.
+    /// What the server did not do in time.
     pub(super) fn missed(self) -> &'static str {
         match self {
             Self::Connect => "did not take the connection",
@@ -50,7 +50,7 @@ impl Step {
 /// Limits a step of an attempt at `address`.
 ///
 /// # Errors
-/// What went wrong, or that nothing came within `limit`.
+/// The fault, or that nothing came within `limit`.
 pub(super) async fn within<T>(
     step: Step,
     address: &str,
@@ -60,8 +60,8 @@ pub(super) async fn within<T>(
     timeout(limit, act).await.unwrap_or_else(|_| Err(LinkError::Late { step, address: address.to_owned(), limit }))
 }
 
-/// The addresses of `host`, in the order in which they are tried. `on_slow` hears of a look-up that takes
-/// longer than `patience`; the look-up goes on.
+/// The addresses of `host`, in the order of attempts. Calls `on_slow` when the look-up takes longer than
+/// `patience`; the look-up continues.
 ///
 /// # Errors
 /// When the name is not found, or not in [`LOOK_UP`].
@@ -77,7 +77,7 @@ pub(super) async fn look_up(
     let failed = |error| LinkError::LookUp(host.to_owned(), error);
     let (tell, mut told) = oneshot::channel();
     let name = host.to_owned();
-    // A thread of its own: a runtime would wait for the resolver at its end.
+    // A separate thread: a runtime would wait for the resolver when the runtime ends.
     std::thread::Builder::new()
         .name("webws-look-up".to_owned())
         .spawn(move || {
@@ -101,7 +101,7 @@ pub(super) async fn look_up(
     Ok(interleaved(found))
 }
 
-/// The families by turns, beginning with the one that the resolver prefers (RFC 8305 §4).
+/// Alternates the families, beginning with the one that the resolver prefers (RFC 8305 §4).
 fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_first_kind = addresses.first().is_some_and(SocketAddr::is_ipv4);
     let (first, second): (VecDeque<_>, VecDeque<_>) =
@@ -116,9 +116,9 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 type Connecting = Pin<Box<dyn Future<Output = Result<TcpStream, LinkError>>>>;
 
-/// Attempts at several addresses, of which connections come out as they are made.
+/// Attempts at several addresses. Yields each connection as soon as it is made.
 pub(super) struct Race {
-    /// Not begun yet.
+    /// Addresses without an attempt yet.
     waiting: VecDeque<SocketAddr>,
     running: Vec<(SocketAddr, Connecting)>,
     next_at: Instant,
@@ -154,13 +154,13 @@ impl Race {
         }
     }
 
-    /// The connection that came last is of no use: the next address is tried at once.
+    /// The last connection is of no use: starts the next address at once.
     pub(super) fn fail(&mut self, error: LinkError) {
         self.failed.push(error);
         self.next_at = Instant::now();
     }
 
-    /// What went wrong, address by address.
+    /// The faults, address by address.
     pub(super) fn into_error(mut self) -> LinkError {
         match self.failed.len() {
             1 => self.failed.remove(0),
@@ -181,7 +181,7 @@ fn connecting(address: SocketAddr, limit: Duration) -> Connecting {
     })
 }
 
-/// The first that is done; it is taken out.
+/// Removes and returns the first attempt that is done.
 async fn first_of(running: &mut Vec<(SocketAddr, Connecting)>) -> (SocketAddr, Result<TcpStream, LinkError>) {
     poll_fn(|cx| {
         for place in 0..running.len() {
@@ -209,13 +209,13 @@ pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// What an operator can do when `address` swallows packets. systemd's filter for a unit's addresses does that
-/// without a word (systemd.resource-control(5), `IPAddressDeny=`).
+/// What an operator can do when no packet comes back from `address`. systemd's filter for a unit's addresses drops
+/// packets without an error (systemd.resource-control(5), `IPAddressDeny=`).
 pub(super) fn advice_on_silence(step: Step, address: &str) -> String {
     let is_in_a_unit = || std::env::var_os("INVOCATION_ID").is_some();
     match address.parse::<SocketAddr>() {
         Ok(address) if step == Step::Connect && !address.ip().is_loopback() && is_in_a_unit() => format!(
-            "; the unit as shipped lets only localhost through: add IPAddressAllow={} (redis-remote.conf)",
+            "; the unit as shipped allows only localhost: add IPAddressAllow={} (redis-remote.conf)",
             address.ip()
         ),
         _ => String::new(),

@@ -1,8 +1,8 @@
-//! The first exchange on a link: who we are, and which protocol the server speaks.
+//! The first exchange on a link: the login, and the protocol that the server speaks.
 //!
-//! `HELLO 3` asks for RESP3 and says user and password at once. A server that does not know it (before
-//! Redis 6, and several proxies) is greeted by AUTH on the same link and speaks RESP2 from then on. The
-//! crate's own greeting cannot do that. May not enter: how the stream is made.
+//! `HELLO 3` asks for RESP3 and sends user and password at once. A server without HELLO (Redis before 6, and
+//! several proxies) gets AUTH on the same link and speaks RESP2 from then on. The redis crate's own greeting
+//! cannot do that. May not enter: how the stream is made.
 
 use std::io;
 
@@ -12,10 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::sieve::{self, Transport};
 
-/// Bytes of an answer to a greeting. Chosen: HELLO's has some 200, and modules add a line each.
+/// Maximum bytes of an answer to a greeting. Chosen: HELLO's answer has some 200, and each module adds a line.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
-/// What a server that wants TLS answers to plain text: an alert record (RFC 8446 §5.1, §6).
+/// The answer of a TLS server to plain text: an alert record (RFC 8446 §5.1, §6).
 const TLS_ALERT: &[u8] = &[0x15, 0x03];
 
 /// The version of Redis' protocol on a link.
@@ -25,17 +25,17 @@ pub(super) enum Protocol {
     Resp3,
 }
 
-/// Who we are to a server.
+/// Our login at a server.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Login {
     pub(super) username: Option<String>,
     pub(super) password: Option<SecretString>,
 }
 
-/// Greets the server behind `stream`, which has nothing unread afterwards.
+/// Greets the server behind `stream`, and leaves no unread bytes.
 ///
 /// # Errors
-/// The server refuses us, or is no Redis.
+/// The server refuses the login, or is no Redis.
 pub(super) async fn greet(stream: &mut dyn Transport, login: &Login) -> Result<Protocol, GreetingError> {
     let mut hello = redis::cmd("HELLO");
     hello.arg(3);
@@ -73,17 +73,17 @@ impl From<io::Error> for GreetingError {
 }
 
 impl Login {
-    /// Whether there is nothing to say.
+    /// Whether user and password are both unset.
     pub(super) fn is_empty(&self) -> bool {
         self.username.is_none() && self.password.is_none()
     }
 
-    /// A user without a password says an empty one, which Redis takes for a user that has `nopass`.
+    /// The password; empty if unset, which Redis accepts for a user with `nopass`.
     fn password(&self) -> &str {
         self.password.as_ref().map_or("", |password| password.expose_secret())
     }
 
-    /// AUTH as every version of Redis knows it where there is no user.
+    /// AUTH. Without a user, every version of Redis knows this form.
     pub(super) fn auth(&self) -> Cmd {
         let mut auth = redis::cmd("AUTH");
         if let Some(username) = &self.username {
@@ -94,8 +94,8 @@ impl Login {
     }
 }
 
-/// Whether a server refuses HELLO itself, rather than us. What Redis 5, Envoy and others say differs, and
-/// where it was something else, AUTH and the next command are refused as well.
+/// Whether a server refuses HELLO itself rather than the login. Redis 5, Envoy and others answer differently. After
+/// a wrong guess, the server refuses AUTH and the next command as well.
 fn lacks_hello(error: &RedisError) -> bool {
     let words = error.to_string().to_ascii_lowercase();
     let is_about_us = ["WRONGPASS", "NOAUTH", "DENIED", "LOADING", "MASTERDOWN", "BUSY"];
@@ -121,7 +121,7 @@ async fn ask(stream: &mut dyn Transport, command: &Cmd) -> io::Result<Value> {
         match sieve::reply_len(&answer) {
             Ok(None) if answer.len() < MAX_ANSWER_BYTES => {}
             Ok(Some(len)) if len == answer.len() => break,
-            _ => return Err(io::Error::other("what answers there does not speak Redis' protocol")),
+            _ => return Err(io::Error::other("the server does not speak Redis' protocol")),
         }
     }
     if answer.starts_with(b"-") {
@@ -130,21 +130,21 @@ async fn ask(stream: &mut dyn Transport, command: &Cmd) -> io::Result<Value> {
     redis::parse_redis_value(&answer).map_err(io::Error::other)
 }
 
-/// The same error; where it is an end without an answer, in plain English.
+/// The same error; an end without an answer gets a plain sentence.
 fn closed(error: io::Error) -> io::Error {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match error.kind() {
         kind @ (BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => io::Error::new(
             kind,
-            "the server closed the connection before it answered: it has as many clients as it takes (maxclients), or \
-             its port wants TLS (rediss://)",
+            "the server closed the connection before it answered: it has its maximum of clients (maxclients), or its \
+             port requires TLS (rediss://)",
         ),
         _ => error,
     }
 }
 
-/// A refusal without what it refuses: of a command that Redis does not know it repeats the arguments, and a
-/// password is one of them.
+/// A refusal without the command's arguments. Redis repeats the arguments of an unknown command, and one of them may
+/// be a password.
 pub(super) fn without_arguments(refusal: &str) -> &str {
     refusal.split_once(", with args beginning with").map_or(refusal, |(refusal, _)| refusal)
 }

@@ -644,10 +644,12 @@ impl Links {
         let lasting = |since: &Cell<Option<Instant>>| Some(since.get()?.elapsed()).filter(|time| *time > BLIP);
         self.health.fault().or_else(|| {
             if let Some(time) = lasting(&self.demoted_since) {
-                return Some(format!("{server} is a replica since {time:.1?}, and the cluster names no other master"));
+                return Some(format!(
+                    "{server} has been a replica for {time:.1?}, and the cluster names no other master"
+                ));
             }
             let time = lasting(&self.refused_since)?;
-            Some(format!("{server} does not take all channels for now, since {time:.1?}"))
+            Some(format!("{server} has refused some channels for {time:.1?}"))
         })
     }
 

@@ -1,8 +1,8 @@
-//! Redis does not let us subscribe: whether that is about one channel or about all of them.
+//! Redis refuses a subscription: tells one refused channel from a refusal of all channels.
 //!
-//! One channel is its client's business, and a 503. All of them are the operator's: /readyz says so until a
-//! subscription succeeds again, which is tried at each audit, for a process that is not ready gets no clients
-//! who would. May not enter: who wanted the channel.
+//! One channel concerns its client, which gets 503. All channels concern the operator: /readyz reports the refusal
+//! until a subscription succeeds. Each audit tries one, because a process that is not ready gets no clients that
+//! would subscribe. May not enter: the client that asked for the channel.
 
 use redis::RedisError;
 use redis::aio::MultiplexedConnection;
@@ -19,10 +19,10 @@ pub(super) fn on_taken(links: &Links, channel: &Channel) {
     links.health.subscription_is_taken();
 }
 
-/// Redis has refused `channel`, and taken nothing else in the same breath.
+/// Redis has refused `channel`, and taken no other channel of the same command.
 ///
 /// # Errors
-/// When the link is of no use any more.
+/// When the link is no longer usable.
 pub(super) async fn on_refused(
     links: &Links,
     connection: &mut MultiplexedConnection,
@@ -37,7 +37,7 @@ pub(super) async fn on_refused(
     {
         if ONE.allows() {
             let error = in_words(error);
-            tracing::warn!(error, "Redis does not allow a channel that a client asked for, which gets 503: {error}");
+            tracing::warn!(error, "Redis does not allow a channel, and its client gets 503: {error}");
         }
         return Ok(());
     }
@@ -45,10 +45,10 @@ pub(super) async fn on_refused(
     Ok(())
 }
 
-/// Looks whether subscriptions are still refused, if they are.
+/// If Redis refused subscriptions, checks whether it still does.
 ///
 /// # Errors
-/// When the link is of no use any more.
+/// When the link is no longer usable.
 pub(super) async fn look_again(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
     if !links.health.is_subscription_refused() {
         return Ok(());
@@ -62,7 +62,7 @@ pub(super) async fn look_again(links: &Links, connection: &mut MultiplexedConnec
     Ok(())
 }
 
-/// Whether Redis takes a subscription; one that is not wanted any more is given back when it is confirmed.
+/// Whether Redis takes a subscription. An unneeded one is undone at its confirmation.
 async fn is_taken(links: &Links, connection: &mut MultiplexedConnection, channel: &Channel) -> Result<bool, LinkError> {
     let mut subscribe = redis::cmd(if links.placement.is_sharded(channel) { "SSUBSCRIBE" } else { "SUBSCRIBE" });
     subscribe.arg(&**channel);

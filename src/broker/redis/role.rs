@@ -1,8 +1,8 @@
-//! What a server is. A message that is published at a replica reaches nobody at its master, and PUBLISH is no
-//! write that a replica would refuse: so each link asks, before it is used and every second from then on.
+//! The role of a server. A message published at a replica reaches no subscriber of its master, and a replica does
+//! not refuse PUBLISH, which is no write. So each link asks for the role before use and every second.
 //!
-//! HELLO answers that without a right of its own (it is never refused); ROLE stands in for it where HELLO is
-//! unknown. In a Redis Cluster the topology decides instead (`cluster.rs`). May not enter: what follows from it.
+//! HELLO answers without a right of its own (Redis never refuses it); where HELLO is unknown, ROLE replaces it. In
+//! a Redis Cluster the topology decides instead (`cluster.rs`). May not enter: the reaction to a role.
 
 use std::time::Duration;
 
@@ -12,21 +12,20 @@ use tokio::time::Instant;
 
 use super::connect::{ask, is_for_now, is_refusal};
 
-/// How often a link asks. Chosen: what is published at a server that is no master any more is in doubt for
-/// this long.
+/// How often a link asks. Chosen: for this long, messages published at a former master are in doubt.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a server says that it is.
+/// The role that a server reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rank {
     Master,
     Replica,
     Sentinel,
-    /// It does not say.
+    /// The server does not report its role.
     Unknown,
 }
 
-/// How a server is asked.
+/// The command that asks for the role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
     Hello,
@@ -39,18 +38,18 @@ enum Question {
 pub(super) struct Watch {
     version: u8,
     question: Question,
-    /// When the question was sent last that was answered with [`Rank::Master`].
+    /// When the last question was sent that got the answer [`Rank::Master`].
     master_at: Instant,
     next_at: Instant,
 }
 
 impl Rank {
-    /// Whether links leave it.
+    /// Whether links leave the server.
     pub(super) fn is_wrong(self) -> bool {
         matches!(self, Self::Replica | Self::Sentinel)
     }
 
-    /// What it is and why that is of no use, to follow the server's name.
+    /// The role and why webws cannot use the server, to follow the server's name.
     pub(super) fn fault(self) -> &'static str {
         match self {
             Self::Sentinel => "is a Sentinel, not a master: write redis+sentinel://HOST:PORT/NAME",
@@ -60,17 +59,17 @@ impl Rank {
 }
 
 impl Watch {
-    /// Of a link that speaks that version of the protocol.
+    /// For a link that speaks this version of the protocol.
     pub(super) fn new(version: u8) -> Self {
         Self { version, question: Question::Hello, master_at: Instant::now(), next_at: Instant::now() }
     }
 
-    /// The command to ask with, now; `None` where the server does not say.
+    /// The command that asks now; `None` if the server does not report its role.
     pub(super) fn question(&self) -> Option<Cmd> {
         match self.question {
             Question::Hello => {
                 let mut hello = redis::cmd("HELLO");
-                // Redis 6.0 wants a version; another one than the link's would change it.
+                // Redis 6.0 requires a version. Any other version would change the link's protocol.
                 hello.arg(self.version);
                 Some(hello)
             }
@@ -79,7 +78,7 @@ impl Watch {
         }
     }
 
-    /// When to ask next; `None` where the server does not say.
+    /// When to ask next; `None` if the server does not report its role.
     pub(super) fn next_at(&self) -> Option<Instant> {
         self.is_told().then_some(self.next_at)
     }
@@ -89,25 +88,25 @@ impl Watch {
         self.next_at().is_some_and(|at| at <= Instant::now())
     }
 
-    /// Until when the server was certainly a master.
+    /// The last time at which the server was certainly a master.
     pub(super) fn master_at(&self) -> Instant {
         self.master_at
     }
 
-    /// Whether the server says what it is.
+    /// Whether the server reports its role.
     pub(super) fn is_told(&self) -> bool {
         self.question != Question::None
     }
 
-    /// What the answer to a question that was sent at `sent` means.
+    /// Reads the answer to the question that was sent at `sent`.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no answer came.
     pub(super) fn on_answer(&mut self, sent: Instant, answer: Result<Value, RedisError>) -> Result<Rank, RedisError> {
         self.next_at = sent + INTERVAL;
         let rank = match answer {
             Ok(answer) => rank(self.question, &answer),
-            // Busy for the moment.
+            // The server is busy for the moment.
             Err(error) if is_for_now(error.code()) => return Ok(Rank::Unknown),
             Err(error) if is_refusal(&error) => Rank::Unknown,
             Err(error) => return Err(error),
@@ -123,7 +122,7 @@ impl Watch {
         Ok(rank)
     }
 
-    /// Asks, by all ways there are.
+    /// Asks, by HELLO and then by ROLE.
     ///
     /// # Errors
     /// When no answer comes.
@@ -157,9 +156,9 @@ fn rank(question: Question, answer: &Value) -> Rank {
     };
     match (role, mode) {
         (_, Some(b"sentinel")) | (Some(b"sentinel"), _) => Rank::Sentinel,
-        // "slave" in ROLE, and of others that speak the protocol.
+        // "slave" in ROLE, and from other servers that speak the protocol.
         (Some(b"replica" | b"slave"), _) => Rank::Replica,
-        // Among them KeyDB's "active-replica", which passes on what is published.
+        // Among them KeyDB's "active-replica", which forwards publications.
         (Some(_), _) => Rank::Master,
         (None, _) => Rank::Unknown,
     }

@@ -1,7 +1,7 @@
-//! What proves that a message on a service channel is ours: others may be allowed to publish there.
+//! Proves that a message on a service channel is ours: other Redis clients may be allowed to publish there.
 //!
-//! A seal is a key that never goes to Redis; what goes there is a message's name under that key, by SipHash 2-4
-//! (<https://www.aumasson.jp/siphash/siphash.pdf>). A signature that was heard is of no use for another name.
+//! A seal is a secret key that never goes to Redis. Redis gets the signature of a message's name under that key, by
+//! SipHash 2-4 (<https://www.aumasson.jp/siphash/siphash.pdf>). A signature is valid for its own name only.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -19,12 +19,12 @@ impl std::fmt::Debug for Seal {
 
 impl Seal {
     pub(crate) fn random() -> Self {
-        // Its keys are the system's random numbers; what it makes of a number says nothing about them.
+        // RandomState's keys are the system's random numbers; its hashes do not reveal the keys.
         let random = RandomState::new();
         Self(random.hash_one(0_u8), random.hash_one(1_u8))
     }
 
-    /// What is published for `name`.
+    /// The signature that is published for `name`.
     #[expect(deprecated, reason = "std's other hashers may change; two versions of us must agree")]
     pub(super) fn sign(self, name: &[u8]) -> String {
         let mut hasher = std::hash::SipHasher::new_with_keys(self.0, self.1);

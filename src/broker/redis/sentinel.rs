@@ -62,7 +62,7 @@ impl Sentinels {
         for place in &self.places {
             match timeout(PATIENCE, self.ask(place)).await {
                 Ok(Ok(master)) => named.extend(master),
-                Ok(Err(error)) => tracing::debug!(%error, "a Sentinel cannot be asked"),
+                Ok(Err(error)) => tracing::debug!(%error, "a Sentinel cannot be asked: {error}"),
                 Err(_) => tracing::debug!("a Sentinel does not answer"),
             }
         }
@@ -104,7 +104,7 @@ impl Sentinels {
         match answer {
             Ok(answer) => {
                 if let Some(refusal) = refusal {
-                    tracing::debug!(error = %refusal, "a Sentinel refuses a password and answers without");
+                    tracing::debug!(error = %refusal, "a Sentinel refuses the password and answers without one");
                 }
                 Ok(answer)
             }

@@ -372,18 +372,18 @@ async fn judge_count(
     {
         tracing::warn!(
             missing,
-            "Redis counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): its count is not \
-             used on this link"
+            "Redis counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): webws does not use \
+             the count on this link"
         );
     }
     Ok(if missing == Some(0) { Count::Believed } else { Count::Unknown })
 }
 
-/// Compares how many subscriptions Redis has with what the worker was told. Where it does not count,
-/// that is a sign of life and no more.
+/// Compares the number of subscriptions that Redis has with the number that Redis confirmed. If Redis does not count,
+/// the answer is only a sign of life.
 ///
-/// When Redis has fewer: which ones, nobody can say, so all are made again, on this link, which goes on
-/// meanwhile for those that are there.
+/// If Redis has fewer, no answer names the missing ones. So the worker subscribes all again, on this link, which
+/// meanwhile delivers for the others.
 ///
 /// # Errors
 /// When Redis has fewer even then.

@@ -141,7 +141,7 @@ impl Health {
         });
     }
 
-    /// Redis does not let us subscribe anything.
+    /// Redis refuses all subscriptions.
     pub(super) fn subscription_is_refused(&self, error: &str) {
         static REFUSED: Throttle = Throttle::per_minute();
         self.is_refused.store(true, Ordering::Relaxed);
@@ -160,7 +160,7 @@ impl Health {
         });
     }
 
-    /// It does.
+    /// Redis takes subscriptions again.
     pub(super) fn subscription_is_taken(&self) {
         if self.is_refused.swap(false, Ordering::Relaxed) {
             self.change(|state| {
@@ -176,13 +176,13 @@ impl Health {
         self.is_refused.load(Ordering::Relaxed)
     }
 
-    /// Why nothing can be subscribed, in words for an operator.
+    /// Why nothing can be subscribed, as a sentence for an operator.
     pub(super) fn refusal(&self) -> Option<String> {
         let mut refusal = None;
         self.change(|state| {
             if let Some((error, since)) = &state.refusal {
                 let (server, since) = (&state.server, since.elapsed());
-                refusal = Some(format!("{server} refuses subscriptions since {since:.1?}: {error}"));
+                refusal = Some(format!("{server} refuses subscriptions (for {since:.1?} now): {error}"));
             }
         });
         refusal
@@ -195,8 +195,8 @@ impl Health {
                 let server = &state.server;
                 tracing::warn!(
                     server,
-                    "{server} does not say whether it is a master (HELLO is unknown there, and ROLE unknown or not \
-                     allowed: add +role to the ACL user); one that becomes a replica is not noticed"
+                    "{server} does not say whether it is a master (HELLO is unknown there, and ROLE is unknown or not \
+                     allowed: add +role to the ACL user); webws does not notice when it becomes a replica"
                 );
             }
         });
@@ -251,7 +251,7 @@ impl Health {
 impl State {
     fn tell(&mut self, error: &LinkError) {
         self.last_error = error.to_string();
-        // What only an operator can end is said even if something else was, before.
+        // A fault that only an operator can end is logged even after another fault.
         if let Some(lasting) = error.lasting().filter(|lasting| self.is_told && !self.also_told.contains(lasting)) {
             self.also_told.push(lasting);
             let server = &self.server;

@@ -1,4 +1,4 @@
-//! TLS spoken to a port that has none, and the other way round: what then happens looks like other faults.
+//! TLS to a port without TLS, and plain text to a TLS port: both look like other faults.
 
 use std::io::ErrorKind;
 
@@ -6,7 +6,7 @@ use super::connect::LinkError;
 use super::dial::Step;
 use crate::config::RedisAddress;
 
-/// Adds what is likely wrong with the scheme to an error on the way to the first answer.
+/// Adds advice about the scheme to an error before the first answer.
 pub(super) fn explain(address: &RedisAddress, error: LinkError) -> LinkError {
     let is_tls = match address {
         RedisAddress::Tcp(..) => false,
@@ -14,7 +14,7 @@ pub(super) fn explain(address: &RedisAddress, error: LinkError) -> LinkError {
         _ => return error,
     };
     match (is_tls, &error) {
-        // A TLS port ends a connection that begins with something else.
+        // A TLS port ends a connection that does not begin with TLS.
         (false, LinkError::Refused(why, _) | LinkError::Ended(why)) if why.is_connection_dropped() => {}
         (false, LinkError::Unreachable(_, why))
             if matches!(why.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe) => {}

@@ -26,7 +26,7 @@ const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 pub(super) struct Certificate<'a> {
     /// 1 to 3.
     pub(super) version: u8,
-    /// What the issuer signed.
+    /// The bytes that the issuer signed.
     pub(super) signed: &'a [u8],
     /// The AlgorithmIdentifier of the signature, without its own tag and length.
     pub(super) signature_algorithm: &'a [u8],
@@ -51,7 +51,7 @@ pub(super) struct Key<'a> {
 }
 
 impl<'a> Certificate<'a> {
-    /// Reads `der`; `None` where it is no certificate.
+    /// Reads `der`; `None` if `der` is no certificate.
     pub(super) fn parse(der: &'a [u8]) -> Option<Self> {
         let mut outer = Der(Der(der).of(SEQUENCE)?.content);
         let signed = outer.of(SEQUENCE)?;
@@ -63,7 +63,7 @@ impl<'a> Certificate<'a> {
             Some(version) => Der(version.content).of(INTEGER)?.content.first()?.checked_add(1)?,
         };
         fields.of(INTEGER)?;
-        // The two have to be the same, or the signature would be of another algorithm than was signed.
+        // The signed and the outer algorithm must be the same (RFC 5280 §4.1.1.2).
         if fields.of(SEQUENCE)?.content != signature_algorithm {
             return None;
         }
@@ -112,7 +112,7 @@ impl<'a> Certificate<'a> {
         found
     }
 
-    /// Whether a subjectAltName says which hosts it is for.
+    /// Whether the certificate has a subjectAltName.
     pub(super) fn has_alternative_names(&self) -> bool {
         let mut extensions = Der(self.extensions);
         std::iter::from_fn(|| extensions.of(SEQUENCE))
@@ -132,7 +132,7 @@ struct Element<'a> {
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
-    /// The next element; `None` at the end and where the bytes are no DER.
+    /// The next element; `None` at the end, and if the bytes are no DER.
     fn next(&mut self) -> Option<Element<'a>> {
         let (&tag, rest) = self.0.split_first()?;
         let (&short, rest) = rest.split_first()?;
@@ -151,7 +151,7 @@ impl<'a> Der<'a> {
         Some(Element { tag, content, whole })
     }
 
-    /// The next element, if `tag` is its tag; otherwise it stays where it is.
+    /// Takes the next element if its tag is `tag`.
     fn of(&mut self, tag: u8) -> Option<Element<'a>> {
         let mut ahead = Der(self.0);
         let element = ahead.next().filter(|element| element.tag == tag)?;
@@ -194,7 +194,7 @@ fn days(year: u64, month: u64, day: u64) -> u64 {
     365 * year + leap_days + (153 * month + 2) / 5 + day - 1 - 719_468
 }
 
-/// The bytes of a bit string that is whole bytes.
+/// The bytes of a bit string, if all its bytes are whole.
 fn bits(content: &[u8]) -> Option<&[u8]> {
     match content.split_first()? {
         (0, bytes) => Some(bytes),

@@ -1,6 +1,6 @@
 //! Says in plain English why TLS with a server failed, and what to do.
 //!
-//! Each kind of rustls' error has its sentence; the kind's own name follows in brackets, for search engines.
+//! Each kind of rustls' error has a sentence; rustls' own text follows in brackets, for search engines.
 
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,10 +10,10 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMes
 
 use super::Trust;
 
-/// How a certificate is read from a running server.
+/// The command that prints a running server's certificate.
 const FETCH: &str = "`openssl s_client -connect HOST:PORT </dev/null | openssl x509` prints it";
 
-/// What is wrong between us and a server's TLS.
+/// Why TLS with a server failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{sentence} ({error})")]
 struct TlsFault {
@@ -22,7 +22,7 @@ struct TlsFault {
     error: Error,
 }
 
-/// The same error in plain English, where it is one of TLS.
+/// The same error; an error of TLS gets a plain sentence.
 pub(in crate::broker::redis) fn explained(error: io::Error, trust: Trust) -> io::Error {
     let kind = error.kind();
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).cloned() {
@@ -95,20 +95,21 @@ fn of_certificate(error: &CertificateError, trust: Trust) -> String {
             expected.to_str()
         ),
         Fault::ExpiredContext { not_after, time } => format!(
-            "the server's certificate expired on {}, and this machine's clock says {}: renew it, or set the clock",
+            "the server's certificate expired on {}, and this machine's clock says {}: renew the certificate, or set \
+             the clock",
             date(*not_after),
             date(*time)
         ),
-        Fault::Expired => "the server's certificate has expired: renew it".to_owned(),
+        Fault::Expired => "the server's certificate has expired: renew the certificate".to_owned(),
         Fault::NotValidYetContext { not_before, time } => format!(
             "the server's certificate is valid from {} on, and this machine's clock says {}: set the clock, or wait",
             date(*not_before),
             date(*time)
         ),
         Fault::NotValidYet => "the server's certificate is not valid yet: check this machine's clock".to_owned(),
-        Fault::Revoked => "the server's certificate is revoked: renew it".to_owned(),
-        Fault::BadSignature => "the server's certificate, or its part of the handshake, is not signed by the key it \
-                                names: another authority of the same name may be in redis.ca_file"
+        Fault::Revoked => "the server's certificate is revoked: renew the certificate".to_owned(),
+        Fault::BadSignature => "the server's certificate, or its part of the handshake, is not signed by the key \
+                                that it names: another authority of the same name may be in redis.ca_file"
             .to_owned(),
         Fault::InvalidPurpose | Fault::InvalidPurposeContext { .. } => {
             "the server's certificate is not for servers (its extendedKeyUsage lacks serverAuth): make one that is, or \
@@ -118,20 +119,20 @@ fn of_certificate(error: &CertificateError, trust: Trust) -> String {
         Fault::UnhandledCriticalExtension => CRITICAL_EXTENSION.to_owned(),
         Fault::UnsupportedSignatureAlgorithmContext { .. }
         | Fault::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "the server's certificate is signed by an algorithm that is not safe any more, or too new: make one with \
+            "the server's certificate is signed by an algorithm that is no longer safe, or too new: make one with \
              SHA-256 and RSA or ECDSA, or pin this one by redis.pinned_certificate_file"
                 .to_owned()
         }
         Fault::BadEncoding => "the server's certificate cannot be read: make a new one".to_owned(),
-        // webpki's own kinds have no type here.
+        // webpki's own kinds have no type in rustls.
         other => match format!("{other:?}") {
             text if text.contains("CaUsedAsEndEntity") => format!(
-                "the server's certificate is the one of an authority (CA:TRUE), as `openssl req -x509` makes it: put \
-                 this very certificate into redis.ca_file or redis.pinned_certificate_file; {FETCH}"
+                "the server's certificate is the certificate of an authority (CA:TRUE), as from `openssl req -x509`: \
+                 put this certificate into redis.ca_file or redis.pinned_certificate_file; {FETCH}"
             ),
             text if text.contains("UnsupportedCertVersion") => format!(
-                "the server's certificate is of X.509 version 1, as `openssl x509 -req` makes it without -extfile: \
-                 make one with subjectAltName, name its authority by redis.ca_file, or pin it by \
+                "the server's certificate has X.509 version 1, as from `openssl x509 -req` without -extfile: make one \
+                 with subjectAltName, name its authority by redis.ca_file, or pin this one by \
                  redis.pinned_certificate_file; {FETCH}"
             ),
             text if text.contains("UnsupportedCriticalExtension") => CRITICAL_EXTENSION.to_owned(),
@@ -154,7 +155,7 @@ fn unknown_issuer(trust: Trust) -> String {
         Trust::Named => "no authority in redis.ca_file signed the server's certificate: set",
     };
     format!(
-        "{whose} redis.ca_file to the certificate of its authority, or to this very certificate where it is \
+        "{whose} redis.ca_file to the certificate of its authority, or to this certificate if it is \
          self-signed; {FETCH}"
     )
 }

@@ -1,7 +1,7 @@
 //! TLS to Redis and its Sentinels: the certificates in the settings, and the client's side of the handshake.
 //!
-//! `verifier.rs` judges a server's certificate, `certificate.rs` reads what rustls does not, `fault.rs` says
-//! what is wrong. May not enter: addresses, and Redis' protocol.
+//! `verifier.rs` judges a server's certificate, `certificate.rs` reads the fields that rustls does not give,
+//! `fault.rs` explains faults. May not enter: addresses, and Redis' protocol.
 
 mod certificate;
 mod fault;
@@ -25,21 +25,21 @@ use crate::config::RedisConfig;
 
 pub(super) use self::fault::explained;
 
-/// How servers are spoken to by TLS.
+/// The client's side of TLS.
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
     config: Arc<ClientConfig>,
-    /// The name that each certificate must have; otherwise the host's.
+    /// The name that each certificate must have; `None` for the host's name.
     server_name: Option<ServerName<'static>>,
     pub(super) trust: Trust,
 }
 
-/// Whose certificates are trusted.
+/// The source of trust in a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Those of the system's authorities.
+    /// The system's authorities.
     System,
-    /// Those that the settings name.
+    /// The certificates that the settings name.
     Named,
 }
 
@@ -55,10 +55,10 @@ impl Tls {
         Ok(Self { config: Arc::new(client_config(config)?), server_name, trust })
     }
 
-    /// Checks that a certificate for `host` could be checked.
+    /// Checks that TLS can verify a certificate for `host`.
     ///
     /// # Errors
-    /// It could not.
+    /// TLS cannot.
     pub(super) fn check_host(&self, host: &str) -> Result<(), SettingsError> {
         if self.server_name.is_none() {
             name_to_check(host)?;
@@ -69,7 +69,7 @@ impl Tls {
     /// The handshake on a stream to `host`.
     ///
     /// # Errors
-    /// In plain English what is wrong, where it is TLS.
+    /// The fault; a fault of TLS gets a plain sentence.
     pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
@@ -84,11 +84,11 @@ fn name_to_check(name: &str) -> Result<ServerName<'static>, SettingsError> {
     ServerName::try_from(name.to_owned()).map_err(|_| SettingsError::ServerName(name.to_owned()))
 }
 
-/// The certificates in a PEM file, one at least.
+/// The certificates in a PEM file, at least one.
 fn certificates(path: &Path, setting: &'static str) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let error = match read {
-        Ok(certificates) if Vec::is_empty(&certificates) => "it holds none".into(),
+        Ok(certificates) if Vec::is_empty(&certificates) => "the file holds no certificate".into(),
         Ok(certificates) => return Ok(certificates),
         Err(error) => error.into(),
     };
@@ -96,15 +96,14 @@ fn certificates(path: &Path, setting: &'static str) -> Result<Vec<CertificateDer
 }
 
 fn client_config(config: &RedisConfig) -> Result<ClientConfig, SettingsError> {
-    // Named, because a program that embeds us may have another one among its crates, and rustls
-    // would not know which to take.
+    // Named, because an embedding program may link another provider, and rustls could not choose.
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let fault = |path: &PathBuf, setting, error| SettingsError::Certificates { path: path.clone(), setting, error };
     let verifier = if let Some(path) = &config.pinned_certificate_file {
         let setting = "redis.pinned_certificate_file";
         let pinned = certificates(path, setting)?;
         if pinned.iter().any(|pinned| Certificate::parse(pinned).is_none()) {
-            return Err(fault(path, setting, "it holds something that is no certificate".into()));
+            return Err(fault(path, setting, "the file holds something that is no certificate".into()));
         }
         Some(Arc::new(Verifier::new(pinned, RootCertStore::empty(), &provider)))
     } else if let Some(path) = &config.ca_file {

@@ -1,10 +1,9 @@
 //! Decides whether a server's certificate is trusted, where the settings name certificates.
 //!
-//! What `redis.ca_file` or `redis.pinned_certificate_file` holds is trusted itself, byte for byte: its key
-//! proves the server, so that its names and dates do not matter. For the authorities in `redis.ca_file`
-//! rustls' rules hold, and two more of OpenSSL's: without any subjectAltName the common name counts, and a
-//! certificate of version 1 that an authority there signed itself is read. The handshake's signature is
-//! verified in all cases.
+//! A certificate in `redis.ca_file` or `redis.pinned_certificate_file` is trusted itself, byte for byte: its key
+//! proves the server, so names and dates do not matter. The authorities in `redis.ca_file` follow rustls' rules and
+//! two more of OpenSSL's. Without any subjectAltName the common name counts. A certificate of version 1 counts if
+//! an authority in the file signed it directly. The handshake's signature is verified in all cases.
 
 use std::sync::Arc;
 
@@ -23,15 +22,15 @@ use super::certificate::{Certificate, Key};
 /// Which certificates a server may show.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// Those in the file: each is trusted itself.
+    /// The certificates in the file. Each is trusted itself.
     named: Vec<CertificateDer<'static>>,
-    /// The same as authorities for others; empty where they are pinned.
+    /// The same certificates as authorities; empty for pinned certificates.
     authorities: RootCertStore,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    /// Trusts `named`, and what `authorities` signed.
+    /// Trusts `named`, and the certificates that `authorities` signed.
     pub(super) fn new(
         named: Vec<CertificateDer<'static>>,
         authorities: RootCertStore,
@@ -65,7 +64,7 @@ impl Verifier {
         }
     }
 
-    /// A certificate that rustls cannot read, for `error`.
+    /// Judges a certificate that rustls refused with `error`.
     fn judge_version_1(
         &self,
         shown: &CertificateDer<'_>,
@@ -98,7 +97,7 @@ impl Verifier {
         Err(CertificateError::NotValidForNameContext { expected: name.to_owned(), presented }.into())
     }
 
-    /// Whether `issuer` signed it.
+    /// Whether `issuer` signed `certificate`.
     fn has_signed(&self, issuer: &Key<'_>, certificate: &Certificate<'_>) -> bool {
         self.algorithms.all.iter().any(|algorithm| {
             algorithm.signature_alg_id().as_ref() == certificate.signature_algorithm
@@ -158,7 +157,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Trust in the certificates of a file, and in what they signed.
+/// Trusts the certificates of a file, and the certificates that they signed.
 pub(super) fn of_authorities(
     named: Vec<CertificateDer<'static>>,
     crypto: &CryptoProvider,
@@ -167,7 +166,7 @@ pub(super) fn of_authorities(
     for certificate in &named {
         match authorities.add(certificate.clone()) {
             Ok(()) => {}
-            // Of version 1, for example: trusted itself and no authority.
+            // For example of version 1: trusted itself, but no authority.
             Err(_) if Certificate::parse(certificate).is_some() => {}
             Err(error) => return Err(error),
         }
@@ -180,8 +179,7 @@ fn is_about_name(error: &Error) -> bool {
     matches!(error, Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
 }
 
-/// Whether it is for that host by its common name, which counts where nothing else names a host
-/// (RFC 6125 §6.4.4).
+/// Whether the common name is that host. It counts only without a subjectAltName (RFC 6125 §6.4.4).
 fn has_common_name(shown: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
     let ServerName::DnsName(name) = name else { return false };
     Certificate::parse(shown).is_some_and(|certificate| {
