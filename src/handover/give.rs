@@ -197,7 +197,7 @@ impl Site {
     pub(crate) fn give(&self, program: &Program, attempt: &Attempt) -> Result<Done, GiveError> {
         if std::process::id() == 1 {
             return Err(GiveError::Here(
-                "this is the first process of its container, which ends with it, whoever else there is".to_owned(),
+                "this is the first process of its container, and the container would end with it".to_owned(),
             ));
         }
         let start = |source| GiveError::Start { path: program.path.clone(), source };
