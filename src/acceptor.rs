@@ -111,8 +111,10 @@ impl Entrance {
         if sockets.is_empty() {
             return std::future::pending().await;
         }
-        loop {
-            let readable = sockets.iter().map(|socket| Box::pin(socket.readable()));
+        for turn in (0..sockets.len()).cycle() {
+            // Each of them is the first in its turn: one that is always ready must not keep the others waiting.
+            let readable =
+                sockets.iter().cycle().skip(turn).take(sockets.len()).map(|socket| Box::pin(socket.readable()));
             let mut guard = match first(readable.collect()).await {
                 Ok(guard) => guard,
                 Err(error) => return ("a listener".to_owned(), error),
@@ -131,6 +133,7 @@ impl Entrance {
             while refusing.try_join_next().is_some() {}
             tokio::task::yield_now().await;
         }
+        unreachable!("there is a listener, so there is always another turn")
     }
 
     /// Says whether nobody else waits there.

@@ -330,15 +330,27 @@ impl Server {
 
     /// How many descriptors connections may have.
     fn for_connections(&self) -> usize {
-        let links = self.deployment.as_ref().map_or(0, |deployment| deployment.links(self.seeds.len()));
-        os::limit::for_connections(links)
+        os::limit::for_connections(self.links())
+    }
+
+    fn links(&self) -> usize {
+        self.deployment.as_ref().map_or(0, |deployment| deployment.links(self.seeds.len()))
     }
 
     /// How many sessions it admits: the setting, or what the descriptor limit allows.
     pub(crate) fn max_sessions(&self) -> usize {
+        let possible = self.for_connections().saturating_sub(NO_SESSIONS).max(1);
         match self.config.limits.max_sessions {
-            0 => self.for_connections().saturating_sub(NO_SESSIONS).max(1),
-            limit => limit,
+            0 => possible,
+            limit => limit.min(possible),
+        }
+    }
+
+    /// How many descriptors `limits.max_sessions` needs, with the links to the broker; 0 where it is not set.
+    pub(crate) fn wanted_descriptors(&self) -> usize {
+        match self.config.limits.max_sessions {
+            0 => 0,
+            limit => limit + NO_SESSIONS + os::limit::MAKING_LINKS + 2 * self.links(),
         }
     }
 

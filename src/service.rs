@@ -19,7 +19,7 @@ use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, P
 use crate::log;
 use crate::metrics::{Metrics, Shard};
 use crate::os;
-use crate::server::{Ending, NO_SESSIONS, Running, Server, ServerError, advice};
+use crate::server::{Ending, Running, Server, ServerError, advice};
 use crate::signals::{HangUp, Signals, Wanted};
 use crate::status;
 
@@ -48,7 +48,6 @@ pub enum Extra {
 /// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
 /// process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
-    raise_limits(&config);
     let on_hang_up = if extra == Extra::TestPage { HangUp::Stop } else { HangUp::HandOver };
     let signals = Signals::try_new(on_hang_up);
     let mut signals = signals.map_err(|error| ServerError::Activation(format!("signals: {error}")))?;
@@ -75,6 +74,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
         (server, _) => server?,
     };
     let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
+    raise_limits(server.wanted_descriptors());
     let (metrics, workers, addresses) = (server.metrics(), server.workers(), server.addresses());
     let max_sessions = server.max_sessions();
     let own_version = env!("CARGO_PKG_VERSION");
@@ -185,9 +185,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
 }
 
 /// As many descriptors as the settings ask for, where the process may: a reload keeps the limits of the process before.
-fn raise_limits(config: &Config) {
-    let max_sessions = config.limits.max_sessions;
-    let wanted = if max_sessions == 0 { 0 } else { max_sessions + NO_SESSIONS + os::limit::MAKING_LINKS };
+fn raise_limits(wanted: usize) {
     if let Err(error) = os::limit::raise_descriptors(wanted) {
         let limit = os::limit::descriptors();
         tracing::warn!(

@@ -220,9 +220,14 @@ impl Session {
         }
     }
 
+    /// Bytes that wait for its client, behind those that are being sent.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.outbound.as_ref().map_or(0, |queue| queue.backlog())
+    }
+
     fn has_too_much(&self) -> bool {
-        let waiting = self.outbound.as_ref().map_or(0, |queue| queue.backlog());
-        waiting > self.endpoint.config.max_queue_bytes && matches!(self.phase, Phase::Opening | Phase::Open)
+        self.waiting_bytes() > self.endpoint.config.max_queue_bytes
+            && matches!(self.phase, Phase::Opening | Phase::Open)
     }
 
     /// Whether the other end (nginx, mostly) has not taken all that was sent to it.

@@ -30,7 +30,8 @@ pub(crate) struct Unpublished {
     queues: Vec<Turns>,
     /// What may wait for all servers.
     max_bytes: usize,
-    /// Sessions whose waiting texts must not be published: their clients were told so.
+    /// Sessions whose texts must not be published if they are taken back: their clients were told so. Empty while
+    /// nothing is in flight.
     abandoned: HashSet<SessionKey>,
     /// Texts that were taken and not answered for.
     in_flight: usize,
@@ -90,9 +91,9 @@ impl Unpublished {
         self.in_flight > 0
     }
 
-    /// The texts that wait and will be published, those of a client in their order.
+    /// The texts that wait, those of a client in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Text> {
-        self.queues.iter().flat_map(Turns::iter).filter(|text| !self.is_abandoned(text))
+        self.queues.iter().flat_map(Turns::iter)
     }
 
     /// Nobody could have taken them for so long.
@@ -123,8 +124,13 @@ impl Unpublished {
     pub(crate) fn take_back(&mut self, texts: Vec<Text>) {
         self.in_flight = self.in_flight.saturating_sub(texts.len());
         for text in texts.into_iter().rev() {
-            self.queue_of(&text).push_first(text);
+            if matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
+                self.dropped += 1;
+            } else {
+                self.queue_of(&text).push_first(text);
+            }
         }
+        self.forget_abandoned();
     }
 
     fn queue_of(&mut self, text: &Text) -> &mut Turns {
@@ -148,18 +154,15 @@ impl Unpublished {
 
     /// Never publishes what waits of `session`, or is taken back.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
-        if self.unsettled() > 0 {
+        self.dropped += self.queues.iter_mut().map(|queue| queue.remove(session)).sum::<usize>() as u64;
+        if self.in_flight > 0 {
             self.abandoned.insert(session);
         }
     }
 
-    fn is_abandoned(&self, text: &Text) -> bool {
-        matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key))
-    }
-
-    /// Nothing waits any more, so there is nothing left to hold back.
+    /// Nothing can be taken back, so there is nothing to hold back.
     fn forget_abandoned(&mut self) {
-        if !self.abandoned.is_empty() && self.unsettled() == 0 {
+        if self.in_flight == 0 && !self.abandoned.is_empty() {
             self.abandoned = HashSet::new();
         }
     }
@@ -171,15 +174,10 @@ impl Unpublished {
         while bytes < max_bytes
             && let Some(text) = self.queues.get_mut(node).and_then(Turns::pop)
         {
-            if self.is_abandoned(&text) {
-                self.dropped += 1;
-            } else {
-                bytes += text.cost();
-                taken.push(text);
-            }
+            bytes += text.cost();
+            taken.push(text);
         }
         self.in_flight += taken.len();
-        self.forget_abandoned();
         taken
     }
 
@@ -189,9 +187,7 @@ impl Unpublished {
         let expired: Vec<_> = self.queues.iter_mut().flat_map(|queue| queue.expire(since)).collect();
         let mut lost = Vec::new();
         for text in expired {
-            let is_abandoned = self.is_abandoned(&text);
             match text.origin {
-                Origin::Session(_) if is_abandoned => self.dropped += 1,
                 Origin::Session(key) => lost.push(key),
                 Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
             }
@@ -272,8 +268,8 @@ mod tests {
         assert_eq!((queue.waiting(), queue.unsettled()), (3, 3));
         let homes = vec![Node(1); SLOTS.into()];
         placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 2, live: 1 });
-        queue.abandon(SessionKey { index: 2, generation: 0 });
         queue.push(text(2, b"d"));
+        queue.abandon(SessionKey { index: 2, generation: 0 });
         queue.follow_placement();
         assert_eq!(queue.bytes(NOWHERE), 0);
         assert_eq!(payloads(&queue.take(Node(1), usize::MAX)), [b"a", b"b", b"c"]);

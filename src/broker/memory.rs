@@ -17,6 +17,9 @@ use crate::endpoint::Channel;
 /// Publications that may wait for a worker. Chosen: at the largest client message 16 MiB.
 const INBOX: usize = 256;
 
+/// Publications handed on before the worker's other tasks have their turn. Chosen: a batch worth its system calls.
+const TURN: usize = 64;
+
 /// Bytes of texts taken from the worker at a time.
 const TAKE_BYTES: usize = 64 << 10;
 
@@ -81,11 +84,13 @@ impl Port {
         let mut inbox = self.inbox.lock().await;
         tokio::join!(self.confirm(&*sink), self.publish(&*sink), async {
             let mut received = Vec::new();
-            while inbox.recv_many(&mut received, INBOX).await > 0 {
+            while inbox.recv_many(&mut received, TURN).await > 0 {
                 for (channel, payload) in received.drain(..) {
                     sink.on_publication(&channel, &payload);
                 }
                 sink.on_pause();
+                // Publishers that never pause must not keep the worker's other tasks waiting.
+                tokio::task::yield_now().await;
             }
         });
     }

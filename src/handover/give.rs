@@ -26,6 +26,7 @@ use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
 use crate::session::portable::Portable;
+use crate::worker::PortableText;
 use crate::worker::handover::{Answer, Ask, Collected};
 
 /// How long the new process may take to say who it is: as long as a unit's start.
@@ -42,9 +43,6 @@ const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// How long connections that were accepted may wait for their worker.
 const INLETS: Duration = Duration::from_secs(2);
-
-/// Channels in one message.
-const NAMES: usize = 10_000;
 
 /// What is started: the binary at the path it was started from, whatever stands there now.
 #[derive(Debug, Clone)]
@@ -344,7 +342,7 @@ impl Site {
         for (worker, asks) in self.asks.iter().enumerate() {
             let names = ask(asks, Ask::Channels)?;
             let new: Vec<_> = names.into_iter().filter(|name| known.insert((worker, name.clone()))).collect();
-            for names in new.chunks(NAMES) {
+            for (names, _) in parts(new, |name| name.len() + NAME_COST) {
                 let names = names.iter().map(|name| ByteBuf::from(&**name)).collect();
                 line.say(&Message::Channels { worker, names }, &[], STEP)?;
             }
@@ -398,8 +396,36 @@ fn say_worker(line: &Line, worker: usize, collected: Collected) -> Result<(), Gi
             (other, _) => return Err(out_of_turn(&other)),
         }
     }
-    let (texts, away_ms) = (collected.texts, millis(collected.away));
-    Ok(line.say(&Message::Texts { worker, texts, away_ms }, &[], STEP)?)
+    for message in texts_of(worker, collected.texts, collected.away) {
+        line.say(&message, &[], STEP)?;
+    }
+    Ok(())
+}
+
+/// A worker's texts as messages: one at least, which completes the worker.
+pub(super) fn texts_of(worker: usize, texts: Vec<PortableText>, away: Duration) -> impl Iterator<Item = Message> {
+    let away_ms = millis(away);
+    let none = texts.is_empty().then(|| Message::Texts { worker, texts: Vec::new(), has_more: false, away_ms });
+    let some = parts(texts, PortableText::size);
+    none.into_iter().chain(some.map(move |(texts, has_more)| Message::Texts { worker, texts, has_more, away_ms }))
+}
+
+/// What a name counts for in a message beside its bytes.
+const NAME_COST: usize = 16;
+
+/// `items` in parts that are a message each, of about [`FULL_BYTES`], and whether more follow.
+fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> impl Iterator<Item = (Vec<T>, bool)> {
+    let mut items = items.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while bytes < FULL_BYTES
+            && let Some(item) = items.next()
+        {
+            bytes += size(&item);
+            part.push(item);
+        }
+        (!part.is_empty()).then(|| (part, items.peek().is_some()))
+    })
 }
 
 /// Sessions in parts that are a message each.

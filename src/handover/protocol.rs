@@ -63,10 +63,13 @@ pub(crate) enum Message {
     Marked,
     /// Some sessions of a worker, as descriptors in the same order.
     Sessions { worker: usize, sessions: Vec<Portable> },
-    /// All texts of a worker that wait to be published.
+    /// The texts of a worker that wait to be published, behind its sessions.
     Texts {
         worker: usize,
         texts: Vec<PortableText>,
+        /// Whether another message has more of them: a version that does not know this takes each for all.
+        #[serde(default)]
+        has_more: bool,
         /// How long its sessions have missed what was published.
         #[serde(default)]
         away_ms: u64,

@@ -10,10 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::give::{GiveError, Site, batches};
+use super::give::{GiveError, Site, batches, texts_of};
 use super::protocol::{self, Hello, Message, ProtocolError};
 use super::take::{Gathering, lose};
-use crate::clock::millis;
 use crate::os::{descriptors, systemd};
 use crate::worker::handover::Ask;
 
@@ -83,8 +82,9 @@ impl Site {
                 descriptors::send(&ours, b"s", &sockets)
                     .map_err(|error| GiveError::Here(format!("{count} sockets are too many to be kept: {error}")))?;
             }
-            let (texts, away_ms) = (collected.texts, millis(collected.away));
-            write(&Message::Texts { worker, texts, away_ms }, 0)?;
+            for message in texts_of(worker, collected.texts, collected.away) {
+                write(&message, 0)?;
+            }
         }
         write(&Message::End, 0)?;
         systemd::store(WORDS, words.as_fd()).map_err(here)?;

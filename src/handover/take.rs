@@ -242,9 +242,13 @@ impl<'a> Gathering<'a> {
                 self.adopted.sessions.extend(sessions.into_iter().zip(sockets));
             }
             // With them a worker is complete.
-            Message::Texts { worker, texts, away_ms } => {
+            Message::Texts { worker, texts, has_more, away_ms } => {
                 self.away = self.away.max(Duration::from_millis(away_ms));
-                let adopted = Adopted { texts, ..std::mem::take(&mut self.adopted) };
+                self.adopted.texts.extend(texts);
+                if has_more {
+                    return Ok(true);
+                }
+                let adopted = std::mem::take(&mut self.adopted);
                 let (tell, told) = oneshot::channel();
                 drop(place(self.asks, worker)?.blocking_send(Ask::Adopt(adopted, tell)));
                 // It does so while the next one is heard of.

@@ -137,7 +137,21 @@ impl Turns {
         expired
     }
 
-    /// Takes the first message of a source. With the last message, the source's line and its place in the order go.
+    /// Drops the messages of a session; returns how many there were.
+    pub(super) fn remove(&mut self, session: SessionKey) -> usize {
+        let source = Source::Session(session);
+        let Some(line) = self.lines.remove(&source) else { return 0 };
+        self.order.retain(|other| *other != source);
+        self.texts -= line.texts.len();
+        self.bytes -= line.texts.iter().map(Text::cost).sum::<usize>();
+        if self.texts == 0 {
+            *self = Self::default();
+        }
+        line.texts.len()
+    }
+
+    /// Takes the first message of a source. With the last one, the source's line goes; its place in the order is the
+    /// caller's to take out.
     fn pop_of(&mut self, source: Source) -> Option<Text> {
         let line = self.lines.get_mut(&source)?;
         let text = line.texts.pop_front()?;

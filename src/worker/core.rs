@@ -207,7 +207,9 @@ impl Core {
         let Some(session) = session_of(&mut self.sessions, key) else { return };
         let mut outcome = Outcome::Stay;
         if ready.writable {
+            let waiting = session.waiting_bytes();
             outcome = session.on_writable(now);
+            self.scratch.work += waiting.saturating_sub(session.waiting_bytes());
         }
         if session.has_another_turn {
             // It is read then.
@@ -495,6 +497,11 @@ pub(crate) struct PortableText {
 }
 
 impl PortableText {
+    /// About how many bytes it is in a message.
+    pub(crate) fn size(&self) -> usize {
+        size_of::<Self>() + self.channel.len() + self.payload.len()
+    }
+
     fn of(text: &Text, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
         let session = match &text.origin {
             Origin::Session(key) => places.get(key).copied(),

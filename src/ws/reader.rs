@@ -41,6 +41,9 @@ pub(crate) enum Flow {
     Interrupt,
 }
 
+/// Bytes that unread bytes may own beyond what they need. Chosen: a page.
+const KEPT_ROOM: usize = 4 << 10;
+
 /// Frames judged at a time. Chosen: a read of the smallest frames holds eleven times as many, and these take
 /// some 30 µs, or 200 µs as messages.
 const FRAMES_PER_TURN: usize = 1_024;
@@ -111,6 +114,10 @@ impl Reader {
         self.was_interrupted = flow == Flow::Interrupt;
         if flow != Flow::Stop && used < kept.len() {
             kept.drain(..used);
+            if kept.capacity() > 4 * kept.len() + KEPT_ROOM {
+                // What a flood needed is not kept for the beginning of a frame.
+                kept.shrink_to_fit();
+            }
             self.unread = kept;
         }
         Ok(flow)

@@ -229,11 +229,18 @@ impl Probe {
 
     /// Resolves when a probe is missing; returns for how long nothing was heard.
     pub(super) async fn is_missed(&self) -> Duration {
+        let mut was_put_off = false;
         loop {
             match self.missing_since.get().map(|since| since + GRACE) {
-                None => self.missing.notified().await,
+                None => {
+                    was_put_off = false;
+                    self.missing.notified().await;
+                }
                 // It may have come while the process did not run, and is read before this comes round again.
-                Some(limit) if clock::was_stopped_at(limit) => self.missing_since.set(Some(Instant::now())),
+                Some(limit) if clock::was_stopped_at(limit) && !was_put_off => {
+                    was_put_off = true;
+                    self.missing_since.set(Some(Instant::now()));
+                }
                 Some(limit) if limit <= Instant::now() => return self.heard_at.get().elapsed(),
                 Some(limit) => tokio::select! {
                     () = tokio::time::sleep_until(limit) => {}
