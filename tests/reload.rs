@@ -69,6 +69,10 @@ async fn a_redis_that_is_gone_is_left_for_another_and_what_was_missed_is_reporte
     witness.assert_open();
     told.expect_close(1012, SOON).await;
     assert!(!gaps(&webws.log()).is_empty(), "{}", webws.log());
+    // No restart's gap, of which an operator knows.
+    let log = webws.log();
+    let is_warned = log.lines().any(|line| line.contains("\"level\":\"WARN\"") && line.contains("a gap of"));
+    assert!(is_warned && !log.contains("by the restart"), "{log}");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use super::give::{GiveError, Site, batches, texts_of};
 use super::protocol::{self, Hello, Message, ProtocolError};
 use super::take::{Gathering, lose};
 use crate::os::{descriptors, systemd};
-use crate::worker::handover::Ask;
+use crate::worker::handover::{Ask, Missing};
 
 /// The names under which systemd keeps them.
 const WORDS: &str = "webws-words";
@@ -158,7 +158,7 @@ impl Legacy {
             }
         }
         // Redis may have been away before.
-        lose(asks, lost_for + gathering.away);
+        lose(asks, lost_for + gathering.away, Missing::Restart);
         Ok(gathering.sessions)
     }
 }

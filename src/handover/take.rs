@@ -14,7 +14,7 @@ use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
 use crate::broker::redis::{Home, Seal};
 use crate::endpoint::Channel;
 use crate::os::descriptors;
-use crate::worker::handover::{Adopted, Answer, Ask};
+use crate::worker::handover::{Adopted, Answer, Ask, Missing};
 
 /// The variable with the number of the descriptor that leads to the old process.
 pub(crate) const VARIABLE: &str = "WEBWS_HANDOVER";
@@ -174,7 +174,7 @@ impl Predecessor {
         // Behind this there is no way back.
         self.line.say(&Message::Serving, &[], STEP)?;
         if !shares_streams {
-            lose(asks, gathering.away.max(misses_since.elapsed()));
+            lose(asks, gathering.away.max(misses_since.elapsed()), Missing::OtherBroker);
         }
         all(asks, Ask::GoOn)?;
         Ok(gathering.sessions)
@@ -219,10 +219,10 @@ pub(super) struct Gathering<'a> {
 }
 
 /// Lets workers report a gap of that length.
-pub(super) fn lose(asks: &[mpsc::Sender<Ask>], time: Duration) {
+pub(super) fn lose(asks: &[mpsc::Sender<Ask>], time: Duration, why: Missing) {
     for worker in asks {
         // One that has ended ends the server.
-        drop(worker.blocking_send(Ask::Lose(time)));
+        drop(worker.blocking_send(Ask::Lose(time, why)));
     }
 }
 

@@ -41,6 +41,15 @@ const LOOK: Duration = Duration::from_millis(1);
 /// What came of something that was asked.
 pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 
+/// Why nobody listened for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// There was no process, as an operator wanted.
+    Restart,
+    /// The new process listens to another broker.
+    OtherBroker,
+}
+
 /// What a hand-over asks of a worker, one after the other.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -66,7 +75,7 @@ pub(crate) enum Ask {
     /// To be what another was.
     Adopt(Adopted, Answer),
     /// To know that nobody has listened for so long for those that it has adopted.
-    Lose(Duration),
+    Lose(Duration, Missing),
     /// To go on.
     GoOn(Answer),
     /// How it stands.
@@ -150,8 +159,9 @@ impl Worker {
                     drop(tell.send(Collected { away, ..core.collect(now) }));
                 }
                 Ask::Adopt(adopted, tell) => drop(tell.send(self.adopt(adopted))),
-                Ask::Lose(time) => {
+                Ask::Lose(time, why) => {
                     let now = Instant::now();
+                    self.was_restarted.set(why == Missing::Restart);
                     self.core.borrow_mut().miss_all();
                     self.broker.lose_since(now.checked_sub(time).unwrap_or(now));
                 }

@@ -111,6 +111,8 @@ pub(crate) struct Worker {
     is_frozen: Cell<bool>,
     /// Whether clients are being told of a gap.
     is_closing_gapped: Cell<bool>,
+    /// Whether its sessions were without a process for a moment, by a restart.
+    was_restarted: Cell<bool>,
     /// Connections that are being answered.
     pub(crate) handshakes: Cell<usize>,
     again: Notify,
@@ -161,6 +163,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
             rests_since: Cell::new(clock::START),
             is_frozen: Cell::new(seed.rests),
             is_closing_gapped: Cell::new(false),
+            was_restarted: Cell::new(false),
             handshakes: Cell::new(0),
             again: Notify::new(),
             next_flush: Cell::new(None),

@@ -70,7 +70,7 @@ impl Sink for Worker {
         }
         let missed = Missed { length_ms: millis(length), channels, closing: keys.len() };
         // One that is older than this worker is that of a restart.
-        if millis(length) > self.now().saturating_sub(clock::START) {
+        if self.was_restarted.get() && millis(length) > self.now().saturating_sub(clock::START) {
             notice::restart_gap(server, missed);
         } else {
             notice::gap(server, missed);
