@@ -208,3 +208,42 @@ async fn an_address_of_a_sentinel_is_said_so() {
     until("it says so", 2 * SOON, says).await;
     assert!(webws.log().contains("redis+sentinel://"), "{}", webws.log());
 }
+
+#[tokio::test]
+async fn a_server_that_does_not_say_what_it_is_is_told_once_and_asked_again() {
+    let redis = Redis::start_with(&["--rename-command", "HELLO", ""]).await;
+    let rights = "on >pw allkeys allchannels +@all -role";
+    let words: Vec<_> = ["ACL", "SETUSER", "web"].into_iter().chain(rights.split(' ')).collect();
+    redis.command(&words).await;
+    let broker = redis.url().replace("redis://", "redis://web:pw@");
+    let webws = Webws::builder().broker(&broker).workers(2).start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    witness.client.send_text("there and back ").await;
+    witness.await_text("there and back a", SOON).await;
+    let said = || webws.log().matches("does not say whether it is a master").count();
+    assert_eq!(said(), 1, "{}", webws.log());
+    // From now on it may be asked, and that is found out.
+    redis.command(&["ACL", "SETUSER", "web", "+role"]).await;
+    redis.command(&["REPLICAOF", "127.0.0.1", &crate::support::free_port().to_string()]).await;
+    until("it is noticed", 4 * SOON, async || readiness(&webws.target()).await.1.contains("is a replica")).await;
+    assert_eq!(said(), 1, "{}", webws.log());
+}
+
+#[tokio::test]
+async fn a_right_to_ask_that_is_taken_away_is_told_and_found_again() {
+    let redis = Redis::start_with(&["--rename-command", "HELLO", ""]).await;
+    let words = ["ACL", "SETUSER", "web", "on", ">pw", "allkeys", "allchannels", "+@all"];
+    redis.command(&words).await;
+    let broker = redis.url().replace("redis://", "redis://web:pw@");
+    let webws = Webws::builder().broker(&broker).workers(1).start().await;
+    let mut witness = Witness::join(&webws.target(), PATH).await;
+    let is_said = || webws.log().contains("does not say whether it is a master");
+    assert!(!is_said(), "{}", webws.log());
+    redis.command(&["ACL", "SETUSER", "web", "-role"]).await;
+    until("it is said", SOON, async || is_said()).await;
+    redis.command(&["ACL", "SETUSER", "web", "+role"]).await;
+    redis.command(&["REPLICAOF", "127.0.0.1", &crate::support::free_port().to_string()]).await;
+    until("it is noticed", 4 * SOON, async || readiness(&webws.target()).await.1.contains("is a replica")).await;
+    witness.assert_open();
+    witness.ping(b"still there", SOON).await;
+}

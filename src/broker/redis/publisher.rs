@@ -43,7 +43,10 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
             Ok(Made { mut connection, driver, master, address, mut role, .. }) => {
                 links.health.link_is_up();
                 backoff.reset();
-                let mut doubt = Doubt::default();
+                if !role.is_told() {
+                    links.health.role_is_unknown();
+                }
+                let mut doubt = Doubt::of(links, &role);
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
@@ -63,11 +66,36 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
     }
 }
 
-/// Texts that Redis took since it said last that it is a master.
+/// Senders that a server's role puts in doubt at most. Chosen: far over those of a second; the texts of others
+/// are only counted.
+const MAX_DOUBTED: usize = 1 << 16;
+
+/// Texts that Redis took since it said last that it is a master; none where it does not say that, and in a
+/// cluster, where the topology decides.
 #[derive(Debug, Default)]
 struct Doubt {
+    is_asked: bool,
     texts: u64,
     sessions: HashSet<SessionKey>,
+}
+
+impl Doubt {
+    fn of(links: &Links, role: &Watch) -> Self {
+        Self::when(role.is_told() && links.cluster.is_none())
+    }
+
+    fn when(is_asked: bool) -> Self {
+        Self { is_asked, ..Self::default() }
+    }
+
+    fn add(&mut self, session: SessionKey) {
+        if self.is_asked {
+            self.texts += 1;
+            if self.sessions.len() < MAX_DOUBTED {
+                self.sessions.insert(session);
+            }
+        }
+    }
 }
 
 /// The link, and what it works for.
@@ -145,14 +173,14 @@ async fn at<T>(time: Option<Instant>, future: impl Future<Output = T>) -> Option
 
 /// Leaves a server that is no master any more.
 async fn check_role(link: &mut Link<'_>, role: &mut Watch, address: &str) -> Result<(), LinkError> {
-    let Some(question) = role.question() else { return Ok(()) };
+    let question = role.question();
     let (sent, timeout) = (Instant::now(), link.links.settings.response_timeout);
     let answer = tokio::time::timeout(timeout, ask(link.connection, &question)).await;
     let answer = answer.map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?;
     let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
     link.links.judge(rank, address)?;
     if rank == Rank::Master || !role.is_told() {
-        *link.doubt = Doubt::default();
+        *link.doubt = Doubt::of(link.links, role);
     }
     if !role.is_told() {
         link.links.health.role_is_unknown();
@@ -264,8 +292,7 @@ impl Sent<'_> {
         if let Some(text) = self.unanswered.pop_front() {
             let bytes = text.cost();
             if let (Ok(()), Origin::Session(key)) = (&outcome, &text.origin) {
-                self.doubt.texts += 1;
-                self.doubt.sessions.insert(*key);
+                self.doubt.add(*key);
             }
             self.sink.on_published(text.origin, bytes, outcome);
         }
@@ -308,5 +335,22 @@ impl Drop for Sent<'_> {
         if !self.taken_back.is_empty() {
             self.sink.take_back(std::mem::take(&mut self.taken_back));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubt_is_bounded_and_none_is_kept_where_the_role_is_not_told() {
+        let (mut asked, mut not_asked) = (Doubt::when(true), Doubt::when(false));
+        let count = u32::try_from(MAX_DOUBTED).unwrap() + 10;
+        for index in 0..count {
+            asked.add(SessionKey { index, generation: index });
+            not_asked.add(SessionKey { index, generation: index });
+        }
+        assert_eq!((asked.sessions.len(), asked.texts), (MAX_DOUBTED, u64::from(count)));
+        assert_eq!((not_asked.sessions.len(), not_asked.texts), (0, 0));
     }
 }

@@ -15,6 +15,10 @@ use super::connect::{ask, is_for_now, is_refusal};
 /// How often a link asks. Chosen: for this long, messages published at a former master are in doubt.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
+/// Pause before a server that refuses both questions is asked again. Chosen: the subscriber's audit interval, so
+/// that a corrected ACL is noticed then.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// The role that a server reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rank {
@@ -30,7 +34,6 @@ pub(super) enum Rank {
 enum Question {
     Hello,
     Role,
-    None,
 }
 
 /// A link's knowledge of its server's role.
@@ -38,9 +41,12 @@ enum Question {
 pub(super) struct Watch {
     version: u8,
     question: Question,
+    /// Whether the server answers one of the questions; true until it has refused both.
+    is_told: bool,
     /// When the last question was sent that got the answer [`Rank::Master`].
     master_at: Instant,
-    next_at: Instant,
+    /// When to ask next; `None` if this link may not ask.
+    next_at: Option<Instant>,
 }
 
 impl Rank {
@@ -61,31 +67,36 @@ impl Rank {
 impl Watch {
     /// For a link that speaks this version of the protocol.
     pub(super) fn new(version: u8) -> Self {
-        Self { version, question: Question::Hello, master_at: Instant::now(), next_at: Instant::now() }
+        let now = Instant::now();
+        Self { version, question: Question::Hello, is_told: true, master_at: now, next_at: Some(now) }
     }
 
-    /// The command that asks now; `None` if the server does not report its role.
-    pub(super) fn question(&self) -> Option<Cmd> {
+    /// The command to ask with.
+    pub(super) fn question(&self) -> Cmd {
         match self.question {
             Question::Hello => {
                 let mut hello = redis::cmd("HELLO");
                 // Redis 6.0 requires a version. Any other version would change the link's protocol.
                 hello.arg(self.version);
-                Some(hello)
+                hello
             }
-            Question::Role => Some(redis::cmd("ROLE")),
-            Question::None => None,
+            Question::Role => redis::cmd("ROLE"),
         }
     }
 
-    /// When to ask next; `None` if the server does not report its role.
+    /// When to ask next; `None` if this link may not ask.
     pub(super) fn next_at(&self) -> Option<Instant> {
-        self.is_told().then_some(self.next_at)
+        self.next_at
     }
 
     /// Whether it is time to ask.
     pub(super) fn is_due(&self) -> bool {
-        self.next_at().is_some_and(|at| at <= Instant::now())
+        self.next_at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Ends the questions: a subscriber may not ask over RESP2.
+    pub(super) fn end(&mut self) {
+        self.next_at = None;
     }
 
     /// The last time at which the server was certainly a master.
@@ -95,7 +106,7 @@ impl Watch {
 
     /// Whether the server reports its role.
     pub(super) fn is_told(&self) -> bool {
-        self.question != Question::None
+        self.is_told
     }
 
     /// Reads the answer to the question that was sent at `sent`.
@@ -103,7 +114,7 @@ impl Watch {
     /// # Errors
     /// When no answer came.
     pub(super) fn on_answer(&mut self, sent: Instant, answer: Result<Value, RedisError>) -> Result<Rank, RedisError> {
-        self.next_at = sent + INTERVAL;
+        self.next_at = Some(sent + INTERVAL);
         let rank = match answer {
             Ok(answer) => rank(self.question, &answer),
             // The server is busy for the moment.
@@ -111,13 +122,14 @@ impl Watch {
             Err(error) if is_refusal(&error) => Rank::Unknown,
             Err(error) => return Err(error),
         };
-        match rank {
-            Rank::Master => self.master_at = sent,
-            Rank::Unknown => {
-                self.question = if self.question == Question::Hello { Question::Role } else { Question::None };
-                self.next_at = sent;
+        match (rank, self.question) {
+            (Rank::Unknown, Question::Hello) => (self.question, self.next_at) = (Question::Role, Some(sent)),
+            (Rank::Unknown, Question::Role) => {
+                (self.question, self.next_at) = (Question::Hello, Some(sent + AGAIN));
+                self.is_told = false;
             }
-            Rank::Replica | Rank::Sentinel => {}
+            (Rank::Master, _) => (self.is_told, self.master_at) = (true, sent),
+            (Rank::Replica | Rank::Sentinel, _) => self.is_told = true,
         }
         Ok(rank)
     }
@@ -127,15 +139,14 @@ impl Watch {
     /// # Errors
     /// When no answer comes.
     pub(super) async fn ask(&mut self, connection: &mut MultiplexedConnection) -> Result<Rank, RedisError> {
-        while let Some(question) = self.question() {
+        loop {
             let (before, sent) = (self.question, Instant::now());
-            let answer = ask(connection, &question).await;
+            let answer = ask(connection, &self.question()).await;
             let rank = self.on_answer(sent, answer)?;
-            if rank != Rank::Unknown || self.question == before {
+            if rank != Rank::Unknown || self.question == before || !self.is_told {
                 return Ok(rank);
             }
         }
-        Ok(Rank::Unknown)
     }
 }
 
@@ -205,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_does_not_know_hello_is_asked_otherwise_and_then_no_more() {
+    async fn a_server_that_does_not_know_hello_is_asked_otherwise_and_again_later() {
         let refused = || Err(RedisError::from((redis::ErrorKind::Client, "-")));
         let unknown: Result<Value, RedisError> =
             Value::ServerError(redis::parse_redis_value(b"-ERR unknown command\r\n").map_or_else(
@@ -226,6 +237,10 @@ mod tests {
         assert_eq!(watch.on_answer(sent, Ok(master)).unwrap(), Rank::Master);
         assert_eq!((watch.master_at(), watch.next_at()), (sent, Some(sent + INTERVAL)));
         assert_eq!(watch.on_answer(Instant::now(), Ok(Value::Nil)).unwrap(), Rank::Unknown);
-        assert!(!watch.is_told() && watch.question().is_none());
+        assert!(!watch.is_told() && !watch.is_due(), "it has refused both questions");
+        tokio::time::advance(AGAIN).await;
+        assert!(watch.is_due() && watch.question == Question::Hello);
+        assert_eq!(watch.on_answer(Instant::now(), Ok(hello("standalone", "replica"))).unwrap(), Rank::Replica);
+        assert!(watch.is_told() && !watch.is_due());
     }
 }

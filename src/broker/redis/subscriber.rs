@@ -156,6 +156,13 @@ pub(super) async fn run(links: &Links, sink: &dyn Sink) {
             Ok(Made { mut connection, driver, master, address, mut role, protocol }) => {
                 links.protocol.set(protocol);
                 links.subscriber_at.replace(master.clone());
+                if !role.is_told() {
+                    links.health.role_is_unknown();
+                }
+                if protocol == Protocol::Resp2 {
+                    // There the publisher asks for both.
+                    role.end();
+                }
                 let error = tokio::select! {
                     biased;
                     () = driver => LinkError::Closed,
@@ -275,13 +282,19 @@ async fn check_role(
     role: &mut Watch,
     address: &str,
 ) -> Result<(), LinkError> {
-    let Some(question) = role.question() else { return Ok(()) };
+    if role.next_at().is_none() {
+        return Ok(());
+    }
     let sent = Instant::now();
-    let answer = match answered(links, ask(connection, &question)).await {
+    let answer = match answered(links, ask(connection, &role.question())).await {
         Err(LinkError::Ended(error)) => Err(error),
         answer => Ok(answer?),
     };
-    links.judge(role.on_answer(sent, answer).map_err(LinkError::Ended)?, address)
+    let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
+    if !role.is_told() {
+        links.health.role_is_unknown();
+    }
+    links.judge(rank, address)
 }
 
 /// Reports what was lost, once all is there again.
