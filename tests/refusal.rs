@@ -33,13 +33,14 @@ async fn readiness(webws: &Webws) -> (u16, String) {
 async fn a_user_without_the_channels_is_said_so_once_and_the_end_of_it_is_found_without_clients() {
     let (redis, webws) = stage("").await;
     until("its links are up", SOON, async || readiness(&webws).await.0 == 200).await;
-    for _ in 0..5 {
-        handshake(&webws.target(), PATH).await.assert_unavailable("2");
+    for path in [PATH, "/webws?channel=%22b%22", PATH] {
+        handshake(&webws.target(), path).await.assert_unavailable("2");
     }
     let (status, why) = readiness(&webws).await;
     assert!(status == 503 && why.contains("refuses subscriptions") && why.contains("NOPERM"), "{status} {why}");
     let log = webws.log();
-    assert!(log.matches("WARN").count() == 1 && log.contains("&chat:*"), "{log}");
+    // Of the first channel alone nobody could know.
+    assert!(log.matches("WARN").count() == 2 && log.matches("&chat:*").count() == 1, "{log}");
     assert!(!log.contains(">pw") && !log.contains(":pw@"), "{log}");
     set_user(&redis, "&chat:*").await;
     until("it is ready again", 3 * SOON, async || readiness(&webws).await.0 == 200).await;
@@ -76,4 +77,24 @@ async fn a_client_that_asks_for_a_channel_of_others_does_not_make_the_process_un
         assert_eq!(readiness(&webws).await.0, 200);
     }
     assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+}
+
+#[tokio::test]
+async fn one_channel_that_is_asked_for_again_and_again_does_not_make_a_fresh_process_unready() {
+    let (redis, webws) = stage("&chat:a &chat:b").await;
+    until("its links are up", SOON, async || readiness(&webws).await.0 == 200).await;
+    // Nothing was ever taken, in no worker.
+    for _ in 0..6 {
+        handshake(&webws.target(), "/webws?channel=%22forbidden%22").await.assert_unavailable("2");
+        assert_eq!(readiness(&webws).await.0, 200);
+    }
+    // Once one worker has been let in, all know that some channels are allowed.
+    let _witness = Witness::join(&webws.target(), PATH).await;
+    for n in 0..8 {
+        let path = format!("/webws?channel=%22forbidden{n}%22");
+        handshake(&webws.target(), &path).await.assert_unavailable("2");
+        assert_eq!(readiness(&webws).await.0, 200, "{}", readiness(&webws).await.1);
+    }
+    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+    until("what was tried is given back", SOON, async || redis.numsub(b"chat:a").await == 1).await;
 }

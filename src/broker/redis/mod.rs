@@ -165,9 +165,6 @@ pub(crate) struct Links {
     batches: Cell<u64>,
     /// Batches under way at other nodes whose channels live here now: texts behind them wait.
     behind: RefCell<Vec<(Rc<Links>, u64)>>,
-    /// The last channels that Redis let us subscribe, and did not.
-    taken: RefCell<Option<Channel>>,
-    refused: RefCell<Option<Channel>>,
     /// Since when channels cannot be subscribed here for now.
     refused_since: Cell<Option<Instant>>,
 }
@@ -491,8 +488,6 @@ impl Links {
             batch: RefCell::default(),
             batches: Cell::new(0),
             behind: RefCell::default(),
-            taken: RefCell::default(),
-            refused: RefCell::default(),
             refused_since: Cell::new(None),
         }
     }

@@ -8,15 +8,14 @@ use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 
 use super::Links;
-use super::connect::{LinkError, ask, in_words, is_refusal};
+use super::connect::{LinkError, ask, in_words, is_for_now, is_refusal};
 use super::subscriber::answered;
 use crate::endpoint::Channel;
 use crate::throttle::Throttle;
 
 /// Redis has taken a subscription to `channel`.
 pub(super) fn on_taken(links: &Links, channel: &Channel) {
-    links.taken.replace(Some(channel.clone()));
-    links.health.subscription_is_taken();
+    links.health.subscription_is_taken(channel);
 }
 
 /// Redis has refused `channel`, and taken no other channel of the same command.
@@ -30,18 +29,19 @@ pub(super) async fn on_refused(
     error: &RedisError,
 ) -> Result<(), LinkError> {
     static ONE: Throttle = Throttle::per_minute();
-    links.refused.replace(Some(channel.clone()));
-    let taken = links.taken.borrow().clone();
-    if let Some(taken) = taken
-        && is_taken(links, connection, &taken).await?
-    {
-        if ONE.allows() {
-            let error = in_words(error);
-            tracing::warn!(error, "Redis does not allow a channel, and its client gets 503: {error}");
-        }
-        return Ok(());
+    let [taken, before] = links.health.tried(channel);
+    let is_one = match taken {
+        // Taken by any worker: all have the same ACL user.
+        Some(taken) => try_again(links, connection, &taken).await? != Some(false),
+        // One channel says nothing about the others, however often its client asks.
+        None => before.is_none_or(|before| before == *channel),
+    };
+    if !is_one {
+        links.health.subscription_is_refused(&in_words(error));
+    } else if ONE.allows() {
+        let error = in_words(error);
+        tracing::warn!(error, "Redis does not allow a channel, and its client gets 503: {error}");
     }
-    links.health.subscription_is_refused(&in_words(error));
     Ok(())
 }
 
@@ -53,22 +53,28 @@ pub(super) async fn look_again(links: &Links, connection: &mut MultiplexedConnec
     if !links.health.is_subscription_refused() {
         return Ok(());
     }
-    let channel = links.taken.borrow().clone().or_else(|| links.refused.borrow().clone());
-    if let Some(channel) = channel
-        && is_taken(links, connection, &channel).await?
+    if let Some(channel) = links.health.last_tried()
+        && try_again(links, connection, &channel).await? == Some(true)
     {
         on_taken(links, &channel);
     }
     Ok(())
 }
 
-/// Whether Redis takes a subscription. An unneeded one is undone at its confirmation.
-async fn is_taken(links: &Links, connection: &mut MultiplexedConnection, channel: &Channel) -> Result<bool, LinkError> {
+/// Whether Redis takes a subscription; `None` if it cannot tell for now. An unneeded one is undone at its
+/// confirmation.
+async fn try_again(
+    links: &Links,
+    connection: &mut MultiplexedConnection,
+    channel: &Channel,
+) -> Result<Option<bool>, LinkError> {
     let mut subscribe = redis::cmd(if links.placement.is_sharded(channel) { "SSUBSCRIBE" } else { "SUBSCRIBE" });
     subscribe.arg(&**channel);
     match answered(links, ask(connection, &subscribe)).await {
-        Ok(_) => Ok(true),
-        Err(LinkError::Ended(error)) if is_refusal(&error) => Ok(false),
+        Ok(_) => Ok(Some(true)),
+        // As of a channel that has moved since.
+        Err(LinkError::Ended(error)) if is_for_now(error.code()) => Ok(None),
+        Err(LinkError::Ended(error)) if is_refusal(&error) => Ok(Some(false)),
         Err(error) => Err(error),
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::connect::LinkError;
 use crate::config::RedisUrl;
+use crate::endpoint::Channel;
 use crate::throttle::Throttle;
 
 /// The pause before the first attempt to connect again.
@@ -66,8 +67,20 @@ struct State {
     last_error: String,
     is_probe_refused: bool,
     is_role_unknown: bool,
-    /// Why no channel can be subscribed, and since when.
-    refusal: Option<(String, Instant)>,
+    /// Why no channel can be subscribed.
+    refusal: Option<Refusal>,
+    /// The last channels that Redis let any worker subscribe, and did not.
+    taken: Option<Channel>,
+    refused: Option<Channel>,
+}
+
+/// Redis refuses all subscriptions.
+#[derive(Debug)]
+struct Refusal {
+    error: String,
+    since: Instant,
+    /// Whether the log has it.
+    is_told: bool,
 }
 
 impl Health {
@@ -85,6 +98,8 @@ impl Health {
             is_probe_refused: false,
             is_role_unknown: false,
             refusal: None,
+            taken: None,
+            refused: None,
         };
         Self { state: Mutex::new(state), is_refused: AtomicBool::new(false), deaf: watch::Sender::new(workers) }
     }
@@ -144,11 +159,14 @@ impl Health {
     /// Redis refuses all subscriptions.
     pub(super) fn subscription_is_refused(&self, error: &str) {
         static REFUSED: Throttle = Throttle::per_minute();
-        self.is_refused.store(true, Ordering::Relaxed);
         self.change(|state| {
-            let since = state.refusal.take().map_or_else(Instant::now, |(_, since)| since);
-            state.refusal = Some((error.to_owned(), since));
-            if REFUSED.allows() {
+            self.is_refused.store(true, Ordering::Relaxed);
+            let error = error.to_owned();
+            let before = state.refusal.take();
+            let (since, is_told) =
+                before.map_or_else(|| (Instant::now(), false), |before| (before.since, before.is_told));
+            let tells = REFUSED.allows();
+            if tells {
                 let server = &state.server;
                 tracing::warn!(
                     server,
@@ -157,19 +175,35 @@ impl Health {
                      +subscribe and the channels of all prefixes, as &chat:*)"
                 );
             }
+            state.refusal = Some(Refusal { error, since, is_told: is_told || tells });
         });
     }
 
-    /// Redis takes subscriptions again.
-    pub(super) fn subscription_is_taken(&self) {
-        if self.is_refused.swap(false, Ordering::Relaxed) {
-            self.change(|state| {
-                if let Some((_, since)) = state.refusal.take() {
-                    let (server, after) = (&state.server, since.elapsed());
-                    tracing::info!(server, ?after, "{server} takes subscriptions again, after {after:.1?}");
-                }
-            });
-        }
+    /// Redis has taken a worker's subscription to `channel`.
+    pub(super) fn subscription_is_taken(&self, channel: &Channel) {
+        self.change(|state| {
+            self.is_refused.store(false, Ordering::Relaxed);
+            state.taken = Some(channel.clone());
+            // Logged as often as the refusal itself.
+            if let Some(Refusal { since, is_told: true, .. }) = state.refusal.take() {
+                let (server, after) = (&state.server, since.elapsed());
+                tracing::info!(server, ?after, "{server} takes subscriptions again, after {after:.1?}");
+            }
+        });
+    }
+
+    /// Notes that Redis refuses `channel`; returns the last channels before it that were taken and refused.
+    pub(super) fn tried(&self, channel: &Channel) -> [Option<Channel>; 2] {
+        let mut tried = [None, None];
+        self.change(|state| tried = [state.taken.clone(), state.refused.replace(channel.clone())]);
+        tried
+    }
+
+    /// The channel to try again: the last one taken, or else the last one refused.
+    pub(super) fn last_tried(&self) -> Option<Channel> {
+        let mut channel = None;
+        self.change(|state| channel = state.taken.clone().or_else(|| state.refused.clone()));
+        channel
     }
 
     pub(super) fn is_subscription_refused(&self) -> bool {
@@ -180,7 +214,7 @@ impl Health {
     pub(super) fn refusal(&self) -> Option<String> {
         let mut refusal = None;
         self.change(|state| {
-            if let Some((error, since)) = &state.refusal {
+            if let Some(Refusal { error, since, .. }) = &state.refusal {
                 let (server, since) = (&state.server, since.elapsed());
                 refusal = Some(format!("{server} refuses subscriptions (for {since:.1?} now): {error}"));
             }
