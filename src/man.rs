@@ -36,7 +36,7 @@ const SECTIONS: &str = r#".SH FILES
 Settings. An empty file is valid: all settings have defaults.
 .TP
 .I /etc/webws/redis\-password
-Password of Redis for the drop\-in redis\-password.conf. Owner root, mode 0600.
+Password of Redis for the drop\-in redis\-password.conf. Owner root, group webws\-redis, mode 0640.
 .TP
 .I /etc/systemd/system/webws.service.d/
 Place for the drop\-ins that an administrator copies from /usr/share/webws/systemd.
@@ -56,14 +56,16 @@ for nginx.service.
 .SH ENVIRONMENT
 .TP
 .B WEBWS_LOG
-Level of the log (error, warn, info, debug, trace, off), or a filter of Rust's tracing, as webws=debug. Default: info.
+The setting log: error, warn, info, debug, trace or off, or a filter of Rust's tracing, as webws=debug. Default:
+info. "webws log" changes the level of a running webws.
 .TP
 .B WEBWS_<SETTING>
 A setting of the file, in capitals; WEBWS_WORKERS=2 is "workers = 2". Two underscores go into a table:
 WEBWS_REDIS__USERNAME=web. An environment variable overrides the file; an option overrides both.
 .TP
 .B CREDENTIALS_DIRECTORY
-Set by systemd (LoadCredential=). The file redis\-password in it is the password of Redis.
+Set by systemd (LoadCredential=). The file redis\-password in it is the password of Redis, and the file
+redis\-sentinel\-password the password of the Sentinels. systemd copies both when the unit starts.
 .TP
 .BR LISTEN_FDS ", " LISTEN_FDNAMES ", " LISTEN_PID ", " NOTIFY_SOCKET ", " WATCHDOG_USEC ", " WATCHDOG_PID ", " JOURNAL_STREAM
 Set by systemd: sockets, readiness, watchdog and journal.
@@ -101,7 +103,11 @@ Start two instances, now and at boot:
 systemctl enable \-\-now webws@1.service webws@2.service
 .TP
 Set the password of Redis:
-install \-m 600 /dev/stdin /etc/webws/redis\-password
+groupadd \-\-system webws\-redis
+.br
+install \-o root \-g webws\-redis \-m 0640 /dev/null /etc/webws/redis\-password
+.br
+editor /etc/webws/redis\-password
 .br
 install \-D \-m 644 \-t /etc/systemd/system/webws.service.d /usr/share/webws/systemd/redis\-password.conf
 .br

@@ -113,3 +113,22 @@ fn the_shipped_drop_in_names_a_file_that_is_read_again() {
         ]
     );
 }
+
+/// The recipe is in two places: neither may send an administrator another way.
+#[tokio::test]
+async fn the_man_page_has_the_steps_of_the_shipped_drop_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, man, _) = told(&run(dir.path(), &["man"], &[]).await);
+    assert_eq!(code, Some(0));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/redis-password.conf");
+    let text = std::fs::read_to_string(path).unwrap();
+    let commands = text.lines().filter_map(|line| line.strip_prefix("#   "));
+    let commands: Vec<_> = commands.map(|line| line.split("  #").next().unwrap().trim_end()).collect();
+    assert!(commands.len() >= 4, "{text}");
+    let (_, example) = man.split_once("Set the password of Redis:\n").unwrap();
+    let (example, _) = example.split_once(".SH").unwrap();
+    let steps = example.lines().filter(|line| *line != ".br").map(|line| line.replace("\\-", "-"));
+    assert_eq!(steps.collect::<Vec<_>>(), commands);
+    let file = "Password of Redis for the drop\\-in redis\\-password.conf. Owner root, group webws\\-redis, mode 0640.";
+    assert!(man.contains(file) && man.contains("redis\\-sentinel\\-password"), "{man}");
+}
