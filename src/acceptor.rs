@@ -19,6 +19,7 @@ use crate::http::{self, Accepted};
 use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os;
+use crate::sender::Sender;
 use crate::throttle::Throttle;
 
 /// Connections accepted before the others have their turn.
@@ -202,14 +203,16 @@ pub(crate) async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
     .await
 }
 
-/// Answers without looking at the request.
+/// Answers whatever the request is.
 async fn refuse(socket: OwnedFd, answer: Bytes) {
     let Ok(socket) = os::readiness::readable(socket) else { return };
     // The request is read first: closing with unread bytes would reset the connection.
     let request = async {
         let mut buffer = [0; 4096];
         let mut guard = socket.readable().await?;
-        guard.try_io(|socket| os::socket::receive(socket.as_fd(), &mut buffer)).unwrap_or(Ok(0))?;
+        let received = guard.try_io(|socket| os::socket::receive(socket.as_fd(), &mut buffer)).unwrap_or(Ok(0))?;
+        let head = buffer.get(..received).unwrap_or_default();
+        Sender::in_head(head).log_refused(503, OVERFLOWING, socket.as_fd());
         os::socket::send_bytes(socket.as_fd(), &answer)
     };
     if !matches!(tokio::time::timeout(REFUSING, request).await, Ok(Ok(_))) {

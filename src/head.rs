@@ -114,6 +114,11 @@ impl Head {
         Some(target)
     }
 
+    /// All that was received.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes that hyper has not read, at most `len` of them, which it has from now on.
     pub(crate) fn read(&mut self, len: usize) -> &[u8] {
         let unread = self.bytes.get(self.read..).unwrap_or_default();
@@ -126,6 +131,15 @@ impl Head {
     pub(crate) fn read_ahead(&self, read: &[u8]) -> Vec<u8> {
         [read, self.bytes.get(self.read..).unwrap_or_default()].concat()
     }
+}
+
+/// The value of the first field called `name` in a head, whole or not, well-formed or not: for a log line.
+pub(crate) fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
+    let fields = head.split(|byte| *byte == b'\n').skip(1).map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut fields = fields.take_while(|line| !line.is_empty()).filter_map(|line| split(line, b':'));
+    let (_, value) = fields.find(|(field, _)| field.eq_ignore_ascii_case(name.as_bytes()))?;
+    let value = std::str::from_utf8(value).ok()?.trim();
+    value.bytes().all(|byte| byte.is_ascii_graphic()).then_some(value)
 }
 
 /// Where the head ends: behind the empty line, looked for at and behind `from`. hyper takes a bare LF
@@ -263,6 +277,24 @@ mod tests {
         ] {
             assert_eq!(end_of_head(bytes, 0), end, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_field_is_found_in_a_head_that_is_not_well_formed() {
+        let bytes =
+            b"GET / HTTP/1.1\r\nno colon\r\nX-Real-IP: 203.0.113.9\nx-request-id:5eed \r\nBad: a b\r\n\r\nA: b\r\n";
+        for (name, value) in [
+            ("X-Real-IP", Some("203.0.113.9")),
+            ("X-Request-ID", Some("5eed")),
+            ("bad", None),
+            ("a", None),
+            ("GET / HTTP/1.1", None),
+        ] {
+            assert_eq!(field(bytes, name), value, "{name}");
+        }
+        assert_eq!(field(b"", "a"), None);
+        assert_eq!(field(b"G\r\nX: \xff\r\nA: cut", "X"), None);
+        assert_eq!(field(b"G\r\nX: \xff\r\nA: cut", "A"), Some("cut"));
     }
 
     #[test]

@@ -22,8 +22,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    SEC_WEBSOCKET_VERSION,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -41,6 +40,7 @@ use crate::metrics::Counter;
 use crate::notice;
 use crate::os;
 use crate::page::Pages;
+use crate::sender::Sender;
 use crate::throttle::Throttle;
 use crate::worker::{Admission, Refusal, Worker};
 use crate::ws::handshake::{self, HandshakeError, Subprotocols};
@@ -106,7 +106,7 @@ impl Handshake {
                 (Some(place), negotiated)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                note_refused(worker, StatusCode::REQUEST_TIMEOUT, TIMED_OUT, socket.as_fd(), &HeaderMap::new());
+                note_refused(worker, StatusCode::REQUEST_TIMEOUT, TIMED_OUT, socket.as_fd(), &Sender::default());
                 (None, Answered::Refused(plain_answer("408 Request Timeout", TIMED_OUT)))
             }
             Err(error) => {
@@ -197,23 +197,11 @@ pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
 const TIMED_OUT: &str = "the handshake was not complete in time";
 
 /// Counts a refused handshake, and logs it for the person that looks for this one.
-fn note_refused(worker: &Worker, status: StatusCode, why: &str, socket: BorrowedFd<'_>, headers: &HeaderMap) {
+fn note_refused(worker: &Worker, status: StatusCode, why: &str, socket: BorrowedFd<'_>, sender: &Sender<'_>) {
     worker.shard.add(Counter::HandshakesRefused, 1);
     let status = status.as_u16();
     notice::handshake_refused(status, why);
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        // nginx sets both, as shipped.
-        let address = header("x-real-ip").map_or_else(|| os::socket::peer(socket), ToOwned::to_owned);
-        let request_id = header("x-request-id").unwrap_or("none");
-        tracing::debug!(
-            status,
-            why,
-            address,
-            request_id,
-            "a handshake from {address} is refused with {status}: {why} (X-Request-ID: {request_id})"
-        );
-    }
+    sender.log_refused(status, why, socket);
 }
 
 /// How a request is answered.
@@ -270,8 +258,8 @@ async fn negotiate(
         // hyper's own refusals have no words.
         Err(error) => {
             tracing::debug!(%error, "a request is not well-formed: {error}");
-            let (status, answer) = malformed(&answer);
-            note_refused(worker, status, MALFORMED, socket, &HeaderMap::new());
+            let (status, why, answer) = malformed(&answer);
+            note_refused(worker, status, why, socket, &Sender::in_head(request.bytes()));
             Answered::Refused(answer)
         }
     }
@@ -308,11 +296,11 @@ impl AsyncWrite for Exchange {
     }
 }
 
-/// hyper's answer to what is no proper request, with words; empty when it has none to give.
-fn malformed(answer: &[u8]) -> (StatusCode, Bytes) {
+/// hyper's answer to what is no proper request, its reason, and the two with words; empty when it has none to give.
+fn malformed(answer: &[u8]) -> (StatusCode, &'static str, Bytes) {
     let answer = std::str::from_utf8(answer).unwrap_or_default();
     let Some(status) = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.lines().next()) else {
-        return (StatusCode::BAD_REQUEST, Bytes::new());
+        return (StatusCode::BAD_REQUEST, MALFORMED, Bytes::new());
     };
     let code = status.split(' ').next().unwrap_or_default();
     let why = match code {
@@ -320,7 +308,7 @@ fn malformed(answer: &[u8]) -> (StatusCode, Bytes) {
         "431" => "the request head is too large",
         _ => MALFORMED,
     };
-    (code.parse().unwrap_or(StatusCode::BAD_REQUEST), plain_answer(status, why))
+    (code.parse().unwrap_or(StatusCode::BAD_REQUEST), why, plain_answer(status, why))
 }
 
 const MALFORMED: &str = "the request is no well-formed HTTP/1.1";
@@ -420,7 +408,8 @@ async fn answer(
         }
         Err(refused) => refused,
     };
-    note_refused(worker, refused.status, &refused.why, asked.socket, asked.request.headers());
+    let sender = Sender::in_headers(asked.request.headers());
+    note_refused(worker, refused.status, &refused.why, asked.socket, &sender);
     if pages.is_some() {
         // A developer wants to see it.
         let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(asked.path()));

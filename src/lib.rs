@@ -86,7 +86,7 @@
 //! | `handover`, `control` | another process takes over; the socket by which it is asked for |
 //! | `reactor`, `wheel`, `os` | readiness, timers, system calls |
 //! | `close`, `metrics`, `log` | why sessions end, counts, the log's level and losses |
-//! | `notice`, `throttle` | log lines that could repeat |
+//! | `notice`, `throttle`, `sender` | log lines that could repeat; the line about one refused handshake |
 //! | `id`, `clock` | how rooms name a session and an instant |
 //!
 //! # Where this departs from its first design
@@ -146,6 +146,7 @@ mod os;
 mod outbound;
 mod page;
 mod reactor;
+mod sender;
 mod server;
 mod service;
 mod session;

@@ -280,11 +280,31 @@ async fn refused_handshakes_are_summed_up_by_reason_and_each_is_there_at_debug()
         "GET /webws?channel=%22a%22 HTTP/1.1\r\nHost: h\r\nX-Real-IP: 203.0.113.9\r\nX-Request-ID: 5eed\r\n\r\n";
     let socket = crate::support::client::Socket::connect(&target_in(dir.path())).await.unwrap();
     assert_eq!(http::request(&socket, request.as_bytes()).await.head.status, 400);
+    // Three that no endpoint has seen: a line without a colon, a line and a head that are too long.
+    for (what, id, status) in [
+        ("GET / HTTP/1.1\r\nno colon".to_owned(), "bad", 400),
+        (format!("GET /{} HTTP/1.1", "x".repeat(70_000)), "none", 0),
+        (format!("GET / HTTP/1.1\r\nX-Request-ID: large\r\nA: {}", "x".repeat(70_000)), "large", 431),
+    ] {
+        let request = format!("{what}\r\nX-Real-IP: 203.0.113.9\r\nX-Request-ID: {id}\r\n\r\n");
+        let socket = crate::support::client::Socket::connect(&target_in(dir.path())).await.unwrap();
+        let answer = http::request(&socket, request.as_bytes()).await;
+        if status > 0 {
+            assert_eq!(answer.head.status, status, "{answer:?}");
+        } else {
+            assert!([414, 431].contains(&answer.head.status), "{answer:?}");
+        }
+    }
     program.signal(Signal::SIGTERM);
     assert!(program.wait_exit(START).await.success());
     let lines = program.lines();
-    let single: Vec<_> = lines.iter().filter(|line| line["request_id"] == "5eed").collect();
-    assert!(single.len() == 1 && single[0]["address"] == "203.0.113.9", "{single:?}");
+    for (id, address) in [("5eed", Some("203.0.113.9")), ("bad", Some("203.0.113.9")), ("large", None)] {
+        let single: Vec<_> = lines.iter().filter(|line| line["request_id"] == id).collect();
+        assert!(single.len() == 1, "{id}: {single:?}");
+        assert!(address.is_none_or(|address| single[0]["address"] == address), "{id}: {single:?}");
+    }
+    let large: Vec<_> = lines.iter().filter(|line| line["request_id"] == "large").collect();
+    assert_eq!(large[0]["why"], "the request head is too large");
     let sums: Vec<_> = lines.iter().filter(|line| line["refused"].is_u64()).collect();
     let [sum] = &sums[..] else { panic!("{sums:?}") };
     // Probes for the start are among them.
