@@ -55,6 +55,22 @@ impl Endpoint {
         endpoints.iter().filter(|endpoint| endpoint.serves(path)).max_by_key(|endpoint| endpoint.config.path.len())
     }
 
+    /// Whether `path` could lead elsewhere when it is read as nginx reads it. nginx chooses a location, and with it
+    /// the rules for access, by the decoded path without dot segments and doubled slashes; then `proxy_pass`
+    /// without a path sends the path as it came. A path as configured has one reading.
+    pub(crate) fn is_ambiguous(&self, endpoints: &[Rc<Self>], path: &[u8]) -> bool {
+        if self.is_at(path) {
+            return false;
+        }
+        let decoded: Vec<u8> = percent_encoding::percent_decode(path).collect();
+        let slashes = |path: &[u8]| path.iter().filter(|byte| **byte == b'/').count();
+        slashes(&decoded) != slashes(path)
+            || decoded.windows(2).any(|pair| pair == b"//")
+            || decoded.contains(&b'\\')
+            || decoded.split(|byte| *byte == b'/').any(|segment| matches!(segment, b"." | b".."))
+            || !Self::serving(endpoints, &decoded).is_some_and(|other| std::ptr::eq(&**other, self))
+    }
+
     /// Whether `path` is what was configured, and not only below it.
     pub(crate) fn is_at(&self, path: &[u8]) -> bool {
         path == self.config.path.as_bytes()
@@ -273,6 +289,45 @@ mod tests {
         }
         let root = [at("/", ChannelRule::Json)];
         assert!(Endpoint::serving(&root, b"/any/thing").is_some());
+    }
+
+    #[test]
+    fn a_path_that_nginx_reads_in_another_way_is_ambiguous() {
+        let at = |path: &str, channel| {
+            let path = path.to_owned();
+            Rc::new(Endpoint::new(EndpointConfig { path, channel, ..EndpointConfig::default() }))
+        };
+        let endpoints = [
+            at("/webws", ChannelRule::Json),
+            at("/webws/admin", ChannelRule::Json),
+            at("/odd/../one", ChannelRule::Json),
+            at("/news", ChannelRule::Path),
+        ];
+        for (path, expected) in [
+            ("/webws", false),
+            ("/webws/", false),
+            ("/webws/foo/...", false),
+            ("/webws/a.b/..c/%41%zz", false),
+            ("/odd/../one", false),
+            ("/news/100%25%3F", false),
+            ("/webws/.", true),
+            ("/webws/../webws", true),
+            ("/webws/%2e", true),
+            ("/webws/.%2E/x", true),
+            ("/webws//", true),
+            ("/webws/a//b", true),
+            ("/webws/admin/..%2ffoo", true),
+            ("/webws/a%2Fb", true),
+            ("/webws/a%5cb", true),
+            ("/webws/a\\b", true),
+            ("/webws/%61dmin", true),
+            ("/odd/../one/x", true),
+            ("/news/%2e%2e", true),
+            ("/news/a%2fb", true),
+        ] {
+            let endpoint = Endpoint::serving(&endpoints, path.as_bytes()).unwrap();
+            assert_eq!(endpoint.is_ambiguous(&endpoints, path.as_bytes()), expected, "{path}");
+        }
     }
 
     #[test]

@@ -446,6 +446,10 @@ fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
     })
 }
 
+/// A path on which nginx and this program could disagree.
+const AMBIGUOUS: &str =
+    "the path has a segment '.' or '..', an empty one, a backslash, an encoded slash, or an endpoint's name encoded";
+
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
 async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
@@ -455,6 +459,9 @@ async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) ->
     };
     let endpoint = Endpoint::serving(&worker.endpoints, target.path())
         .ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
+    if endpoint.is_ambiguous(&worker.endpoints, target.path()) {
+        return Err(bad(AMBIGUOUS.to_owned()));
+    }
     if request.method() != Method::GET {
         let why = "a WebSocket is opened with GET";
         return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET")));

@@ -160,7 +160,8 @@ pub struct RedisConfig {
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Maximum of open sessions. Default 0: the descriptor limit minus 128.
+    /// Maximum of open sessions. Default 0: the descriptor limit minus 120 and minus 4 per worker and Redis server,
+    /// which is also the most that counts.
     pub max_sessions: usize,
     /// Maximum of connections per worker that wait for their handshake. The worker handles 64 at a
     /// time; the rest wait as bare descriptors. Default 16384.
