@@ -34,6 +34,15 @@ const SHIPPED_ENDPOINTS: (&str, &str) = ("<!-- endpoints -->", "<!-- /endpoints 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// What a listener on all addresses (0.0.0.0, [::]) says of one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wildcard {
+    /// Each may be ours: a request that arrived here was sent to one of them.
+    IsAny,
+    /// Nothing: a page at some address is on another machine.
+    IsNone,
+}
+
 /// The test page of one server.
 #[derive(Debug)]
 pub(crate) struct TestPage {
@@ -57,21 +66,23 @@ impl TestPage {
     pub(crate) fn refusal(&self, headers: &HeaderMap) -> Option<String> {
         let mut hosts = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
         let host = hosts.next().unwrap_or_default();
-        if hosts.next().is_some() || !self.is_ours(host) {
+        if hosts.next().is_some() || !self.is_ours(host, Wildcard::IsAny) {
+            let host = beginning(host);
             return Some(format!(
                 "webws dev answers requests for localhost, 127.0.0.1, [::1] and the addresses it listens on, not for '{host}'"
             ));
         }
         let origin = headers.get(ORIGIN)?.to_str().unwrap_or_default();
         let site = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")).unwrap_or_default();
-        if site.eq_ignore_ascii_case(host) || self.is_ours(site) {
+        if site.eq_ignore_ascii_case(host) || self.is_ours(site, Wildcard::IsNone) {
             return None;
         }
+        let origin = beginning(origin);
         Some(format!("webws dev answers its own page and pages of localhost, not pages of '{origin}'"))
     }
 
     /// Whether `HOST:PORT` is this machine, as nobody else can name his own.
-    fn is_ours(&self, authority: &str) -> bool {
+    fn is_ours(&self, authority: &str, wildcard: Wildcard) -> bool {
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port),
             _ => (authority, ""),
@@ -83,8 +94,9 @@ impl TestPage {
             return true;
         }
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        // An address that was typed as one is nobody's name; with all addresses listened on, any may be ours.
-        let is_listened = |ip: IpAddr| self.addresses.iter().any(|own| *own == ip || own.is_unspecified());
+        // An address that was typed as one is nobody's name.
+        let is_own = |own: &IpAddr, ip| if own.is_unspecified() { wildcard == Wildcard::IsAny } else { *own == ip };
+        let is_listened = |ip: IpAddr| self.addresses.iter().any(|own| is_own(own, ip));
         bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback() || is_listened(ip))
     }
 
@@ -133,6 +145,16 @@ impl TestPage {
             Err(error) => line(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         }
     }
+}
+
+/// As much of a client's text as a log line or an answer repeats.
+fn beginning(text: &str) -> String {
+    const MAX_CHARACTERS: usize = 100;
+    let mut beginning: String = text.chars().take(MAX_CHARACTERS).collect();
+    if beginning.len() < text.len() {
+        beginning.push('…');
+    }
+    beginning
 }
 
 fn response(status: StatusCode, content_type: &'static str, content: Bytes) -> Response<Full<Bytes>> {
@@ -267,6 +289,38 @@ mod tests {
             "http://localhost/x",
         ] {
             assert!(refuses(&page, &[("host", "localhost:8080"), ("origin", origin)]), "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_makes_no_page_of_another_machine_ours() {
+        for (listen, host) in [("tcp:0.0.0.0:8080", "192.0.2.7:8080"), ("tcp:[::]:8080", "[2001:db8::7]:8080")] {
+            let page = page(listen);
+            let own = format!("http://{host}");
+            for origin in [own.as_str(), "http://localhost:3000", "http://127.0.0.1:3000", "http://[::1]:3000"] {
+                assert!(!refuses(&page, &[("host", host), ("origin", origin)]), "{listen} {origin}");
+            }
+            for origin in ["http://192.0.2.8:8080", "http://192.0.2.7:3000", "http://[2001:db8::8]", "http://0.0.0.0"] {
+                assert!(refuses(&page, &[("host", host), ("origin", origin)]), "{listen} {origin}");
+            }
+        }
+        // An address that is listened on by itself is this machine's.
+        let listed = page("tcp:192.0.2.7:8080");
+        assert!(!refuses(&listed, &[("host", "localhost:8080"), ("origin", "http://192.0.2.7:3000")]));
+    }
+
+    #[test]
+    fn a_refusal_repeats_no_more_than_the_beginning_of_a_header() {
+        let page = page("tcp:127.0.0.1:8080");
+        let long = "x".repeat(20_000);
+        let refusal = |headers: &[(&'static str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| {
+                (hyper::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+            });
+            page.refusal(&headers.collect()).unwrap()
+        };
+        for refusal in [refusal(&[("host", &long)]), refusal(&[("host", "localhost"), ("origin", &long)])] {
+            assert!(refusal.ends_with(&format!("'{}…'", "x".repeat(100))), "{refusal}");
         }
     }
 
