@@ -49,7 +49,7 @@ pub(crate) const HOSTILE: Site<'static> = Site {
     gunzip on; gzip_static always;
     ssi on; ssi_types *;
     charset koi8-r; charset_types *; override_charset on;
-    expires max; add_header X-Site 1 always;
+    expires max; add_header X-Site 1 always; userid on; userid_name site;
     client_max_body_size 1; client_body_timeout 1ms; client_body_in_file_only on;
     client_body_in_single_buffer on; client_body_buffer_size 1;
     keepalive_requests 1; keepalive_timeout 0;
@@ -97,6 +97,7 @@ async fn hostile_settings_of_a_site_bend_neither_messages_nor_refusals() {
     // One that reads nothing at first, and more for it than the buffers in between hold.
     let mut slow = Client::connect(&nginx.target(), PATH).await;
     let mut one = Client::connect(&nginx.target(), PATH).await;
+    assert_eq!((one.head().header("Set-Cookie"), one.head().header("X-Site")), (None, None), "{:?}", one.head());
     let text = "x".repeat(65_000);
     for _ in 0..24 {
         one.send_text(&text).await;
