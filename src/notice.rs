@@ -102,25 +102,22 @@ const SUMMED_UP: Duration = Duration::from_secs(60);
 /// Maximum of different reasons in one line. The rest count as others, because reasons can quote Redis.
 const MAX_REASONS: usize = 16;
 
-static REFUSED: Mutex<Refused> = Mutex::new(Refused { since: None, counts: BTreeMap::new() });
+static REFUSED: Mutex<Refused> = Mutex::new(Refused { since: None, counts: BTreeMap::new(), others: 0 });
 
 struct Refused {
     /// When the first of these was refused.
     since: Option<Instant>,
-    counts: BTreeMap<(u16, String), u64>,
+    counts: Counts,
+    /// Those for which there was no place in `counts`.
+    others: u64,
 }
+
+/// By status and reason.
+type Counts = BTreeMap<(u16, String), u64>;
 
 /// Counts a refused handshake. `status` is 0 when the connection ended before an answer.
 pub(crate) fn handshake_refused(status: u16, why: &str) {
-    let mut refused = lock(&REFUSED);
-    refused.since.get_or_insert_with(Instant::now);
-    let key = (status, why.to_owned());
-    let key = if refused.counts.len() < MAX_REASONS || refused.counts.contains_key(&key) {
-        key
-    } else {
-        (0, "other reasons".to_owned())
-    };
-    *refused.counts.entry(key).or_default() += 1;
+    lock(&REFUSED).add(status, why);
 }
 
 /// The extent of a gap.
@@ -215,25 +212,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Refused {
+    fn add(&mut self, status: u16, why: &str) {
+        self.since.get_or_insert_with(Instant::now);
+        let key = (status, why.to_owned());
+        if self.counts.len() < MAX_REASONS || self.counts.contains_key(&key) {
+            *self.counts.entry(key).or_default() += 1;
+        } else {
+            self.others += 1;
+        }
+    }
+
     fn tell(&mut self) {
         let Some(since) = self.since.take() else { return };
-        let counts = std::mem::take(&mut self.counts);
+        let (counts, others) = (std::mem::take(&mut self.counts), std::mem::take(&mut self.others));
         let seconds = since.elapsed().as_secs().max(1);
-        let refused: u64 = counts.values().sum();
-        let reasons = summary(&counts);
+        let refused = counts.values().sum::<u64>() + others;
+        let reasons = summary(&counts, others);
         tracing::info!(refused, seconds, reasons, "{refused} handshakes were refused within {seconds} s: {reasons}");
     }
 }
 
-/// The reasons with their counts, the most frequent first.
-fn summary(counts: &BTreeMap<(u16, String), u64>) -> String {
+/// The reasons with their counts, the most frequent first, then the number of all others.
+fn summary(counts: &Counts, others: u64) -> String {
     let mut counts: Vec<_> = counts.iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    let one = |((status, why), count): &(&(u16, String), &u64)| match status {
+    let one = |((status, why), count): (&(u16, String), &u64)| match status {
         0 => format!("{count} without an answer ({why})"),
         _ => format!("{count} with {status} ({why})"),
     };
-    counts.iter().map(one).collect::<Vec<_>>().join(", ")
+    let mut reasons: Vec<_> = counts.into_iter().map(one).collect();
+    if others > 0 {
+        reasons.push(format!("{others} for other reasons"));
+    }
+    reasons.join(", ")
 }
 
 #[cfg(test)]
@@ -261,6 +272,19 @@ mod tests {
         let counts =
             [((404, "nothing there".to_owned()), 1), ((503, "full".to_owned()), 12), ((0, "gone".to_owned()), 2)];
         let counts = BTreeMap::from(counts);
-        assert_eq!(summary(&counts), "12 with 503 (full), 2 without an answer (gone), 1 with 404 (nothing there)");
+        assert_eq!(summary(&counts, 0), "12 with 503 (full), 2 without an answer (gone), 1 with 404 (nothing there)");
+    }
+
+    #[test]
+    fn reasons_beyond_those_told_apart_are_other_reasons_whatever_their_answer() {
+        let mut refused = Refused { since: None, counts: BTreeMap::new(), others: 0 };
+        for reason in 0..MAX_REASONS + 3 {
+            refused.add(503, &reason.to_string());
+        }
+        refused.add(503, "0");
+        assert_eq!((refused.counts.len(), refused.others), (MAX_REASONS, 3));
+        let summary = summary(&refused.counts, refused.others);
+        assert!(summary.starts_with("2 with 503 (0), ") && summary.ends_with(", 3 for other reasons"), "{summary}");
+        assert!(!summary.contains("without an answer"), "{summary}");
     }
 }
