@@ -7,6 +7,7 @@ use toml::{Spanned, Table, Value};
 
 use super::judge::{Origin, candidates, judge, one_line};
 use super::schema::{Kind, Schema, Setting, full_name};
+use super::validate::is_about;
 use super::{Config, ConfigError, syntax};
 
 /// Maximum of listed faults. A file with more is likely not ours.
@@ -349,7 +350,6 @@ impl<'a> Reader<'a> {
             && self.is_whole
             && let Err(error) = config.validate()
         {
-            let is_about = |what: &str, name: &String| what.contains(name.as_str());
             let others = error.faults.into_iter().filter(|what| !self.faulty.iter().any(|name| is_about(what, name)));
             faults.extend(others);
         }

@@ -13,7 +13,8 @@ use super::{
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
 impl Config {
-    /// Checks the settings against each other.
+    /// Checks the settings against each other. A fault begins with the setting it is about, or with two settings and
+    /// "and" between them, or with an endpoint; then comes ": " or " = " ([`is_about`] reads that).
     ///
     /// # Errors
     /// All faults, one sentence each.
@@ -80,6 +81,14 @@ impl Config {
     }
 }
 
+/// Whether a fault that [`Config::validate`] found is about that setting, outside of endpoints.
+pub(super) fn is_about(fault: &str, setting: &str) -> bool {
+    let end = [": ", " = "].iter().filter_map(|mark| fault.find(mark)).min();
+    let subject = end.and_then(|end| fault.get(..end)).unwrap_or_default();
+    // An endpoint's path may read as anything. A table with a fault is left out, so none of its settings is judged.
+    !subject.starts_with("endpoint ") && subject.split(" and ").any(|name| name == setting)
+}
+
 fn check_socket_path(faults: &mut Vec<String>, setting: &str, path: &Path) {
     let (length, path) = (path.as_os_str().len(), path.display());
     if length > MAX_UNIX_PATH_BYTES {
@@ -96,7 +105,7 @@ fn check_broker(faults: &mut Vec<String>, config: &Config) {
         Broker::Redis(servers) => servers,
     };
     if servers.is_empty() {
-        faults.push("broker names no server".to_owned());
+        faults.push("broker: no server is named".to_owned());
     }
     if is_cluster(&config.broker) && servers.len() > 1 {
         faults.push("broker: a cluster spreads the channels itself, so write no second address".to_owned());
@@ -114,7 +123,7 @@ fn check_sharded(faults: &mut Vec<String>, config: &Config) {
     for EndpointConfig { path, prefix, .. } in sharded {
         if !is_cluster(&config.broker) {
             faults.push(format!(
-                "endpoint {path}: sharded = true needs a broker that is redis+cluster:// or rediss+cluster://"
+                "broker: endpoint {path} has sharded = true, which needs redis+cluster:// or rediss+cluster://"
             ));
         }
         let overlaps = |other: &&&EndpointConfig| other.prefix.starts_with(prefix) || prefix.starts_with(&other.prefix);
@@ -223,6 +232,21 @@ mod tests {
     #[test]
     fn the_default_is_valid() {
         Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_fault_is_about_the_settings_that_it_begins_with() {
+        for (fault, setting, expected) in [
+            ("pace = \"2s\" is out of range: write at most 1s", "pace", true),
+            ("listen: the path /run/pace/workers = 3: x has 108 bytes", "pace", false),
+            ("listen: the path /run/pace/workers = 3: x has 108 bytes", "listen", true),
+            ("redis.pinned_certificate_file and redis.ca_file: write one of the two", "redis.ca_file", true),
+            ("redis.pinned_certificate_file and redis.ca_file: write one of the two", "redis.certificate_file", false),
+            ("endpoint and pace: two endpoints have this path", "pace", false),
+            ("limits.max_handshakes = 0 is out of range: write 1 to 1000000", "max_handshakes", false),
+        ] {
+            assert_eq!(is_about(fault, setting), expected, "{setting} in {fault}");
+        }
     }
 
     #[test]
