@@ -16,15 +16,15 @@ use crate::support::{Process, SOON, START, free_port, until};
 const PATH: &str = "/webws?channel=%22a%22";
 
 /// One Sentinel of a master.
-struct Sentinel {
-    port: u16,
+pub(crate) struct Sentinel {
+    pub(crate) port: u16,
     _process: Process,
     _dir: TempDir,
 }
 
 impl Sentinel {
     /// Of the master at `master`, with further lines in its configuration.
-    async fn start(master: u16, further: &str) -> Sentinel {
+    pub(crate) async fn start(master: u16, further: &str) -> Sentinel {
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let port_line = if further.contains("tls-port") { "port 0".to_owned() } else { format!("port {port}") };
         let settings = format!(

@@ -91,6 +91,15 @@ pub(super) enum LinkError {
     Ended(redis::RedisError),
     #[error("Redis closed the link")]
     Closed,
+    #[error("the Sentinel {0}: {1}")]
+    Sentinel(String, Box<LinkError>),
+    #[error("it knows no master '{0}'")]
+    UnknownMaster(String),
+    #[error(
+        "it refuses the question: {0} (user and password of the Sentinels: redis.sentinel_username and \
+         redis.sentinel_password_file; without them, those of Redis are tried)"
+    )]
+    NotTold(String),
     #[error("the Sentinels say that the master is at {0}:{1} now")]
     Moved(String, u16),
     #[error("the subscriber follows another master")]
@@ -123,6 +132,7 @@ impl LinkError {
                 Some("descriptors")
             }
             Self::Each(errors) => errors.iter().find_map(Self::lasting),
+            Self::Sentinel(_, error) => error.lasting(),
             _ => None,
         }
     }
@@ -270,7 +280,7 @@ impl Settings {
                 return self.greet(role, Box::new(stream), address, None).await;
             }
             (_, Some(sentinels)) => {
-                let master = sentinels.master().await.map_err(unreachable)?;
+                let master = sentinels.master(limit, on_slow).await?;
                 (master.0.clone(), master.1, Some(master))
             }
             (RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port), _) => (host.clone(), *port, None),
@@ -285,7 +295,7 @@ impl Settings {
             let address = address.to_string();
             let made = async {
                 let securing = async {
-                    let secured = self.secure(&host, stream).await;
+                    let secured = secure(self.tls.as_ref(), &host, stream).await;
                     secured.map_err(|error| LinkError::Unreachable(address.clone(), error))
                 };
                 let transport = within(Step::Tls, &address, limit, securing).await?;
@@ -297,14 +307,6 @@ impl Settings {
             }
         }
         Err(race.into_error())
-    }
-
-    /// TLS, where the address asks for it.
-    async fn secure(&self, host: &str, stream: TcpStream) -> io::Result<Box<dyn Transport>> {
-        Ok(match &self.tls {
-            Some(tls) => Box::new(tls.connect(host, stream).await?),
-            None => Box::new(stream),
-        })
     }
 
     /// Says who we are, and asks what the server is.
@@ -411,7 +413,9 @@ impl Settings {
         loop {
             tokio::time::sleep(ASK_SENTINELS).await;
             // Where they cannot be asked, or differ, the link goes on.
-            if let Some((host, port)) = sentinels.agreed_master().await.filter(|found| found != master) {
+            if let Some((host, port)) =
+                sentinels.agreed_master(self.connect_timeout).await.filter(|found| found != master)
+            {
                 return LinkError::Moved(host, port);
             }
         }
@@ -419,9 +423,7 @@ impl Settings {
 }
 
 /// A stream to a server, through TLS where there are settings for it.
-pub(super) async fn open_at(host: &str, port: u16, tls: Option<&Tls>) -> io::Result<Box<dyn Transport>> {
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
+pub(super) async fn secure(tls: Option<&Tls>, host: &str, stream: TcpStream) -> io::Result<Box<dyn Transport>> {
     Ok(match tls {
         Some(tls) => Box::new(tls.connect(host, stream).await?),
         None => Box::new(stream),

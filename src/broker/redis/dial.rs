@@ -1,20 +1,21 @@
 //! From a host's name to a TCP connection: the look-up, then the addresses, each with its own deadline.
 //!
 //! A [`Race`] starts the next address when one has failed or has been silent for a moment (RFC 8305). The caller
-//! decides which address to use: one that takes connections may still lead to a server that does not answer. May
-//! not enter: TLS, Redis' protocol.
+//! decides which address to use: one that takes connections may still lead to a server that does not answer.
+//! Look-ups of one name are shared. May not enter: TLS, Redis' protocol.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use nix::libc;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::connect::LinkError;
@@ -34,6 +35,8 @@ pub(super) enum Step {
     Tls,
     /// HELLO, AUTH and the role.
     Greeting,
+    /// AUTH, and where the master is.
+    Sentinel,
 }
 
 impl Step {
@@ -43,6 +46,7 @@ impl Step {
             Self::Connect => "did not take the connection",
             Self::Tls => "did not finish the TLS handshake",
             Self::Greeting => "took the connection and did not answer the greeting",
+            Self::Sentinel => "took the connection and did not say where the master is",
         }
     }
 }
@@ -75,30 +79,60 @@ pub(super) async fn look_up(
         return Ok(vec![(address, port).into()]);
     }
     let failed = |error| LinkError::LookUp(host.to_owned(), error);
-    let (tell, mut told) = oneshot::channel();
-    let name = host.to_owned();
-    // A separate thread: a runtime would wait for the resolver when the runtime ends.
-    std::thread::Builder::new()
-        .name("webws-look-up".to_owned())
-        .spawn(move || {
-            let found = (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
-            // The attempt may have been given up.
-            drop(tell.send(found));
-        })
-        .map_err(failed)?;
+    let mut told = looking_up(host, port).map_err(failed)?;
     let end = Instant::now() + LOOK_UP;
     let found = tokio::select! {
-        found = &mut told => found,
+        found = answer(&mut told) => found,
         () = sleep(patience) => {
             on_slow(&LinkError::LookUpSlow(host.to_owned(), patience));
-            timeout_at(end, told).await.map_err(|_| LinkError::LookUpSlow(host.to_owned(), LOOK_UP))?
+            let found = timeout_at(end, answer(&mut told)).await;
+            found.map_err(|_| LinkError::LookUpSlow(host.to_owned(), LOOK_UP))?
         }
     };
-    let found = found.unwrap_or_else(|_| Err(io::Error::other("the resolver's thread ended"))).map_err(failed)?;
+    let found = found.map_err(failed)?;
     if found.is_empty() {
         return Err(failed(io::Error::other("the name has no address")));
     }
     Ok(interleaved(found))
+}
+
+/// What the resolver finds; `None` until then.
+type Found = watch::Receiver<Option<io::Result<Vec<SocketAddr>>>>;
+
+/// Joins the look-up of this name that is under way for any worker, or starts one. So each name holds one thread
+/// while the resolver does not answer.
+fn looking_up(host: &str, port: u16) -> io::Result<Found> {
+    static UNDER_WAY: Mutex<BTreeMap<(String, u16), Found>> = Mutex::new(BTreeMap::new());
+    // Each change is one call: a panic leaves no half of one.
+    let under_way = || UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = under_way();
+    let name = (host.to_owned(), port);
+    if let Some(found) = all.get(&name).filter(|found| found.has_changed().is_ok()) {
+        return Ok(found.clone());
+    }
+    let (tell, found) = watch::channel(None);
+    let key = name.clone();
+    // A separate thread: a runtime would wait for the resolver when the runtime ends.
+    std::thread::Builder::new().name("webws-look-up".to_owned()).spawn(move || {
+        let found = (key.0.as_str(), key.1).to_socket_addrs().map(Vec::from_iter);
+        under_way().remove(&key);
+        // All attempts may have been given up.
+        tell.send_replace(Some(found));
+    })?;
+    all.insert(name, found.clone());
+    Ok(found)
+}
+
+async fn answer(found: &mut Found) -> io::Result<Vec<SocketAddr>> {
+    match found.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Ok(found))) => Ok(found.clone()),
+        // An error cannot be cloned.
+        Ok(Some(Err(error))) => Err(match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        }),
+        Ok(None) | Err(_) => Err(io::Error::other("the resolver's thread ended")),
+    }
 }
 
 /// Alternates the families, beginning with the one that the resolver prefers (RFC 8305 §4).
@@ -181,15 +215,14 @@ fn connecting(address: SocketAddr, limit: Duration) -> Connecting {
     })
 }
 
-/// Removes and returns the first attempt that is done.
-async fn first_of(running: &mut Vec<(SocketAddr, Connecting)>) -> (SocketAddr, Result<TcpStream, LinkError>) {
+/// Removes and returns the first of `running` that is done; pends while there are none.
+pub(super) async fn first_of<K, F: Future + Unpin>(running: &mut Vec<(K, F)>) -> (K, F::Output) {
     poll_fn(|cx| {
         for place in 0..running.len() {
-            let Some((address, connecting)) = running.get_mut(place) else { break };
-            if let Poll::Ready(made) = connecting.as_mut().poll(cx) {
-                let address = *address;
-                drop(running.swap_remove(place));
-                return Poll::Ready((address, made));
+            let Some((_, future)) = running.get_mut(place) else { break };
+            if let Poll::Ready(output) = Pin::new(future).poll(cx) {
+                let (key, _) = running.swap_remove(place);
+                return Poll::Ready((key, output));
             }
         }
         Poll::Pending

@@ -3,24 +3,28 @@
 //! A Sentinel that wants a password gets its own, from `redis.sentinel_*`, or Redis' own where it has none:
 //! most deployments have the same for both. May not enter: links to the master itself (`connect.rs`).
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, Value};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::connect::{self, open_at};
+use super::connect::{self, LinkError, is_refusal, secure};
 use super::credential::Credential;
+use super::dial::{self, Race, Step, first_of, within};
 use super::greeting::without_arguments;
+use super::sieve::Transport;
 use super::tls::Tls;
 
 /// A host and a port.
 pub(super) type Place = (String, u16);
 
-/// How long one Sentinel may take; then the next is asked. Chosen: far above a round trip, and three
-/// dead ones leave time to connect.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the first that answers waits for others to agree, before its word is taken. Chosen: far above a round
+/// trip, and hardly a part of a failover.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// The Sentinels of a master, and how they are spoken to.
 #[derive(Debug, Clone)]
@@ -33,45 +37,99 @@ pub(super) struct Sentinels {
     pub(super) tls: Option<Tls>,
 }
 
+/// What the Sentinels say.
+#[derive(Debug, Default)]
+struct Answers {
+    /// The masters that they name, each by one of them.
+    named: Vec<Place>,
+    failed: Vec<LinkError>,
+}
+
+/// A question to the Sentinel at a place.
+type Asking<'a> = (&'a Place, Pin<Box<dyn Future<Output = Result<Option<Place>, LinkError>> + 'a>>);
+
 impl Sentinels {
-    /// Where the master is, as the first Sentinel says that answers; begins at a different one each time.
+    /// Where the master is: as most Sentinels say, or else those that answer first. Each step of asking one may
+    /// take `limit`; `on_slow` hears of a look-up that takes longer, and goes on.
     ///
     /// # Errors
-    /// When none answers, or none knows the master: what the last one said.
-    pub(super) async fn master(&self) -> io::Result<Place> {
-        let first = fastrand::usize(..self.places.len().max(1));
-        let mut last = io::Error::other("there are no Sentinels");
-        for place in (0..self.places.len()).filter_map(|step| self.places.get((first + step) % self.places.len())) {
-            let (host, port) = place;
-            match timeout(PATIENCE, self.ask(place)).await {
-                Ok(Ok(Some(master))) => return Ok(master),
-                Ok(Ok(None)) => {
-                    let name = &self.master;
-                    last = io::Error::other(format!("the Sentinel {host}:{port} knows no master '{name}'"));
-                }
-                Ok(Err(error)) => last = io::Error::other(format!("the Sentinel {host}:{port}: {error}")),
-                Err(_) => last = io::Error::other(format!("the Sentinel {host}:{port} did not answer in {PATIENCE:?}")),
-            }
-        }
-        Err(last)
+    /// When none answers, or none knows the master: what each of them said.
+    pub(super) async fn master(&self, limit: Duration, on_slow: &dyn Fn(&LinkError)) -> Result<Place, LinkError> {
+        let Answers { mut named, failed } = self.ask_all(limit, GRACE, on_slow).await;
+        let most = (0..named.len()).rev().max_by_key(|place| votes(&named, *place));
+        most.map(|place| named.swap_remove(place)).ok_or(LinkError::Each(failed))
     }
 
     /// Where the master is, if more than half of the Sentinels agree on that.
-    pub(super) async fn agreed_master(&self) -> Option<Place> {
-        let mut named: Vec<Place> = Vec::new();
-        for place in &self.places {
-            match timeout(PATIENCE, self.ask(place)).await {
-                Ok(Ok(master)) => named.extend(master),
-                Ok(Err(error)) => tracing::debug!(%error, "a Sentinel cannot be asked: {error}"),
-                Err(_) => tracing::debug!("a Sentinel does not answer"),
-            }
-        }
-        let votes = |candidate: &Place| named.iter().filter(|named| *named == candidate).count();
-        named.iter().find(|candidate| 2 * votes(candidate) > self.places.len()).cloned()
+    pub(super) async fn agreed_master(&self, limit: Duration) -> Option<Place> {
+        let debug = |error: &LinkError| tracing::debug!(%error, "a Sentinel cannot be asked: {error}");
+        let Answers { named, failed } = self.ask_all(limit, limit, &debug).await;
+        failed.iter().for_each(debug);
+        self.agreed(&named).cloned()
     }
 
-    async fn ask(&self, (host, port): &Place) -> io::Result<Option<Place>> {
-        let stream = open_at(host, *port, self.tls.as_ref()).await?;
+    fn agreed<'a>(&self, named: &'a [Place]) -> Option<&'a Place> {
+        let place = (0..named.len()).find(|place| 2 * votes(named, *place) > self.places.len())?;
+        named.get(place)
+    }
+
+    /// Asks all side by side, until they agree or `grace` has passed since one named a master: one that swallows
+    /// packets does not delay the others.
+    async fn ask_all(&self, limit: Duration, grace: Duration, on_slow: &dyn Fn(&LinkError)) -> Answers {
+        let ask = |place| -> Asking<'_> { (place, Box::pin(self.ask(place, limit, on_slow))) };
+        let mut asking: Vec<_> = self.places.iter().map(ask).collect();
+        let mut answers = Answers::default();
+        let mut end = None;
+        while !asking.is_empty() && self.agreed(&answers.named).is_none() {
+            let answer = first_of(&mut asking);
+            let ((host, port), answer) = match end {
+                None => answer.await,
+                Some(end) => match timeout_at(end, answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => break,
+                },
+            };
+            let error = match answer {
+                Ok(Some(master)) => {
+                    answers.named.push(master);
+                    end = end.or_else(|| Some(Instant::now() + grace));
+                    continue;
+                }
+                Ok(None) => LinkError::UnknownMaster(self.master.clone()),
+                Err(error) => error,
+            };
+            answers.failed.push(LinkError::Sentinel(format!("{host}:{port}"), Box::new(error)));
+        }
+        answers
+    }
+
+    /// Asks one, by the first of its addresses that leads to an answer.
+    async fn ask(
+        &self,
+        (host, port): &Place,
+        limit: Duration,
+        on_slow: &dyn Fn(&LinkError),
+    ) -> Result<Option<Place>, LinkError> {
+        let mut race = Race::new(dial::look_up(host, *port, limit, on_slow).await?, limit);
+        while let Some((address, stream)) = race.next().await {
+            let address = address.to_string();
+            let unreachable = |error| LinkError::Unreachable(address.clone(), error);
+            let asked = async {
+                let securing = async { secure(self.tls.as_ref(), host, stream).await.map_err(unreachable) };
+                let transport = within(Step::Tls, &address, limit, securing).await?;
+                let asking = async { self.ask_on(transport).await.map_err(unreachable)? };
+                within(Step::Sentinel, &address, limit, asking).await
+            };
+            match asked.await {
+                Err(error) => race.fail(error),
+                asked => return asked,
+            }
+        }
+        Err(race.into_error())
+    }
+
+    /// Asks on a connection; a refusal is an answer.
+    async fn ask_on(&self, stream: Box<dyn Transport>) -> io::Result<Result<Option<Place>, LinkError>> {
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         // RESP2 without a greeting: every Sentinel speaks it.
         let greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
@@ -81,11 +139,14 @@ impl Sentinels {
             answer = self.ask_by(&mut connection) => answer?,
             () = driver => return Err(io::ErrorKind::ConnectionReset.into()),
         };
-        redis::from_redis_value(answer).map_err(io::Error::other)
+        match answer {
+            Ok(answer) => redis::from_redis_value(answer).map(Ok).map_err(io::Error::other),
+            Err(refusal) => Ok(Err(refusal)),
+        }
     }
 
     /// The question, behind AUTH where it has to be.
-    async fn ask_by(&self, connection: &mut MultiplexedConnection) -> io::Result<Value> {
+    async fn ask_by(&self, connection: &mut MultiplexedConnection) -> io::Result<Result<Value, LinkError>> {
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
         let own = self.own.read().map_err(io::Error::other)?;
@@ -106,15 +167,20 @@ impl Sentinels {
                 if let Some(refusal) = refusal {
                     tracing::debug!(error = %refusal, "a Sentinel refuses the password and answers without one");
                 }
-                Ok(answer)
+                Ok(Ok(answer))
             }
-            Err(error) => Err(io::Error::other(format!(
-                "{} (user and password of the Sentinels: redis.sentinel_username and redis.sentinel_password_file; \
-                 without them, those of Redis are tried)",
-                without_arguments(&refusal.unwrap_or(error).to_string())
-            ))),
+            Err(error) if !is_refusal(&error) => Err(io::Error::other(error)),
+            Err(error) => {
+                let refusal = refusal.unwrap_or(error).to_string();
+                Ok(Err(LinkError::NotTold(without_arguments(&refusal).to_string())))
+            }
         }
     }
+}
+
+/// How many name the same master as the one at `place`.
+fn votes(named: &[Place], place: usize) -> usize {
+    named.iter().filter(|other| Some(*other) == named.get(place)).count()
 }
 
 fn wants_password(error: &RedisError) -> bool {
