@@ -23,6 +23,10 @@ use crate::broker::placement::SLOTS;
 /// moved slot by contradiction, so this is for what nobody tells us.
 const ASK: Duration = Duration::from_secs(1);
 
+/// Masters of a cluster of which fewer nodes are configured. Chosen: clusters of more are rare, and the
+/// descriptors are few beside those of sessions.
+const LIKELY_MASTERS: usize = 16;
+
 /// How long a node may not know yet what others have decided. Chosen: gossip between nodes takes some
 /// hundred milliseconds (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 pub(super) const NEWS: Duration = Duration::from_secs(1);
@@ -94,9 +98,9 @@ impl Cluster {
         }
     }
 
-    /// How many nodes are configured.
-    pub(super) fn seeds(&self) -> usize {
-        self.seeds.len()
+    /// How many masters descriptors are reserved for: before the first topology, how many there are is unknown.
+    pub(super) fn likely_masters(&self) -> usize {
+        self.seeds.len().max(LIKELY_MASTERS)
     }
 
     pub(super) fn settings(&self) -> &Arc<Settings> {

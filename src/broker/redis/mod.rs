@@ -213,11 +213,11 @@ impl Deployment {
         urls.iter().map(server).collect::<Result<_, _>>().map(Self::Servers)
     }
 
-    /// How many links so many workers have; in a cluster, to as many masters as nodes are configured.
+    /// How many links so many workers have; in a cluster, of a size that is likely.
     pub(crate) fn links(&self, workers: usize) -> usize {
         let servers = match self {
             Self::Servers(servers) => servers.len(),
-            Self::Cluster(cluster) => cluster.seeds(),
+            Self::Cluster(cluster) => cluster.likely_masters(),
         };
         2 * workers * servers
     }
