@@ -34,7 +34,7 @@ const SHIPPED_ENDPOINTS: (&str, &str) = ("<!-- endpoints -->", "<!-- /endpoints 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What a listener on all addresses (0.0.0.0, [::]) says of one address.
+/// What a listener on all addresses (`0.0.0.0`, `[::]`) says of one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wildcard {
     /// Each may be ours: a request that arrived here was sent to one of them.

@@ -14,7 +14,7 @@ const MAX_UNIX_PATH_BYTES: usize = 107;
 
 impl Config {
     /// Checks the settings against each other. A fault begins with the setting it is about, or with two settings and
-    /// "and" between them, or with an endpoint; then comes ": " or " = " ([`is_about`] reads that).
+    /// "and" between them, or with an endpoint; then comes ": " or " = " (`is_about` reads that).
     ///
     /// # Errors
     /// All faults, one sentence each.
