@@ -1,6 +1,6 @@
 //! The control socket: a line is asked, a line is answered. Only root and our own user may.
 //!
-//! `upgrade` hands everything over to a new process, `suspend` leaves it to whoever is started next, `log LEVEL`
+//! `upgrade` hands everything over to a new process, `suspend` leaves it to the next process, `log LEVEL`
 //! changes the log's level; the answer comes when that is done or has failed.
 //! May not enter: how that is done.
 

@@ -9,7 +9,7 @@
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. The acceptor hands the connection to the `worker`
 //! with the fewest sessions, where it waits as a bare descriptor until one of 64 places for
-//! handshakes is free; who is slow to send its request gives the place back meanwhile. The
+//! handshakes is free; a slow request gives its place back meanwhile. The
 //! `head` keeps the request's target as the bytes that came; hyper reads the rest in `http`, from memory. The `endpoint`
 //! for the path says how the channel is named; `ws::handshake` checks the headers. The worker makes a
 //! `session` and a subscriber of it in the `hub`; for a channel's first, its link to Redis

@@ -118,7 +118,7 @@ fn read_config(file: Option<&Path>) -> Result<Reading, Failure> {
     settings::read(file).map_err(|error| (EX_CONFIG, error))
 }
 
-/// Who logs that something was not done.
+/// Which process logs that something was not done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Logged {
     ByServer,

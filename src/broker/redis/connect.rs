@@ -309,7 +309,7 @@ impl Settings {
         Err(race.into_error())
     }
 
-    /// Says who we are, and asks what the server is.
+    /// Authenticates the link, and asks which server answers.
     async fn greet(
         &self,
         role: Role,
