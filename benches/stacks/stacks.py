@@ -136,6 +136,7 @@ class Tools:
         self.target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or TOP / "target").resolve()
         self.webws = options.bin_dir / "webws" if options.bin_dir else self.target / "release/webws"
         self.bench = self.webws.with_name("webws-bench")
+        self.before = options.before
         self.nginx = find("nginx")
         self.openresty = find("openresty")
         self.redis = find("redis-server")
@@ -207,9 +208,9 @@ class Tools:
 class Stack:
     """One way to serve the clients. `own` is the watched name of the server under test."""
 
-    def __init__(self, name, about, server, workers=1, proxied=True):
+    def __init__(self, name, about, server, workers=1, proxied=True, is_older=False):
         self.name, self.about, self.server = name, about, server
-        self.workers, self.proxied = workers, proxied
+        self.workers, self.proxied, self.is_older = workers, proxied, is_older
         self.own = "nginx" if server in ("nchan", "lua") else server
         self.redis = server != "nchan"
         self.suffix = server != "nchan"
@@ -222,6 +223,8 @@ class Stack:
             getattr(tools, "need_" + self.server)()
         elif self.proxied:
             tools.need_proxy()
+        if self.is_older and not tools.before:
+            raise Missing("an older webws: --before BINARY")
 
 
 class Running:
@@ -304,7 +307,8 @@ class Running:
     def _start_server(self):
         server, workers = self.stack.server, str(self.stack.workers)
         if server == "webws":
-            command = [str(self.tools.webws), "run", "--listen", f"unix:{self.socket}",
+            binary = self.tools.before if self.stack.is_older else self.tools.webws
+            command = [str(binary), "run", "--listen", f"unix:{self.socket}",
                        "--broker", f"redis://127.0.0.1:{self.redis_port}", "--workers", workers]
         elif server == "floor":
             command = [str(self.tools.bench), "floor", "--listen", f"unix:{self.socket}",
@@ -365,6 +369,8 @@ def all_stacks():
         Stack(f"webws-{MANY}", f"webws behind nginx, {MANY} workers", "webws", MANY),
         Stack("webws-alone", "webws on its Unix socket, 1 worker", "webws", proxied=False),
         Stack(f"webws-alone-{MANY}", f"webws on its Unix socket, {MANY} workers", "webws", MANY, proxied=False),
+        Stack("before", "an older webws behind nginx, 1 worker", "webws", is_older=True),
+        Stack("before-alone", "an older webws on its Unix socket, 1 worker", "webws", proxied=False, is_older=True),
         Stack("floor", "the floor behind nginx, 1 worker", "floor"),
         Stack(f"floor-{MANY}", f"the floor behind nginx, {MANY} workers", "floor", MANY),
         Stack("floor-alone", "the floor on its Unix socket, 1 worker", "floor", proxied=False),

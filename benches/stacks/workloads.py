@@ -7,13 +7,13 @@ import math
 import statistics
 
 # Every stack, in the groups that workloads name. "N" stands for the number of cores.
-ALL = ["webws", "webws-N", "webws-alone", "webws-alone-N", "floor", "floor-N", "floor-alone", "floor-alone-N",
+ALL = ["webws", "webws-N", "webws-alone", "webws-alone-N", "before", "before-alone", "floor", "floor-N", "floor-alone", "floor-alone-N",
        "nchan", "lua", "node"]
 # The floor behind nginx says what nginx and Redis cost; the simplest workloads say it.
-ONE_WORKER = ["webws", "webws-alone", "floor-alone", "nchan", "lua", "node"]
-BEHIND_NGINX = ["webws", "floor", "nchan", "lua", "node"]
+ONE_WORKER = ["webws", "webws-alone", "before", "before-alone", "floor-alone", "nchan", "lua", "node"]
+BEHIND_NGINX = ["webws", "before", "floor", "nchan", "lua", "node"]
 # The floor has no limits and no liveness: nothing to see where those are asked for.
-WITH_LIMITS = ["webws", "webws-alone", "nchan", "lua", "node"]
+WITH_LIMITS = ["webws", "webws-alone", "before", "before-alone", "nchan", "lua", "node"]
 
 # What must not happen: to publications, and to connections.
 FAULTS = ["lost", "duplicated", "reordered", "failed", "ended"]
@@ -217,6 +217,12 @@ def all_goals(cores):
     for stack, where in (("webws-alone", "alone"), ("webws", "behind nginx")):
         ratio(f"p99 latency of the healthy, 1 % never reading / all reading, {where}", "<= 1.2",
               "slow", "p99_ms", stack, stack, "healthy")
+    for load in all_workloads():
+        own = {"deliveries": "own_us", "connects": "own_connect_us", "idle": "own_idle_us"}[load.kind]
+        for stack, before in (("webws-alone", "before-alone"), ("webws", "before")):
+            ratio(f"{load.name}, own CPU: {stack} / {before}", "<= 1.03", load.name, own, stack, before)
+            if load.kind != "deliveries":
+                ratio(f"{load.name}, resident kB: {stack} / {before}", "<= 1.03", load.name, "own_kb", stack, before)
     return goals
 
 
