@@ -6,22 +6,23 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::broker::placement::{Node, Placement};
+use crate::channel::Channel;
 use crate::clock;
 use crate::config::{Config, EndpointConfig};
-use crate::endpoint::{Channel, Endpoint};
+use crate::front::head::Head;
 use crate::handover::protocol::{self, Message};
-use crate::head::Head;
-use crate::hub::{Hub, Outlet};
 use crate::id::SessionKey;
-use crate::outbound::{Batch, Outbound};
-use crate::session::{Queued, Session};
-use crate::wire::Wire;
-use crate::ws::reader::{Flow, Incoming, Reader};
+use crate::placement::{Node, Placement};
+use crate::protocol::encoding::Wire;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::hub::{Hub, Outlet};
+use crate::protocol::outbound::{Batch, Outbound};
+use crate::protocol::session::{Queued, Session};
+use crate::protocol::websocket::reader::{Flow, Incoming, Reader};
 
 /// The channel that a query names at the drop-in endpoint.
 pub fn channel(query: &[u8]) -> Option<Bytes> {
-    Endpoint::new(EndpointConfig::default()).channel(b"/webws", query).ok().map(|(channel, _)| channel)
+    Endpoint::new(EndpointConfig::default()).channel(b"/webws", query).ok().map(|(channel, _)| channel.into_bytes())
 }
 
 /// The target of a request that starts with a whole head, as `path?query`, and what hyper gets.

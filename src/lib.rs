@@ -124,49 +124,40 @@
 //!   326 kB/s of empty texts delayed everybody's by five seconds. An idle session owns no queue. What a session
 //!   may have waiting is a share of the room that is free, so that floods never fill it (`unpublished`).
 
-mod acceptor;
+mod admin;
 mod broker;
+mod channel;
 mod clock;
 mod close;
 mod config;
-mod control;
-mod endpoint;
+mod front;
 mod handover;
-mod head;
-mod http;
-mod hub;
 mod id;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
 mod log;
+mod message;
 mod metrics;
 mod notice;
 mod os;
-mod outbound;
-mod page;
-mod reactor;
-mod sender;
+mod per_node;
+mod placement;
+mod protocol;
 mod server;
 mod service;
-mod session;
 mod signals;
-mod status;
 mod throttle;
-mod unpublished;
-mod wheel;
-mod wire;
 mod worker;
-mod ws;
 
 pub use crate::log::{count_dropped_log_line, on_log_flush, on_log_level};
-pub use broker::NotPublished;
+pub use admin::control::{AskError, log_level, suspend, upgrade};
 pub use config::{
     BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, NotUtf8Policy,
     Reading, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
 };
-pub use control::{AskError, log_level, suspend, upgrade};
 pub use handover::{has_refused_hand_over, refuse_hand_over};
+pub use message::NotPublished;
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
 pub use service::{Extra, run_service};

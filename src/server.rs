@@ -12,18 +12,19 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::acceptor::{Entrance, Inlet, first};
-use crate::broker::{NotPublished, memory, redis};
+use crate::broker::{memory, redis};
+use crate::channel::Channel;
 use crate::config::{Broker, Config, ConfigError, Listen, Reading, RedisUrl};
-use crate::endpoint::Channel;
+use crate::front::acceptor::{Entrance, Inlet, first};
+use crate::front::page::{Pages, TestPage};
+use crate::front::upgrade;
 use crate::handover::protocol::PortableListener;
 use crate::handover::{Heritage, Site};
-use crate::http;
+use crate::message::NotPublished;
 use crate::metrics::{Metrics, Shard};
 use crate::notice;
 use crate::os::descriptors::Lent;
 use crate::os::{self, socket_file::FileId};
-use crate::page::{Pages, TestPage};
 use crate::worker::handover::Ask;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
 
@@ -405,7 +406,7 @@ impl Server {
             let (tell, ended) = oneshot::channel();
             let thread = std::thread::Builder::new()
                 .name(format!("webws-{number}"))
-                .spawn(move || drop(tell.send(worker::run(seed, |worker| http::serve(worker, accepted, pages)))))
+                .spawn(move || drop(tell.send(worker::run(seed, |worker| upgrade::serve(worker, accepted, pages)))))
                 .map_err(|source| ServerError::Worker { worker: number, source })?;
             inlets.push(Inlet { queue, shard: shard.clone() });
             ends.push(End { ended, thread });

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::admin::control::{self, Control, Outcome, Request, Wish};
+use crate::admin::status;
 use crate::clock::millis;
 use crate::config::Config;
-use crate::control::{self, Control, Outcome, Request, Wish};
 use crate::handover::protocol::{Line, ProtocolError};
 use crate::handover::{Attempt, BreakOff, Done, GiveError, Legacy, Predecessor, Program, Site};
 use crate::log;
@@ -21,7 +22,6 @@ use crate::metrics::{Metrics, Shard};
 use crate::os;
 use crate::server::{Ending, Running, Server, ServerError, advice};
 use crate::signals::{HangUp, Signals, Wanted};
-use crate::status;
 
 /// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
 const SOCKET_NAME: &str = "ws";

@@ -39,9 +39,9 @@ async fn the_complete_configuration_passes_its_check_and_serves() {
     other.close().await;
 
     for (path, content_type, content) in [
-        ("/", "text/html", include_str!("../src/page/index.html")),
-        ("/page.js", "text/javascript", include_str!("../src/page/page.js")),
-        ("/page.css", "text/css", include_str!("../src/page/page.css")),
+        ("/", "text/html", include_str!("../src/front/page/index.html")),
+        ("/page.js", "text/javascript", include_str!("../src/front/page/page.js")),
+        ("/page.css", "text/css", include_str!("../src/front/page/page.css")),
     ] {
         let answer = get(&nginx.target(), path).await;
         assert_eq!((answer.head.status, answer.body.as_str()), (200, content), "{path}");

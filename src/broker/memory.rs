@@ -11,8 +11,8 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, mpsc};
 
 use super::Sink;
-use super::placement::Node;
-use crate::endpoint::Channel;
+use crate::channel::Channel;
+use crate::placement::Node;
 
 /// Publications that may wait for a worker. Chosen: at the largest client message 16 MiB.
 const INBOX: usize = 256;

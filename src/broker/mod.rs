@@ -6,22 +6,19 @@
 //! sessions, sockets of clients.
 
 pub(crate) mod memory;
-pub(crate) mod placement;
 pub(crate) mod redis;
 
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::placement::Node;
 use self::redis::Seal;
-use crate::clock::Millis;
-use crate::endpoint::Channel;
+use crate::channel::{Channel, SubscriptionRefused};
 use crate::id::SessionKey;
+use crate::message::{ClientMessage, NotPublished, Origin};
+use crate::placement::{Moved, Node};
 
 /// What a broker tells its worker. Calls come one after the other, never from within a call
 /// to [`Broker`].
@@ -33,14 +30,14 @@ pub(crate) trait Sink {
     /// `channel` is subscribed at `node`: what is published from now on arrives.
     fn on_subscribed(&self, node: Node, channel: &[u8]);
     /// The broker does not let us subscribe to `channel`.
-    fn on_refused(&self, channel: &[u8], refused: Refused);
+    fn on_refused(&self, channel: &[u8], refused: SubscriptionRefused);
     /// The subscriptions at `node` are gone; they are made again by and by.
     fn on_lost(&self, node: Node);
     /// One of them is gone. Says whether anybody wanted it.
     fn on_dropped(&self, node: Node, channel: &[u8]) -> bool;
     /// The subscriptions are there again; what was published in between is missing.
     fn on_gap(&self, gap: Gap<'_>);
-    /// Channels live elsewhere now ([`placement::Placement`]): texts that wait go there, and those of the
+    /// Channels live elsewhere now ([`crate::placement::Placement`]): texts that wait go there, and those of the
     /// channels that have to be subscribed there are returned.
     fn on_placed(&self) -> Vec<Moved>;
     /// All channels to subscribe at `node`.
@@ -50,13 +47,13 @@ pub(crate) trait Sink {
     /// How many channels are subscribed at `node`, as far as the worker was told.
     fn subscribed(&self, node: Node) -> usize;
     /// Texts to publish at `node` now, in order: at most about `max_bytes`, none when nothing waits.
-    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text>;
+    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<ClientMessage>;
     /// Texts that were taken and certainly not published: they are given out again, first of all.
-    fn take_back(&self, texts: Vec<Text>);
+    fn take_back(&self, texts: Vec<ClientMessage>);
     /// Clients' texts were taken by a server that was no master any more: nobody knows who heard them. So many
     /// of them, of these sessions.
     fn on_doubt(&self, sessions: HashSet<SessionKey>, texts: u64);
-    /// What became of a text that was taken, whose [cost](Text::cost) is `bytes`.
+    /// What became of a text that was taken, whose [cost](ClientMessage::cost) is `bytes`.
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>);
 }
 
@@ -83,71 +80,6 @@ pub(crate) enum Marking {
     /// All streams stand still at it.
     Reached,
 }
-
-/// A channel that lives elsewhere now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Moved {
-    pub(crate) channel: Channel,
-    pub(crate) from: Node,
-    pub(crate) to: Node,
-    /// Whether it was subscribed, or had been before a gap that lasts.
-    pub(crate) was_heard: bool,
-}
-
-/// A text on its way to the broker.
-#[derive(Debug)]
-pub(crate) struct Text {
-    pub(crate) channel: Channel,
-    pub(crate) payload: Bytes,
-    pub(crate) origin: Origin,
-    /// When it came.
-    pub(crate) since: Millis,
-}
-
-/// Memory of a waiting text beside its payload and its channel's name. Counted, so that many empty texts
-/// cannot pass a limit unseen; the command around a text on its way to Redis, and back, is shorter.
-const TEXT_OVERHEAD: usize = 128;
-
-impl Text {
-    /// What it counts for while it waits: its memory, and no less than the bytes that go to Redis for it and
-    /// come back to each worker that listens.
-    pub(crate) fn cost(&self) -> usize {
-        self.channel.len() + self.payload.len() + TEXT_OVERHEAD
-    }
-}
-
-/// Who wants to know what became of a text.
-#[derive(Debug)]
-pub(crate) enum Origin {
-    /// The session whose client sent it.
-    Session(SessionKey),
-    /// The caller of [`crate::Publisher::publish`].
-    Publisher(oneshot::Sender<Result<(), NotPublished>>),
-}
-
-/// Why a text was not published.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NotPublished {
-    /// The broker said no; the text was not published.
-    #[error("the broker refused the message: {0}")]
-    Refused(String),
-    /// The link broke before the answer came: the text may have been published or not,
-    /// so it is not sent again.
-    #[error("the link to the broker broke before it answered: nobody knows whether the message was published")]
-    Unknown,
-    /// It waited too long for a broker that is away.
-    #[error("the broker was away for too long; the message was not published")]
-    TimedOut,
-    /// The server has stopped, or too much waits already.
-    #[error("the server takes no messages now; the message was not published")]
-    Unavailable,
-}
-
-/// Why a channel was not subscribed, in words for an operator.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(pub(crate) Rc<str>);
 
 /// A worker's side of the broker.
 #[derive(Debug)]

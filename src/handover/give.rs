@@ -19,13 +19,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::protocol::{FULL_BYTES, Hello, Line, MAX_SESSIONS, Message, PortableListener, ProtocolError};
 use super::take::VARIABLE;
-use crate::acceptor::Entrance;
 use crate::broker::redis::{Deployment, Seal};
+use crate::channel::Channel;
 use crate::clock::millis;
-use crate::endpoint::Channel;
+use crate::front::acceptor::Entrance;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
-use crate::session::portable::Portable;
+use crate::protocol::session::portable::Portable;
 use crate::worker::PortableText;
 use crate::worker::handover::{Answer, Ask, Collected};
 

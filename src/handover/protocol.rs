@@ -13,7 +13,7 @@ use serde_bytes::ByteBuf;
 use super::fault;
 use crate::broker::redis::{Home, Seal};
 use crate::os::descriptors::{self, Lent};
-use crate::session::portable::Portable;
+use crate::protocol::session::portable::Portable;
 use crate::worker::PortableText;
 
 /// What this version speaks, and the oldest that it understands. A change that an older version would

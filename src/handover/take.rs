@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::fault::{self, Point};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
 use crate::broker::redis::{Home, Seal};
-use crate::endpoint::Channel;
+use crate::channel::Channel;
 use crate::os::descriptors;
 use crate::worker::handover::{Adopted, Answer, Ask, Missing};
 

@@ -17,23 +17,26 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::handover::{Adopted, Collected};
-use crate::broker::placement::{Node, Placement};
-use crate::broker::{Moved, Origin, Text};
+use crate::channel::Channel;
 use crate::clock::{self, Millis, millis};
 use crate::close::CloseReason;
 use crate::config::{Config, EndpointConfig, GapPolicy};
-use crate::endpoint::{Channel, Endpoint};
-use crate::hub::{Hub, Outlet, Reserved};
 use crate::id::{Generation, SessionKey};
+use crate::message::{ClientMessage, Origin};
 use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os::descriptors::Lent;
-use crate::outbound::Batch;
-use crate::reactor::{Ready, Registrar};
-use crate::session::{Message, Outcome, Queued, Scratch, Session};
+use crate::per_node::PerNode;
+use crate::placement::Moved;
+use crate::placement::{Node, Placement};
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::hub::{Hub, Outlet, Reserved};
+use crate::protocol::outbound::Batch;
+use crate::protocol::outbox::Outbox;
+use crate::protocol::session::{Message, Outcome, Queued, Scratch, Session};
 use crate::throttle::Throttle;
-use crate::unpublished::Unpublished;
-use crate::wheel::Wheel;
+use crate::worker::reactor::{Ready, Registrar};
+use crate::worker::wheel::Wheel;
 
 /// What a session's event counts for beside the bytes that it brings, in [`Core::work`]. Chosen: a
 /// system call or two take about as long as some 2 kB of frames.
@@ -48,14 +51,14 @@ pub(super) struct Core {
     generation: Generation,
     pub(super) hub: Hub,
     pub(super) wheel: Wheel,
-    pub(super) unpublished: Unpublished,
+    pub(super) outbox: Outbox,
     registrar: Registrar,
     scratch: Scratch,
     /// Sessions that have another turn, because they have more to read: each once.
     again: Vec<SessionKey>,
     /// Sessions that are not read until there is room for their texts, those who waited longest first.
     /// Of each of the broker's servers.
-    held: Vec<Vec<SessionKey>>,
+    held: PerNode<Vec<SessionKey>>,
     /// Channels of sessions that are to come from another process, those that have come, and those
     /// of them whose path is not served any more.
     reserved: Vec<Channel>,
@@ -71,10 +74,10 @@ impl Core {
         Self {
             sessions: Slab::new(),
             generation: 0,
-            held: placement.nodes().map(|_| Vec::new()).collect(),
+            held: PerNode::new(placement.count(), |_| Vec::new()),
             hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone()),
             wheel: Wheel::new(clock::START),
-            unpublished: Unpublished::new(config.limits.max_unpublished_bytes, placement.clone()),
+            outbox: Outbox::new(config.limits.max_unpublished_bytes, placement.clone()),
             placement,
             registrar,
             scratch: Scratch::default(),
@@ -121,10 +124,10 @@ impl Core {
     /// Channels live elsewhere now; returns those that have to be subscribed there.
     pub(super) fn follow_placement(&mut self) -> Vec<Moved> {
         // Who is held because of one server may have its texts go to another.
-        let held = self.held.iter_mut().flat_map(std::mem::take).collect();
+        let held = self.held.iter_mut().flat_map(|(_, held)| std::mem::take(held)).collect();
         self.release(held);
-        self.held.resize_with(self.placement.count(), Vec::new);
-        self.unpublished.follow_placement();
+        self.held.grow(self.placement.count(), |_| Vec::new());
+        self.outbox.follow_placement();
         self.hub.follow_placement(self.generation)
     }
 
@@ -141,7 +144,7 @@ impl Core {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.unpublished.unsettled() == 0
+        self.sessions.is_empty() && self.outbox.unsettled() == 0
     }
 
     pub(super) fn attach(&mut self, key: SessionKey, socket: OwnedFd, head: &[u8], read_ahead: &[u8], now: Millis) {
@@ -159,9 +162,9 @@ impl Core {
         session.registered = wants;
         let mut outcome = session.attach(socket, head, now);
         if outcome == Outcome::Stay && !read_ahead.is_empty() {
-            let (unpublished, shard) = (&mut self.unpublished, &self.shard);
+            let (outbox, shard) = (&mut self.outbox, &self.shard);
             let mut publish =
-                |channel: &Channel, message: Message<'_>| queue(unpublished, shard, channel, message, key, now);
+                |channel: &Channel, message: Message<'_>| queue(outbox, shard, channel, message, key, now);
             outcome = session.judge(&mut read_ahead.to_vec(), now, &mut publish);
         }
         self.settle(key, outcome, now);
@@ -215,18 +218,16 @@ impl Core {
             // It is read then.
             return self.settle(key, outcome, now);
         }
-        let node = self.unpublished.node_of(&session.channel);
-        if ready.readable && outcome == Outcome::Stay && session.is_open() && self.unpublished.is_full(node) {
-            if session.hold()
-                && let Some(held) = self.held.get_mut(node.0)
-            {
-                held.push(key);
+        let node = self.outbox.node_of(&session.channel);
+        if ready.readable && outcome == Outcome::Stay && session.is_open() && self.outbox.is_full(node) {
+            if session.hold() {
+                self.held.at_mut(node).push(key);
             }
         } else if ready.readable && outcome == Outcome::Stay {
-            let allowance = self.unpublished.allowance(node);
-            let (unpublished, shard) = (&mut self.unpublished, &self.shard);
+            let allowance = self.outbox.allowance(node);
+            let (outbox, shard) = (&mut self.outbox, &self.shard);
             let mut publish =
-                |channel: &Channel, message: Message<'_>| queue(unpublished, shard, channel, message, key, now);
+                |channel: &Channel, message: Message<'_>| queue(outbox, shard, channel, message, key, now);
             if session.may_resume(allowance) {
                 outcome = session.resume(now, &mut publish);
             }
@@ -259,7 +260,7 @@ impl Core {
             places.insert(key_of(index, *generation), collected.sessions.len());
             collected.sessions.push((portable, Lent::from(socket)));
         }
-        collected.texts = self.unpublished.iter().map(|text| PortableText::of(text, &places, now)).collect();
+        collected.texts = self.outbox.iter().map(|text| PortableText::of(text, &places, now)).collect();
         collected
     }
 
@@ -307,11 +308,11 @@ impl Core {
             let origin = session.and_then(|place| self.adopted.get(place)).copied();
             let since = now.saturating_sub(ago);
             let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
-            let text = Text { channel, payload, origin: Origin::Session(origin.unwrap_or_default()), since };
+            let text = ClientMessage { channel, payload, origin: Origin::Session(origin.unwrap_or_default()), since };
             if let Some(session) = origin.and_then(|key| self.session(key)) {
                 session.adopt_text(text.cost());
             }
-            self.unpublished.push(text);
+            self.outbox.push(text);
         }
         Ok(asked)
     }
@@ -347,7 +348,7 @@ impl Core {
     /// The broker has taken a text that counts for `bytes`.
     pub(super) fn on_published(&mut self, key: SessionKey, bytes: usize, now: Millis) {
         let Some(session) = session_of(&mut self.sessions, key) else { return };
-        let allowance = self.unpublished.allowance(self.unpublished.node_of(&session.channel));
+        let allowance = self.outbox.allowance(self.outbox.node_of(&session.channel));
         if session.on_published(bytes, allowance, now) {
             self.read_again(key);
         }
@@ -355,8 +356,8 @@ impl Core {
 
     /// Lets those be read who were held, when there is room again.
     pub(super) fn release_held(&mut self) {
-        let unpublished = &self.unpublished;
-        let with_room = self.held.iter_mut().enumerate().filter(|(node, _)| unpublished.has_room(Node(*node)));
+        let outbox = &self.outbox;
+        let with_room = self.held.iter_mut().filter(|(node, _)| outbox.has_room(*node));
         let released: Vec<_> = with_room.flat_map(|(_, held)| std::mem::take(held)).collect();
         self.release(released);
     }
@@ -411,11 +412,11 @@ impl Core {
 
     /// Does what a transition asked for, and brings registration and timer up to date.
     pub(super) fn settle(&mut self, key: SessionKey, mut outcome: Outcome, now: Millis) {
-        let Self { sessions, hub, wheel, registrar, unpublished, .. } = self;
+        let Self { sessions, hub, wheel, registrar, outbox, .. } = self;
         let Some(session) = session_of(sessions, key) else { return };
         if let Outcome::Close(reason) = outcome {
             if reason == CloseReason::NotPublished {
-                unpublished.abandon(key);
+                outbox.abandon(key);
             }
             outcome = session.close(reason, now);
         }
@@ -502,7 +503,7 @@ impl PortableText {
         size_of::<Self>() + self.channel.len() + self.payload.len()
     }
 
-    fn of(text: &Text, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
+    fn of(text: &ClientMessage, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
         let session = match &text.origin {
             Origin::Session(key) => places.get(key).copied(),
             Origin::Publisher(_) => None,
@@ -523,7 +524,7 @@ fn session_of(sessions: &mut Slab<(u32, Session)>, key: SessionKey) -> Option<&m
 
 /// Queues or counts a client's message.
 fn queue(
-    unpublished: &mut Unpublished,
+    outbox: &mut Outbox,
     shard: &Shard,
     channel: &Channel,
     message: Message<'_>,
@@ -546,8 +547,8 @@ fn queue(
         }
     };
     let payload = Bytes::copy_from_slice(payload);
-    let text = Text { channel: channel.clone(), payload, origin: Origin::Session(key), since: now };
+    let text = ClientMessage { channel: channel.clone(), payload, origin: Origin::Session(key), since: now };
     let bytes = text.cost();
-    unpublished.push(text);
-    Queued { bytes, allowance: unpublished.allowance(unpublished.node_of(channel)) }
+    outbox.push(text);
+    Queued { bytes, allowance: outbox.allowance(outbox.node_of(channel)) }
 }

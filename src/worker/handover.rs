@@ -14,10 +14,10 @@ use super::Worker;
 use super::core::PortableText;
 use crate::broker::Marking;
 use crate::broker::redis::Seal;
+use crate::channel::Channel;
 use crate::clock;
-use crate::endpoint::Channel;
 use crate::os::descriptors::Lent;
-use crate::session::portable::Portable;
+use crate::protocol::session::portable::Portable;
 
 /// How long handshakes that have begun are waited for before a worker rests. Chosen: nginx sends
 /// whole requests, so they take milliseconds, unless somebody holds one back.
@@ -138,7 +138,7 @@ impl Worker {
                 }
                 Ask::Rest(tell) => {
                     self.rest();
-                    let answered = || !self.core.borrow().unpublished.has_in_flight();
+                    let answered = || !self.core.borrow().outbox.has_in_flight();
                     let done = self.holds(STANDSTILL, answered).await;
                     let silent = "the broker does not answer for messages that it has: try again later";
                     drop(tell.send(if done { self.tells_no_gap() } else { Err(silent.to_owned()) }));
@@ -265,7 +265,7 @@ impl Worker {
             let mut core = self.core.borrow_mut();
             core.hub.set_pace(self.config.pace);
             core.free_reserved(now);
-            core.unpublished.rested(rested);
+            core.outbox.rested(rested);
             core.all_keys()
         };
         self.is_resting.set(false);

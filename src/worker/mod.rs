@@ -5,7 +5,9 @@
 
 mod core;
 pub(crate) mod handover;
+pub(crate) mod reactor;
 mod sink;
+mod wheel;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,22 +20,25 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::broker::placement::Placement;
-use crate::broker::{Broker, NotPublished, Origin, Refused, Text, memory, redis};
+use self::reactor::{Reactor, Ready};
+use crate::broker::{Broker, memory, redis};
+use crate::channel::Channel;
+use crate::channel::SubscriptionRefused;
 use crate::close::CloseReason;
 use crate::config::Config;
-use crate::endpoint::{Channel, Endpoint};
-use crate::hub::Joined;
 use crate::id::SessionKey;
+use crate::message::{ClientMessage, NotPublished, Origin};
 use crate::metrics::{Counter, Metrics, Shard};
 use crate::notice;
-use crate::reactor::{self, Reactor, Ready};
-use crate::session::{Outcome, Session};
+use crate::placement::Placement;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::hub::Joined;
+use crate::protocol::session::{Outcome, Session};
 
 use crate::clock::{self, Clock, Millis, millis};
+use crate::protocol::encoding::Wire;
 use crate::throttle::Throttle;
-use crate::wheel::TICK;
-use crate::wire::Wire;
+use crate::worker::wheel::TICK;
 
 pub(crate) use self::core::PortableText;
 
@@ -89,7 +94,7 @@ pub(crate) enum Refusal {
     #[error("the message broker did not confirm the subscription in time: try again later")]
     BrokerSlow,
     #[error("the message broker does not allow this channel")]
-    Channel(Refused),
+    Channel(SubscriptionRefused),
 }
 
 /// One worker.
@@ -255,7 +260,7 @@ impl Worker {
             }
         }
         // What was taken and not answered for is counted when the broker's side is dropped.
-        let left = self.core.borrow().unpublished.waiting() as u64;
+        let left = self.core.borrow().outbox.waiting() as u64;
         if left > 0 {
             self.shard.add(Counter::TextsLost, left);
             tracing::warn!(
@@ -316,7 +321,7 @@ impl Worker {
 
     fn after_reading(&self) {
         let core = self.core.borrow();
-        if !core.unpublished.is_empty() {
+        if !core.outbox.is_empty() {
             self.broker.wake_publisher();
         }
         if core.has_again() {
@@ -355,8 +360,8 @@ impl Worker {
             let mut core = self.core.borrow_mut();
             core.hub.expire(now, |node, channel| self.broker.unsubscribe(node, channel));
             // A second later than the sessions' own deadline, which counts from the last progress.
-            let lost = core.unpublished.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
-            self.shard.add(Counter::TextsLost, lost.len() as u64 + core.unpublished.take_dropped());
+            let lost = core.outbox.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
+            self.shard.add(Counter::TextsLost, lost.len() as u64 + core.outbox.take_dropped());
             if !lost.is_empty() && TEXTS_LOST.allows() {
                 let lost = lost.len();
                 tracing::warn!(
@@ -436,11 +441,11 @@ impl Worker {
     async fn take_requests(self: Rc<Self>, mut requests: mpsc::Receiver<PublishRequest>) {
         while let Some(PublishRequest { channel, payload, tell }) = requests.recv().await {
             let now = self.now();
-            let unpublished = &mut self.core.borrow_mut().unpublished;
-            if unpublished.is_full(unpublished.node_of(&channel)) {
+            let outbox = &mut self.core.borrow_mut().outbox;
+            if outbox.is_full(outbox.node_of(&channel)) {
                 drop(tell.send(Err(NotPublished::Unavailable)));
             } else {
-                unpublished.push(Text { channel, payload, origin: Origin::Publisher(tell), since: now });
+                outbox.push(ClientMessage { channel, payload, origin: Origin::Publisher(tell), since: now });
                 self.broker.wake_publisher();
             }
         }
@@ -550,8 +555,8 @@ impl Drop for Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::placement::Node;
-    use crate::wire::Wire;
+    use crate::placement::Node;
+    use crate::protocol::encoding::Wire;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -593,8 +598,8 @@ mod tests {
             for key in core.take_again() {
                 core.on_ready(Ready::again(key), 0);
             }
-            assert!(core.unpublished.waiting() <= 2, "{} texts wait", core.unpublished.waiting());
-            for text in core.unpublished.take(Node(0), usize::MAX) {
+            assert!(core.outbox.waiting() <= 2, "{} texts wait", core.outbox.waiting());
+            for text in core.outbox.take(Node(0), usize::MAX) {
                 published += 1;
                 let bytes = text.cost();
                 let Origin::Session(key) = text.origin else { panic!("nobody else publishes") };

@@ -3,15 +3,18 @@
 use std::collections::HashSet;
 
 use super::Worker;
-use crate::broker::placement::Node;
-use crate::broker::{Gap, Moved, NotPublished, Origin, Refused, Sink, Text};
+use crate::broker::{Gap, Sink};
+use crate::channel::Channel;
+use crate::channel::SubscriptionRefused;
 use crate::clock::{self, millis};
 use crate::close::CloseReason;
-use crate::endpoint::Channel;
-use crate::hub::Batching;
 use crate::id::SessionKey;
+use crate::message::{ClientMessage, NotPublished, Origin};
 use crate::metrics::Counter;
 use crate::notice::{self, Missed};
+use crate::placement::Moved;
+use crate::placement::Node;
+use crate::protocol::hub::Batching;
 use crate::throttle::Throttle;
 
 impl Sink for Worker {
@@ -34,7 +37,7 @@ impl Sink for Worker {
         }
     }
 
-    fn on_refused(&self, channel: &[u8], refused: Refused) {
+    fn on_refused(&self, channel: &[u8], refused: SubscriptionRefused) {
         let now = self.now();
         let mut core = self.core.borrow_mut();
         for key in core.hub.refuse(channel, refused) {
@@ -94,18 +97,18 @@ impl Sink for Worker {
         self.core.borrow_mut().hub.unconfirmed(node)
     }
 
-    fn take_back(&self, texts: Vec<Text>) {
-        self.core.borrow_mut().unpublished.take_back(texts);
+    fn take_back(&self, texts: Vec<ClientMessage>) {
+        self.core.borrow_mut().outbox.take_back(texts);
         // They may be for another node by now.
         self.broker.wake_publisher();
     }
 
-    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<Text> {
+    fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<ClientMessage> {
         if self.is_resting.get() {
             return Vec::new();
         }
         let mut core = self.core.borrow_mut();
-        let taken = core.unpublished.take(node, max_bytes);
+        let taken = core.outbox.take(node, max_bytes);
         core.release_held();
         if core.has_again() {
             self.again.notify_one();
@@ -136,7 +139,7 @@ impl Sink for Worker {
         static NOT_PUBLISHED: Throttle = Throttle::per_minute();
         let counter = if outcome.is_ok() { Counter::TextsPublished } else { Counter::TextsLost };
         self.shard.add(counter, 1);
-        self.core.borrow_mut().unpublished.answered();
+        self.core.borrow_mut().outbox.answered();
         let key = match origin {
             Origin::Session(key) => key,
             Origin::Publisher(tell) => return drop(tell.send(outcome)),

@@ -17,7 +17,7 @@ use super::Server;
 use super::connect::{LinkError, Made, Role, Settings};
 use super::sentinel::Place;
 use super::supervisor::Health;
-use crate::broker::placement::SLOTS;
+use crate::placement::SLOTS;
 
 /// How often a node is asked who owns what. Chosen: a failover is found by its lost links and a
 /// moved slot by contradiction, so this is for what nobody tells us.

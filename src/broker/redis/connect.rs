@@ -23,8 +23,8 @@ use super::sentinel::{Place, Sentinels};
 use super::sieve::{Sieve, Transport};
 use super::tls::{self, Tls, Trust};
 use super::{subscriber, wrong_port};
-use crate::broker::placement::Node;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
+use crate::placement::Node;
 
 /// How often each link asks the Sentinels whether its master is still the one. A master that dies
 /// ends its links by itself; this is for one that is replaced and lives on.

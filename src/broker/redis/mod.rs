@@ -44,10 +44,12 @@ use self::probe::Probe;
 use self::role::Rank;
 pub(crate) use self::seal::Seal;
 use self::sentinel::Place;
-use super::placement::{NOWHERE, Node, Owners, Placement};
-use super::{Marking, Moved, Sink, Text};
+use super::{Marking, Sink};
+use crate::channel::Channel;
 use crate::config::{Config, RedisAddress, RedisUrl};
-use crate::endpoint::Channel;
+use crate::message::ClientMessage;
+use crate::placement::Moved;
+use crate::placement::{NOWHERE, Node, Owners, Placement};
 
 use self::supervisor::Health;
 #[cfg(feature = "internals")]
@@ -561,7 +563,7 @@ impl Links {
     }
 
     /// Texts are under way from now on.
-    fn begin_batch(&self, texts: &[Text]) -> Batch<'_> {
+    fn begin_batch(&self, texts: &[ClientMessage]) -> Batch<'_> {
         // Only in a cluster do channels ever move.
         let moving = self.cluster.iter().flat_map(|_| texts.iter().map(|text| text.channel.clone()));
         self.batch.replace(Some(moving.collect()));

@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::seal::Seal;
+use crate::channel::Channel;
 use crate::clock;
-use crate::endpoint::Channel;
 
 /// What the channels of probes start with; an ACL has to allow `&webws:probe:*`.
 const PREFIX: &str = "webws:probe:";

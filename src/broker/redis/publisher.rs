@@ -17,9 +17,10 @@ use super::role::{Rank, Watch};
 use super::sentinel::Place;
 use super::supervisor::Backoff;
 use super::{Links, RETRY};
-use crate::broker::{NotPublished, Origin, Sink, Text};
+use crate::broker::Sink;
 use crate::clock;
 use crate::id::SessionKey;
+use crate::message::{ClientMessage, NotPublished, Origin};
 
 /// Bytes of one pipeline, names included, and so of what comes back of it to each worker. Chosen: far under
 /// Redis' query buffer and the output buffer at which it ends a subscriber, and over what comes in a round
@@ -188,7 +189,7 @@ async fn check_role(link: &mut Link<'_>, role: &mut Watch, address: &str) -> Res
     Ok(())
 }
 
-async fn publish(link: &mut Link<'_>, texts: Vec<Text>) -> Result<(), LinkError> {
+async fn publish(link: &mut Link<'_>, texts: Vec<ClientMessage>) -> Result<(), LinkError> {
     let Link { links, sink, .. } = *link;
     let mut pipeline = Pipeline::with_capacity(texts.len());
     for text in &texts {
@@ -283,8 +284,8 @@ async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(
 struct Sent<'a> {
     sink: &'a dyn Sink,
     doubt: &'a mut Doubt,
-    unanswered: VecDeque<Text>,
-    taken_back: Vec<Text>,
+    unanswered: VecDeque<ClientMessage>,
+    taken_back: Vec<ClientMessage>,
 }
 
 impl Sent<'_> {

@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use super::Links;
 use super::connect::{LinkError, ask, in_words, is_for_now, is_refusal};
 use super::subscriber::answered;
-use crate::endpoint::Channel;
+use crate::channel::Channel;
 use crate::throttle::Throttle;
 
 /// Redis has taken a subscription to `channel`.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::greeting::Protocol;
 use super::subscriber::{is_stopped, on_heard, on_message, on_pause, on_unsubscribed};
-use crate::broker::placement::Node;
+use crate::placement::Node;
 
 /// How bytes reach Redis.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
@@ -358,13 +358,16 @@ mod tests {
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt;
 
-    use crate::broker::placement::Placement;
     use crate::broker::redis::subscriber::Target;
     use crate::broker::redis::{Health, Links, Settings};
-    use crate::broker::{Gap, Moved, NotPublished, Origin, Refused, Sink, Text};
+    use crate::broker::{Gap, Sink};
+    use crate::channel::Channel;
+    use crate::channel::SubscriptionRefused;
     use crate::config::{RedisConfig, RedisUrl};
-    use crate::endpoint::Channel;
     use crate::id::SessionKey;
+    use crate::message::{ClientMessage, NotPublished, Origin};
+    use crate::placement::Moved;
+    use crate::placement::Placement;
 
     const HELLO: &[u8] = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n";
     const CONFIRMED: &[u8] = b">3\r\n$9\r\nsubscribe\r\n$3\r\nc:a\r\n:1\r\n";
@@ -442,10 +445,10 @@ mod tests {
         }
 
         fn on_subscribed(&self, _: Node, _: &[u8]) {}
-        fn on_refused(&self, _: &[u8], _: Refused) {}
+        fn on_refused(&self, _: &[u8], _: SubscriptionRefused) {}
         fn on_lost(&self, _: Node) {}
         fn on_gap(&self, _: Gap<'_>) {}
-        fn take_back(&self, _: Vec<Text>) {}
+        fn take_back(&self, _: Vec<ClientMessage>) {}
         fn on_doubt(&self, _: HashSet<SessionKey>, _: u64) {}
 
         fn on_dropped(&self, _: Node, _: &[u8]) -> bool {
@@ -468,7 +471,7 @@ mod tests {
             Vec::new()
         }
 
-        fn take_texts(&self, _: Node, _: usize) -> Vec<Text> {
+        fn take_texts(&self, _: Node, _: usize) -> Vec<ClientMessage> {
             Vec::new()
         }
 
@@ -543,7 +546,7 @@ mod tests {
         assert_eq!(sifted_by(links.clone(), Protocol::Resp3, &stream, 7).0, [PONG, PONG].concat());
         assert!(links.lost_since.get().is_some() && links.retry_at.get().is_some());
         let links = self::links();
-        links.leaving.borrow_mut().insert(Bytes::from_static(b"c:a"));
+        links.leaving.borrow_mut().insert(Channel::from_static(b"c:a"));
         assert_eq!(sifted_by(links.clone(), Protocol::Resp3, &stream, 7).0, stream, "asked for, it is one");
         assert_eq!(links.lost_since.get(), None);
         assert_eq!(sifted_by(links, Protocol::Resp3, &stream, 7).0, [PONG, PONG].concat(), "once");

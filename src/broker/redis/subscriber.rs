@@ -21,10 +21,11 @@ use super::greeting::Protocol;
 use super::role::Watch;
 use super::supervisor::Backoff;
 use super::{Command, Links, LinksState, MarkState, RETRY, Roster, refusal};
-use crate::broker::placement::Node;
-use crate::broker::{Gap, Refused, Sink};
+use crate::broker::{Gap, Sink};
+use crate::channel::Channel;
+use crate::channel::SubscriptionRefused;
 use crate::clock;
-use crate::endpoint::Channel;
+use crate::placement::Node;
 use crate::throttle::Throttle;
 
 /// Channels per command, and the bytes of their names, which come back with the confirmations. Chosen: 1,000
@@ -620,7 +621,7 @@ async fn unsubscribe(
 
 fn refuse(sink: &dyn Sink, channel: &[u8], error: &RedisError) {
     tracing::debug!(%error, "Redis refuses to subscribe a channel: {error}");
-    sink.on_refused(channel, Refused(format!("Redis refuses the channel: {error}").into()));
+    sink.on_refused(channel, SubscriptionRefused(format!("Redis refuses the channel: {error}").into()));
 }
 
 /// When Redis refuses, one by one, to find whom it refuses.

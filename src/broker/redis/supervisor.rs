@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connect::LinkError;
+use crate::channel::Channel;
 use crate::config::RedisUrl;
-use crate::endpoint::Channel;
 use crate::throttle::Throttle;
 
 /// The pause before the first attempt to connect again.

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{Phase, Session};
+use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
-use crate::endpoint::{Channel, Endpoint};
-use crate::outbound::Outbound;
-use crate::wire::Wire;
-use crate::ws::reader::Reader;
+use crate::protocol::encoding::Wire;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::outbound::Outbound;
+use crate::protocol::websocket::reader::Reader;
 
 /// What a session is between two reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,8 +190,8 @@ impl Session {
 mod tests {
     use super::*;
     use crate::config::{BinaryPolicy, EndpointConfig, NotUtf8Policy};
-    use crate::outbound::Batch;
-    use crate::session::{Message, Outcome, Queued, Scratch};
+    use crate::protocol::outbound::Batch;
+    use crate::protocol::session::{Message, Outcome, Queued, Scratch};
     use proptest::prelude::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;

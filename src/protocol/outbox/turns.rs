@@ -8,11 +8,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::broker::{Origin, Text};
 use crate::clock::Millis;
 use crate::id::SessionKey;
+use crate::message::{ClientMessage, Origin};
 
-/// Bytes that a source may send in a round, as [`Text::cost`] counts them. Chosen: some thirty short messages, so
+/// Bytes that a source may send in a round, as [`ClientMessage::cost`] counts them. Chosen: some thirty short messages, so
 /// that a round of 300 floods takes Redis some 10 ms; a message of 64 kB waits for sixteen rounds.
 const QUANTUM: usize = 4 << 10;
 
@@ -24,7 +24,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    pub(super) fn of(text: &Text) -> Self {
+    pub(super) fn of(text: &ClientMessage) -> Self {
         match text.origin {
             Origin::Session(key) => Self::Session(key),
             Origin::Publisher(_) => Self::Publisher,
@@ -35,7 +35,7 @@ impl Source {
 /// The waiting messages of one source; never empty.
 #[derive(Debug, Default)]
 struct Line {
-    texts: VecDeque<Text>,
+    texts: VecDeque<ClientMessage>,
     /// Bytes that the source may still send in this round.
     credit: usize,
 }
@@ -62,16 +62,16 @@ impl Turns {
     }
 
     /// All waiting messages; those of one source in their order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Text> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &ClientMessage> {
         self.order.iter().filter_map(|source| self.lines.get(source)).flat_map(|line| &line.texts)
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Text> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut ClientMessage> {
         self.lines.values_mut().flat_map(|line| &mut line.texts)
     }
 
     /// Queues a message behind the others of its source.
-    pub(super) fn push(&mut self, text: Text) {
+    pub(super) fn push(&mut self, text: ClientMessage) {
         let source = Source::of(&text);
         self.count(&text);
         let order = &mut self.order;
@@ -83,7 +83,7 @@ impl Turns {
     }
 
     /// Queues a message before the others of its source. The source gets the next turn.
-    pub(super) fn push_first(&mut self, text: Text) {
+    pub(super) fn push_first(&mut self, text: ClientMessage) {
         let source = Source::of(&text);
         self.count(&text);
         let order = &mut self.order;
@@ -94,13 +94,13 @@ impl Turns {
         line.texts.push_front(text);
     }
 
-    fn count(&mut self, text: &Text) {
+    fn count(&mut self, text: &ClientMessage) {
         self.texts += 1;
         self.bytes += text.cost();
     }
 
     /// The next message.
-    pub(super) fn pop(&mut self) -> Option<Text> {
+    pub(super) fn pop(&mut self) -> Option<ClientMessage> {
         loop {
             let source = *self.order.front()?;
             let line = self.lines.get_mut(&source).expect("every source in the order has a line");
@@ -121,7 +121,7 @@ impl Turns {
     }
 
     /// Removes the messages at the front of their sources that have waited since before `since`.
-    pub(super) fn expire(&mut self, since: Millis) -> Vec<Text> {
+    pub(super) fn expire(&mut self, since: Millis) -> Vec<ClientMessage> {
         let is_late = |line: &Line| line.texts.front().is_some_and(|text| text.since < since);
         let late: Vec<_> = self.lines.iter().filter(|(_, line)| is_late(line)).map(|(source, _)| *source).collect();
         let mut expired = Vec::new();
@@ -143,7 +143,7 @@ impl Turns {
         let Some(line) = self.lines.remove(&source) else { return 0 };
         self.order.retain(|other| *other != source);
         self.texts -= line.texts.len();
-        self.bytes -= line.texts.iter().map(Text::cost).sum::<usize>();
+        self.bytes -= line.texts.iter().map(ClientMessage::cost).sum::<usize>();
         if self.texts == 0 {
             *self = Self::default();
         }
@@ -152,7 +152,7 @@ impl Turns {
 
     /// Takes the first message of a source. With the last one, the source's line goes; its place in the order is the
     /// caller's to take out.
-    fn pop_of(&mut self, source: Source) -> Option<Text> {
+    fn pop_of(&mut self, source: Source) -> Option<ClientMessage> {
         let line = self.lines.get_mut(&source)?;
         let text = line.texts.pop_front()?;
         if line.texts.is_empty() {
@@ -171,15 +171,15 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
+    use crate::channel::Channel;
     use proptest::prelude::*;
 
-    fn text(session: u32, payload: Vec<u8>, since: Millis) -> Text {
+    fn text(session: u32, payload: Vec<u8>, since: Millis) -> ClientMessage {
         let origin = Origin::Session(SessionKey { index: session, generation: 0 });
-        Text { channel: Bytes::from_static(b"chat:a"), payload: payload.into(), origin, since }
+        ClientMessage { channel: Channel::from_static(b"chat:a"), payload: payload.into(), origin, since }
     }
 
-    fn session_of(text: &Text) -> u32 {
+    fn session_of(text: &ClientMessage) -> u32 {
         let Origin::Session(key) = text.origin else { panic!("only sessions here") };
         key.index
     }

@@ -2,20 +2,21 @@
 //! in turns (`turns.rs`).
 //!
 //! Bounded per worker, and shared: what a session may have waiting shrinks as the room fills up
-//! ([`Unpublished::allowance`]), so that a few that flood never fill it alone. A text outlives its session
+//! ([`Outbox::allowance`]), so that a few that flood never fill it alone. A text outlives its session
 //! when the client merely left: what was sent is published. It does not when the client was told otherwise
-//! ([`Unpublished::abandon`]).
+//! ([`Outbox::abandon`]).
 
 mod turns;
 
 use std::collections::HashSet;
 
 use self::turns::Turns;
-use crate::broker::placement::{Node, Placement};
-use crate::broker::{NotPublished, Origin, Text};
+use crate::channel::Channel;
 use crate::clock::Millis;
-use crate::endpoint::Channel;
 use crate::id::SessionKey;
+use crate::message::{ClientMessage, NotPublished, Origin};
+use crate::per_node::PerNode;
+use crate::placement::{Node, Placement};
 
 /// The part of the free room that one session may have waiting (dynamic thresholds: Choudhury and Hahne,
 /// IEEE/ACM Transactions on Networking, 1998). With N floods, 1 / (1 + N / 16) of the room stays free for
@@ -24,10 +25,10 @@ const SHARE_OF_FREE: usize = 16;
 
 /// Texts that wait to be taken by the broker.
 #[derive(Debug)]
-pub(crate) struct Unpublished {
+pub(crate) struct Outbox {
     placement: Placement,
     /// Of each of the broker's servers, so that one that is away keeps no other's texts waiting.
-    queues: Vec<Turns>,
+    queues: PerNode<Turns>,
     /// What may wait for all servers.
     max_bytes: usize,
     /// Sessions whose texts must not be published if they are taken back: their clients were told so. Empty while
@@ -39,10 +40,10 @@ pub(crate) struct Unpublished {
     dropped: u64,
 }
 
-impl Unpublished {
+impl Outbox {
     /// Queues for about `max_bytes` in all.
     pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
-        let queues = placement.nodes().map(|_| Turns::default()).collect();
+        let queues = PerNode::new(placement.count(), |_| Turns::default());
         Self { placement, queues, max_bytes, abandoned: HashSet::new(), in_flight: 0, dropped: 0 }
     }
 
@@ -51,8 +52,8 @@ impl Unpublished {
         self.placement.node_of(channel)
     }
 
-    fn bytes(&self, Node(node): Node) -> usize {
-        self.queues.get(node).map_or(0, Turns::bytes)
+    fn bytes(&self, node: Node) -> usize {
+        self.queues.at(node).bytes()
     }
 
     /// What may wait for one server.
@@ -92,13 +93,13 @@ impl Unpublished {
     }
 
     /// The texts that wait, those of a client in their order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Text> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ClientMessage> {
         self.queues.iter().flat_map(Turns::iter)
     }
 
     /// Nobody could have taken them for so long.
     pub(crate) fn rested(&mut self, time: Millis) {
-        self.queues.iter_mut().flat_map(Turns::iter_mut).for_each(|text| text.since += time);
+        self.queues.iter_mut().flat_map(|(_, queue)| queue.iter_mut()).for_each(|text| text.since += time);
     }
 
     /// Texts that wait or are not answered for.
@@ -116,12 +117,12 @@ impl Unpublished {
         std::mem::take(&mut self.dropped)
     }
 
-    pub(crate) fn push(&mut self, text: Text) {
+    pub(crate) fn push(&mut self, text: ClientMessage) {
         self.queue_of(&text).push(text);
     }
 
     /// Puts back, before all others, what was taken and certainly not published.
-    pub(crate) fn take_back(&mut self, texts: Vec<Text>) {
+    pub(crate) fn take_back(&mut self, texts: Vec<ClientMessage>) {
         self.in_flight = self.in_flight.saturating_sub(texts.len());
         for text in texts.into_iter().rev() {
             if matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
@@ -133,20 +134,17 @@ impl Unpublished {
         self.forget_abandoned();
     }
 
-    fn queue_of(&mut self, text: &Text) -> &mut Turns {
-        let Node(node) = self.node_of(&text.channel);
-        if node >= self.queues.len() {
-            // Its channel has moved to a server that is new.
-            self.queues.resize_with(node + 1, Turns::default);
-        }
-        self.queues.get_mut(node).expect("it is there by now")
+    fn queue_of(&mut self, text: &ClientMessage) -> &mut Turns {
+        self.queues.at_mut(self.placement.node_of(&text.channel))
     }
 
     /// Channels live elsewhere now.
     pub(crate) fn follow_placement(&mut self) {
-        let queues = self.placement.nodes().map(|_| Turns::default()).collect();
-        let old = std::mem::replace(&mut self.queues, queues);
-        let mut texts: Vec<_> = old.into_iter().flat_map(|mut queue| std::iter::from_fn(move || queue.pop())).collect();
+        self.queues.grow(self.placement.count(), |_| Turns::default());
+        let mut texts = Vec::new();
+        for (_, queue) in self.queues.iter_mut() {
+            texts.extend(std::iter::from_fn(|| queue.pop()));
+        }
         // The texts of a channel were all in one queue, and stay in their order.
         texts.sort_by_key(|text| text.since);
         texts.into_iter().for_each(|text| self.push(text));
@@ -154,7 +152,7 @@ impl Unpublished {
 
     /// Never publishes what waits of `session`, or is taken back.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
-        self.dropped += self.queues.iter_mut().map(|queue| queue.remove(session)).sum::<usize>() as u64;
+        self.dropped += self.queues.iter_mut().map(|(_, queue)| queue.remove(session)).sum::<usize>() as u64;
         if self.in_flight > 0 {
             self.abandoned.insert(session);
         }
@@ -168,11 +166,11 @@ impl Unpublished {
     }
 
     /// The next texts for `node`, about `max_bytes` of them.
-    pub(crate) fn take(&mut self, Node(node): Node, max_bytes: usize) -> Vec<Text> {
+    pub(crate) fn take(&mut self, node: Node, max_bytes: usize) -> Vec<ClientMessage> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while bytes < max_bytes
-            && let Some(text) = self.queues.get_mut(node).and_then(Turns::pop)
+            && let Some(text) = self.queues.at_mut(node).pop()
         {
             bytes += text.cost();
             taken.push(text);
@@ -184,7 +182,7 @@ impl Unpublished {
     /// Drops the texts that have waited since before `since`. Returns the session of each that was
     /// lost: it may be gone, or have made progress all the time, though never fast enough.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
-        let expired: Vec<_> = self.queues.iter_mut().flat_map(|queue| queue.expire(since)).collect();
+        let expired: Vec<_> = self.queues.iter_mut().flat_map(|(_, queue)| queue.expire(since)).collect();
         let mut lost = Vec::new();
         for text in expired {
             match text.origin {
@@ -199,28 +197,28 @@ impl Unpublished {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::placement::{NOWHERE, Owners, SLOTS};
+    use crate::placement::{NOWHERE, Owners, SLOTS};
     use bytes::Bytes;
 
     const NODE: Node = Node(0);
 
-    fn text(session: u32, payload: &'static [u8]) -> Text {
+    fn text(session: u32, payload: &'static [u8]) -> ClientMessage {
         at(0, session, payload)
     }
 
-    fn at(since: Millis, session: u32, payload: &'static [u8]) -> Text {
+    fn at(since: Millis, session: u32, payload: &'static [u8]) -> ClientMessage {
         let origin = Origin::Session(SessionKey { index: session, generation: 0 });
-        Text { channel: Bytes::new(), payload: Bytes::from_static(payload), origin, since }
+        ClientMessage { channel: Channel::from_static(b""), payload: Bytes::from_static(payload), origin, since }
     }
 
-    fn payloads(texts: &[Text]) -> Vec<&[u8]> {
+    fn payloads(texts: &[ClientMessage]) -> Vec<&[u8]> {
         texts.iter().map(|text| &text.payload[..]).collect()
     }
 
     #[test]
     fn texts_leave_in_order_and_the_limit_counts_what_they_cost() {
         let one = text(1, b"a").cost();
-        let mut queue = Unpublished::new(2 * one, Placement::over(1));
+        let mut queue = Outbox::new(2 * one, Placement::over(1));
         queue.push(text(1, b"a"));
         assert!(!queue.is_full(NODE));
         queue.push(text(2, b"b"));
@@ -232,7 +230,7 @@ mod tests {
 
     #[test]
     fn texts_of_a_client_that_was_told_otherwise_are_never_published() {
-        let mut queue = Unpublished::new(1_000, Placement::over(1));
+        let mut queue = Outbox::new(1_000, Placement::over(1));
         queue.push(text(1, b"a"));
         queue.push(text(2, b"b"));
         queue.push(text(1, b"c"));
@@ -248,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_waited_too_long_is_dropped_and_its_session_named() {
-        let mut queue = Unpublished::new(1_000, Placement::over(1));
+        let mut queue = Outbox::new(1_000, Placement::over(1));
         queue.push(text(1, b"a"));
         queue.push(at(10, 1, b"b"));
         assert_eq!(queue.expire(10), [SessionKey { index: 1, generation: 0 }]);
@@ -258,7 +256,7 @@ mod tests {
     #[test]
     fn what_was_not_published_after_all_is_first_again_and_moves_with_its_channel() {
         let placement = Placement::in_cluster(Vec::new());
-        let mut queue = Unpublished::new(1_000, placement.clone());
+        let mut queue = Outbox::new(1_000, placement.clone());
         for payload in [b"a", b"b", b"c"] {
             queue.push(text(1, payload));
         }
@@ -277,8 +275,8 @@ mod tests {
 
     #[test]
     fn a_long_name_is_counted_with_each_message() {
-        let mut queue = Unpublished::new(10_000, Placement::over(1));
-        queue.push(Text { channel: Bytes::from(vec![b'n'; 9_900]), ..text(1, b"") });
+        let mut queue = Outbox::new(10_000, Placement::over(1));
+        queue.push(ClientMessage { channel: Channel::from(vec![b'n'; 9_900]), ..text(1, b"") });
         assert!(queue.is_full(NODE));
         assert_eq!(queue.take(NODE, 1).len(), 1);
         assert!(!queue.is_full(NODE));
@@ -287,7 +285,7 @@ mod tests {
     #[test]
     fn floods_leave_room_for_others() {
         const MAX: usize = 1 << 20;
-        let mut queue = Unpublished::new(MAX, Placement::over(1));
+        let mut queue = Outbox::new(MAX, Placement::over(1));
         let mut waiting = [0; 300];
         for session in (0..300).cycle().take(100_000) {
             let waiting: &mut usize = &mut waiting[session];

@@ -17,13 +17,15 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::broker::placement::{Node, Placement};
-use crate::broker::{Moved, Refused};
+use crate::channel::Channel;
+use crate::channel::SubscriptionRefused;
 use crate::clock::Millis;
-use crate::endpoint::Channel;
 use crate::id::{Generation, SessionKey, SubscriberId};
-use crate::outbound::Batch;
-use crate::wire::{Encoded, Wire};
+use crate::per_node::PerNode;
+use crate::placement::Moved;
+use crate::placement::{Node, Placement};
+use crate::protocol::encoding::{Encoded, Wire};
+use crate::protocol::outbound::Batch;
 
 /// A batch of this many bytes is flushed without waiting for the broker's pause. Chosen:
 /// two of nginx' buffers as shipped; a larger one only adds latency.
@@ -66,7 +68,7 @@ pub(crate) struct Joined {
     /// Whether the broker has to be asked to subscribe.
     pub(crate) is_first: bool,
     /// Resolves when the subscription is confirmed or refused; `None` when it is confirmed.
-    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), Refused>>>,
+    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), SubscriptionRefused>>>,
 }
 
 /// What came of [`Hub::reserve`]: as [`Joined`].
@@ -74,7 +76,7 @@ pub(crate) struct Joined {
 pub(crate) struct Reserved {
     pub(crate) node: Node,
     pub(crate) is_first: bool,
-    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), Refused>>>,
+    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), SubscriptionRefused>>>,
 }
 
 /// What came of [`Hub::flush`].
@@ -107,7 +109,7 @@ pub(crate) struct Hub {
     touched: Vec<(usize, usize)>,
     placement: Placement,
     /// Channels that are confirmed, at each of the broker's servers.
-    confirmed: Vec<usize>,
+    confirmed: PerNode<usize>,
     /// Bytes in all batches.
     pending: usize,
     /// Publications that were not UTF-8, since the last flush.
@@ -143,7 +145,7 @@ struct ChannelEntry {
     audiences: SmallVec<[Audience; 1]>,
     subscribers: usize,
     given_up_at: Option<Millis>,
-    waiting: Vec<oneshot::Sender<Result<(), Refused>>>,
+    waiting: Vec<oneshot::Sender<Result<(), SubscriptionRefused>>>,
 }
 
 #[derive(Debug)]
@@ -173,7 +175,7 @@ impl Hub {
             channels: Slab::new(),
             subscribers: Slab::new(),
             touched: Vec::new(),
-            confirmed: vec![0; placement.nodes().count()],
+            confirmed: PerNode::new(placement.count(), |_| 0),
             placement,
             pending: 0,
             not_utf8: 0,
@@ -271,7 +273,7 @@ impl Hub {
             self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
-                count(&mut self.confirmed, entry.node, |confirmed| confirmed - 1);
+                *self.confirmed.at_mut(entry.node) -= 1;
                 unsubscribe(entry.node, entry.name);
             }
         }
@@ -294,25 +296,25 @@ impl Hub {
         let Some(entry) = self.named(channel).filter(|entry| entry.node == node) else { return false };
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
         entry.tell_waiting(&Ok(()));
-        count(&mut self.confirmed, node, |confirmed| confirmed + usize::from(is_new));
+        *self.confirmed.at_mut(node) += usize::from(is_new);
         true
     }
 
     /// Notes that the broker refused `channel`; returns the sessions that now hear nothing.
-    pub(crate) fn refuse(&mut self, channel: &[u8], refused: Refused) -> Vec<SessionKey> {
+    pub(crate) fn refuse(&mut self, channel: &[u8], refused: SubscriptionRefused) -> Vec<SessionKey> {
         let Some(entry) = self.named(channel) else { return Vec::new() };
         let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
         entry.is_asked = false;
         entry.tell_waiting(&Err(refused));
         let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
         let (members, node) = (members.collect(), entry.node);
-        count(&mut self.confirmed, node, |confirmed| confirmed - usize::from(was_confirmed));
+        *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
         members
     }
 
     /// How many channels are confirmed at a server.
-    pub(crate) fn confirmed(&self, Node(node): Node) -> usize {
-        self.confirmed.get(node).copied().unwrap_or_default()
+    pub(crate) fn confirmed(&self, node: Node) -> usize {
+        *self.confirmed.at(node)
     }
 
     /// Notes that the link to a server is lost: nothing there is confirmed until the broker says so
@@ -321,22 +323,20 @@ impl Hub {
         for entry in self.of_node(node) {
             entry.unconfirm(newest);
         }
-        let confirmed = self.confirmed(node);
-        count(&mut self.confirmed, node, |_| 0);
-        confirmed
+        std::mem::take(self.confirmed.at_mut(node))
     }
 
     /// The same of one channel; says whether it was confirmed there.
     pub(crate) fn unconfirm(&mut self, node: Node, channel: &[u8], newest: Generation) -> bool {
         let was_confirmed =
             self.named(channel).filter(|entry| entry.node == node).is_some_and(|entry| entry.unconfirm(newest));
-        count(&mut self.confirmed, node, |confirmed| confirmed - usize::from(was_confirmed));
+        *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
         was_confirmed
     }
 
     /// Channels live elsewhere now. Returns those that were asked for and have to be asked for there.
     pub(crate) fn follow_placement(&mut self, newest: Generation) -> Vec<Moved> {
-        self.confirmed.resize(self.placement.count(), 0);
+        self.confirmed.grow(self.placement.count(), |_| 0);
         let mut all = Vec::new();
         for (_, entry) in &mut self.channels {
             let from = entry.node;
@@ -345,7 +345,7 @@ impl Hub {
                 continue;
             }
             let was_confirmed = entry.unconfirm(newest);
-            count(&mut self.confirmed, from, |confirmed| confirmed - usize::from(was_confirmed));
+            *self.confirmed.at_mut(from) -= usize::from(was_confirmed);
             entry.node = to;
             if entry.is_asked {
                 all.push(Moved { channel: entry.name.clone(), from, to, was_heard: entry.missed_by.is_some() });
@@ -488,12 +488,6 @@ impl Audience {
     }
 }
 
-fn count(counts: &mut [usize], Node(node): Node, change: impl FnOnce(usize) -> usize) {
-    if let Some(count) = counts.get_mut(node) {
-        *count = change(*count);
-    }
-}
-
 impl Names {
     fn find(&self, channels: &Slab<ChannelEntry>, name: &[u8]) -> Option<usize> {
         let is_named = |id: &usize| channels.get(*id).is_some_and(|entry| *entry.name == *name);
@@ -563,7 +557,7 @@ impl ChannelEntry {
         was_confirmed
     }
 
-    fn tell_waiting(&mut self, outcome: &Result<(), Refused>) {
+    fn tell_waiting(&mut self, outcome: &Result<(), SubscriptionRefused>) {
         for waiting in std::mem::take(&mut self.waiting) {
             // Whoever gave up waiting does not need to know.
             drop(waiting.send(outcome.clone()));
@@ -678,10 +672,10 @@ mod tests {
     fn a_refused_channel_is_asked_for_again_by_who_comes_next() {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let joined = hub.join(&channel(), LUA, key(1));
-        assert_eq!(hub.refuse(b"c:a", Refused("no".into())), [key(1)]);
+        assert_eq!(hub.refuse(b"c:a", SubscriptionRefused("no".into())), [key(1)]);
         assert!(joined.confirmation.unwrap().try_recv().unwrap().is_err());
         assert!(hub.join(&channel(), LUA, key(2)).is_first);
-        assert_eq!(hub.refuse(b"c:a", Refused("no".into())).len(), 2);
+        assert_eq!(hub.refuse(b"c:a", SubscriptionRefused("no".into())).len(), 2);
     }
 
     #[test]
@@ -756,7 +750,7 @@ mod tests {
 
     #[test]
     fn channels_follow_their_placement() {
-        use crate::broker::placement::{NOWHERE, Owners, SLOTS};
+        use crate::placement::{NOWHERE, Owners, SLOTS};
         let placement = Placement::in_cluster(vec!["c:".to_owned()]);
         let mut hub = Hub::new(0, Duration::ZERO, placement.clone());
         let joined = hub.join(&channel(), LUA, key(1));

@@ -12,17 +12,18 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::channel::Channel;
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::config::BinaryPolicy;
-use crate::endpoint::{Channel, Endpoint};
 use crate::id::SubscriberId;
 use crate::os;
-use crate::outbound::{Batch, Outbound};
-use crate::reactor::Wants;
-use crate::wire::Wire;
-use crate::ws::frame;
-use crate::ws::reader::{Flow, Incoming, Reader};
+use crate::protocol::encoding::Wire;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::outbound::{Batch, Outbound};
+use crate::protocol::websocket::frame;
+use crate::protocol::websocket::reader::{Flow, Incoming, Reader};
+use crate::worker::reactor::Wants;
 
 /// Bytes read from a socket at once. Chosen: a whole largest message of the Lua handler's
 /// limit and its header; one buffer per worker, not per session.

@@ -34,16 +34,16 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::{Limits, WireName};
-use crate::endpoint::Endpoint;
-use crate::head::{Head, MAX_HEAD_BYTES, Target};
+use crate::front::head::{Head, MAX_HEAD_BYTES, Target};
+use crate::front::page::Pages;
+use crate::front::sender::Sender;
 use crate::metrics::Counter;
 use crate::notice;
 use crate::os;
-use crate::page::Pages;
-use crate::sender::Sender;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::throttle::Throttle;
 use crate::worker::{Admission, Refusal, Worker};
-use crate::ws::handshake::{self, HandshakeError, Subprotocols};
 
 /// Handshakes worked on at a time in one worker. Measured on a prototype: 9,000 at once left
 /// 15.6 kB resident per session, 64 at a time 0.58 kB.

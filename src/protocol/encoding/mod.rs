@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::config::NotUtf8Policy;
-use crate::ws::frame;
+use crate::protocol::websocket::frame;
 
 /// How payloads look to a client of one channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

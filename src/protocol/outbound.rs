@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 
 use crate::clock::Millis;
 use crate::os;
-use crate::ws::frame;
+use crate::protocol::websocket::frame;
 
 /// Memory of a waiting slice beside its bytes: its place in the queue and a share of the
 /// batch's counter. Counted, so that many tiny frames cannot pass the limit unseen.

@@ -10,6 +10,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use crate::channel::Channel;
+
 /// One of a broker's servers, by its place in the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) usize);
@@ -46,6 +48,16 @@ pub(crate) struct Owners {
     pub(crate) nodes: usize,
     /// How many of them are there.
     pub(crate) live: usize,
+}
+
+/// A channel that lives elsewhere now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) channel: Channel,
+    pub(crate) from: Node,
+    pub(crate) to: Node,
+    /// Whether it was subscribed, or had been before a gap that lasts.
+    pub(crate) was_heard: bool,
 }
 
 impl Placement {

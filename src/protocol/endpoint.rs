@@ -6,14 +6,10 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use bytes::Bytes;
-
+use crate::channel::Channel;
 use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName, reserved};
+use crate::protocol::encoding::{Wire, json};
 use crate::throttle::Throttle;
-use crate::wire::{Wire, json};
-
-/// The name of a Pub/Sub channel as the broker knows it: any bytes.
-pub(crate) type Channel = Bytes;
 
 /// A configured path.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use std::os::fd::BorrowedFd;
 
 use hyper::header::{HeaderMap, HeaderValue};
 
-use crate::{head, os};
+use crate::front::head;
+use crate::os;
 
 /// Where a request came from. nginx sets both fields, as shipped.
 #[derive(Debug, Default)]

@@ -1,0 +1,12 @@
+//! Pure protocol: what bytes from clients mean, which session hears which channel, how publications look to
+//! clients, and which client messages leave when.
+//!
+//! No task and no clock: time is an argument. May not enter: the broker, links, listeners, HTTP.
+
+pub(crate) mod encoding;
+pub(crate) mod endpoint;
+pub(crate) mod hub;
+pub(crate) mod outbound;
+pub(crate) mod outbox;
+pub(crate) mod session;
+pub(crate) mod websocket;
