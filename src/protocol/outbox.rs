@@ -135,6 +135,8 @@ impl Outbox {
     }
 
     fn queue_of(&mut self, text: &ClientMessage) -> &mut Turns {
+        // The placement is shared, and may know a node before follow_placement.
+        self.queues.grow(self.placement.count(), |_| Turns::default());
         self.queues.at_mut(self.placement.node_of(&text.channel))
     }
 
