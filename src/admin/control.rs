@@ -30,7 +30,7 @@ const MODE: u32 = 0o600;
 const MAX_LINE: u64 = 1024;
 
 /// How long an answer may take: longer than any hand-over, and than any standstill.
-const UPGRADING: Duration = Duration::from_secs(180);
+pub(crate) const UPGRADING: Duration = Duration::from_secs(180);
 const SUSPENDING: Duration = Duration::from_secs(30);
 const SETTING: Duration = Duration::from_secs(5);
 

@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::refusal::plain_answer;
+use super::waiting_room::Accepted;
 use crate::front::sender::Sender;
-use crate::front::upgrade::{self, Accepted};
 use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os;
@@ -73,7 +74,7 @@ impl Entrance {
     /// Connections get the descriptors below `reserved_from`.
     pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration, reserved_from: usize) -> Self {
         let head = format!("503 Service Unavailable\r\nRetry-After: {}", retry_after.as_secs().max(1));
-        let overflow = upgrade::plain_answer(&head, OVERFLOWING);
+        let overflow = plain_answer(&head, OVERFLOWING);
         Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open), inlets, reserved_from, overflow }
     }
 

@@ -4,7 +4,10 @@
 //! May not enter: frames, publications, Redis.
 
 pub(crate) mod acceptor;
+mod answer;
 pub(crate) mod head;
 pub(crate) mod page;
+mod refusal;
 pub(crate) mod sender;
 pub(crate) mod upgrade;
+mod waiting_room;

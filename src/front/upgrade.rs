@@ -1,66 +1,39 @@
 //! From an accepted connection to a session or a refusal: hyper reads the request, this room
 //! answers it and takes the raw socket back.
 //!
-//! Few handshakes are worked on at a time; the others wait as bare descriptors, because
-//! thousands of half-read requests at once leave memory behind that is never given back.
-//! A request is worked on when its whole head is there, so that the silent keep nobody out, and
-//! hyper reads it from memory: a handshake costs no registration before its session's.
+//! hyper reads the request from memory: a handshake costs no registration before its session's.
+//! `waiting_room.rs` says whose handshake is worked on, `answer.rs` what comes of it.
 //! May not enter: a session's life after its 101.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::{Body, Incoming};
-use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
-};
+use hyper::StatusCode;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use crate::clock;
-use crate::config::{Limits, WireName};
-use crate::front::head::{Head, MAX_HEAD_BYTES, Target};
-use crate::front::page::Pages;
-use crate::front::sender::Sender;
+use super::answer::{Admitted, Asked, answer};
+use super::head::{Head, MAX_HEAD_BYTES};
+use super::page::Pages;
+use super::refusal::{TIMED_OUT, malformed, note_refused, plain_answer, see_off};
+use super::sender::Sender;
+use super::waiting_room::{Accepted, WaitingRoom};
 use crate::metrics::Counter;
 use crate::notice;
-use crate::os;
-use crate::protocol::endpoint::Endpoint;
-use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::throttle::Throttle;
-use crate::worker::{Admission, Refusal, Worker};
-
-/// Handshakes worked on at a time in one worker. Measured on a prototype: 9,000 at once left
-/// 15.6 kB resident per session, 64 at a time 0.58 kB.
-const MAX_NEGOTIATING: usize = 64;
+use crate::worker::{Admission, Worker};
 
 /// Header fields of a request. Chosen: browsers send some 15, the wire contract tests 120.
 const MAX_HEADERS: usize = 256;
-
-/// How long a refused client may take to read its answer and go.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// A connection that was accepted, and when.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) socket: OwnedFd,
-    pub(crate) at: Instant,
-}
 
 /// Turns a worker's connections into sessions until the server is gone.
 pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
@@ -106,7 +79,7 @@ impl Handshake {
                 (Some(place), negotiated)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                note_refused(worker, StatusCode::REQUEST_TIMEOUT, TIMED_OUT, socket.as_fd(), &Sender::default());
+                note_refused(&worker.shard, StatusCode::REQUEST_TIMEOUT, TIMED_OUT, socket.as_fd(), &Sender::default());
                 (None, Answered::Refused(plain_answer("408 Request Timeout", TIMED_OUT)))
             }
             Err(error) => {
@@ -128,80 +101,6 @@ impl Handshake {
             }
         }
     }
-}
-
-/// Who may have one of the places at work.
-struct WaitingRoom {
-    places: Arc<Semaphore>,
-    /// Connections that may be silent beside those at work.
-    silent: Arc<Semaphore>,
-    /// Where bytes are received.
-    scratch: RefCell<Vec<u8>>,
-}
-
-impl WaitingRoom {
-    fn new(limits: &Limits) -> Self {
-        Self {
-            places: Arc::new(Semaphore::new(MAX_NEGOTIATING)),
-            silent: Arc::new(Semaphore::new(limits.max_handshakes)),
-            scratch: RefCell::new(vec![0; MAX_HEAD_BYTES]),
-        }
-    }
-
-    /// The next connection, when there is a place for it.
-    async fn next(&self, accepted: &mut mpsc::Receiver<Accepted>) -> Option<(OwnedSemaphorePermit, Accepted)> {
-        let place = self.places.clone().acquire_owned().await.ok()?;
-        Some((place, accepted.recv().await?))
-    }
-
-    /// Receives a connection's request head, and gives the place back while it is not there.
-    ///
-    /// # Errors
-    /// `TimedOut` when it did not come in time; else the connection is gone.
-    async fn head_of(
-        &self,
-        socket: &OwnedFd,
-        deadline: Instant,
-        place: OwnedSemaphorePermit,
-    ) -> io::Result<(OwnedSemaphorePermit, Head)> {
-        let mut head = Head::default();
-        if head.receive(socket.as_fd(), &self.scratch)? {
-            return Ok((place, head));
-        }
-        // When so many are silent already, one more may as well keep its place.
-        let silent = self.silent.clone().try_acquire_owned().ok();
-        let place = silent.is_none().then_some(place);
-        clock::timeout_at(deadline, head.arrives(socket.as_fd(), &self.scratch)).await??;
-        match place {
-            Some(place) => Ok((place, head)),
-            None => {
-                drop(silent);
-                let place = clock::timeout_at(deadline, self.places.clone().acquire_owned()).await?;
-                Ok((place.map_err(io::Error::other)?, head))
-            }
-        }
-    }
-}
-
-/// An answer for who cannot be given one by hyper: `head` is the status line and further
-/// headers, `why` the line that says why.
-pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
-    let length = why.len() + 1;
-    let answer = format!(
-        "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n\
-         Content-Length: {length}\r\n\r\n{why}\n"
-    );
-    answer.into()
-}
-
-const TIMED_OUT: &str = "the handshake was not complete in time";
-
-/// Counts a refused handshake, and logs it for the person that looks for this one.
-fn note_refused(worker: &Worker, status: StatusCode, why: &str, socket: BorrowedFd<'_>, sender: &Sender<'_>) {
-    worker.shard.add(Counter::HandshakesRefused, 1);
-    let status = status.as_u16();
-    notice::handshake_refused(status, why);
-    sender.log_refused(status, why, socket);
 }
 
 /// How a request is answered.
@@ -259,7 +158,7 @@ async fn negotiate(
         Err(error) => {
             tracing::debug!(%error, "a request is not well-formed: {error}");
             let (status, why, answer) = malformed(&answer);
-            note_refused(worker, status, why, socket, &Sender::in_head(request.bytes()));
+            note_refused(&worker.shard, status, why, socket, &Sender::in_head(request.bytes()));
             Answered::Refused(answer)
         }
     }
@@ -294,201 +193,4 @@ impl AsyncWrite for Exchange {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
-}
-
-/// hyper's answer to what is no proper request, its reason, and the two with words; empty when it has none to give.
-fn malformed(answer: &[u8]) -> (StatusCode, &'static str, Bytes) {
-    let answer = std::str::from_utf8(answer).unwrap_or_default();
-    let Some(status) = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.lines().next()) else {
-        return (StatusCode::BAD_REQUEST, MALFORMED, Bytes::new());
-    };
-    let code = status.split(' ').next().unwrap_or_default();
-    let why = match code {
-        "414" => "the request line is too long",
-        "431" => "the request head is too large",
-        _ => MALFORMED,
-    };
-    (code.parse().unwrap_or(StatusCode::BAD_REQUEST), why, plain_answer(status, why))
-}
-
-const MALFORMED: &str = "the request is no well-formed HTTP/1.1";
-
-/// A handshake that succeeded: the session that waits for its socket, and its 101.
-struct Admitted {
-    admission: Admission,
-    head: Bytes,
-}
-
-/// Sends a refused client its answer and lets it read it: closing with unread bytes would reset
-/// the connection, and a reset can destroy the answer on its way.
-async fn see_off(socket: OwnedFd, answer: &[u8]) {
-    let seen_off = async {
-        let mut stream = stream_of(socket)?;
-        stream.write_all(answer).await?;
-        stream.shutdown().await?;
-        let mut sink = [0; 4096];
-        while stream.read(&mut sink).await? > 0 {}
-        Ok::<_, io::Error>(())
-    };
-    if !matches!(tokio::time::timeout(LINGER, seen_off).await, Ok(Ok(()))) {
-        tracing::trace!("a refused client did not close its connection in time");
-    }
-}
-
-/// A stream of either family.
-trait Stream: AsyncRead + AsyncWrite + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
-
-fn stream_of(socket: OwnedFd) -> io::Result<Box<dyn Stream>> {
-    Ok(if os::socket::is_tcp(socket.as_fd()) {
-        Box::new(TcpStream::from_std(std::net::TcpStream::from(socket))?)
-    } else {
-        Box::new(UnixStream::from_std(StdUnixStream::from(socket))?)
-    })
-}
-
-/// An answer that is not a 101: a status and one line that says why.
-struct Refused {
-    status: StatusCode,
-    why: String,
-    header: Option<(HeaderName, HeaderValue)>,
-}
-
-impl Refused {
-    fn new(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { status, why: why.into(), header: None }
-    }
-
-    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
-        self
-    }
-}
-
-/// A request: its target as it came, and what hyper read of the rest.
-struct Asked<'a> {
-    /// `None` when hyper saw the target as well, which it does in a head that it refuses.
-    target: Option<&'a Target>,
-    request: &'a Request<Incoming>,
-    /// Where it came from.
-    socket: BorrowedFd<'a>,
-}
-
-impl Asked<'_> {
-    fn path(&self) -> &[u8] {
-        self.target.map_or(b"", Target::path)
-    }
-}
-
-async fn answer(
-    worker: &Rc<Worker>,
-    asked: &Asked<'_>,
-    deadline: Instant,
-    pages: &Pages,
-    admitted: &Cell<Option<Admitted>>,
-) -> Response<Full<Bytes>> {
-    let foreign = pages.as_ref().and_then(|page| page.refusal(asked.request.headers()));
-    if let (None, Some(page), Some(target)) = (&foreign, pages, asked.target)
-        && let Some(response) = page.answer(asked.request.method(), target.path(), target.query()).await
-    {
-        return response;
-    }
-    if let Some(response) = health(worker, asked) {
-        return response;
-    }
-    let outcome = match foreign {
-        Some(why) => Err(Refused::new(StatusCode::FORBIDDEN, why)),
-        None => handshake(worker, asked, deadline).await,
-    };
-    let refused = match outcome {
-        Ok(success) => {
-            admitted.set(Some(success));
-            // Whoever polls hyper sees it at once and takes the connection away.
-            return std::future::pending().await;
-        }
-        Err(refused) => refused,
-    };
-    let sender = Sender::in_headers(asked.request.headers());
-    note_refused(worker, refused.status, &refused.why, asked.socket, &sender);
-    if pages.is_some() {
-        // A developer wants to see it.
-        let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(asked.path()));
-        tracing::info!(status, %path, "refused {path} with {status}: {}", refused.why);
-    }
-    let mut response = line_response(refused.status, &refused.why);
-    response.headers_mut().extend(refused.header);
-    response
-}
-
-fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(format!("{line}\n")));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-/// The answer to a question about our health: alive, or ready, which is that messages flow.
-fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
-    let path = asked.path();
-    let is_asked = matches!(path, b"/healthz" | b"/readyz")
-        && matches!(*asked.request.method(), Method::GET | Method::HEAD)
-        && !worker.endpoints.iter().any(|endpoint| endpoint.is_at(path));
-    if !is_asked {
-        return None;
-    }
-    let fault = if path == b"/readyz" { worker.fault() } else { None };
-    Some(match fault {
-        Some(fault) => line_response(StatusCode::SERVICE_UNAVAILABLE, &fault),
-        None => line_response(StatusCode::OK, "ok"),
-    })
-}
-
-/// A path on which nginx and this program could disagree.
-const AMBIGUOUS: &str =
-    "the path has a segment '.' or '..', an empty one, a backslash, an encoded slash, or an endpoint's name encoded";
-
-/// Checks a request in the order of the wire contract: request line, channel, headers,
-/// subscription.
-async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
-    let bad = |why: String| Refused::new(StatusCode::BAD_REQUEST, why);
-    let Asked { target: Some(target), request, .. } = asked else {
-        return Err(bad("the request's target is no path".to_owned()));
-    };
-    let endpoint = Endpoint::serving(&worker.endpoints, target.path())
-        .ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
-    if endpoint.is_ambiguous(&worker.endpoints, target.path()) {
-        return Err(bad(AMBIGUOUS.to_owned()));
-    }
-    if request.method() != Method::GET {
-        let why = "a WebSocket is opened with GET";
-        return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET")));
-    }
-    if request.version() != Version::HTTP_11 {
-        return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)".to_owned()));
-    }
-    if !request.body().is_end_stream() {
-        return Err(bad("a handshake has no body".to_owned()));
-    }
-    let (channel, wire) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
-    let spoken = match endpoint.config.wire {
-        WireName::Lua => Subprotocols::First,
-        WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
-    };
-    let head = handshake::accept(request.headers(), spoken).map_err(|why| match why {
-        HandshakeError::Version => Refused::new(StatusCode::UPGRADE_REQUIRED, why.to_string())
-            .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
-        _ => bad(why.to_string()),
-    })?;
-    match worker.admit(endpoint, channel, wire, deadline).await {
-        Ok(admission) => Ok(Admitted { admission, head }),
-        Err(why) => Err(unavailable(worker, &why)),
-    }
-}
-
-fn unavailable(worker: &Worker, why: &Refusal) -> Refused {
-    let seconds = worker.config.limits.retry_after.as_secs().max(1);
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
 }

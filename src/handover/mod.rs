@@ -9,16 +9,23 @@
 //! Where there is a time without a process, as in `systemctl restart`, systemd keeps what was left
 //! (`store.rs`); what is published meanwhile is missing, in a gap that is reported.
 //!
-//! `protocol.rs` has the messages, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/portable.rs`), how a worker
+//! `protocol.rs` has the messages, `deadlines.rs` how long each step may take, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/portable.rs`), how a worker
 //! rests (`worker/handover.rs`).
 
+mod attempt;
+mod deadlines;
+mod error;
 mod fault;
 mod give;
+mod parcel;
 pub(crate) mod protocol;
 mod store;
 mod take;
 
-pub(crate) use give::{Attempt, BreakOff, Done, GiveError, Program, Site};
+pub(crate) use attempt::{Attempt, BreakOff, Program};
+pub(crate) use deadlines::LONGEST;
+pub(crate) use error::GiveError;
+pub(crate) use give::{Done, Site};
 pub(crate) use store::Legacy;
 pub(crate) use take::{Heritage, Predecessor};
 pub use take::{has_refused_hand_over, refuse_hand_over};

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::give::{GiveError, Site, batches, texts_of};
+use super::error::GiveError;
+use super::give::Site;
+use super::parcel::{batches, texts_of};
 use super::protocol::{self, Hello, Message, ProtocolError};
 use super::take::{Gathering, lose};
 use crate::os::{descriptors, systemd};

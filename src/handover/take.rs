@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::deadlines::{LEAVING, LONG_STEP, STEP};
 use super::fault::{self, Point};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
 use crate::broker::redis::{Home, Seal};
@@ -18,15 +19,6 @@ use crate::worker::handover::{Adopted, Answer, Ask, Missing};
 
 /// The variable with the number of the descriptor that leads to the old process.
 pub(crate) const VARIABLE: &str = "WEBWS_HANDOVER";
-
-/// How long the old process may be silent: it does nothing but wait for us.
-const STEP: Duration = Duration::from_secs(5);
-
-/// The same while it looks for its last handshakes and for Redis' answers.
-const LONG_STEP: Duration = Duration::from_secs(60);
-
-/// How long it may take to leave.
-const LEAVING: Duration = Duration::from_secs(10);
 
 /// The process that everything is taken from.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::Worker;
 use super::core::PortableText;
+use super::state::Worker;
 use crate::broker::Marking;
 use crate::broker::redis::Seal;
 use crate::channel::Channel;

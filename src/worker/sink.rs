@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Worker;
+use super::state::Worker;
 use crate::broker::{Gap, Sink};
 use crate::channel::Channel;
 use crate::channel::SubscriptionRefused;

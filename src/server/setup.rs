@@ -1,31 +1,26 @@
-//! A server: listeners, the workers' start and stop.
+//! A server before its workers run: checked, bound, and started.
 //!
 //! May not enter: what connections say.
 
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::error::ServerError;
+use super::listener::{Listener, bind};
+use super::publisher::Publisher;
+use super::running::{End, Ending, Running};
 use crate::broker::{memory, redis};
-use crate::channel::Channel;
 use crate::config::{Broker, Config, ConfigError, Listen, Reading, RedisUrl};
-use crate::front::acceptor::{Entrance, Inlet, first};
+use crate::front::acceptor::{Entrance, Inlet};
 use crate::front::page::{Pages, TestPage};
 use crate::front::upgrade;
-use crate::handover::protocol::PortableListener;
-use crate::handover::{Heritage, Site};
-use crate::message::NotPublished;
+use crate::handover::Heritage;
 use crate::metrics::{Metrics, Shard};
-use crate::notice;
-use crate::os::descriptors::Lent;
 use crate::os::{self, socket_file::FileId};
-use crate::worker::handover::Ask;
 use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
 
 /// Messages of [`Publisher`]s that may wait for their worker.
@@ -37,63 +32,6 @@ const MAX_ASKS: usize = 8;
 /// Descriptors of connections that are not for sessions: who comes when all places are taken is told so. Listeners,
 /// links and epolls are among them.
 pub(crate) const NO_SESSIONS: usize = 88;
-
-/// Why a server does not start, or ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// The configuration has faults.
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}{}", advice(.address, .source))]
-    Listen {
-        /// The address as configured.
-        address: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The sockets that systemd handed over are not what is expected.
-    #[error("socket activation: {0}")]
-    Activation(String),
-    /// This process was started to take over from another, and could not: that one goes on.
-    #[error("nothing was taken over: {0}")]
-    HandOver(String),
-    /// The control socket cannot be made.
-    #[error("control: {0}")]
-    Control(String),
-    /// A worker could not start or ended before its time.
-    #[error("worker {worker}: {source}")]
-    Worker {
-        /// Its number, from 0.
-        worker: usize,
-        /// What ended it.
-        source: io::Error,
-    },
-}
-
-/// What to do about an address that cannot be listened on.
-pub(crate) fn advice(address: &str, error: &io::Error) -> &'static str {
-    let tcp = address.strip_prefix("tcp:");
-    let is_privileged = tcp.and_then(|tcp| tcp.rsplit(':').next()?.parse().ok()).is_some_and(|port: u16| port < 1024);
-    match (error.kind(), tcp) {
-        (io::ErrorKind::PermissionDenied, Some(_)) if is_privileged => {
-            "; ports below 1024 need the capability CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities= and \
-             CapabilityBoundingSet=): choose a higher port, and let nginx have this one"
-        }
-        (io::ErrorKind::AddrInUse, Some(_)) => {
-            "; another process has this port (ss -ltnp shows which): stop it, or choose another port"
-        }
-        (io::ErrorKind::AddrNotAvailable, Some(_)) => "; this machine has no such address (ip address shows them)",
-        (io::ErrorKind::NotFound, None) => {
-            "; create the directory first (systemd: RuntimeDirectory= or the .socket unit)"
-        }
-        (io::ErrorKind::PermissionDenied, None) => {
-            "; check the rights on the directory, or run as a user that has them"
-        }
-        _ => "",
-    }
-}
 
 /// A WebSocket server on listeners of its own or yours. Made with [`Server::bind`] or
 /// [`Server::on`], run with [`Server::run`].
@@ -131,25 +69,6 @@ pub struct Server {
     rests: bool,
     /// Listeners of another process that are not configured here.
     leftover: Vec<Listener>,
-}
-
-#[derive(Debug)]
-struct Listener {
-    socket: OwnedFd,
-    /// What was configured; none when somebody gave it to us.
-    listen: Option<Listen>,
-    /// The socket file that was made for it.
-    file: Option<(PathBuf, FileId)>,
-    /// Whether that is removed at the end: not while, or since, it is another process'.
-    owns_file: bool,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some((path, id)) = self.file.as_ref().filter(|_| self.owns_file) {
-            os::socket_file::remove_own(path, *id);
-        }
-    }
 }
 
 impl Server {
@@ -432,182 +351,4 @@ fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Resul
     };
     redis::Deployment::try_new(config, urls, workers, &systemd)
         .map_err(|error| ConfigError::new(vec![error.to_string()]))
-}
-
-fn bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
-    let (socket, file) = match listen {
-        Listen::Unix(path) => {
-            let (socket, id) = os::socket_file::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
-            (socket, Some((path.clone(), id)))
-        }
-        Listen::Tcp(address) => (std::net::TcpListener::bind(address)?.into(), None),
-    };
-    let listener = Listener { socket, listen: Some(listen.clone()), file, owns_file: true };
-    os::socket::prepare_listener(listener.socket.as_fd())?;
-    Ok(listener)
-}
-
-/// A server whose workers run.
-#[derive(Debug)]
-pub(crate) struct Running {
-    listeners: Vec<Listener>,
-    leftover: Vec<Listener>,
-    config: Arc<Config>,
-    deployment: Option<redis::Deployment>,
-    ends: Vec<End>,
-    orders: watch::Sender<Order>,
-    asks: Vec<mpsc::Sender<Ask>>,
-    entrance: Arc<Entrance>,
-}
-
-/// How a worker ends.
-#[derive(Debug)]
-struct End {
-    ended: oneshot::Receiver<io::Result<()>>,
-    thread: JoinHandle<()>,
-}
-
-/// How a server ends that was not broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// It closes its sessions.
-    Drain,
-    /// Another process has them.
-    Leave,
-}
-
-impl End {
-    fn result(told: Result<io::Result<()>, oneshot::error::RecvError>) -> io::Result<()> {
-        told.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
-    }
-}
-
-impl Running {
-    /// Each worker's counts, for a watchdog.
-    pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {
-        self.entrance.shards()
-    }
-
-    /// What can be handed over, for as long as this runs.
-    pub(crate) fn site(&self) -> Site {
-        let portable = |listener: &Listener| {
-            let address = listener.listen.as_ref().map(ToString::to_string);
-            let file = listener.file.as_ref().map(|(_, id)| (id.device, id.inode));
-            (PortableListener { address, file }, Lent::from(&listener.socket))
-        };
-        Site {
-            asks: self.asks.clone(),
-            listeners: self.listeners.iter().map(portable).collect(),
-            broker: self.config.broker.to_string(),
-            control: self.config.control.clone(),
-            deployment: self.deployment.clone(),
-            entrance: self.entrance.clone(),
-        }
-    }
-
-    /// The process that this one took over from is gone: its listeners are ours, and those that are not
-    /// configured any more are closed.
-    pub(crate) fn own_listeners(&mut self) {
-        self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
-        for (path, id) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
-            let Config { socket_mode, socket_group, .. } = &*self.config;
-            if let Err(error) = os::socket_file::grant(path, *id, socket_mode.0, socket_group.as_deref()) {
-                let path = path.display();
-                tracing::warn!(
-                    %error,
-                    %path,
-                    "{path} keeps its old permissions and group: socket_mode and socket_group cannot be set ({error})"
-                );
-            }
-        }
-        self.leftover.clear();
-        self.entrance.set_open(true);
-    }
-
-    /// Serves until `shutdown` resolves, then drains or leaves.
-    pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = Ending>) -> Result<(), ServerError> {
-        let sockets: Vec<_> = self.listeners.iter().map(|listener| listener.socket.as_fd()).collect();
-        let ending = tokio::select! {
-            ending = shutdown => ending,
-            (address, source) = self.entrance.accept(&sockets) => return Err(ServerError::Listen { address, source }),
-            error = first_end(&mut self.ends) => return Err(error),
-        };
-        if ending == Ending::Leave {
-            self.listeners.iter_mut().for_each(|listener| listener.owns_file = false);
-            for worker in &self.asks {
-                drop(worker.send(Ask::Leave).await);
-            }
-        }
-        // Nobody new; what waits in the backlog stays there for the next process when the
-        // socket is systemd's, and is refused by the kernel when it was ours.
-        self.listeners.clear();
-        if ending == Ending::Drain {
-            self.orders.send_replace(Order::Drain);
-        }
-        for (worker, End { ended, thread }) in self.ends.into_iter().enumerate() {
-            let result = End::result(ended.await);
-            // To tell its end was the thread's last act.
-            drop(thread.join());
-            result.map_err(|source| ServerError::Worker { worker, source })?;
-        }
-        notice::tell_all();
-        Ok(())
-    }
-}
-
-async fn first_end(ends: &mut [End]) -> ServerError {
-    let ended = ends.iter_mut().enumerate().map(|(worker, end)| {
-        Box::pin(async move {
-            let result = End::result((&mut end.ended).await);
-            let source = result.err().unwrap_or_else(|| io::Error::other("it ended before its time"));
-            ServerError::Worker { worker, source }
-        })
-    });
-    first(ended.collect()).await
-}
-
-/// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Publisher {
-    requests: mpsc::Sender<PublishRequest>,
-}
-
-impl Publisher {
-    /// Publishes `payload` on `channel` (its full name, as `chat:zhang`) and waits for the
-    /// broker's word. Messages of one publisher leave in the order of the calls.
-    ///
-    /// # Errors
-    /// When it was not published, or nobody knows: see [`NotPublished`].
-    ///
-    /// # Cancel safety
-    /// Dropped before it resolves, the message may be published or not.
-    pub async fn publish(&self, channel: impl Into<Bytes>, payload: impl Into<Bytes>) -> Result<(), NotPublished> {
-        let (tell, told) = oneshot::channel();
-        let request = PublishRequest { channel: Channel::from(channel.into()), payload: payload.into(), tell };
-        self.requests.send(request).await.map_err(|_| NotPublished::Unavailable)?;
-        told.await.unwrap_or(Err(NotPublished::Unavailable))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_that_cannot_be_listened_on_has_its_own_advice() {
-        for (address, kind, expected) in [
-            ("tcp:127.0.0.1:80", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
-            ("tcp:[::1]:443", io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
-            ("tcp:127.0.0.1:8080", io::ErrorKind::AddrInUse, "another process has this port"),
-            ("tcp:192.0.2.1:8080", io::ErrorKind::AddrNotAvailable, "no such address"),
-            ("unix:/absent/s", io::ErrorKind::NotFound, "create the directory"),
-            ("unix:/root/s", io::ErrorKind::PermissionDenied, "rights on the directory"),
-        ] {
-            let error = ServerError::Listen { address: address.to_owned(), source: kind.into() }.to_string();
-            assert!(error.contains(address) && error.contains(expected), "{error}");
-        }
-        // A socket's file has its own sentence for that.
-        assert_eq!(advice("unix:/s", &io::ErrorKind::AddrInUse.into()), "");
-        assert_eq!(advice("tcp:127.0.0.1:8080", &io::ErrorKind::PermissionDenied.into()), "");
-    }
 }

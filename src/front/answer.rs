@@ -1,0 +1,177 @@
+//! What a request is answered with: the test page, our health, a session, or a refusal and its reason.
+//!
+//! May not enter: sockets, a session's life after its 101.
+
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::time::Instant;
+
+use super::head::Target;
+use super::page::Pages;
+use super::refusal::note_refused;
+use super::sender::Sender;
+use crate::config::WireName;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
+use crate::worker::{Admission, Refusal, Worker};
+
+/// A handshake that succeeded: the session that waits for its socket, and its 101.
+pub(super) struct Admitted {
+    pub(super) admission: Admission,
+    pub(super) head: Bytes,
+}
+
+/// An answer that is not a 101: a status and one line that says why.
+struct Refused {
+    status: StatusCode,
+    why: String,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Refused {
+    fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { status, why: why.into(), header: None }
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+}
+
+/// A request: its target as it came, and what hyper read of the rest.
+pub(super) struct Asked<'a> {
+    /// `None` when hyper saw the target as well, which it does in a head that it refuses.
+    pub(super) target: Option<&'a Target>,
+    pub(super) request: &'a Request<Incoming>,
+    /// Where it came from.
+    pub(super) socket: BorrowedFd<'a>,
+}
+
+impl Asked<'_> {
+    fn path(&self) -> &[u8] {
+        self.target.map_or(b"", Target::path)
+    }
+}
+
+pub(super) async fn answer(
+    worker: &Rc<Worker>,
+    asked: &Asked<'_>,
+    deadline: Instant,
+    pages: &Pages,
+    admitted: &Cell<Option<Admitted>>,
+) -> Response<Full<Bytes>> {
+    let foreign = pages.as_ref().and_then(|page| page.refusal(asked.request.headers()));
+    if let (None, Some(page), Some(target)) = (&foreign, pages, asked.target)
+        && let Some(response) = page.answer(asked.request.method(), target.path(), target.query()).await
+    {
+        return response;
+    }
+    if let Some(response) = health(worker, asked) {
+        return response;
+    }
+    let outcome = match foreign {
+        Some(why) => Err(Refused::new(StatusCode::FORBIDDEN, why)),
+        None => handshake(worker, asked, deadline).await,
+    };
+    let refused = match outcome {
+        Ok(success) => {
+            admitted.set(Some(success));
+            // Whoever polls hyper sees it at once and takes the connection away.
+            return std::future::pending().await;
+        }
+        Err(refused) => refused,
+    };
+    let sender = Sender::in_headers(asked.request.headers());
+    note_refused(&worker.shard, refused.status, &refused.why, asked.socket, &sender);
+    if pages.is_some() {
+        // A developer wants to see it.
+        let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(asked.path()));
+        tracing::info!(status, %path, "refused {path} with {status}: {}", refused.why);
+    }
+    let mut response = line_response(refused.status, &refused.why);
+    response.headers_mut().extend(refused.header);
+    response
+}
+
+fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{line}\n")));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The answer to a question about our health: alive, or ready, which is that messages flow.
+fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
+    let path = asked.path();
+    let is_asked = matches!(path, b"/healthz" | b"/readyz")
+        && matches!(*asked.request.method(), Method::GET | Method::HEAD)
+        && !worker.endpoints.iter().any(|endpoint| endpoint.is_at(path));
+    if !is_asked {
+        return None;
+    }
+    let fault = if path == b"/readyz" { worker.fault() } else { None };
+    Some(match fault {
+        Some(fault) => line_response(StatusCode::SERVICE_UNAVAILABLE, &fault),
+        None => line_response(StatusCode::OK, "ok"),
+    })
+}
+
+/// A path on which nginx and this program could disagree.
+const AMBIGUOUS: &str =
+    "the path has a segment '.' or '..', an empty one, a backslash, an encoded slash, or an endpoint's name encoded";
+
+/// Checks a request in the order of the wire contract: request line, channel, headers,
+/// subscription.
+async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
+    let bad = |why: String| Refused::new(StatusCode::BAD_REQUEST, why);
+    let Asked { target: Some(target), request, .. } = asked else {
+        return Err(bad("the request's target is no path".to_owned()));
+    };
+    let endpoint = Endpoint::serving(&worker.endpoints, target.path())
+        .ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
+    if endpoint.is_ambiguous(&worker.endpoints, target.path()) {
+        return Err(bad(AMBIGUOUS.to_owned()));
+    }
+    if request.method() != Method::GET {
+        let why = "a WebSocket is opened with GET";
+        return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET")));
+    }
+    if request.version() != Version::HTTP_11 {
+        return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)".to_owned()));
+    }
+    if !request.body().is_end_stream() {
+        return Err(bad("a handshake has no body".to_owned()));
+    }
+    let (channel, wire) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let spoken = match endpoint.config.wire {
+        WireName::Lua => Subprotocols::First,
+        WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
+    };
+    let head = handshake::accept(request.headers(), spoken).map_err(|why| match why {
+        HandshakeError::Version => Refused::new(StatusCode::UPGRADE_REQUIRED, why.to_string())
+            .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+        _ => bad(why.to_string()),
+    })?;
+    match worker.admit(endpoint, channel, wire, deadline).await {
+        Ok(admission) => Ok(Admitted { admission, head }),
+        Err(why) => Err(unavailable(worker, &why)),
+    }
+}
+
+fn unavailable(worker: &Worker, why: &Refusal) -> Refused {
+    let seconds = worker.config.limits.retry_after.as_secs().max(1);
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
+}

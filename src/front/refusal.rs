@@ -1,0 +1,87 @@
+//! Refusals that hyper does not write, and the lingering close behind every refusal.
+//!
+//! May not enter: why a request is refused.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::sender::Sender;
+use crate::metrics::{Counter, Shard};
+use crate::notice;
+use crate::os;
+
+/// How long a refused client may take to read its answer and go.
+const LINGER: Duration = Duration::from_secs(1);
+
+pub(super) const TIMED_OUT: &str = "the handshake was not complete in time";
+
+const MALFORMED: &str = "the request is no well-formed HTTP/1.1";
+
+/// An answer for who cannot be given one by hyper: `head` is the status line and further
+/// headers, `why` the line that says why.
+pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
+    let length = why.len() + 1;
+    let answer = format!(
+        "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {length}\r\n\r\n{why}\n"
+    );
+    answer.into()
+}
+
+/// Counts a refused handshake, and logs it for the person that looks for this one.
+pub(super) fn note_refused(shard: &Shard, status: StatusCode, why: &str, socket: BorrowedFd<'_>, sender: &Sender<'_>) {
+    shard.add(Counter::HandshakesRefused, 1);
+    let status = status.as_u16();
+    notice::handshake_refused(status, why);
+    sender.log_refused(status, why, socket);
+}
+
+/// hyper's answer to what is no proper request, its reason, and the two with words; empty when it has none to give.
+pub(super) fn malformed(answer: &[u8]) -> (StatusCode, &'static str, Bytes) {
+    let answer = std::str::from_utf8(answer).unwrap_or_default();
+    let Some(status) = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.lines().next()) else {
+        return (StatusCode::BAD_REQUEST, MALFORMED, Bytes::new());
+    };
+    let code = status.split(' ').next().unwrap_or_default();
+    let why = match code {
+        "414" => "the request line is too long",
+        "431" => "the request head is too large",
+        _ => MALFORMED,
+    };
+    (code.parse().unwrap_or(StatusCode::BAD_REQUEST), why, plain_answer(status, why))
+}
+
+/// Sends a refused client its answer and lets it read it: closing with unread bytes would reset
+/// the connection, and a reset can destroy the answer on its way.
+pub(super) async fn see_off(socket: OwnedFd, answer: &[u8]) {
+    let seen_off = async {
+        let mut stream = stream_of(socket)?;
+        stream.write_all(answer).await?;
+        stream.shutdown().await?;
+        let mut sink = [0; 4096];
+        while stream.read(&mut sink).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    if !matches!(tokio::time::timeout(LINGER, seen_off).await, Ok(Ok(()))) {
+        tracing::trace!("a refused client did not close its connection in time");
+    }
+}
+
+/// A stream of either family.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
+fn stream_of(socket: OwnedFd) -> io::Result<Box<dyn Stream>> {
+    Ok(if os::socket::is_tcp(socket.as_fd()) {
+        Box::new(TcpStream::from_std(std::net::TcpStream::from(socket))?)
+    } else {
+        Box::new(UnixStream::from_std(StdUnixStream::from(socket))?)
+    })
+}

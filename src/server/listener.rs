@@ -1,0 +1,42 @@
+//! A listening socket, and the socket file that was made for it.
+//!
+//! May not enter: who is accepted.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use crate::config::{Config, Listen};
+use crate::os::{self, socket_file::FileId};
+
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) socket: OwnedFd,
+    /// What was configured; none when somebody gave it to us.
+    pub(super) listen: Option<Listen>,
+    /// The socket file that was made for it.
+    pub(super) file: Option<(PathBuf, FileId)>,
+    /// Whether that is removed at the end: not while, or since, it is another process'.
+    pub(super) owns_file: bool,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some((path, id)) = self.file.as_ref().filter(|_| self.owns_file) {
+            os::socket_file::remove_own(path, *id);
+        }
+    }
+}
+
+pub(super) fn bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
+    let (socket, file) = match listen {
+        Listen::Unix(path) => {
+            let (socket, id) = os::socket_file::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
+            (socket, Some((path.clone(), id)))
+        }
+        Listen::Tcp(address) => (std::net::TcpListener::bind(address)?.into(), None),
+    };
+    let listener = Listener { socket, listen: Some(listen.clone()), file, owns_file: true };
+    os::socket::prepare_listener(listener.socket.as_fd())?;
+    Ok(listener)
+}

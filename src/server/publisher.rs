@@ -1,0 +1,31 @@
+//! Publishing from within the program that embeds a server.
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::channel::Channel;
+use crate::message::NotPublished;
+use crate::worker::PublishRequest;
+
+/// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    pub(super) requests: mpsc::Sender<PublishRequest>,
+}
+
+impl Publisher {
+    /// Publishes `payload` on `channel` (its full name, as `chat:zhang`) and waits for the
+    /// broker's word. Messages of one publisher leave in the order of the calls.
+    ///
+    /// # Errors
+    /// When it was not published, or nobody knows: see [`NotPublished`].
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolves, the message may be published or not.
+    pub async fn publish(&self, channel: impl Into<Bytes>, payload: impl Into<Bytes>) -> Result<(), NotPublished> {
+        let (tell, told) = oneshot::channel();
+        let request = PublishRequest { channel: Channel::from(channel.into()), payload: payload.into(), tell };
+        self.requests.send(request).await.map_err(|_| NotPublished::Unavailable)?;
+        told.await.unwrap_or(Err(NotPublished::Unavailable))
+    }
+}

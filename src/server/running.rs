@@ -1,0 +1,144 @@
+//! A server whose workers run: until it drains, or leaves its sessions to another process.
+//!
+//! May not enter: what connections say.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::error::ServerError;
+use super::listener::Listener;
+use crate::broker::redis;
+use crate::config::Config;
+use crate::front::acceptor::{Entrance, first};
+use crate::handover::Site;
+use crate::handover::protocol::PortableListener;
+use crate::metrics::Shard;
+use crate::notice;
+use crate::os;
+use crate::os::descriptors::Lent;
+use crate::worker::Order;
+use crate::worker::handover::Ask;
+
+/// A server whose workers run.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(super) listeners: Vec<Listener>,
+    pub(super) leftover: Vec<Listener>,
+    pub(super) config: Arc<Config>,
+    pub(super) deployment: Option<redis::Deployment>,
+    pub(super) ends: Vec<End>,
+    pub(super) orders: watch::Sender<Order>,
+    pub(super) asks: Vec<mpsc::Sender<Ask>>,
+    pub(super) entrance: Arc<Entrance>,
+}
+
+/// How a worker ends.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) ended: oneshot::Receiver<io::Result<()>>,
+    pub(super) thread: JoinHandle<()>,
+}
+
+/// How a server ends that was not broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It closes its sessions.
+    Drain,
+    /// Another process has them.
+    Leave,
+}
+
+impl End {
+    fn result(told: Result<io::Result<()>, oneshot::error::RecvError>) -> io::Result<()> {
+        told.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
+    }
+}
+
+impl Running {
+    /// Each worker's counts, for a watchdog.
+    pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {
+        self.entrance.shards()
+    }
+
+    /// What can be handed over, for as long as this runs.
+    pub(crate) fn site(&self) -> Site {
+        let portable = |listener: &Listener| {
+            let address = listener.listen.as_ref().map(ToString::to_string);
+            let file = listener.file.as_ref().map(|(_, id)| (id.device, id.inode));
+            (PortableListener { address, file }, Lent::from(&listener.socket))
+        };
+        Site {
+            asks: self.asks.clone(),
+            listeners: self.listeners.iter().map(portable).collect(),
+            broker: self.config.broker.to_string(),
+            control: self.config.control.clone(),
+            deployment: self.deployment.clone(),
+            entrance: self.entrance.clone(),
+        }
+    }
+
+    /// The process that this one took over from is gone: its listeners are ours, and those that are not
+    /// configured any more are closed.
+    pub(crate) fn own_listeners(&mut self) {
+        self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
+        for (path, id) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
+            let Config { socket_mode, socket_group, .. } = &*self.config;
+            if let Err(error) = os::socket_file::grant(path, *id, socket_mode.0, socket_group.as_deref()) {
+                let path = path.display();
+                tracing::warn!(
+                    %error,
+                    %path,
+                    "{path} keeps its old permissions and group: socket_mode and socket_group cannot be set ({error})"
+                );
+            }
+        }
+        self.leftover.clear();
+        self.entrance.set_open(true);
+    }
+
+    /// Serves until `shutdown` resolves, then drains or leaves.
+    pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = Ending>) -> Result<(), ServerError> {
+        let sockets: Vec<_> = self.listeners.iter().map(|listener| listener.socket.as_fd()).collect();
+        let ending = tokio::select! {
+            ending = shutdown => ending,
+            (address, source) = self.entrance.accept(&sockets) => return Err(ServerError::Listen { address, source }),
+            error = first_end(&mut self.ends) => return Err(error),
+        };
+        if ending == Ending::Leave {
+            self.listeners.iter_mut().for_each(|listener| listener.owns_file = false);
+            for worker in &self.asks {
+                drop(worker.send(Ask::Leave).await);
+            }
+        }
+        // Nobody new; what waits in the backlog stays there for the next process when the
+        // socket is systemd's, and is refused by the kernel when it was ours.
+        self.listeners.clear();
+        if ending == Ending::Drain {
+            self.orders.send_replace(Order::Drain);
+        }
+        for (worker, End { ended, thread }) in self.ends.into_iter().enumerate() {
+            let result = End::result(ended.await);
+            // To tell its end was the thread's last act.
+            drop(thread.join());
+            result.map_err(|source| ServerError::Worker { worker, source })?;
+        }
+        notice::tell_all();
+        Ok(())
+    }
+}
+
+async fn first_end(ends: &mut [End]) -> ServerError {
+    let ended = ends.iter_mut().enumerate().map(|(worker, end)| {
+        Box::pin(async move {
+            let result = End::result((&mut end.ended).await);
+            let source = result.err().unwrap_or_else(|| io::Error::other("it ended before its time"));
+            ServerError::Worker { worker, source }
+        })
+    });
+    first(ended.collect()).await
+}

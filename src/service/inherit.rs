@@ -1,0 +1,74 @@
+//! What a server begins with: systemd's sockets or its own, and the sessions of another process.
+//!
+//! May not enter: how connections are served.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::blocking::blocking;
+use crate::config::Config;
+use crate::handover::protocol::ProtocolError;
+use crate::handover::{Legacy, Predecessor};
+use crate::os;
+use crate::server::{Running, Server, ServerError};
+
+/// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
+const SOCKET_NAME: &str = "ws";
+
+/// A server on systemd's sockets or those of the settings, and what systemd kept for it.
+pub(super) fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Server, ServerError> {
+    let mut handed_over =
+        os::systemd::take_descriptors().map_err(|error| ServerError::Activation(error.to_string()))?;
+    *legacy = Legacy::among(&mut handed_over);
+    let server = listen_on(config, handed_over)?;
+    Ok(if legacy.is_some() { server.resting() } else { server })
+}
+
+fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Server, ServerError> {
+    if handed_over.is_empty() {
+        return Server::bind(config);
+    }
+    // systemd-socket-activate names them "unknown" unless told otherwise.
+    if let Some((_, name)) = handed_over.iter().find(|(_, name)| name != SOCKET_NAME && name != "unknown") {
+        return Err(ServerError::Activation(format!(
+            "a socket is called '{name}', but only '{SOCKET_NAME}' is served: set FileDescriptorName={SOCKET_NAME} in the .socket unit"
+        )));
+    }
+    Server::on(config, handed_over.into_iter().map(|(socket, _)| socket).collect())
+}
+
+/// Takes everything over from another process; returns how many sessions, when that one has gone.
+pub(super) async fn take_over(
+    running: &mut Running,
+    predecessor: Arc<Predecessor>,
+    broker: &str,
+) -> Result<usize, ServerError> {
+    let (asks, broker) = (running.site().asks, broker.to_owned());
+    let taken = blocking(move || {
+        let taken = predecessor.take(&asks, &broker);
+        if taken.is_ok() {
+            predecessor.await_end();
+        }
+        taken
+    });
+    let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
+    let sessions = sessions.map_err(ServerError::HandOver)?;
+    running.own_listeners();
+    Ok(sessions)
+}
+
+/// Goes on with the sessions that were left by a process that has ended.
+pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServerError> {
+    let site = running.site();
+    let taken = blocking(move || {
+        let taken = legacy.take(&site.asks)?;
+        site.go_on();
+        Ok::<_, ProtocolError>(taken)
+    });
+    // With a part of it nobody would know what is missing: all end, the clients come back, and so do we.
+    let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
+    let sessions = sessions.map_err(ServerError::HandOver)?;
+    tracing::info!(sessions, "took up {sessions} sessions that the previous process left with systemd");
+    running.own_listeners();
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! Runs a server as the binary does: sockets and signals in, READY, STOPPING and WATCHDOG out.
+//!
+//! Works the same without systemd. May not enter: how connections are served, and how they are handed over (`giver.rs`).
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::giver::Giver;
+use super::inherit::{listen, resume, take_over};
+use super::watch::{second_signal, watchdog};
+use crate::admin::{control, status};
+use crate::config::Config;
+use crate::handover::{Predecessor, Program};
+use crate::os;
+use crate::server::{Ending, Server, ServerError, advice};
+use crate::signals::{HangUp, Signals};
+
+/// Requests to hand over that may wait: one is tried, and the others are told so.
+const MAX_REQUESTS: usize = 8;
+
+/// What the service does beside its endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Extra {
+    /// Nothing.
+    None,
+    /// It serves the test page at `/`.
+    TestPage,
+}
+
+/// Runs a server as the binary does: on the sockets that systemd handed over, else on
+/// `config.listen`; until SIGTERM, SIGINT or SIGQUIT, then drains. A second one ends it at once. SIGHUP, SIGUSR2
+/// or `upgrade` on the control socket start the binary again and hand everything over to it.
+/// Other signals are ignored.
+///
+/// # Errors
+/// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
+/// process was started to take over from another and could not.
+pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
+    let on_hang_up = if extra == Extra::TestPage { HangUp::Stop } else { HangUp::HandOver };
+    let signals = Signals::try_new(on_hang_up);
+    let mut signals = signals.map_err(|error| ServerError::Activation(format!("signals: {error}")))?;
+    // Now: later, another file may stand there.
+    let program = Program::own();
+    let broker = config.broker.to_string();
+    let control = config.control.clone();
+    let found = Predecessor::find(Some(&broker)).map_err(|error| ServerError::HandOver(error.to_string()))?;
+    let mut legacy = None;
+    let (predecessor, server) = match found {
+        None => (None, listen(config, &mut legacy)),
+        Some((predecessor, heritage)) => {
+            // What a start would refuse, at the latest.
+            let server = Server::check(&config).map_err(ServerError::from);
+            let server = server.and_then(|()| Server::taking_over(config, heritage));
+            (Some(Arc::new(predecessor)), server)
+        }
+    };
+    let server = match (server, &predecessor) {
+        (Err(error), Some(predecessor)) => {
+            predecessor.refuse(&error.to_string());
+            return Err(error);
+        }
+        (server, _) => server?,
+    };
+    let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
+    raise_limits(server.wanted_descriptors());
+    let (metrics, workers, addresses) = (server.metrics(), server.workers(), server.addresses());
+    let max_sessions = server.max_sessions();
+    let own_version = env!("CARGO_PKG_VERSION");
+    let mut running = server.start()?;
+    let has_sessions = predecessor.is_some() || legacy.is_some();
+    match predecessor {
+        None => {
+            if let Some(legacy) = legacy {
+                resume(&mut running, legacy).await?;
+            }
+            tracing::info!(
+                listen = addresses,
+                broker,
+                workers,
+                max_sessions,
+                "webws {own_version} serves on {addresses} with broker {broker}, {workers} workers and at most \
+                 {max_sessions} WebSockets"
+            );
+        }
+        Some(predecessor) => {
+            let (version, its_control) = (predecessor.version.clone(), predecessor.control.clone());
+            let sessions = take_over(&mut running, predecessor, &broker).await?;
+            if let Some(path) = its_control.filter(|path| control.as_ref() != Some(path)) {
+                os::socket_file::remove_dead(&path);
+            }
+            tracing::info!(
+                listen = addresses,
+                broker,
+                workers,
+                sessions,
+                max_sessions,
+                before = version,
+                "webws {own_version} has taken over {sessions} sessions from webws {version} and serves on {addresses} \
+                 with broker {broker}, {workers} workers and at most {max_sessions} WebSockets"
+            );
+        }
+    }
+    if extra == Extra::TestPage {
+        show_page(&addresses);
+    }
+    let (requests, mut requested) = mpsc::channel(MAX_REQUESTS);
+    // Dropped last: the process that takes over waits for that. And who that is.
+    let farewell = OnceCell::new();
+    let control =
+        control.map(|path| control::listen(&path, requests.clone()).map_err(|error| (path, error))).transpose();
+    let control = match control {
+        // Sessions were taken over and are served, whatever else is wrong.
+        Err((path, error)) if has_sessions => {
+            let path = path.display();
+            tracing::error!(
+                %error,
+                %path,
+                "the control socket {path} cannot be made ({error}): reload and upgrade do not work until a restart"
+            );
+            None
+        }
+        Err((path, error)) => {
+            let advice = advice("", &error);
+            return Err(ServerError::Control(format!("{}: {error}{advice}", path.display())));
+        }
+        Ok(control) => control,
+    };
+    let control = RefCell::new(control);
+    for oddity in os::systemd::oddities() {
+        tracing::warn!("{oddity}");
+    }
+    os::systemd::notify_ready(&format!("serving on {addresses}"));
+    let watchdog = watchdog(running.shards());
+    let (tell, told) = oneshot::channel();
+    let site = running.site();
+    let status = status::renew(metrics.clone(), site.asks.clone(), max_sessions);
+    let serving = running.run_until(async {
+        let is_suspended = Cell::new(false);
+        let metrics = metrics.clone();
+        let giver = Giver { site, program, metrics, farewell: &farewell, control: &control, is_suspended };
+        let ending = giver.serve(&mut signals, &mut requested).await;
+        if ending == Ending::Drain {
+            let sessions = giver.metrics.sessions();
+            tracing::info!(sessions, "stopping: accepting no new connections, closing {sessions} sessions with 1001");
+            os::systemd::notify_stopping("closing connections");
+        }
+        // The streams themselves: a second signal may be in them already.
+        tell.send((signals, giver.is_suspended.get())).ok();
+        ending
+    });
+    tokio::select! {
+        biased;
+        () = second_signal(told) => {
+            if let Some((_, heir)) = farewell.get() {
+                // It is meant for whoever serves.
+                os::process::terminate(*heir);
+                return Ok(());
+            }
+            let sessions = metrics.sessions();
+            tracing::warn!(sessions, "stopped at once by a second signal, {sessions} sessions are cut off: {metrics}");
+            Ok(())
+        }
+        ended = serving => {
+            match farewell.get() {
+                Some((_, pid)) => tracing::info!(pid, "stopped, process {pid} serves on: {metrics}"),
+                None => tracing::info!("stopped: {metrics}"),
+            }
+            ended
+        }
+        () = watchdog => Ok(()),
+        () = status => Ok(()),
+    }
+}
+
+/// As many descriptors as the settings ask for, where the process may: a reload keeps the limits of the process before.
+fn raise_limits(wanted: usize) {
+    if let Err(error) = os::limit::raise_descriptors(wanted) {
+        let limit = os::limit::descriptors();
+        tracing::warn!(
+            %error,
+            limit,
+            wanted,
+            "limits.max_sessions needs {wanted} descriptors, the limit is {limit}: raise LimitNOFILE and restart (a \
+             reload keeps the limits of the old process)"
+        );
+    }
+}
+
+/// Says where a browser finds the test page, as an address that a terminal makes clickable.
+fn show_page(addresses: &str) {
+    let listened = addresses.split(", ").filter_map(|address| address.strip_prefix("tcp:")?.parse::<SocketAddr>().ok());
+    for mut address in listened {
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        let page = format!("http://{address}/");
+        tracing::info!(page, "the test page is at {page}");
+    }
+}

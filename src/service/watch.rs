@@ -1,0 +1,35 @@
+//! What runs beside the server: systemd's watchdog, and the second signal to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::metrics::Shard;
+use crate::os;
+use crate::signals::Signals;
+
+/// Resolves at the second signal to stop. Behind `suspend` systemd sends the first one.
+pub(super) async fn second_signal(told: oneshot::Receiver<(Signals, bool)>) {
+    let Ok((mut signals, is_suspended)) = told.await else { return std::future::pending().await };
+    if is_suspended {
+        signals.stop().await;
+    }
+    signals.stop().await;
+}
+
+/// Feeds systemd's watchdog while every worker makes progress; resolves never.
+pub(super) async fn watchdog(shards: Vec<Arc<Shard>>) {
+    let Some(period) = os::systemd::watchdog_period() else { return std::future::pending().await };
+    let mut seen: Vec<u64> = shards.iter().map(|shard| shard.beats()).collect();
+    // Who took over may have begun long before it was listened to.
+    os::systemd::notify_watchdog();
+    loop {
+        tokio::time::sleep((period / 3).max(Duration::from_millis(200))).await;
+        let now: Vec<u64> = shards.iter().map(|shard| shard.beats()).collect();
+        if seen.iter().zip(&now).all(|(before, now)| now > before) {
+            os::systemd::notify_watchdog();
+        }
+        seen = now;
+    }
+}

@@ -1,0 +1,84 @@
+//! Sessions on a core, without a thread.
+
+use super::core::Core;
+use super::reactor::{self, Reactor, Ready};
+use crate::channel::Channel;
+use crate::config::Config;
+use crate::id::SessionKey;
+use crate::message::Origin;
+use crate::metrics::Shard;
+use crate::placement::Node;
+use crate::placement::Placement;
+use crate::protocol::encoding::Wire;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::session::Session;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A session on `chat:a` of a core, and its client.
+fn open(core: &mut Core, endpoint: &Rc<Endpoint>) -> (SessionKey, UnixStream) {
+    let channel = Channel::from_static(b"chat:a");
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let key = core.insert(Session::new(endpoint.clone(), channel.clone(), Wire::Plain, 0));
+    let joined = core.hub.join(&channel, Wire::Plain, key);
+    core.session(key).unwrap().subscriptions.push(joined.subscriber);
+    core.attach(key, ours.into(), b"101", b"", 0);
+    (key, theirs)
+}
+
+fn core_with(limits: crate::Limits) -> (Reactor, Core, Rc<Endpoint>) {
+    let (reactor, registrar) = reactor::new().unwrap();
+    let core =
+        Core::new(&Config { limits, ..Config::default() }, Placement::over(1), registrar, Arc::new(Shard::new()));
+    (reactor, core, Rc::new(Endpoint::new(crate::EndpointConfig::default())))
+}
+
+#[tokio::test]
+async fn when_too_much_waits_to_be_published_nobody_is_read_and_later_all_are() {
+    let limits = crate::Limits { max_unpublished_bytes: 100_000, ..crate::Limits::default() };
+    let (_reactor, mut core, endpoint) = core_with(limits);
+    let mut clients: Vec<_> = (0..20).map(|_| open(&mut core, &endpoint)).collect();
+    let frame = [&[0x81, 0x80 | 126, 0xea, 0x60, 0, 0, 0, 0][..], &[b'x'; 60_000]].concat();
+    for (_, client) in &mut clients {
+        client.write_all(&frame).unwrap();
+    }
+    // Twice: who is not read is told of again when more comes, and is in the list once.
+    let keys = clients.iter().chain(&clients).map(|(key, _)| *key);
+    for key in keys {
+        core.read_again(key);
+    }
+    let mut published = 0;
+    while core.has_again() {
+        for key in core.take_again() {
+            core.on_ready(Ready::again(key), 0);
+        }
+        assert!(core.outbox.waiting() <= 2, "{} texts wait", core.outbox.waiting());
+        for text in core.outbox.take(Node(0), usize::MAX) {
+            published += 1;
+            let bytes = text.cost();
+            let Origin::Session(key) = text.origin else { panic!("nobody else publishes") };
+            core.on_published(key, bytes, 0);
+        }
+        core.release_held();
+    }
+    assert_eq!(published, 20);
+}
+
+#[tokio::test]
+async fn a_panic_in_one_session_closes_it_and_no_other() {
+    let (_reactor, mut core, endpoint) = core_with(crate::Limits::default());
+    let ((faulty, mut its), (_, mut others)) = (open(&mut core, &endpoint), open(&mut core, &endpoint));
+    core.guarded(faulty, 0, |_| panic!("on purpose"));
+    core.hub.append(b"chat:a", b"x");
+    core.flush(0);
+    let read = |socket: &mut UnixStream| {
+        let mut bytes = Vec::new();
+        let end = socket.read_to_end(&mut bytes);
+        (bytes, end.map_err(|error| error.kind()).is_ok())
+    };
+    assert_eq!(read(&mut its), (b"101".to_vec(), true));
+    assert_eq!(read(&mut others), (b"101\x81\x01x".to_vec(), false));
+}
