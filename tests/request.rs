@@ -142,7 +142,9 @@ async fn a_path_that_nginx_reads_in_another_way_joins_no_endpoint() {
         )
     };
     let server = location("/webws/open") + &location("/admin");
-    let nginx = Nginx::start_in(Site { server: &server, ..Site::default() }, &webws.socket(), |_, text| text).await;
+    // In the place of the shipped location, which sends no path as it came.
+    let by_hand = |name: &str, text: String| if name == "webws-location.conf" { String::new() } else { text };
+    let nginx = Nginx::start_in(Site { server: &server, ..Site::default() }, &webws.socket(), by_hand).await;
     for path in ["/admin", "/admin/", "/admin/x", "/admin/a.b/..c"] {
         for way in [webws.target(), nginx.target()] {
             let answer = ask(&way, &usual(format!("{path}?channel=1").as_bytes())).await;

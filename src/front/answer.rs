@@ -133,6 +133,9 @@ fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
 const AMBIGUOUS: &str =
     "the path has a segment '.' or '..', an empty one, a backslash, an encoded slash, or an endpoint's name encoded";
 
+/// A proxy's location that is not the endpoint's, by the header that the shipped nginx location sets.
+const OTHER_LOCATION: &str = "the path belongs to another endpoint than the proxy's location";
+
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
 async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
@@ -144,6 +147,11 @@ async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) ->
         .ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
     if endpoint.is_ambiguous(&worker.endpoints, target.path()) {
         return Err(bad(AMBIGUOUS.to_owned()));
+    }
+    // The rules for access that nginx applied are those of the location, so the endpoint must be the location's.
+    let mut locations = request.headers().get_all("x-webws-endpoint").iter();
+    if locations.any(|path| path.as_bytes() != endpoint.config.path.as_bytes()) {
+        return Err(bad(OTHER_LOCATION.to_owned()));
     }
     if request.method() != Method::GET {
         let why = "a WebSocket is opened with GET";

@@ -195,3 +195,53 @@ async fn an_endpoint_that_takes_its_channel_from_the_path_is_served_by_the_recip
         Client::connect(&nginx.target(), path).await.close().await;
     }
 }
+
+/// The shipped location, and beside it a copy for `/webws/admin` that lets nobody in, before or behind it.
+fn with_guarded_admin(is_first: bool) -> impl Fn(&str, String) -> String {
+    move |name, text| {
+        if name != "webws-location.conf" {
+            return text;
+        }
+        let admin = text
+            .replace("location = /webws {", "location = /webws/admin {\ndeny all;")
+            .replace("webws_sidecar/webws;", "webws_sidecar/webws/admin;");
+        if is_first { admin + "\n" + &text } else { text + "\n" + &admin }
+    }
+}
+
+#[tokio::test]
+async fn of_two_endpoints_one_below_the_other_each_keeps_its_own_guards() {
+    let webws = Webws::builder()
+        .broker("memory")
+        .endpoint_toml("path = \"/webws\"")
+        .endpoint_toml("path = \"/webws/admin\"")
+        .start()
+        .await;
+    for is_first in [true, false] {
+        let nginx = Nginx::start_in(Site::default(), &webws.socket(), with_guarded_admin(is_first)).await;
+        for (path, status) in [
+            ("/webws", 101),
+            ("/webws/x", 101),
+            ("/webws/administrator", 101),
+            ("/webws/admin", 403),
+            ("/webws/admin/", 403),
+            ("/webws/admin/x", 403),
+            ("/x/../webws//admin", 403),
+        ] {
+            let answer = handshake(&nginx.target(), &format!("{path}?channel=1")).await;
+            assert_eq!(answer.head.status, status, "{path}, guarded first: {is_first}: {answer:?}");
+        }
+    }
+    // Guarded by hand: no rule is passed by, because the sidecar refuses the shipped location's request.
+    let server = "location ^~ /webws/admin { deny all; proxy_pass http://webws_sidecar; }
+                  location ^~ /webws/docs { return 200 docs; }
+                  location = /secret { internal; return 200 secret; }";
+    let nginx = Nginx::start_in(Site { server, ..Site::default() }, &webws.socket(), unchanged).await;
+    let answer = handshake(&nginx.target(), "/webws/admin/x?channel=1").await;
+    assert_eq!((answer.head.status, answer.body.contains("another endpoint")), (400, true), "{answer:?}");
+    // What is no WebSocket handshake stays the site's, and no header leads to an internal location.
+    assert_eq!(get(&nginx.target(), "/webws/docs").await.body, "docs");
+    let socket = Socket::connect(&nginx.target()).await.unwrap();
+    let forged = b"GET /webws/x HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: /secret http://webws_sidecar/secret /secret/ websocket\r\n\r\n";
+    assert_ne!(request(&socket, forged).await.body, "secret");
+}
