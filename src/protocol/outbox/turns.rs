@@ -6,7 +6,11 @@
 //! one round at most. A source without messages owns no memory here. May not enter: limits, messages in flight at
 //! the broker.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use slab::Slab;
 
 use crate::clock::Millis;
 use crate::id::SessionKey;
@@ -16,44 +20,71 @@ use crate::message::{ClientMessage, Origin};
 /// that a round of 300 floods takes Redis some 10 ms; a message of 64 kB waits for sixteen rounds.
 const QUANTUM: usize = 4 << 10;
 
+/// How many lines, and messages in one line, keep their memory for the next messages. Chosen: a batch to Redis has
+/// some hundred messages; 256 empty lines are 60 kB.
+const MAX_SPARE: usize = 256;
+const MAX_SPARE_LINE: usize = 4;
+
 /// The sender of a message. All [`crate::Publisher`]s take turns as one source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Source {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
     Session(SessionKey),
     Publisher,
 }
 
 impl Source {
-    pub(super) fn of(text: &ClientMessage) -> Self {
-        match text.origin {
+    fn of(message: &ClientMessage) -> Self {
+        match message.origin {
             Origin::Session(key) => Self::Session(key),
             Origin::Publisher(_) => Self::Publisher,
         }
     }
+
+    /// Not keyed, because clients do not choose the keys of their sessions. The factor is 2^64 over the golden ratio
+    /// (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+    fn hash(self) -> u64 {
+        let id = match self {
+            Self::Session(key) => u64::from(key.index) + 1,
+            Self::Publisher => 0,
+        };
+        id.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
 }
 
 /// The waiting messages of one source; never empty.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Line {
-    texts: VecDeque<ClientMessage>,
+    source: Source,
+    messages: VecDeque<ClientMessage>,
     /// Bytes that the source may still send in this round.
     credit: usize,
 }
 
-/// The messages that wait for one server.
+/// Which end of an order something joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Front,
+    Back,
+}
+
+/// The messages that wait for one node.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    lines: HashMap<Source, Line>,
-    /// The sources of all lines; the first has its turn.
-    order: VecDeque<Source>,
-    texts: usize,
+    lines: Slab<Line>,
+    /// The id of each source's line.
+    ids: HashTable<usize>,
+    /// The ids of all lines; the first has its turn.
+    order: VecDeque<usize>,
+    /// Empty, for the lines to come.
+    spare: Vec<VecDeque<ClientMessage>>,
+    len: usize,
     bytes: usize,
 }
 
 impl Turns {
     /// The number of waiting messages.
     pub(super) fn len(&self) -> usize {
-        self.texts
+        self.len
     }
 
     /// Their total cost.
@@ -63,76 +94,81 @@ impl Turns {
 
     /// All waiting messages; those of one source in their order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &ClientMessage> {
-        self.order.iter().filter_map(|source| self.lines.get(source)).flat_map(|line| &line.texts)
+        self.order.iter().filter_map(|id| self.lines.get(*id)).flat_map(|line| &line.messages)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut ClientMessage> {
-        self.lines.values_mut().flat_map(|line| &mut line.texts)
+        self.lines.iter_mut().flat_map(|(_, line)| &mut line.messages)
     }
 
     /// Queues a message behind the others of its source.
-    pub(super) fn push(&mut self, text: ClientMessage) {
-        let source = Source::of(&text);
-        self.count(&text);
-        let order = &mut self.order;
-        let line = self.lines.entry(source).or_insert_with(|| {
-            order.push_back(source);
-            Line { texts: VecDeque::new(), credit: QUANTUM }
-        });
-        line.texts.push_back(text);
+    pub(super) fn push(&mut self, message: ClientMessage) {
+        self.line(&message, End::Back).messages.push_back(message);
     }
 
-    /// Queues a message before the others of its source. The source gets the next turn.
-    pub(super) fn push_first(&mut self, text: ClientMessage) {
-        let source = Source::of(&text);
-        self.count(&text);
-        let order = &mut self.order;
-        let line = self.lines.entry(source).or_insert_with(|| {
-            order.push_front(source);
-            Line { texts: VecDeque::new(), credit: QUANTUM }
-        });
-        line.texts.push_front(text);
+    /// Queues a message before the others of its source. A source without a line gets the next turn.
+    pub(super) fn push_first(&mut self, message: ClientMessage) {
+        self.line(&message, End::Front).messages.push_front(message);
     }
 
-    fn count(&mut self, text: &ClientMessage) {
-        self.texts += 1;
-        self.bytes += text.cost();
+    /// The line that `message` joins, counted in. A new line joins the order at `end`.
+    fn line(&mut self, message: &ClientMessage, end: End) -> &mut Line {
+        self.len += 1;
+        self.bytes += message.cost();
+        let Self { lines, ids, order, spare, .. } = self;
+        let source = Source::of(message);
+        let is_its = |id: &usize| lines.get(*id).is_some_and(|line| line.source == source);
+        let id = match ids.entry(source.hash(), is_its, |id| lines.get(*id).map_or(0, |line| line.source.hash())) {
+            Entry::Occupied(entry) => *entry.get(),
+            Entry::Vacant(entry) => {
+                let messages = spare.pop().unwrap_or_default();
+                let id = lines.insert(Line { source, messages, credit: QUANTUM });
+                entry.insert(id);
+                match end {
+                    End::Front => order.push_front(id),
+                    End::Back => order.push_back(id),
+                }
+                id
+            }
+        };
+        lines.get_mut(id).expect("every id in the table has a line")
     }
 
     /// The next message.
     pub(super) fn pop(&mut self) -> Option<ClientMessage> {
         loop {
-            let source = *self.order.front()?;
-            let line = self.lines.get_mut(&source).expect("every source in the order has a line");
-            let text = line.texts.front().expect("a line is never empty");
-            let cost = text.cost();
+            let id = *self.order.front()?;
+            let line = self.lines.get_mut(id).expect("every id in the order has a line");
+            let cost = line.messages.front().expect("a line is never empty").cost();
             if cost > line.credit && self.order.len() > 1 {
                 line.credit += QUANTUM;
                 self.order.rotate_left(1);
                 continue;
             }
             line.credit = line.credit.saturating_sub(cost);
-            let text = self.pop_of(source);
-            if !self.lines.contains_key(&source) {
+            let (message, is_last) = self.pop_of(id);
+            if is_last {
                 self.order.pop_front();
+                self.shrink();
             }
-            return text;
+            return Some(message);
         }
     }
 
     /// Removes the messages at the front of their sources that have waited since before `since`.
     pub(super) fn expire(&mut self, since: Millis) -> Vec<ClientMessage> {
-        let is_late = |line: &Line| line.texts.front().is_some_and(|text| text.since < since);
-        let late: Vec<_> = self.lines.iter().filter(|(_, line)| is_late(line)).map(|(source, _)| *source).collect();
+        let is_late = |line: &Line| line.messages.front().is_some_and(|message| message.since < since);
+        let late: Vec<_> = self.lines.iter().filter(|(_, line)| is_late(line)).map(|(id, _)| id).collect();
         let mut expired = Vec::new();
-        for source in late {
-            while self.lines.get(&source).is_some_and(is_late) {
-                expired.extend(self.pop_of(source));
+        for id in late {
+            while self.lines.get(id).is_some_and(is_late) {
+                expired.push(self.pop_of(id).0);
             }
         }
         if !expired.is_empty() {
             let lines = &self.lines;
-            self.order.retain(|source| lines.contains_key(source));
+            self.order.retain(|id| lines.contains(*id));
+            self.shrink();
         }
         expired
     }
@@ -140,36 +176,54 @@ impl Turns {
     /// Drops the messages of a session; returns how many there were.
     pub(super) fn remove(&mut self, session: SessionKey) -> usize {
         let source = Source::Session(session);
-        let Some(line) = self.lines.remove(&source) else { return 0 };
-        self.order.retain(|other| *other != source);
-        self.texts -= line.texts.len();
-        self.bytes -= line.texts.iter().map(ClientMessage::cost).sum::<usize>();
-        if self.texts == 0 {
-            *self = Self::default();
+        let is_its = |id: &usize| self.lines.get(*id).is_some_and(|line| line.source == source);
+        let Some(id) = self.ids.find(source.hash(), is_its).copied() else { return 0 };
+        let mut removed = 0;
+        loop {
+            removed += 1;
+            if self.pop_of(id).1 {
+                break;
+            }
         }
-        line.texts.len()
+        self.order.retain(|other| *other != id);
+        self.shrink();
+        removed
     }
 
-    /// Takes the first message of a source. With the last one, the source's line goes; its place in the order is the
-    /// caller's to take out.
-    fn pop_of(&mut self, source: Source) -> Option<ClientMessage> {
-        let line = self.lines.get_mut(&source)?;
-        let text = line.texts.pop_front()?;
-        if line.texts.is_empty() {
-            self.lines.remove(&source);
+    /// Takes the first message of a line, and whether it was the last: then the line goes. Its place in the order is
+    /// the caller's to take out.
+    fn pop_of(&mut self, id: usize) -> (ClientMessage, bool) {
+        let line = self.lines.get_mut(id).expect("the caller has the id of a line");
+        let message = line.messages.pop_front().expect("a line is never empty");
+        let is_last = line.messages.is_empty();
+        if is_last {
+            let line = self.lines.remove(id);
+            let entry = self.ids.find_entry(line.source.hash(), |other| *other == id);
+            entry.expect("each line's id is in the table").remove();
+            if self.spare.len() < MAX_SPARE && line.messages.capacity() <= MAX_SPARE_LINE {
+                self.spare.push(line.messages);
+            }
         }
-        self.texts -= 1;
-        self.bytes -= text.cost();
-        if self.texts == 0 {
-            // A flood must not leave its memory behind.
-            *self = Self::default();
+        self.len -= 1;
+        self.bytes -= message.cost();
+        (message, is_last)
+    }
+
+    /// A flood must not leave its memory behind.
+    fn shrink(&mut self) {
+        if self.len == 0 {
+            debug_assert!(self.bytes == 0 && self.order.is_empty() && self.ids.is_empty());
+            if self.lines.capacity() > MAX_SPARE {
+                *self = Self::default();
+            }
         }
-        Some(text)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use crate::channel::Channel;
     use proptest::prelude::*;
