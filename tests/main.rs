@@ -19,6 +19,7 @@ mod fairness;
 mod gap;
 mod golden;
 mod handover;
+mod layering;
 mod liveness;
 mod log;
 mod nginx;
