@@ -1,4 +1,4 @@
-//! A client's message on its way to the broker, and what became of it.
+//! A client's message on its way to the broker, and why one was not published.
 //!
 //! On the vocabulary's floor: the outbox holds messages, the broker publishes them. May not enter: sessions, links.
 
@@ -9,52 +9,52 @@ use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::SessionKey;
 
-/// A text on its way to the broker.
+/// A client's message on its way to the broker.
 #[derive(Debug)]
 pub(crate) struct ClientMessage {
     pub(crate) channel: Channel,
     pub(crate) payload: Bytes,
     pub(crate) origin: Origin,
-    /// When it came.
+    /// When it entered the outbox.
     pub(crate) since: Millis,
 }
 
-/// Memory of a waiting text beside its payload and its channel's name. Counted, so that many empty texts
-/// cannot pass a limit unseen; the command around a text on its way to Redis, and back, is shorter.
-const TEXT_OVERHEAD: usize = 128;
+/// Memory of a waiting message besides its payload and its channel's name. Counted, so that many empty messages
+/// cannot pass a limit unseen; the command around a message on its way to Redis, and back, is shorter.
+const OVERHEAD: usize = 128;
 
 impl ClientMessage {
-    /// What it counts for while it waits: its memory, and no less than the bytes that go to Redis for it and
-    /// come back to each worker that listens.
+    /// The message's size against the outbox's limits, in bytes: its memory, and no less than what it takes on the
+    /// link to Redis and on the way back to each worker that subscribes.
     pub(crate) fn cost(&self) -> usize {
-        self.channel.len() + self.payload.len() + TEXT_OVERHEAD
+        self.channel.len() + self.payload.len() + OVERHEAD
     }
 }
 
-/// Who wants to know what became of a text.
+/// The sender of a message, which learns what became of the message.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// The session whose client sent it.
+    /// A session, by its client.
     Session(SessionKey),
     /// The caller of [`crate::Publisher::publish`].
     Publisher(oneshot::Sender<Result<(), NotPublished>>),
 }
 
-/// Why a text was not published.
+/// Why a message was not published.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotPublished {
-    /// The broker said no; the text was not published.
+    /// The broker refused the message, for the reason given.
     #[error("the broker refused the message: {0}")]
     Refused(String),
-    /// The link broke before the answer came: the text may have been published or not,
-    /// so it is not sent again.
+    /// The link broke before the answer came. The message may have been published or not,
+    /// so webws does not send it again.
     #[error("the link to the broker broke before it answered: nobody knows whether the message was published")]
     Unknown,
-    /// It waited too long for a broker that is away.
+    /// The message waited too long for a broker that is away.
     #[error("the broker was away for too long; the message was not published")]
     TimedOut,
-    /// The server has stopped, or too much waits already.
+    /// The server has stopped, or too many messages wait already.
     #[error("the server takes no messages now; the message was not published")]
     Unavailable,
 }

@@ -1,6 +1,6 @@
-//! Which server a channel lives on.
+//! Which node a channel lives on.
 //!
-//! Over several independent ones, producers have to compute the same, so it is simple and documented:
+//! Over several independent servers, producers have to compute the same, so it is simple and documented:
 //! the channel's name hashed by 64-bit FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>), the hash
 //! placed by jump consistent hashing (Lamping, Veach: A Fast, Minimal Memory, Consistent Hash
 //! Algorithm, 2014). A server that is added at the list's end takes its share from all others, and
@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use crate::channel::Channel;
 
-/// One of a broker's servers, by its place in the list.
+/// One of the Redis servers that a worker has links to, by its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) usize);
 

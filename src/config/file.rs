@@ -5,7 +5,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::judge::{Origin, candidates, judge, one_line};
+use super::check::{Origin, candidates, check, one_line};
 use super::schema::{Kind, Schema, Setting, full_name};
 use super::validate::is_about;
 use super::{Config, ConfigError, syntax};
@@ -200,7 +200,7 @@ impl<'a> Reader<'a> {
         let before = self.faults.len();
         let mut all = Vec::new();
         for item in items {
-            match judge(&self.schema, setting, Value::Array(vec![to_value(item.get_ref())]), Origin::File) {
+            match check(&self.schema, setting, Value::Array(vec![to_value(item.get_ref())]), Origin::File) {
                 Ok(_) => all.push(to_value(item.get_ref())),
                 Err(what) => self.fault(item.span().start, setting.full_name(), &what),
             }
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
         if setting.default.is_none() && value.as_str() == Some("") {
             return None;
         }
-        match judge(&self.schema, setting, value, Origin::File) {
+        match check(&self.schema, setting, value, Origin::File) {
             Ok(value) => Some(value),
             Err(what) => {
                 self.fault(at, setting.full_name(), &what);
@@ -237,7 +237,7 @@ impl<'a> Reader<'a> {
         }
         let mut fault = None;
         for value in candidates(&setting, text) {
-            let value = match judge(&self.schema, &setting, value, Origin::Environment) {
+            let value = match check(&self.schema, &setting, value, Origin::Environment) {
                 Ok(value) => value,
                 Err(what) => {
                     fault = Some(what);

@@ -1,15 +1,15 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`. `file` reads a configuration from
-//! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `judge` checks each
+//! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each
 //! value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
 //! `redis_url` reads broker addresses. May not enter: I/O. Validation comes before anything is opened.
 
 mod address_fault;
 mod advice;
+mod check;
 mod endpoint;
 mod file;
-mod judge;
 mod redis_url;
 mod reserved;
 mod schema;

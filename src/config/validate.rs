@@ -85,7 +85,7 @@ impl Config {
 pub(super) fn is_about(fault: &str, setting: &str) -> bool {
     let end = [": ", " = "].iter().filter_map(|mark| fault.find(mark)).min();
     let subject = end.and_then(|end| fault.get(..end)).unwrap_or_default();
-    // An endpoint's path may read as anything. A table with a fault is left out, so none of its settings is judged.
+    // An endpoint's path may read as anything. A table with a fault is left out, so none of its settings is checked.
     !subject.starts_with("endpoint ") && subject.split(" and ").any(|name| name == setting)
 }
 

@@ -1,9 +1,9 @@
-//! A worker's texts on their way to the broker: those of one client in the order they came, the clients
-//! in turns (`turns.rs`).
+//! A worker's outbox: client messages that wait for the broker. The messages of one client leave in the order they
+//! came, the clients take turns (`turns.rs`).
 //!
 //! Bounded per worker, and shared: what a session may have waiting shrinks as the room fills up
-//! ([`Outbox::allowance`]), so that a few that flood never fill it alone. A text outlives its session
-//! when the client merely left: what was sent is published. It does not when the client was told otherwise
+//! ([`Outbox::allowance`]), so that a few floods never fill the outbox. A message outlives a session
+//! whose client merely left: what was sent is published. If the client was told otherwise, the message is dropped
 //! ([`Outbox::abandon`]).
 
 mod turns;
@@ -23,20 +23,20 @@ use crate::placement::{Node, Placement};
 /// the others. Chosen: four floods at the default limits leave four fifths free, 300 a twentieth: 3 MB.
 const SHARE_OF_FREE: usize = 16;
 
-/// Texts that wait to be taken by the broker.
+/// Messages that wait for the broker.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     placement: Placement,
-    /// Of each of the broker's servers, so that one that is away keeps no other's texts waiting.
+    /// One for each node, so that a node that is away does not hold up the others.
     queues: PerNode<Turns>,
-    /// What may wait for all servers.
+    /// What may wait for all nodes.
     max_bytes: usize,
-    /// Sessions whose texts must not be published if they are taken back: their clients were told so. Empty while
-    /// nothing is in flight.
+    /// Sessions whose messages must not be published if the broker gives them back: their clients were told so.
+    /// Empty while nothing is in flight.
     abandoned: HashSet<SessionKey>,
-    /// Texts that were taken and not answered for.
+    /// Messages that the broker has taken and not answered for.
     in_flight: usize,
-    /// Texts that were dropped because their clients were told so, since they were asked for last.
+    /// Messages that were dropped because their clients were told so, since the last [`Outbox::take_dropped`].
     dropped: u64,
 }
 
@@ -47,7 +47,7 @@ impl Outbox {
         Self { placement, queues, max_bytes, abandoned: HashSet::new(), in_flight: 0, dropped: 0 }
     }
 
-    /// Where texts on `channel` wait.
+    /// The node that messages on `channel` wait for.
     pub(crate) fn node_of(&self, channel: &Channel) -> Node {
         self.placement.node_of(channel)
     }
@@ -56,7 +56,7 @@ impl Outbox {
         self.queues.at(node).bytes()
     }
 
-    /// What may wait for one server.
+    /// What may wait for one node.
     fn share(&self) -> usize {
         (self.max_bytes / self.placement.live()).max(1)
     }
@@ -66,12 +66,12 @@ impl Outbox {
         self.share().saturating_sub(self.bytes(node)) / SHARE_OF_FREE
     }
 
-    /// Whether clients whose texts go there should not be read for now.
+    /// Whether clients whose messages go to `node` should not be read for now.
     pub(crate) fn is_full(&self, node: Node) -> bool {
         self.bytes(node) >= self.share()
     }
 
-    /// Whether those that are not read can be read again: half of the room is free.
+    /// Whether those clients can be read again: half of the room is free.
     pub(crate) fn has_room(&self, node: Node) -> bool {
         self.bytes(node) <= self.share() / 2
     }
@@ -81,78 +81,78 @@ impl Outbox {
         self.waiting() == 0
     }
 
-    /// The broker has answered for a text that was taken.
+    /// The broker has answered for a message that it took.
     pub(crate) fn answered(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.forget_abandoned();
     }
 
-    /// Whether texts were taken that are not answered for.
+    /// Whether the broker has messages that it has not answered for.
     pub(crate) fn has_in_flight(&self) -> bool {
         self.in_flight > 0
     }
 
-    /// The texts that wait, those of a client in their order.
+    /// The waiting messages, those of one client in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &ClientMessage> {
         self.queues.iter().flat_map(Turns::iter)
     }
 
-    /// Nobody could have taken them for so long.
+    /// No message could be taken for `time`: it counts against none.
     pub(crate) fn rested(&mut self, time: Millis) {
-        self.queues.iter_mut().flat_map(|(_, queue)| queue.iter_mut()).for_each(|text| text.since += time);
+        self.queues.iter_mut().flat_map(|(_, queue)| queue.iter_mut()).for_each(|message| message.since += time);
     }
 
-    /// Texts that wait or are not answered for.
+    /// The number of messages that wait or that the broker has not answered for.
     pub(crate) fn unsettled(&self) -> usize {
         self.waiting() + self.in_flight
     }
 
-    /// Texts that wait.
+    /// The number of waiting messages.
     pub(crate) fn waiting(&self) -> usize {
         self.queues.iter().map(Turns::len).sum()
     }
 
-    /// How many texts were dropped since the last call.
+    /// The number of messages dropped since the last call.
     pub(crate) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
 
-    pub(crate) fn push(&mut self, text: ClientMessage) {
-        self.queue_of(&text).push(text);
+    pub(crate) fn push(&mut self, message: ClientMessage) {
+        self.queue_of(&message).push(message);
     }
 
-    /// Puts back, before all others, what was taken and certainly not published.
-    pub(crate) fn take_back(&mut self, texts: Vec<ClientMessage>) {
-        self.in_flight = self.in_flight.saturating_sub(texts.len());
-        for text in texts.into_iter().rev() {
-            if matches!(&text.origin, Origin::Session(key) if self.abandoned.contains(key)) {
+    /// Puts back, before all others, messages that the broker took and certainly did not publish.
+    pub(crate) fn take_back(&mut self, messages: Vec<ClientMessage>) {
+        self.in_flight = self.in_flight.saturating_sub(messages.len());
+        for message in messages.into_iter().rev() {
+            if matches!(&message.origin, Origin::Session(key) if self.abandoned.contains(key)) {
                 self.dropped += 1;
             } else {
-                self.queue_of(&text).push_first(text);
+                self.queue_of(&message).push_first(message);
             }
         }
         self.forget_abandoned();
     }
 
-    fn queue_of(&mut self, text: &ClientMessage) -> &mut Turns {
+    fn queue_of(&mut self, message: &ClientMessage) -> &mut Turns {
         // The placement is shared, and may know a node before follow_placement.
         self.queues.grow(self.placement.count(), |_| Turns::default());
-        self.queues.at_mut(self.placement.node_of(&text.channel))
+        self.queues.at_mut(self.placement.node_of(&message.channel))
     }
 
-    /// Channels live elsewhere now.
+    /// Channels have moved to other nodes: their messages follow.
     pub(crate) fn follow_placement(&mut self) {
         self.queues.grow(self.placement.count(), |_| Turns::default());
-        let mut texts = Vec::new();
+        let mut messages = Vec::new();
         for (_, queue) in self.queues.iter_mut() {
-            texts.extend(std::iter::from_fn(|| queue.pop()));
+            messages.extend(std::iter::from_fn(|| queue.pop()));
         }
-        // The texts of a channel were all in one queue, and stay in their order.
-        texts.sort_by_key(|text| text.since);
-        texts.into_iter().for_each(|text| self.push(text));
+        // The messages of a channel were all in one queue, and stay in their order.
+        messages.sort_by_key(|message| message.since);
+        messages.into_iter().for_each(|message| self.push(message));
     }
 
-    /// Never publishes what waits of `session`, or is taken back.
+    /// Drops the messages of `session` that wait or come back from the broker.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
         self.dropped += self.queues.iter_mut().map(|(_, queue)| queue.remove(session)).sum::<usize>() as u64;
         if self.in_flight > 0 {
@@ -160,34 +160,34 @@ impl Outbox {
         }
     }
 
-    /// Nothing can be taken back, so there is nothing to hold back.
+    /// With nothing in flight, nothing can come back.
     fn forget_abandoned(&mut self) {
         if self.in_flight == 0 && !self.abandoned.is_empty() {
             self.abandoned = HashSet::new();
         }
     }
 
-    /// The next texts for `node`, about `max_bytes` of them.
+    /// The next messages for `node`, about `max_bytes` of them.
     pub(crate) fn take(&mut self, node: Node, max_bytes: usize) -> Vec<ClientMessage> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while bytes < max_bytes
-            && let Some(text) = self.queues.at_mut(node).pop()
+            && let Some(message) = self.queues.at_mut(node).pop()
         {
-            bytes += text.cost();
-            taken.push(text);
+            bytes += message.cost();
+            taken.push(message);
         }
         self.in_flight += taken.len();
         taken
     }
 
-    /// Drops the texts that have waited since before `since`. Returns the session of each that was
-    /// lost: it may be gone, or have made progress all the time, though never fast enough.
+    /// Drops the messages that have waited since before `since`. Returns the session of each: the session may be gone,
+    /// or its messages may have moved all the time, too slowly.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
         let expired: Vec<_> = self.queues.iter_mut().flat_map(|(_, queue)| queue.expire(since)).collect();
         let mut lost = Vec::new();
-        for text in expired {
-            match text.origin {
+        for message in expired {
+            match message.origin {
                 Origin::Session(key) => lost.push(key),
                 Origin::Publisher(tell) => drop(tell.send(Err(NotPublished::TimedOut))),
             }
@@ -204,7 +204,7 @@ mod tests {
 
     const NODE: Node = Node(0);
 
-    fn text(session: u32, payload: &'static [u8]) -> ClientMessage {
+    fn message(session: u32, payload: &'static [u8]) -> ClientMessage {
         at(0, session, payload)
     }
 
@@ -213,17 +213,17 @@ mod tests {
         ClientMessage { channel: Channel::from_static(b""), payload: Bytes::from_static(payload), origin, since }
     }
 
-    fn payloads(texts: &[ClientMessage]) -> Vec<&[u8]> {
-        texts.iter().map(|text| &text.payload[..]).collect()
+    fn payloads(messages: &[ClientMessage]) -> Vec<&[u8]> {
+        messages.iter().map(|message| &message.payload[..]).collect()
     }
 
     #[test]
-    fn texts_leave_in_order_and_the_limit_counts_what_they_cost() {
-        let one = text(1, b"a").cost();
+    fn messages_leave_in_order_and_the_limit_counts_what_they_cost() {
+        let one = message(1, b"a").cost();
         let mut queue = Outbox::new(2 * one, Placement::over(1));
-        queue.push(text(1, b"a"));
+        queue.push(message(1, b"a"));
         assert!(!queue.is_full(NODE));
-        queue.push(text(2, b"b"));
+        queue.push(message(2, b"b"));
         assert!(queue.is_full(NODE));
         assert_eq!(payloads(&queue.take(NODE, 1)), [b"a"]);
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
@@ -231,25 +231,25 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_a_client_that_was_told_otherwise_are_never_published() {
+    fn messages_of_a_client_that_was_told_otherwise_are_never_published() {
         let mut queue = Outbox::new(1_000, Placement::over(1));
-        queue.push(text(1, b"a"));
-        queue.push(text(2, b"b"));
-        queue.push(text(1, b"c"));
+        queue.push(message(1, b"a"));
+        queue.push(message(2, b"b"));
+        queue.push(message(1, b"c"));
         queue.abandon(SessionKey { index: 1, generation: 0 });
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
         assert_eq!((queue.take_dropped(), queue.unsettled()), (2, 1));
         queue.answered();
         assert_eq!(queue.unsettled(), 0);
         // The key may be used again once nothing of the old session waits.
-        queue.push(text(1, b"d"));
+        queue.push(message(1, b"d"));
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"d"]);
     }
 
     #[test]
     fn what_waited_too_long_is_dropped_and_its_session_named() {
         let mut queue = Outbox::new(1_000, Placement::over(1));
-        queue.push(text(1, b"a"));
+        queue.push(message(1, b"a"));
         queue.push(at(10, 1, b"b"));
         assert_eq!(queue.expire(10), [SessionKey { index: 1, generation: 0 }]);
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
@@ -260,15 +260,15 @@ mod tests {
         let placement = Placement::in_cluster(Vec::new());
         let mut queue = Outbox::new(1_000, placement.clone());
         for payload in [b"a", b"b", b"c"] {
-            queue.push(text(1, payload));
+            queue.push(message(1, payload));
         }
-        let taken = queue.take(NOWHERE, 2 * text(1, b"a").cost());
+        let taken = queue.take(NOWHERE, 2 * message(1, b"a").cost());
         assert_eq!((payloads(&taken), queue.unsettled()), (vec![&b"a"[..], b"b"], 3));
         queue.take_back(taken);
         assert_eq!((queue.waiting(), queue.unsettled()), (3, 3));
         let homes = vec![Node(1); SLOTS.into()];
         placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 2, live: 1 });
-        queue.push(text(2, b"d"));
+        queue.push(message(2, b"d"));
         queue.abandon(SessionKey { index: 2, generation: 0 });
         queue.follow_placement();
         assert_eq!(queue.bytes(NOWHERE), 0);
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_long_name_is_counted_with_each_message() {
         let mut queue = Outbox::new(10_000, Placement::over(1));
-        queue.push(ClientMessage { channel: Channel::from(vec![b'n'; 9_900]), ..text(1, b"") });
+        queue.push(ClientMessage { channel: Channel::from(vec![b'n'; 9_900]), ..message(1, b"") });
         assert!(queue.is_full(NODE));
         assert_eq!(queue.take(NODE, 1).len(), 1);
         assert!(!queue.is_full(NODE));
@@ -292,9 +292,9 @@ mod tests {
         for session in (0..300).cycle().take(100_000) {
             let waiting: &mut usize = &mut waiting[session];
             if *waiting < queue.allowance(NODE) {
-                let text = text(u32::try_from(session).unwrap(), b"");
-                *waiting += text.cost();
-                queue.push(text);
+                let message = message(u32::try_from(session).unwrap(), b"");
+                *waiting += message.cost();
+                queue.push(message);
             }
         }
         assert!(!queue.is_full(NODE));

@@ -1,5 +1,4 @@
-//! Messages that wait for one of the broker's servers. The messages of one source keep their order; the sources
-//! take turns.
+//! Messages that wait for one node. The messages of one source keep their order; the sources take turns.
 //!
 //! Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) by bytes: in a round each source sends about
 //! [`QUANTUM`] bytes. So a client that floods delays only itself, and a client that sends now and then waits for
@@ -228,13 +227,13 @@ mod tests {
     use crate::channel::Channel;
     use proptest::prelude::*;
 
-    fn text(session: u32, payload: Vec<u8>, since: Millis) -> ClientMessage {
+    fn message(session: u32, payload: Vec<u8>, since: Millis) -> ClientMessage {
         let origin = Origin::Session(SessionKey { index: session, generation: 0 });
         ClientMessage { channel: Channel::from_static(b"chat:a"), payload: payload.into(), origin, since }
     }
 
-    fn session_of(text: &ClientMessage) -> u32 {
-        let Origin::Session(key) = text.origin else { panic!("only sessions here") };
+    fn session_of(message: &ClientMessage) -> u32 {
+        let Origin::Session(key) = message.origin else { panic!("only sessions here") };
         key.index
     }
 
@@ -242,25 +241,28 @@ mod tests {
     fn a_client_that_floods_delays_itself_and_no_other() {
         let mut turns = Turns::default();
         for number in 0..10_000 {
-            turns.push(text(1, Vec::new(), number));
+            turns.push(message(1, Vec::new(), number));
         }
-        turns.push(text(2, b"hello".to_vec(), 10_000));
-        let place = std::iter::from_fn(|| turns.pop()).position(|text| session_of(&text) == 2).unwrap();
-        assert!(place <= QUANTUM / text(1, Vec::new(), 0).cost(), "its one message left behind {place} of the flood");
+        turns.push(message(2, b"hello".to_vec(), 10_000));
+        let place = std::iter::from_fn(|| turns.pop()).position(|message| session_of(&message) == 2).unwrap();
+        assert!(
+            place <= QUANTUM / message(1, Vec::new(), 0).cost(),
+            "its one message left behind {place} of the flood"
+        );
     }
 
     #[test]
     fn sources_share_by_bytes_not_by_messages() {
         let mut turns = Turns::default();
         for _ in 0..1_000 {
-            turns.push(text(1, vec![b'x'; 8_000], 0));
-            turns.push(text(2, vec![b'x'; 80], 0));
+            turns.push(message(1, vec![b'x'; 8_000], 0));
+            turns.push(message(2, vec![b'x'; 80], 0));
         }
         let (mut bytes, mut taken) = ([0, 0], 0);
         // As long as both have something to send.
         while taken < 500 {
-            let text = turns.pop().unwrap();
-            bytes[session_of(&text) as usize - 1] += text.cost();
+            let message = turns.pop().unwrap();
+            bytes[session_of(&message) as usize - 1] += message.cost();
             taken += 1;
         }
         let [large, small] = bytes;
@@ -271,7 +273,7 @@ mod tests {
     fn nothing_is_left_behind_when_nothing_waits() {
         let mut turns = Turns::default();
         for session in 0..1_000 {
-            turns.push(text(session, Vec::new(), 0));
+            turns.push(message(session, Vec::new(), 0));
         }
         while turns.pop().is_some() {}
         assert_eq!((turns.len(), turns.bytes(), turns.order.capacity(), turns.lines.capacity()), (0, 0, 0, 0));
@@ -289,22 +291,22 @@ mod tests {
                 now += 1;
                 match step {
                     0 | 1 => {
-                        turns.push(text(session, vec![0; size], now));
+                        turns.push(message(session, vec![0; size], now));
                         expected.entry(session).or_default().push_back(now);
-                        bytes += text(session, vec![0; size], now).cost();
+                        bytes += message(session, vec![0; size], now).cost();
                     }
-                    2 => if let Some(text) = turns.pop() {
-                        prop_assert_eq!(expected.get_mut(&session_of(&text)).unwrap().pop_front(), Some(text.since));
+                    2 => if let Some(message) = turns.pop() {
+                        prop_assert_eq!(expected.get_mut(&session_of(&message)).unwrap().pop_front(), Some(message.since));
                         if size % 2 == 0 {
-                            expected.get_mut(&session_of(&text)).unwrap().push_front(text.since);
-                            turns.push_first(text);
+                            expected.get_mut(&session_of(&message)).unwrap().push_front(message.since);
+                            turns.push_first(message);
                         } else {
-                            bytes -= text.cost();
+                            bytes -= message.cost();
                         }
                     },
-                    _ => for text in turns.expire(now.saturating_sub(20)) {
-                        prop_assert_eq!(expected.get_mut(&session_of(&text)).unwrap().pop_front(), Some(text.since));
-                        bytes -= text.cost();
+                    _ => for message in turns.expire(now.saturating_sub(20)) {
+                        prop_assert_eq!(expected.get_mut(&session_of(&message)).unwrap().pop_front(), Some(message.since));
+                        bytes -= message.cost();
                     },
                 }
                 prop_assert_eq!(turns.len(), expected.values().map(VecDeque::len).sum::<usize>());

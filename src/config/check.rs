@@ -20,7 +20,7 @@ pub(super) enum Origin {
 ///
 /// # Errors
 /// The fault, as a sentence without its place.
-pub(super) fn judge(schema: &Schema, setting: &Setting, value: Value, origin: Origin) -> Result<Value, String> {
+pub(super) fn check(schema: &Schema, setting: &Setting, value: Value, origin: Origin) -> Result<Value, String> {
     let value = match (setting.kind, &value) {
         // 0 needs no unit.
         (Kind::Duration, Value::Integer(0)) => Value::String("0s".to_owned()),
