@@ -150,14 +150,23 @@ mod signals;
 mod throttle;
 mod worker;
 
-pub use crate::log::{count_dropped_log_line, on_log_flush, on_log_level};
-pub use admin::control::{AskError, log_level, suspend, upgrade};
 pub use config::{
-    BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, GapPolicy, Limits, Listen, NotUtf8Policy,
-    Reading, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
+    BinaryPolicy, Broker, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy, Limits, Listen,
+    NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
 };
-pub use handover::{has_refused_hand_over, refuse_hand_over};
-pub use message::NotPublished;
+pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;
 pub use server::{Publisher, Server, ServerError};
-pub use service::{Extra, run_service};
+
+/// What the binary `webws` needs and no other program: systemd, signals, hand-over, the process' log.
+///
+/// Not part of the library's promises: any release may change this module.
+#[doc(hidden)]
+pub mod binary {
+    pub use crate::admin::control::{AskError, log_level, suspend, upgrade};
+    pub use crate::config::{Reading, examine};
+    pub use crate::handover::{has_refused_hand_over, refuse_hand_over};
+    pub use crate::log::{count_dropped_log_line, on_log_flush, on_log_level};
+    pub use crate::server::check_reading;
+    pub use crate::service::{Extra, ServiceError, run_service};
+}

@@ -44,9 +44,9 @@ pub(crate) enum Origin {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotPublished {
-    /// The broker refused the message, for the reason given.
+    /// The broker refused the message; it was not published.
     #[error("the broker refused the message: {0}")]
-    Refused(String),
+    Refused(#[source] Refusal),
     /// The link broke before the answer came. The message may have been published or not,
     /// so webws does not send it again.
     #[error("the link to the broker broke before it answered: nobody knows whether the message was published")]
@@ -57,4 +57,28 @@ pub enum NotPublished {
     /// The server has stopped, or too many messages wait already.
     #[error("the server takes no messages now; the message was not published")]
     Unavailable,
+}
+
+/// The broker's error reply to a message, as Redis' `NOPERM No permissions to access a channel`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code} {details}")]
+pub struct Refusal {
+    code: String,
+    details: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: &str, details: Option<&str>) -> Self {
+        Self { code: code.to_owned(), details: details.unwrap_or_default().to_owned() }
+    }
+
+    /// The first word of the reply, which programs tell errors apart by: `NOPERM`, `OOM`, `READONLY`.
+    pub fn code(&self) -> &str {
+        &self.code
+    }
+
+    /// The rest of the reply, for a person; may be empty.
+    pub fn details(&self) -> &str {
+        &self.details
+    }
 }

@@ -188,29 +188,45 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     said.send(()).ok();
 }
 
-/// Why a running webws did not do what it was asked for, in a sentence.
+/// Why a running webws did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// Its answer; for a hand-over, its log has it as well.
-    #[error("{0}")]
-    Answered(String),
-    /// It cannot be asked, or does not answer.
-    #[error("{0}")]
-    Unreachable(String),
-}
-
-impl From<String> for AskError {
-    fn from(why: String) -> Self {
-        Self::Unreachable(why)
-    }
+    /// Its answer; for a hand-over, its log has the same sentence.
+    #[error("{text}")]
+    Answered {
+        /// A sentence for the operator.
+        text: String,
+    },
+    /// It ended before it answered.
+    #[error("the server ended without an answer; its log says why")]
+    Ended,
+    /// Another program listens at the path.
+    #[error(
+        "{} is not webws' control socket, because something else answers there: see the setting control",
+        path.display()
+    )]
+    Foreign {
+        /// Where the control socket was looked for.
+        path: PathBuf,
+    },
+    /// Nothing listens at the path, or nothing answers in time.
+    #[error("{}", explain(path, source, *patience))]
+    Unreachable {
+        /// Where the control socket was looked for.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+        /// How long the answer was waited for.
+        patience: Duration,
+    },
 }
 
 /// Asks the server whose control socket is at `path` to hand over to a new process; returns what it says
 /// when that is done.
 ///
 /// # Errors
-/// Why it was not done, in a sentence.
+/// Why it was not done.
 pub fn upgrade(path: &Path) -> Result<String, AskError> {
     ask(path, "upgrade", UPGRADING)
 }
@@ -219,7 +235,7 @@ pub fn upgrade(path: &Path) -> Result<String, AskError> {
 /// is started next, and to end; returns what it says.
 ///
 /// # Errors
-/// Why it was not done, in a sentence. It serves on then.
+/// Why it was not done. It serves on then.
 pub fn suspend(path: &Path) -> Result<String, AskError> {
     ask(path, "suspend", SUSPENDING)
 }
@@ -228,7 +244,7 @@ pub fn suspend(path: &Path) -> Result<String, AskError> {
 /// `WEBWS_LOG`; returns what it says.
 ///
 /// # Errors
-/// Why it was not done, in a sentence.
+/// Why it was not done.
 pub fn log_level(path: &Path, level: &str) -> Result<String, AskError> {
     ask(path, &format!("log {}", level.replace('\n', " ")), SETTING)
 }
@@ -258,12 +274,12 @@ fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, AskError> 
             pause();
             continue;
         }
-        let line = asked.map_err(|fault| fault.explain(path))?;
+        let line = asked.map_err(|fault| fault.at(path))?;
         return match line.trim_end().split_once(' ') {
             Some(("done", text)) => Ok(text.to_owned()),
-            Some(("failed", text)) => Err(AskError::Answered(text.to_owned())),
-            None if line.is_empty() => Err("the server ended without an answer; its log says why".to_owned().into()),
-            _ => Err(Fault::Other(line).explain(path).into()),
+            Some(("failed", text)) => Err(AskError::Answered { text: text.to_owned() }),
+            None if line.is_empty() => Err(AskError::Ended),
+            _ => Err(AskError::Foreign { path: path.to_owned() }),
         };
     }
 }
@@ -285,31 +301,32 @@ impl Fault {
         }
     }
 
-    fn explain(self, path: &Path) -> String {
-        let path = path.display();
-        let (error, patience) = match self {
-            Self::Io(error, patience) => (error, patience),
-            Self::Other(_) => {
-                return format!(
-                    "{path} is not webws' control socket, because something else answers there: see the setting control"
-                );
-            }
-        };
-        match error.kind() {
-            io::ErrorKind::WouldBlock => format!(
-                "nothing answers at {path} within {patience:?}: it is not webws' control socket (see the setting \
-                 control), or webws is stopped or hangs"
-            ),
-            io::ErrorKind::PermissionDenied => format!(
-                "the control socket {path} cannot be used: {error}; only root and the user that webws runs as may \
-                 (try sudo)"
-            ),
-            io::ErrorKind::ConnectionRefused => {
-                format!("no process listens at {path}: does webws run, with control = \"{path}\"?")
-            }
-            io::ErrorKind::NotFound => format!("there is no {path}: does webws run, with control = \"{path}\"?"),
-            _ => format!("{path} is not webws' control socket: {error}"),
+    fn at(self, path: &Path) -> AskError {
+        let path = path.to_owned();
+        match self {
+            Self::Io(source, patience) => AskError::Unreachable { path, source, patience },
+            Self::Other(_) => AskError::Foreign { path },
         }
+    }
+}
+
+/// Why no answer came from `path`, and what to do.
+fn explain(path: &Path, error: &io::Error, patience: Duration) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::WouldBlock => format!(
+            "nothing answers at {path} within {patience:?}: it is not webws' control socket (see the setting \
+             control), or webws is stopped or hangs"
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "the control socket {path} cannot be used: {error}; only root and the user that webws runs as may \
+             (try sudo)"
+        ),
+        io::ErrorKind::ConnectionRefused => {
+            format!("no process listens at {path}: does webws run, with control = \"{path}\"?")
+        }
+        io::ErrorKind::NotFound => format!("there is no {path}: does webws run, with control = \"{path}\"?"),
+        _ => format!("{path} is not webws' control socket: {error}"),
     }
 }
 

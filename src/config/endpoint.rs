@@ -158,8 +158,139 @@ impl Default for EndpointConfig {
 }
 
 impl EndpointConfig {
+    /// The endpoint at `path`, with the defaults of every other setting: those of the drop-in for the Lua handler.
+    /// The methods `with_…` change one setting each.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use webws::{ChannelRule, Config, EndpointConfig, WireName};
+    ///
+    /// let news = EndpointConfig::new("/news")
+    ///     .with_wire(WireName::Plain)
+    ///     .with_channel(ChannelRule::Plain)
+    ///     .with_prefix("news:")
+    ///     .with_ping_interval(Duration::from_secs(20))
+    ///     .subscribe_only();
+    /// let mut config = Config::default();
+    /// config.endpoints = vec![EndpointConfig::new("/webws"), news];
+    /// config.validate()?;
+    /// # Ok::<(), webws::ConfigError>(())
+    /// ```
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
+
     /// The second endpoint of the test page: `/plain?channel=zhang`, with unchanged payloads.
     pub fn plain() -> Self {
-        Self { path: "/plain".to_owned(), wire: WireName::Plain, channel: ChannelRule::Plain, ..Self::default() }
+        Self::new("/plain").with_wire(WireName::Plain).with_channel(ChannelRule::Plain)
+    }
+
+    /// Sets [`argument`](EndpointConfig::argument).
+    #[must_use]
+    pub fn with_argument(self, argument: impl Into<String>) -> Self {
+        Self { argument: argument.into(), ..self }
+    }
+
+    /// Sets [`prefix`](EndpointConfig::prefix).
+    #[must_use]
+    pub fn with_prefix(self, prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), ..self }
+    }
+
+    /// Sets [`subprotocols`](EndpointConfig::subprotocols).
+    #[must_use]
+    pub fn with_subprotocols<S: Into<String>>(self, subprotocols: impl IntoIterator<Item = S>) -> Self {
+        Self { subprotocols: subprotocols.into_iter().map(Into::into).collect(), ..self }
+    }
+
+    /// Clients only receive: webws answers a message from a client with close 1008.
+    #[must_use]
+    pub fn subscribe_only(self) -> Self {
+        Self { subscribe: true, publish: false, ..self }
+    }
+
+    /// Clients only send: they receive no publication.
+    #[must_use]
+    pub fn publish_only(self) -> Self {
+        Self { subscribe: false, publish: true, ..self }
+    }
+
+    /// An empty prefix: clients name any channel of that Redis, except those that Redis and webws use themselves.
+    #[must_use]
+    pub fn without_prefix(self) -> Self {
+        Self { prefix: String::new(), allow_empty_prefix: true, ..self }
+    }
+
+    /// In a Redis Cluster, all channels with this prefix are sharded.
+    #[must_use]
+    pub fn sharded(self) -> Self {
+        Self { sharded: true, ..self }
+    }
+}
+
+/// One method per setting: `with_NAME(value)`.
+macro_rules! setters {
+    ($($method:ident: $field:ident, $kind:ty;)*) => {
+        impl EndpointConfig {$(
+            #[doc = concat!("Sets [`", stringify!($field), "`](EndpointConfig::", stringify!($field), ").")]
+            #[must_use]
+            pub fn $method(self, $field: $kind) -> Self {
+                Self { $field, ..self }
+            }
+        )*}
+    };
+}
+
+setters! {
+    with_wire: wire, WireName;
+    with_channel: channel, ChannelRule;
+    with_max_channel_bytes: max_channel_bytes, usize;
+    with_binary: binary, BinaryPolicy;
+    with_not_utf8: not_utf8, NotUtf8Policy;
+    with_max_message_bytes: max_message_bytes, usize;
+    with_ping_interval: ping_interval, Duration;
+    with_idle_timeout: idle_timeout, Duration;
+    with_max_queue_bytes: max_queue_bytes, usize;
+    with_stall_timeout: stall_timeout, Duration;
+    with_max_unpublished_bytes: max_unpublished_bytes, usize;
+    with_publish_timeout: publish_timeout, Duration;
+    with_on_gap: on_gap, GapPolicy;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builder_reaches_every_setting() {
+        let built = EndpointConfig::new("/a")
+            .with_wire(WireName::Plain)
+            .with_channel(ChannelRule::Path)
+            .with_argument("room")
+            .without_prefix()
+            .with_max_channel_bytes(1)
+            .with_subprotocols(["v1"])
+            .with_binary(BinaryPolicy::Publish)
+            .with_not_utf8(NotUtf8Policy::Replace)
+            .with_max_message_bytes(2)
+            .with_ping_interval(Duration::from_secs(3))
+            .with_idle_timeout(Duration::from_secs(4))
+            .with_max_queue_bytes(5)
+            .with_stall_timeout(Duration::from_secs(6))
+            .with_max_unpublished_bytes(7)
+            .with_publish_timeout(Duration::from_secs(8))
+            .with_on_gap(GapPolicy::Close)
+            .publish_only()
+            .sharded();
+        let (built, default) = (settings(&built), settings(&EndpointConfig::default()));
+        for (name, value) in &built {
+            // `publish_only` leaves `publish` on.
+            assert!(name == "publish" || default.get(name) != Some(value), "{name} is the default");
+        }
+        assert!(!EndpointConfig::new("/a").subscribe_only().publish);
+    }
+
+    fn settings(endpoint: &EndpointConfig) -> toml::Table {
+        toml::Table::try_from(endpoint).unwrap()
     }
 }

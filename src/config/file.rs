@@ -8,7 +8,7 @@ use toml::{Spanned, Table, Value};
 use super::check::{Origin, candidates, check, one_line};
 use super::schema::{Kind, Schema, Setting, full_name};
 use super::validate::is_about;
-use super::{Config, ConfigError, syntax};
+use super::{Config, ConfigError, ConfigFault, syntax};
 
 /// Maximum of listed faults. A file with more is likely not ours.
 const MAX_FAULTS: usize = 50;
@@ -27,13 +27,13 @@ pub struct Reading {
     /// `WEBWS_*` variables that are no settings and not close to one, a sentence each. Kubernetes sets some
     /// for a service named webws.
     pub unused: Vec<String>,
-    faults: Vec<String>,
+    pub(crate) faults: Vec<ConfigFault>,
 }
 
 impl Reading {
-    /// The faults, one sentence each.
-    pub fn faults(&self) -> impl Iterator<Item = &str> {
-        self.faults.iter().map(String::as_str)
+    /// The faults, in the order of the file.
+    pub fn faults(&self) -> impl Iterator<Item = &ConfigFault> {
+        self.faults.iter()
     }
 }
 
@@ -41,7 +41,7 @@ impl Config {
     /// Reads settings from the TOML `text` of the file called `name` and then from the
     /// `WEBWS_*` variables in `environment`: `WEBWS_WORKERS=2`, `WEBWS_REDIS__USERNAME=web`
     /// (two underscores lead into a table). A setting in neither keeps its default. Empty variables and variables
-    /// that are no setting are ignored; [`Config::examine`] names the latter.
+    /// that are no setting are ignored.
     ///
     /// # Errors
     /// Every unknown setting, wrong type or unreadable value, each with its place.
@@ -50,22 +50,22 @@ impl Config {
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let Reading { config, faults, .. } = Self::examine(name, text, environment);
+        let Reading { config, faults, .. } = examine(name, text, environment);
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(faults)) }
     }
+}
 
-    /// Reads settings as [`Config::read`] does, but continues after a fault.
-    pub fn examine(name: &str, text: &str, environment: impl IntoIterator<Item = (String, String)>) -> Reading {
-        let mut reader = Reader::new(name, text);
-        reader.read_file();
-        // The environment has no order of its own.
-        let mut environment: Vec<_> = environment.into_iter().collect();
-        environment.sort();
-        for (variable, value) in environment {
-            reader.read_variable(&variable, &value);
-        }
-        reader.finish()
+/// Reads settings as [`Config::read`] does, but continues after a fault.
+pub fn examine(name: &str, text: &str, environment: impl IntoIterator<Item = (String, String)>) -> Reading {
+    let mut reader = Reader::new(name, text);
+    reader.read_file();
+    // The environment has no order of its own.
+    let mut environment: Vec<_> = environment.into_iter().collect();
+    environment.sort();
+    for (variable, value) in environment {
+        reader.read_variable(&variable, &value);
     }
+    reader.finish()
 }
 
 struct Reader<'a> {
@@ -336,12 +336,13 @@ impl<'a> Reader<'a> {
                 Some(before) => format!("{}, {}: {what}", self.name, place(before)),
                 None => what.clone(),
             })
+            .map(ConfigFault::from)
             .collect();
         if left_out > 0 {
-            faults.push(format!("{}: {left_out} more faults are not listed", self.name));
+            faults.push(format!("{}: {left_out} more faults are not listed", self.name).into());
         }
         let config = Self::config(self.sound).unwrap_or_else(|error| {
-            faults.push(format!("{}: {error}", self.name));
+            faults.push(format!("{}: {error}", self.name).into());
             Config::default()
         });
         // The settings without a fault are checked together now, so that one run shows all faults. A setting with a
@@ -350,8 +351,8 @@ impl<'a> Reader<'a> {
             && self.is_whole
             && let Err(error) = config.validate()
         {
-            let others = error.faults.into_iter().filter(|what| !self.faulty.iter().any(|name| is_about(what, name)));
-            faults.extend(others);
+            let is_known = |fault: &ConfigFault| self.faulty.iter().any(|name| is_about(fault.sentence(), name));
+            faults.extend(error.into_faults().into_iter().filter(|fault| !is_known(fault)));
         }
         Reading { config, warnings: self.warnings, unused: self.unused, faults }
     }
@@ -417,7 +418,7 @@ mod tests {
             "line 9, column 8: endpoint.wire:",
         ];
         for (fault, place) in faults.iter().zip(places) {
-            assert!(fault.starts_with(&format!("webws.toml, {place}")), "{place} {faults:#?}");
+            assert!(fault.sentence().starts_with(&format!("webws.toml, {place}")), "{place} {faults:#?}");
         }
     }
 
@@ -433,7 +434,7 @@ mod tests {
         let places = ["line 1,", "line 6,", "line 7,", "line 11,", "WEBWS_PACE", "workers", "redis.connect"];
         assert_eq!(faults.len(), places.len(), "{faults:#?}");
         for (fault, place) in faults.iter().zip(places) {
-            assert!(fault.contains(place), "{place} {faults:#?}");
+            assert!(fault.sentence().contains(place), "{place} {faults:#?}");
         }
     }
 
@@ -476,7 +477,7 @@ mod tests {
         let kubernetes = [("WEBWS_PORT", "tcp://10.0.0.1:80"), ("WEBWS_SERVICE_HOST", "10.0.0.1")];
         let near = [("WEBWS_WORKERZ", "2"), ("WEBWS_HANDOVER", "7")];
         let environment = kubernetes.into_iter().chain(near).map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let reading = Config::examine("", "", environment);
+        let reading = examine("", "", environment);
         assert_eq!((reading.config, reading.faults.len()), (Config::default(), 0));
         assert_eq!(
             (reading.unused.len(), reading.warnings.len()),

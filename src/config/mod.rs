@@ -3,12 +3,13 @@
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`. `file` reads a configuration from
 //! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each
 //! value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
-//! `redis_url` reads broker addresses. May not enter: I/O. Validation comes before anything is opened.
+//! `redis_url` reads broker addresses; `error` is what they report. May not enter: I/O. Validation comes before anything is opened.
 
 mod address_fault;
 mod advice;
 mod check;
 mod endpoint;
+mod error;
 mod file;
 mod redis_url;
 mod reserved;
@@ -26,27 +27,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
-pub use file::Reading;
+pub use error::{ConfigError, ConfigFault};
+pub use file::{Reading, examine};
 pub use redis_url::{Broker, RedisAddress, RedisUrl};
 pub(crate) use reserved::reserved;
-
-/// One or more faults in a configuration, a line each: where, what, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .faults.join("\n"))]
-pub struct ConfigError {
-    faults: Vec<String>,
-}
-
-impl ConfigError {
-    pub(crate) fn new(faults: Vec<String>) -> Self {
-        Self { faults }
-    }
-
-    /// The faults, one sentence each.
-    pub fn faults(&self) -> impl Iterator<Item = &str> {
-        self.faults.iter().map(String::as_str)
-    }
-}
 
 /// All settings. `Config::default()` is what the shipped package runs with: the drop-in
 /// for the Lua handler at `/webws`, Redis on this machine.

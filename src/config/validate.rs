@@ -299,7 +299,7 @@ mod tests {
         let config =
             Config { listen: vec![Listen::Unix(long.clone().into())], control: Some(long.into()), ..Config::default() };
         let error = config.validate().unwrap_err();
-        let settings: Vec<_> = error.faults().map(|fault| fault.split(':').next().unwrap()).collect();
+        let settings: Vec<_> = error.faults().map(|fault| fault.sentence().split(':').next().unwrap()).collect();
         assert_eq!(settings, ["listen", "control"], "{error}");
         assert!(error.to_string().contains("has 108 bytes"), "{error}");
     }

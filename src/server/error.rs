@@ -19,15 +19,6 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
-    /// The sockets that systemd handed over are not what is expected.
-    #[error("socket activation: {0}")]
-    Activation(String),
-    /// This process was started to take over from another, and could not: that one goes on.
-    #[error("nothing was taken over: {0}")]
-    HandOver(String),
-    /// The control socket cannot be made.
-    #[error("control: {0}")]
-    Control(String),
     /// A worker could not start or ended before its time.
     #[error("worker {worker}: {source}")]
     Worker {

@@ -12,4 +12,4 @@ pub use self::error::ServerError;
 pub(crate) use self::error::advice;
 pub use self::publisher::Publisher;
 pub(crate) use self::running::{Ending, Running};
-pub use self::setup::Server;
+pub use self::setup::{Server, check_reading};

@@ -14,7 +14,7 @@ use super::listener::{Listener, bind};
 use super::publisher::Publisher;
 use super::running::{End, Ending, Running};
 use crate::broker::{memory, redis};
-use crate::config::{Broker, Config, ConfigError, Listen, Reading, RedisUrl};
+use crate::config::{Broker, Config, ConfigError, ConfigFault, Listen, Reading, RedisUrl};
 use crate::front::acceptor::{Entrance, Inlet};
 use crate::front::page::{Pages, TestPage};
 use crate::front::upgrade;
@@ -135,43 +135,27 @@ impl Server {
     /// # Errors
     /// All faults, one sentence each.
     pub fn check(config: &Config) -> Result<(), ConfigError> {
-        let mut faults = Vec::new();
-        if let Err(error) = config.validate() {
-            faults.extend(error.faults().map(str::to_owned));
-        }
+        let mut faults = config.validate().map_or_else(ConfigError::into_faults, |()| Vec::new());
         Self::check_surroundings(config, &mut faults);
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
     }
 
-    /// Checks a configuration that may have faults: lists those and what [`Server::check`] finds.
-    ///
-    /// # Errors
-    /// All faults, one sentence each.
-    pub fn check_reading(reading: &Reading) -> Result<(), ConfigError> {
-        let mut faults: Vec<String> = reading.faults().map(str::to_owned).collect();
-        if faults.is_empty() {
-            return Self::check(&reading.config);
-        }
-        Self::check_surroundings(&reading.config, &mut faults);
-        Err(ConfigError::new(faults))
-    }
-
     /// What the settings name.
-    fn check_surroundings(config: &Config, faults: &mut Vec<String>) {
+    fn check_surroundings(config: &Config, faults: &mut Vec<ConfigFault>) {
         if config.listen.is_empty() {
-            faults.push("listen is empty: write one address at least".to_owned());
+            faults.push("listen is empty: write one address at least".to_owned().into());
         }
         if let Broker::Redis(urls) = &config.broker {
             for url in urls {
                 if let Err(error) = redis_deployment(config, std::slice::from_ref(url), 1) {
-                    faults.extend(error.faults().map(str::to_owned));
+                    faults.extend(error.into_faults());
                 }
             }
         }
         if let Some(group) = &config.socket_group
             && !os::socket_file::has_group(group)
         {
-            faults.push(format!("socket_group: there is no group '{group}' (getent group lists all groups)"));
+            faults.push(format!("socket_group: there is no group '{group}' (getent group lists all groups)").into());
         }
     }
 
@@ -227,8 +211,7 @@ impl Server {
 
     /// Serves the test page at `/` as well, and publishes what is posted to `/dev/publish`. Requests from other
     /// machines' pages, or for other names than this machine's, are refused with 403 then.
-    #[must_use]
-    pub fn with_test_page(mut self) -> Self {
+    pub(crate) fn with_test_page(mut self) -> Self {
         self.pages = Some(Arc::new(TestPage::new(&self.config, self.publisher())));
         self
     }
@@ -344,11 +327,24 @@ impl Server {
     }
 }
 
+/// Checks a configuration that may have faults: lists those and what [`Server::check`] finds.
+///
+/// # Errors
+/// All faults, one sentence each.
+pub fn check_reading(reading: &Reading) -> Result<(), ConfigError> {
+    if reading.faults.is_empty() {
+        return Server::check(&reading.config);
+    }
+    let mut faults = reading.faults.clone();
+    Server::check_surroundings(&reading.config, &mut faults);
+    Err(ConfigError::new(faults))
+}
+
 fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Result<redis::Deployment, ConfigError> {
     let systemd = redis::SystemdCredentials {
         redis: os::systemd::credential("redis-password"),
         sentinel: os::systemd::credential("redis-sentinel-password"),
     };
     redis::Deployment::try_new(config, urls, workers, &systemd)
-        .map_err(|error| ConfigError::new(vec![error.to_string()]))
+        .map_err(|error| ConfigError::new([ConfigFault::caused_by(error)]))
 }

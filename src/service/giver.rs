@@ -128,7 +128,7 @@ impl Giver<'_> {
     /// Leaves the sessions to whoever is started next; says whether that was possible.
     async fn suspend(&self, request: Request) -> bool {
         let site = self.site.clone();
-        let left = blocking(move || site.leave()).await.unwrap_or_else(|error| Err(GiveError::Here(error)));
+        let left = blocking(move || site.leave()).await.unwrap_or_else(|error| Err(GiveError::Here(error.to_string())));
         let outcome = match &left {
             Ok(sessions) => {
                 tracing::info!(sessions, "left {sessions} sessions with systemd for the process that is started next");
@@ -157,6 +157,6 @@ impl Giver<'_> {
             log::flush();
             site.give(&program, &attempt)
         };
-        blocking(give).await.unwrap_or_else(|error| Err(GiveError::Here(error)))
+        blocking(give).await.unwrap_or_else(|error| Err(GiveError::Here(error.to_string())))
     }
 }

@@ -6,35 +6,30 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::blocking::blocking;
+use super::error::{SOCKET_NAME, ServiceError};
 use crate::config::Config;
 use crate::handover::protocol::ProtocolError;
 use crate::handover::{Legacy, Predecessor};
 use crate::os;
-use crate::server::{Running, Server, ServerError};
-
-/// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
-const SOCKET_NAME: &str = "ws";
+use crate::server::{Running, Server};
 
 /// A server on systemd's sockets or those of the settings, and what systemd kept for it.
-pub(super) fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Server, ServerError> {
-    let mut handed_over =
-        os::systemd::take_descriptors().map_err(|error| ServerError::Activation(error.to_string()))?;
+pub(super) fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Server, ServiceError> {
+    let mut handed_over = os::systemd::take_descriptors().map_err(ServiceError::Activation)?;
     *legacy = Legacy::among(&mut handed_over);
     let server = listen_on(config, handed_over)?;
     Ok(if legacy.is_some() { server.resting() } else { server })
 }
 
-fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Server, ServerError> {
+fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Server, ServiceError> {
     if handed_over.is_empty() {
-        return Server::bind(config);
+        return Ok(Server::bind(config)?);
     }
     // systemd-socket-activate names them "unknown" unless told otherwise.
     if let Some((_, name)) = handed_over.iter().find(|(_, name)| name != SOCKET_NAME && name != "unknown") {
-        return Err(ServerError::Activation(format!(
-            "a socket is called '{name}', but only '{SOCKET_NAME}' is served: set FileDescriptorName={SOCKET_NAME} in the .socket unit"
-        )));
+        return Err(ServiceError::ForeignSocket { name: name.clone() });
     }
-    Server::on(config, handed_over.into_iter().map(|(socket, _)| socket).collect())
+    Ok(Server::on(config, handed_over.into_iter().map(|(socket, _)| socket).collect())?)
 }
 
 /// Takes everything over from another process; returns how many sessions, when that one has gone.
@@ -42,7 +37,7 @@ pub(super) async fn take_over(
     running: &mut Running,
     predecessor: Arc<Predecessor>,
     broker: &str,
-) -> Result<usize, ServerError> {
+) -> Result<usize, ServiceError> {
     let (asks, broker) = (running.site().asks, broker.to_owned());
     let taken = blocking(move || {
         let taken = predecessor.take(&asks, &broker);
@@ -51,14 +46,13 @@ pub(super) async fn take_over(
         }
         taken
     });
-    let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
-    let sessions = sessions.map_err(ServerError::HandOver)?;
+    let sessions = taken.await.map_err(ServiceError::hand_over)?.map_err(ServiceError::hand_over)?;
     running.own_listeners();
     Ok(sessions)
 }
 
 /// Goes on with the sessions that were left by a process that has ended.
-pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServerError> {
+pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServiceError> {
     let site = running.site();
     let taken = blocking(move || {
         let taken = legacy.take(&site.asks)?;
@@ -66,8 +60,7 @@ pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), 
         Ok::<_, ProtocolError>(taken)
     });
     // With a part of it nobody would know what is missing: all end, the clients come back, and so do we.
-    let sessions = taken.await.and_then(|taken| taken.map_err(|error| error.to_string()));
-    let sessions = sessions.map_err(ServerError::HandOver)?;
+    let sessions = taken.await.map_err(ServiceError::hand_over)?.map_err(ServiceError::hand_over)?;
     tracing::info!(sessions, "took up {sessions} sessions that the previous process left with systemd");
     running.own_listeners();
     Ok(())

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::error::ServiceError;
 use super::giver::Giver;
 use super::inherit::{listen, resume, take_over};
 use super::watch::{second_signal, watchdog};
@@ -15,7 +16,7 @@ use crate::admin::{control, status};
 use crate::config::Config;
 use crate::handover::{Predecessor, Program};
 use crate::os;
-use crate::server::{Ending, Server, ServerError, advice};
+use crate::server::{Ending, Server, ServerError};
 use crate::signals::{HangUp, Signals};
 
 /// Requests to hand over that may wait: one is tried, and the others are told so.
@@ -39,15 +40,14 @@ pub enum Extra {
 /// # Errors
 /// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
 /// process was started to take over from another and could not.
-pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError> {
+pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceError> {
     let on_hang_up = if extra == Extra::TestPage { HangUp::Stop } else { HangUp::HandOver };
-    let signals = Signals::try_new(on_hang_up);
-    let mut signals = signals.map_err(|error| ServerError::Activation(format!("signals: {error}")))?;
+    let mut signals = Signals::try_new(on_hang_up).map_err(ServiceError::Signals)?;
     // Now: later, another file may stand there.
     let program = Program::own();
     let broker = config.broker.to_string();
     let control = config.control.clone();
-    let found = Predecessor::find(Some(&broker)).map_err(|error| ServerError::HandOver(error.to_string()))?;
+    let found = Predecessor::find(Some(&broker)).map_err(ServiceError::hand_over)?;
     let mut legacy = None;
     let (predecessor, server) = match found {
         None => (None, listen(config, &mut legacy)),
@@ -55,7 +55,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             // What a start would refuse, at the latest.
             let server = Server::check(&config).map_err(ServerError::from);
             let server = server.and_then(|()| Server::taking_over(config, heritage));
-            (Some(Arc::new(predecessor)), server)
+            (Some(Arc::new(predecessor)), server.map_err(ServiceError::from))
         }
     };
     let server = match (server, &predecessor) {
@@ -123,10 +123,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
             );
             None
         }
-        Err((path, error)) => {
-            let advice = advice("", &error);
-            return Err(ServerError::Control(format!("{}: {error}{advice}", path.display())));
-        }
+        Err((path, source)) => return Err(ServiceError::Control { path, source }),
         Ok(control) => control,
     };
     let control = RefCell::new(control);
@@ -169,7 +166,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServerError
                 Some((_, pid)) => tracing::info!(pid, "stopped, process {pid} serves on: {metrics}"),
                 None => tracing::info!("stopped: {metrics}"),
             }
-            ended
+            ended.map_err(ServiceError::from)
         }
         () = watchdog => Ok(()),
         () = status => Ok(()),

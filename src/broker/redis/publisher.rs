@@ -20,7 +20,7 @@ use super::{Links, RETRY};
 use crate::broker::Sink;
 use crate::clock;
 use crate::id::SessionKey;
-use crate::message::{ClientMessage, NotPublished, Origin};
+use crate::message::{ClientMessage, NotPublished, Origin, Refusal};
 
 /// Bytes of one pipeline, names included, and so of what comes back of it to each worker. Chosen: far under
 /// Redis' query buffer and the output buffer at which it ends a subscriber, and over what comes in a round
@@ -208,8 +208,8 @@ async fn publish(link: &mut Link<'_>, texts: Vec<ClientMessage>) -> Result<(), L
         match answer {
             Value::ServerError(error) if is_for_now(Some(error.code())) && !is_overtaken => sent.take_back(),
             Value::ServerError(error) => {
-                let words = format!("{} {}", error.code(), error.details().unwrap_or_default());
-                sent.answer(Err(NotPublished::Refused(words)));
+                let refusal = Refusal::new(error.code(), error.details());
+                sent.answer(Err(NotPublished::Refused(refusal)));
             }
             _ => sent.answer(Ok(())),
         }

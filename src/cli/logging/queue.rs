@@ -122,7 +122,7 @@ impl Queue {
 
 fn drop_line(state: &mut State) {
     state.dropped += 1;
-    webws::count_dropped_log_line();
+    webws::binary::count_dropped_log_line();
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use webws::{Broker, Config, EndpointConfig, Listen, Reading};
+use webws::binary::{self, Reading};
+use webws::{Broker, Config, EndpointConfig, Listen};
 
 /// A longer file is not a configuration of webws.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -64,7 +65,7 @@ pub(crate) fn read(file: Option<&Path>) -> Result<Reading, String> {
     // A setting that is not UTF-8 is refused by its name.
     let environment = std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
-    Ok(Config::examine(&name, &text, environment))
+    Ok(binary::examine(&name, &text, environment))
 }
 
 fn text(path: &Path) -> Result<String, String> {

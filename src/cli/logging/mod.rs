@@ -58,14 +58,14 @@ pub(crate) fn start(level: &str) -> Result<Logging, String> {
         );
     }
     let current = Mutex::new(current.to_owned());
-    webws::on_log_level(move |level| {
+    webws::binary::on_log_level(move |level| {
         let filter = parse(level)?;
         handle.reload(filter).map_err(|error| error.to_string())?;
         let before = std::mem::replace(&mut *current.lock().unwrap_or_else(PoisonError::into_inner), level.to_owned());
         Ok(format!("the log level is {level} until the process ends; it was {before}"))
     });
     let flushed = queue.clone();
-    webws::on_log_flush(move |patience| flushed.flush(patience));
+    webws::binary::on_log_flush(move |patience| flushed.flush(patience));
     Ok(Logging(queue))
 }
 

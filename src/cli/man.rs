@@ -6,7 +6,7 @@ use std::io::{self, Write};
 
 use clap::CommandFactory;
 
-use crate::cli::Cli;
+use super::arguments::Cli;
 
 /// The section after the synopsis.
 const DESCRIPTION: &str = r#".SH DESCRIPTION

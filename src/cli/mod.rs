@@ -1,0 +1,219 @@
+//! The command line: runs the command that the arguments name, and maps its failure to an exit code.
+//!
+//! `arguments` defines the command line, `man` the man page; `settings` reads the file and the environment;
+//! `logging` writes log lines. Compiled by the feature `cli` only. May not enter: how connections are served; that
+//! is the library's.
+
+mod arguments;
+mod logging;
+mod man;
+mod settings;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser};
+use webws::binary::{self, AskError, Extra, Reading, ServiceError};
+use webws::{Config, ConfigError, ServerError};
+
+use self::arguments::{Cli, Command, RunArgs};
+use self::settings::Notes;
+
+/// sysexits.h: the command was used wrongly.
+const EX_USAGE: u8 = 64;
+/// sysexits.h: something is wrong with the configuration.
+const EX_CONFIG: u8 = 78;
+
+/// Runs the command; returns the process' exit code.
+pub(crate) fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            if let Some(fault) = broker_fault(&error) {
+                drop(writeln!(io::stderr(), "error: {fault}\n\nFor more information, try '--help'."));
+                return ExitCode::from(EX_USAGE);
+            }
+            let asked_for = !error.use_stderr();
+            // Help goes to stdout, which may be closed already.
+            drop(error.print());
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(EX_USAGE) };
+        }
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => {
+            // Once: the process that serves has logged it.
+            if !binary::has_refused_hand_over() {
+                logging::complain(&message);
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// What is wrong with a broker's address. clap's own words would repeat it, password and all.
+fn broker_fault(error: &clap::Error) -> Option<String> {
+    match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(argument) if argument.starts_with("--broker") => {
+            Some(format!("{argument}: {}", std::error::Error::source(error)?))
+        }
+        _ => None,
+    }
+}
+
+type Failure = (u8, String);
+
+fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => {
+            let (config, notes) = run_config(args).inspect_err(|(_, message)| binary::refuse_hand_over(message))?;
+            serve(config, &notes, Extra::None)
+        }
+        Command::Check { config, quiet } => check(&config, if quiet { Shown::Faults } else { Shown::All }),
+        Command::Upgrade { config, control } => ask(binary::upgrade, Logged::ByServer, config.as_deref(), control),
+        Command::Suspend { config, control } => ask(binary::suspend, Logged::ByServer, config.as_deref(), control),
+        Command::Log { level, config, control } => {
+            ask(|path| binary::log_level(path, &level), Logged::ByNobody, config.as_deref(), control)
+        }
+        Command::Dev { config, broker, listen } => {
+            let (config, notes) = dev_config(config.as_deref(), broker, listen)?;
+            serve(config, &notes, Extra::TestPage)
+        }
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "webws", &mut out);
+            print(&out)
+        }
+        Command::Man => {
+            let mut out = Vec::new();
+            man::write(&mut out).map_err(|error| (1, error.to_string()))?;
+            print(&out)
+        }
+    }
+}
+
+fn run_config(args: RunArgs) -> Result<(Config, Notes), Failure> {
+    let mut reading = read_config(args.config.as_deref())?;
+    let mut notes = Notes::of(&mut reading);
+    notes.note_broker(args.broker.as_ref());
+    if !args.listen.is_empty() {
+        reading.config.listen = args.listen;
+    }
+    reading.config.broker = args.broker.unwrap_or(reading.config.broker);
+    reading.config.workers = args.workers.unwrap_or(reading.config.workers);
+    binary::check_reading(&reading).map_err(|error| config_failure(&error))?;
+    Ok((reading.config, notes))
+}
+
+fn read_config(file: Option<&Path>) -> Result<Reading, Failure> {
+    settings::read(file).map_err(|error| (EX_CONFIG, error))
+}
+
+/// Which process logs that something was not done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Logged {
+    ByServer,
+    ByNobody,
+}
+
+/// Asks a running webws for something, and prints what it says.
+fn ask(
+    ask: impl FnOnce(&Path) -> Result<String, AskError>,
+    logged: Logged,
+    config: Option<&Path>,
+    control: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let control = match control {
+        Some(path) => path,
+        None => {
+            let reading = read_config(config)?;
+            let faults: Vec<_> = reading.faults().map(ToString::to_string).collect();
+            if !faults.is_empty() {
+                return Err((EX_CONFIG, faults.join("\n")));
+            }
+            match reading.config.control {
+                Some(path) => path,
+                None => settings::shipped_control().map_err(|error| (EX_CONFIG, error))?,
+            }
+        }
+    };
+    let told = ask(&control).map_err(|error| match error {
+        // In `ExecReload=`: the server has logged it in the same journal.
+        AskError::Answered { .. } if logged == Logged::ByServer && logging::is_journal() => (1, String::new()),
+        error => (1, error.to_string()),
+    })?;
+    print(format!("{told}\n").as_bytes())
+}
+
+fn config_failure(error: &ConfigError) -> Failure {
+    (EX_CONFIG, error.to_string())
+}
+
+/// What `check` prints.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// The settings in force, or what is wrong or odd.
+    All,
+    /// What is wrong.
+    Faults,
+}
+
+fn check(file: &Path, shown: Shown) -> Result<(), Failure> {
+    let mut reading = read_config(Some(file))?;
+    let notes = Notes::of(&mut reading);
+    let checked = binary::check_reading(&reading).map_err(|error| config_failure(&error));
+    if shown == Shown::Faults {
+        return checked;
+    }
+    let of_settings = reading.config.warnings();
+    let mut stderr = io::stderr().lock();
+    for warning in notes.warnings().chain(of_settings.iter().filter(|_| checked.is_ok()).map(String::as_str)) {
+        drop(writeln!(stderr, "webws: warning: {warning}"));
+    }
+    drop(stderr);
+    checked?;
+    let settings = toml::to_string(&reading.config).map_err(|error| (1, error.to_string()))?;
+    print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
+}
+
+fn dev_config(
+    file: Option<&Path>,
+    broker: Option<webws::Broker>,
+    listen: Vec<webws::Listen>,
+) -> Result<(Config, Notes), Failure> {
+    let mut reading = read_config(file)?;
+    let mut notes = Notes::of(&mut reading);
+    notes.note_broker(broker.as_ref());
+    settings::dev(&mut reading.config, file, broker, listen);
+    binary::check_reading(&reading).map_err(|error| config_failure(&error))?;
+    Ok((reading.config, notes))
+}
+
+fn serve(config: Config, notes: &Notes, extra: Extra) -> Result<(), Failure> {
+    // Dropped at the end, which writes the last lines.
+    let _logging = logging::start(&config.log).map_err(|error| (1, error))?;
+    notes.log();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| (1, format!("no runtime: {error}")))?;
+    runtime.block_on(binary::run_service(config, extra)).map_err(|error| match error {
+        ServiceError::Server(ServerError::Config(error)) => config_failure(&error),
+        ServiceError::Server(ServerError::Listen { ref source, .. })
+            if extra == Extra::TestPage && source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            (1, format!("{error}\nwebws dev --listen tcp:127.0.0.1:8081 listens elsewhere"))
+        }
+        other => (1, other.to_string()),
+    })
+}
+
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err((1, format!("stdout: {error}"))),
+        _ => Ok(()),
+    }
+}
