@@ -19,6 +19,8 @@ mod fairness;
 mod gap;
 mod golden;
 mod handover;
+#[cfg(feature = "internals")]
+mod inside;
 mod layering;
 mod liveness;
 mod log;

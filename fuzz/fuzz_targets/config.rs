@@ -1,8 +1,7 @@
-//! A configuration file: never a panic, never an endless search for faults.
+//! `bodies/config.rs` with libFuzzer's input.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+#[path = "../bodies/config.rs"]
+mod body;
 
-fuzz_target!(|text: &str| {
-    webws::internals::is_config(text);
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| body::run(input));

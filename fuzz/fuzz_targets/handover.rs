@@ -1,9 +1,7 @@
-//! What a process hears that takes over from another: never a panic, whatever it is.
+//! `bodies/handover.rs` with libFuzzer's input.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use webws::internals::adopt;
+#[path = "../bodies/handover.rs"]
+mod body;
 
-fuzz_target!(|input: &[u8]| {
-    adopt(input);
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| body::run(input));

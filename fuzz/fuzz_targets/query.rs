@@ -1,11 +1,7 @@
-//! The channel that a query names: never a panic, always within its prefix.
+//! `bodies/query.rs` with libFuzzer's input.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+#[path = "../bodies/query.rs"]
+mod body;
 
-fuzz_target!(|query: &[u8]| {
-    if let Some(channel) = webws::internals::channel(query) {
-        assert!(channel.starts_with(b"chat:"));
-        assert!(std::str::from_utf8(&channel).is_ok());
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| body::run(input));

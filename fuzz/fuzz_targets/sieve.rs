@@ -1,16 +1,7 @@
-//! What Redis sends to a subscriber: never a panic, and the same messages wherever the stream is cut.
+//! `bodies/sieve.rs` with libFuzzer's input.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use webws::internals::split;
+#[path = "../bodies/sieve.rs"]
+mod body;
 
-fuzz_target!(|input: &[u8]| {
-    let (payloads, replies) = split(input);
-    assert!(replies.iter().all(|reply| !reply.is_empty()));
-    let taken: usize = payloads.iter().chain(&replies).map(|part| part.len()).sum();
-    assert!(taken <= input.len());
-    for cut in 0..input.len() {
-        let (before, _) = split(&input[..cut]);
-        assert!(payloads.starts_with(&before), "what was whole before the cut is whole without it");
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| body::run(input));

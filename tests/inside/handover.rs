@@ -1,0 +1,47 @@
+//! Promise: a new process that fails at any step of a hand-over is given up, and nobody notices.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::handover::Stage;
+use crate::support::{SOON, until};
+
+#[tokio::test]
+async fn a_new_process_that_fails_on_the_way_is_given_up_at_every_step() {
+    let mut stage = Stage::start().await;
+    for (fault, why) in [
+        ("abort Ready", "signal: 6"),
+        ("abort AfterReady", "signal: 6"),
+        ("abort Sessions", "signal: 6"),
+        ("abort Adopted", "signal: 6"),
+        ("abort Commit", "signal: 6"),
+        ("hang Sessions", "did not say anything within 5s"),
+        ("hang Commit", "did not say anything within 5s"),
+        ("format 9 9", "another format"),
+    ] {
+        stage.webws.set_fault(fault);
+        stage.fails(why).await;
+    }
+    // A newer version that still understands us, and says things that nobody knows.
+    stage.webws.set_fault("format 2 1");
+    stage.succeeds().await;
+    stage.webws.set_fault("");
+    stage.succeeds().await;
+}
+
+#[tokio::test]
+async fn who_shall_stop_while_the_new_process_hangs_stops() {
+    // The new one never says that it serves: the old one goes on, and then does as it was told.
+    let mut stage = Stage::start().await;
+    stage.webws.set_fault("hang Commit");
+    stage.webws.signal(Signal::SIGUSR2);
+    until("it has begun", SOON, async || stage.webws.log().contains("handing over")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stage.webws.term();
+    while stage.witness.closed.is_none() {
+        assert!(stage.witness.take(2 * SOON).await, "{}", stage.webws.log());
+    }
+    assert_eq!((stage.witness.closed, stage.webws.heirs().len()), (Some(1001), 0));
+    until("its socket is gone", SOON, async || !stage.webws.socket().exists()).await;
+}
