@@ -2,7 +2,7 @@
 //! program publishes itself, ended when the program ends.
 //!
 //! ```text
-//! cargo run --example embed
+//! cargo run --example embed --no-default-features
 //! websocat 'ws://127.0.0.1:8090/plain?channel=clock'
 //! ```
 
@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use webws::{Config, EndpointConfig, NotPublished, Publisher, Server};
+use webws::{ChannelRule, Config, EndpointConfig, NotPublished, Publisher, Server, WireName};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -44,7 +44,8 @@ pub(crate) async fn run(
     let mut config = Config::default();
     // The embedded broker. With "redis://127.0.0.1:6379" other processes hear the clock too.
     config.broker = "memory".parse()?;
-    config.endpoints = vec![EndpointConfig::plain()];
+    let endpoint = EndpointConfig::new("/plain").with_wire(WireName::Plain).with_channel(ChannelRule::Plain);
+    config.endpoints = vec![endpoint];
     let server = Server::on(config, vec![listener.into()])?;
     let clock = tokio::spawn(strike(server.publisher(), period));
     // Returns when all clients have been told 1001.

@@ -2,9 +2,33 @@
 //!
 //! A WebSocket opened as `/webws?channel="zhang"` receives what anyone `PUBLISH`es on
 //! `chat:zhang` and publishes there what the browser sends. It takes the place of an
-//! OpenResty handler in Lua, with the same bytes on the wire. As a library it runs inside
-//! another program: make a [`Config`], [`Server::bind`] it (or put it [`Server::on`] sockets
-//! of your own), and [`Server::run`] it; a [`Publisher`] publishes from within.
+//! OpenResty handler in Lua, with the same bytes on the wire.
+//!
+//! # In another program
+//! ```toml
+//! webws = { version = "0.1", default-features = false }
+//! ```
+//!
+//! Make a [`Config`], [`Server::bind`] it (or put it [`Server::on`] sockets of your own), and [`Server::run`] it. A
+//! [`Publisher`] publishes from within. Without default features the library compiles nothing of the binary: no
+//! command line, no log output, no allocator. It logs by `tracing`, and sets no maximum level.
+//!
+//! ```
+//! use webws::{ChannelRule, Config, EndpointConfig, Server, WireName};
+//!
+//! async fn serve(shutdown: impl Future<Output = ()>) -> Result<(), webws::ServerError> {
+//!     let news = EndpointConfig::new("/news").with_wire(WireName::Plain).with_channel(ChannelRule::Plain);
+//!     let mut config = Config::default();
+//!     config.broker = "redis://127.0.0.1:6379".parse()?;
+//!     config.listen = vec!["unix:/run/app/news.sock".parse()?];
+//!     config.endpoints = vec![news.subscribe_only()];
+//!     let server = Server::bind(config)?;
+//!     let publisher = server.publisher();
+//!     tokio::spawn(async move { publisher.publish("chat:all", "hello").await });
+//!     // Returns when every client was closed with 1001.
+//!     server.run(shutdown).await
+//! }
+//! ```
 //!
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. The acceptor hands the connection to the `worker`

@@ -40,7 +40,7 @@ pub(crate) enum Origin {
     Publisher(oneshot::Sender<Result<(), NotPublished>>),
 }
 
-/// Why a message was not published.
+/// Why a message was not published. Only after [`NotPublished::Unknown`] may it have been published all the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotPublished {

@@ -127,7 +127,18 @@ impl Shard {
     }
 }
 
-/// A server's counts, readable from any thread. `Display` writes `name=value` pairs.
+/// A server's counts, readable from any thread, also after the server's end; cheap to clone. `Display` writes
+/// `name=value` pairs, separated by blanks.
+///
+/// ```
+/// # let mut config = webws::Config::default();
+/// # config.broker = "memory".parse()?;
+/// # let server = webws::Server::on(config, Vec::new())?;
+/// let metrics = server.metrics();
+/// assert_eq!(metrics.sessions(), 0);
+/// assert!(metrics.to_string().contains(" publications_received=0 "));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Metrics {
     shards: Arc<[Arc<Shard>]>,

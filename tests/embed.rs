@@ -4,6 +4,7 @@
 #[path = "../examples/embed.rs"]
 mod example;
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -108,4 +109,40 @@ async fn a_publisher_works_from_its_first_moment_and_in_any_runtime() {
     client.close().await;
     stop.send(()).unwrap();
     timeout(SOON, serving).await.expect("the server does not end").unwrap().unwrap();
+}
+
+/// What `cargo tree` prints of the library without default features, one crate a line.
+fn tree_of_the_library(format: &str) -> String {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args(["tree", "--locked", "--offline", "--package", "webws", "--no-default-features", "--edges", "normal"]);
+    cargo.args(["--prefix", "none", "--format", format]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_embedding_program_compiles_nothing_that_only_the_programs_need() {
+    let manifest: toml::Table =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap().parse().unwrap();
+    let dependencies = manifest["dependencies"].as_table().unwrap();
+    let is_optional = |of: &toml::Value| of.get("optional").and_then(toml::Value::as_bool) == Some(true);
+    let optional: BTreeSet<_> =
+        dependencies.iter().filter(|(_, of)| is_optional(of)).map(|(name, _)| name.as_str()).collect();
+    for name in ["clap", "clap_complete", "clap_mangen", "tikv-jemallocator", "tracing-subscriber"] {
+        assert!(optional.contains(name), "{name} is for the binary only");
+    }
+    let tree = tree_of_the_library("{p}");
+    let crates: BTreeSet<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains("redis"), "{tree}");
+    assert_eq!(crates.intersection(&optional).collect::<Vec<_>>(), Vec::<&&str>::new());
+}
+
+/// Cargo unifies features over a program: a maximum level here would silence the embedding program
+/// (`tests/embedder` shows the same by running).
+#[test]
+fn the_library_sets_no_maximum_log_level() {
+    for line in tree_of_the_library("{p} {f}").lines() {
+        assert!(!line.contains("max_level"), "{line}");
+    }
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use webws::Config;
+use webws::{ChannelRule, Config, EndpointConfig, WireName};
 
 use crate::support::browser::Browser;
 use crate::support::program::{Program, listen_in};
@@ -191,6 +191,7 @@ async fn as_a_library(shutdown_signal: impl Future<Output = ()>) -> Result<(), B
     let mut config = webws::Config::default();
     config.broker = "memory".parse()?;
     let listener = std::os::unix::net::UnixListener::bind("/run/app/ws.sock")?;
+    config.endpoints = vec![EndpointConfig::new("/news").with_wire(WireName::Plain).with_channel(ChannelRule::Plain)];
     let server = webws::Server::on(config, vec![listener.into()])?;
     let publisher = server.publisher();
     server.run(shutdown_signal).await?;

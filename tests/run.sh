@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The test command: finds or installs the programs the tests talk to (a real nginx, a real Redis, a
-# real browser, systemd's tools), then runs all tests. Arguments go to `cargo test`:
+# real browser, systemd's tools), then runs all tests. With arguments, runs `cargo test` with them instead:
 #
-#   tests/run.sh                      everything
-#   tests/run.sh --test main golden   what has "golden" in its name
+#   tests/run.sh                                      everything
+#   tests/run.sh --test main golden                   what has "golden" in its name
+#   tests/run.sh --all-features --test main inside::  what needs more than the features that ship
 #
 # Exit status: that of cargo test; 2 if something is missing that this script may not install.
 set -euo pipefail
@@ -137,5 +138,19 @@ ulimit -n "$(ulimit -Hn)" || say "cannot raise the limit of open files ($(ulimit
 # They wait more than they compute, so more of them than there are cores run at a time.
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 
-# With all features: the load generator has tests as well.
-exec cargo test --locked --all-features "$@"
+if [ $# -gt 0 ]; then
+    exec cargo test --locked "$@"
+fi
+
+# What ships, with the features that ship.
+cargo test --locked
+
+# A program that embeds the library: the release profile, because only there do levels disappear; optimised by
+# nothing, because that takes a minute more and changes no level.
+CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    cargo run --release --locked --quiet -p webws-embedder --target-dir target/embedder
+
+# What ships to nobody: the load generator (feature "bench"); parsers called directly, and processes that fail at a
+# chosen step (feature "internals").
+cargo test --locked --all-features --bin webws-bench
+cargo test --locked --all-features --test main inside::

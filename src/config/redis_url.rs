@@ -15,7 +15,17 @@ use super::{ConfigError, address_fault};
 const REDIS_PORT: u16 = 6_379;
 const SENTINEL_PORT: u16 = 26_379;
 
-/// Which broker joins the sessions.
+/// Which broker joins the sessions. Parsed from `memory` or one or more URLs.
+///
+/// ```
+/// use webws::{Broker, RedisAddress};
+///
+/// let broker: Broker = "redis://web:secret@10.0.0.7 redis://10.0.0.8:6380".parse()?;
+/// let Broker::Redis(servers) = &broker else { panic!("not Redis") };
+/// assert_eq!(servers[1].address(), &RedisAddress::Tcp("10.0.0.8".to_owned(), 6380));
+/// assert!(!broker.to_string().contains("secret"));
+/// # Ok::<(), webws::ConfigError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Broker {
@@ -26,7 +36,7 @@ pub enum Broker {
     Redis(Vec<RedisUrl>),
 }
 
-/// A Redis' address and our login there. `Display` and `Debug` mask the user as well, because a password
+/// A Redis' address and our login there, parsed as a part of [`Broker`]. `Display` and `Debug` mask the user as well, because a password
 /// without its colon looks like a user.
 #[derive(Clone)]
 pub struct RedisUrl {
@@ -34,6 +44,13 @@ pub struct RedisUrl {
     pub(crate) username: Option<String>,
     pub(crate) password: Option<SecretString>,
     pub(crate) database: Option<String>,
+}
+
+impl RedisUrl {
+    /// How the server is reached; for Sentinels and clusters, where to ask.
+    pub fn address(&self) -> &RedisAddress {
+        &self.address
+    }
 }
 
 /// How a Redis is reached.

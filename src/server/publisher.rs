@@ -7,7 +7,21 @@ use crate::channel::Channel;
 use crate::message::NotPublished;
 use crate::worker::PublishRequest;
 
-/// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone.
+/// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone. Made with
+/// [`Server::publisher`](crate::Server::publisher). A message that is published before the server runs waits for it.
+///
+/// ```
+/// use webws::{NotPublished, Publisher};
+///
+/// /// Publishes; says whether the message may be published again without a duplicate.
+/// async fn announce(publisher: &Publisher, text: String) -> Result<(), bool> {
+///     publisher.publish("chat:news", text).await.map_err(|error| match error {
+///         // Nobody received it: Redis was away, or refused it (`refusal.code()` says why).
+///         NotPublished::TimedOut | NotPublished::Refused(_) => true,
+///         _ => false,
+///     })
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Publisher {
     pub(super) requests: mpsc::Sender<PublishRequest>,
@@ -18,7 +32,7 @@ impl Publisher {
     /// broker's word. Messages of one publisher leave in the order of the calls.
     ///
     /// # Errors
-    /// When it was not published, or nobody knows: see [`NotPublished`].
+    /// The message was not published, or its fate is unknown: see [`NotPublished`].
     ///
     /// # Cancel safety
     /// Dropped before it resolves, the message may be published or not.
