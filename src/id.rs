@@ -19,4 +19,4 @@ impl SessionKey {
 
 /// A subscriber's entry in the hub; its session keeps it as its subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SubscriberId(pub(crate) usize);
+pub(crate) struct SubscriberId(pub(crate) u32);

@@ -13,11 +13,12 @@ use crate::front::head::Head;
 use crate::handover::protocol::{self, Message};
 use crate::id::SessionKey;
 use crate::placement::{Node, Placement};
-use crate::protocol::encoding::Wire;
+use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::hub::{Hub, Outlet};
 use crate::protocol::outbound::{Batch, Outbound};
-use crate::protocol::session::{Queued, Session};
+use crate::protocol::session::{Payload, Publish, Queued, Rejected, Session};
+use crate::protocol::socket::memory::MemorySocket;
 use crate::protocol::websocket::reader::{Flow, Incoming, Reader};
 
 /// The channel that a query names at the drop-in endpoint.
@@ -45,7 +46,7 @@ pub fn split(stream: &[u8]) -> (Vec<&[u8]>, Vec<&[u8]>) {
 
 /// Appends the Lua wire's frame for a publication on `chat:` and a name.
 pub fn encode(channel: &[u8], payload: &[u8], out: &mut BytesMut) {
-    Wire::Lua { name_at: 5 }.encode(channel, payload, out);
+    Encoding::Lua { name_at: 5 }.encode(channel, payload, out);
 }
 
 /// What one client sends, judged.
@@ -80,7 +81,7 @@ impl Fanout {
         let mut hub = Hub::new(0, std::time::Duration::ZERO, Placement::over(1));
         for n in 0..channels * subscribers {
             let channel = Channel::from(format!("chat:c{}", n % channels));
-            hub.join(&channel, Wire::Lua { name_at: 5 }, SessionKey { index: n, generation: 0 });
+            hub.join(&channel, Encoding::Lua { name_at: 5 }, SessionKey { index: n, generation: 0 });
             hub.confirm(Node(0), &channel);
         }
         let queues = (0..channels * subscribers).map(|_| Outbound::new(0)).collect();
@@ -115,18 +116,31 @@ impl Fanout {
 #[must_use]
 pub fn adopt(words: &[u8]) -> usize {
     let Ok(Message::Sessions { sessions, .. }) = protocol::decode(words) else { return 0 };
-    let adopted = sessions.into_iter().filter_map(|portable| {
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().ok()?;
-        ours.set_nonblocking(true).ok()?;
+    let adopted = sessions.into_iter().filter_map(|snapshot| {
+        let mut socket = MemorySocket::roomy();
         let endpoint = Rc::new(Endpoint::new(EndpointConfig::default()));
-        let mut session = Session::adopt(portable, endpoint, ours.into(), clock::START).ok()?;
-        session.on_tick(clock::START);
-        session.judge(&mut [], clock::START, &mut |_, _| Queued::NOTHING);
-        session.on_writable(clock::START);
+        let mut session = Session::adopt(snapshot, endpoint, clock::START).ok()?;
+        let ticked = session.on_tick(&mut socket, clock::START);
+        let decoded = session.decode(&mut [], &mut socket, clock::START, &mut Nowhere);
+        let sent = session.on_writable(&mut socket, clock::START);
         session.next_due();
-        Some(session.portable(clock::START))
+        Some((ticked, decoded, sent, session.snapshot(clock::START)))
     });
     adopted.count()
+}
+
+/// An outbox that takes everything.
+struct Nowhere;
+
+impl Publish for Nowhere {
+    fn publish(&mut self, _: &Channel, payload: Payload<'_>) -> Queued {
+        std::hint::black_box(payload);
+        Queued { bytes: 0, allowance: usize::MAX }
+    }
+
+    fn reject(&mut self, rejected: Rejected) {
+        std::hint::black_box(rejected);
+    }
 }
 
 struct Queues<'a>(&'a mut Vec<Outbound>);
@@ -141,6 +155,10 @@ impl Outlet for Queues<'_> {
     fn is_behind(&mut self, _: SessionKey) -> bool {
         false
     }
+
+    fn now(&self) -> std::time::Instant {
+        std::time::Instant::now()
+    }
 }
 
 struct Sockets;
@@ -152,5 +170,9 @@ impl Outlet for Sockets {
 
     fn is_behind(&mut self, _: SessionKey) -> bool {
         false
+    }
+
+    fn now(&self) -> std::time::Instant {
+        std::time::Instant::now()
     }
 }

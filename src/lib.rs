@@ -53,7 +53,7 @@
 //! # From Redis to N browsers
 //! A sieve in the subscribing link's stream hands each message to its worker before the redis
 //! crate sees it, and never waits. The `hub` finds the channel's audiences (those who get the same bytes), and each
-//! audience's `wire` frames the payload once, into the audience's batch. When the link's
+//! audience's `encoding` frames the payload once, into the audience's batch. When the link's
 //! stream has nothing more at the moment, every touched audience is flushed: one `send` of the
 //! batch per subscriber. What is for an audience that has not read its last batch is held back for
 //! some milliseconds and collects (the setting `pace`); who has caught up never waits. What a socket
@@ -81,7 +81,7 @@
 //!
 //! # Walls
 //! 1. The reader of a Redis link never waits for a client.
-//! 2. A publication is encoded once per wire and shared; there is no copy per subscriber (one
+//! 2. A publication is encoded once per encoding and shared; there is no copy per subscriber (one
 //!    more for all who fall behind, so that nobody holds a larger buffer than is counted).
 //! 3. A client sees its 101 only after its subscription is confirmed.
 //! 4. One publisher's messages on a channel reach every subscriber in Redis' order; one

@@ -179,13 +179,22 @@ fn imports_go_down_and_never_round() {
         faults.push(format!("a circle:\n    {}", circle.iter().map(within).collect::<Vec<_>>().join("\n    ")));
     }
     // Rooms that are being rebuilt.
-    let is_open = |fault: &&String| {
-        !["broker::redis -> ", "front::page", "protocol::session imports", "worker::core -> "]
-            .iter()
-            .any(|room| fault.contains(room))
-    };
+    let is_open = |fault: &&String| !["broker::redis -> ", "front::page"].iter().any(|room| fault.contains(room));
     let faults: Vec<_> = faults.iter().filter(is_open).map(String::as_str).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The session, the hub and the outbox run in a simulator: bytes, events and time go in.
+#[test]
+fn the_protocol_does_no_io() {
+    let modules = modules();
+    let rooms: Vec<_> = modules.iter().filter(|(module, _)| floor_of(module) == floor_of("protocol")).collect();
+    assert!(rooms.len() > 10, "{rooms:?}");
+    for (module, code) in rooms {
+        for foreign in ["crate::os", "tokio::", "std::os", "std::net", "Instant::now", "rustix", "nix::", "mio::"] {
+            assert!(!code.contains(foreign), "{module} uses {foreign}");
+        }
+    }
 }
 
 #[test]

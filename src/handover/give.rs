@@ -26,7 +26,8 @@ use crate::channel::Channel;
 use crate::front::acceptor::Entrance;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
-use crate::worker::handover::{Answer, Ask, Collected};
+use crate::worker::Collected;
+use crate::worker::handover::{Answer, Ask};
 
 /// What is handed over.
 #[derive(Debug, Clone)]

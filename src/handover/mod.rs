@@ -9,7 +9,7 @@
 //! Where there is a time without a process, as in `systemctl restart`, systemd keeps what was left
 //! (`store.rs`); what is published meanwhile is missing, in a gap that is reported.
 //!
-//! `protocol.rs` has the messages, `deadlines.rs` how long each step may take, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/portable.rs`), how a worker
+//! `protocol.rs` has the messages, `deadlines.rs` how long each step may take, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/snapshot.rs`), how a worker
 //! rests (`worker/handover.rs`).
 
 mod attempt;

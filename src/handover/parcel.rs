@@ -9,9 +9,9 @@ use super::error::{GiveError, out_of_turn};
 use super::protocol::{FULL_BYTES, Line, MAX_SESSIONS, Message};
 use crate::clock::millis;
 use crate::os::descriptors::Lent;
-use crate::protocol::session::portable::Portable;
-use crate::worker::PortableText;
-use crate::worker::handover::Collected;
+use crate::protocol::session::snapshot::SessionSnapshot;
+use crate::worker::Collected;
+use crate::worker::MessageSnapshot;
 
 /// Says a worker's sessions, so many at a time that few descriptors are under way: unread ones count
 /// against the limit of open files (unix(7), ETOOMANYREFS).
@@ -30,10 +30,10 @@ pub(super) fn say_worker(line: &Line, worker: usize, collected: Collected) -> Re
 }
 
 /// A worker's texts as messages: one at least, which completes the worker.
-pub(super) fn texts_of(worker: usize, texts: Vec<PortableText>, away: Duration) -> impl Iterator<Item = Message> {
+pub(super) fn texts_of(worker: usize, texts: Vec<MessageSnapshot>, away: Duration) -> impl Iterator<Item = Message> {
     let away_ms = millis(away);
     let none = texts.is_empty().then(|| Message::Texts { worker, texts: Vec::new(), has_more: false, away_ms });
-    let some = parts(texts, PortableText::size);
+    let some = parts(texts, MessageSnapshot::size);
     none.into_iter().chain(some.map(move |(texts, has_more)| Message::Texts { worker, texts, has_more, away_ms }))
 }
 
@@ -56,7 +56,9 @@ pub(super) fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> impl Iterat
 }
 
 /// Sessions in parts that are a message each.
-pub(super) fn batches(sessions: Vec<(Portable, Lent)>) -> impl Iterator<Item = (Vec<Portable>, Vec<Lent>)> {
+pub(super) fn batches(
+    sessions: Vec<(SessionSnapshot, Lent)>,
+) -> impl Iterator<Item = (Vec<SessionSnapshot>, Vec<Lent>)> {
     let mut sessions = sessions.into_iter().peekable();
     std::iter::from_fn(move || {
         sessions.peek()?;

@@ -13,8 +13,8 @@ use serde_bytes::ByteBuf;
 use super::fault;
 use crate::broker::redis::{Home, Seal};
 use crate::os::descriptors::{self, Lent};
-use crate::protocol::session::portable::Portable;
-use crate::worker::PortableText;
+use crate::protocol::session::snapshot::SessionSnapshot;
+use crate::worker::MessageSnapshot;
 
 /// What this version speaks, and the oldest that it understands. A change that an older version would
 /// misunderstand, rather than pass over, raises both.
@@ -62,11 +62,11 @@ pub(crate) enum Message {
     /// The old one: its streams stand at the mark, sessions follow.
     Marked,
     /// Some sessions of a worker, as descriptors in the same order.
-    Sessions { worker: usize, sessions: Vec<Portable> },
+    Sessions { worker: usize, sessions: Vec<SessionSnapshot> },
     /// The texts of a worker that wait to be published, behind its sessions.
     Texts {
         worker: usize,
-        texts: Vec<PortableText>,
+        texts: Vec<MessageSnapshot>,
         /// Whether another message has more of them: a version that does not know this takes each for all.
         #[serde(default)]
         has_more: bool,

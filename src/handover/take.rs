@@ -15,7 +15,8 @@ use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
 use crate::broker::redis::{Home, Seal};
 use crate::channel::Channel;
 use crate::os::descriptors;
-use crate::worker::handover::{Adopted, Answer, Ask, Missing};
+use crate::worker::Adopted;
+use crate::worker::handover::{Answer, Ask, Missing};
 
 /// The variable with the number of the descriptor that leads to the old process.
 pub(crate) const VARIABLE: &str = "WEBWS_HANDOVER";

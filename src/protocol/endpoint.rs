@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::channel::Channel;
 use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName, reserved};
-use crate::protocol::encoding::{Wire, json};
+use crate::protocol::encoding::{Encoding, json};
 use crate::throttle::Throttle;
 
 /// A configured path.
@@ -95,7 +95,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// Why there is none, in words for the client.
-    pub(crate) fn channel(&self, path: &[u8], query: &[u8]) -> Result<(Channel, Wire), NoChannel> {
+    pub(crate) fn channel(&self, path: &[u8], query: &[u8]) -> Result<(Channel, Encoding), NoChannel> {
         let name = match self.config.channel {
             ChannelRule::Path => {
                 let segment = self.segment(path).ok_or(NoChannel::Missing)?;
@@ -123,14 +123,17 @@ impl Endpoint {
         if let Some((beginning, whose)) = reserved(channel.as_bytes()) {
             return Err(NoChannel::Reserved(beginning, whose));
         }
-        Ok((Channel::from(channel), self.wire()))
+        Ok((Channel::from(channel), self.encoding()))
     }
 
-    fn wire(&self) -> Wire {
+    fn encoding(&self) -> Encoding {
         match (self.config.wire, self.config.not_utf8) {
-            (WireName::Lua, _) => Wire::Lua { name_at: self.config.prefix.len() },
-            (WireName::Plain, NotUtf8Policy::Binary) => Wire::Plain,
-            (WireName::Plain, NotUtf8Policy::Replace) => Wire::PlainText,
+            (WireName::Lua, _) => {
+                let name_at = u32::try_from(self.config.prefix.len());
+                Encoding::Lua { name_at: name_at.expect("a prefix is shorter than 4 GB") }
+            }
+            (WireName::Plain, NotUtf8Policy::Binary) => Encoding::Plain,
+            (WireName::Plain, NotUtf8Policy::Replace) => Encoding::PlainText,
         }
     }
 

@@ -1,30 +1,26 @@
-//! A worker's channels: who listens to what, and one batch of frames for those who get the
-//! same bytes.
+//! A worker's channels: which session hears which, and one batch of frames for the sessions that get the same bytes.
 //!
-//! channel → audiences (one per wire) → subscribers. A publication is framed once per
-//! audience, appended to its batch, and a flush hands every batch to each subscriber.
-//! A channel stays subscribed for a short linger after its last subscriber left.
-//! May not enter: sockets, the broker. It says what to subscribe; `worker.rs` does it.
+//! channel → audiences (one per encoding) → subscribers. A publication is framed once per audience, appended to its
+//! batch, and a flush hands every batch to each subscriber. A channel stays subscribed for a short linger after its
+//! last subscriber left. May not enter: sockets, the broker, tasks. It says what to subscribe and which sessions have
+//! to be told of a confirmation; the worker does both.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use hashbrown::HashTable;
 use slab::Slab;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use crate::channel::Channel;
-use crate::channel::SubscriptionRefused;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::per_node::PerNode;
 use crate::placement::Moved;
 use crate::placement::{Node, Placement};
-use crate::protocol::encoding::{Encoded, Wire};
+use crate::protocol::encoding::{Encoded, Encoding};
 use crate::protocol::outbound::Batch;
 
 /// A batch of this many bytes is flushed without waiting for the broker's pause. Chosen:
@@ -55,6 +51,8 @@ pub(crate) trait Outlet {
     fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>);
     /// Whether the other end has not taken all that was delivered to a session.
     fn is_behind(&mut self, session: SessionKey) -> bool;
+    /// The time, which passes while a large audience is served.
+    fn now(&self) -> Instant;
 }
 
 /// What came of [`Hub::join`].
@@ -67,8 +65,8 @@ pub(crate) struct Joined {
     pub(crate) node: Node,
     /// Whether the broker has to be asked to subscribe.
     pub(crate) is_first: bool,
-    /// Resolves when the subscription is confirmed or refused; `None` when it is confirmed.
-    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), SubscriptionRefused>>>,
+    /// Whether the broker has confirmed the channel; else [`Hub::confirm`] or [`Hub::refuse`] names the session.
+    pub(crate) is_confirmed: bool,
 }
 
 /// What came of [`Hub::reserve`]: as [`Joined`].
@@ -76,7 +74,7 @@ pub(crate) struct Joined {
 pub(crate) struct Reserved {
     pub(crate) node: Node,
     pub(crate) is_first: bool,
-    pub(crate) confirmation: Option<oneshot::Receiver<Result<(), SubscriptionRefused>>>,
+    pub(crate) is_confirmed: bool,
 }
 
 /// What came of [`Hub::flush`].
@@ -145,12 +143,13 @@ struct ChannelEntry {
     audiences: SmallVec<[Audience; 1]>,
     subscribers: usize,
     given_up_at: Option<Millis>,
-    waiting: Vec<oneshot::Sender<Result<(), SubscriptionRefused>>>,
+    /// Subscribers that joined before the confirmation, to be told of it. Some may have left since.
+    awaiting: Vec<(SessionKey, SubscriberId)>,
 }
 
 #[derive(Debug)]
 struct Audience {
-    wire: Wire,
+    encoding: Encoding,
     members: SmallVec<[(SubscriberId, SessionKey); 1]>,
     batch: BytesMut,
     /// Frames in the batch.
@@ -187,13 +186,18 @@ impl Hub {
     }
 
     /// Makes `session` a subscriber of `channel`; it gets publications from now on.
-    pub(crate) fn join(&mut self, channel: &Channel, wire: Wire, session: SessionKey) -> Joined {
+    pub(crate) fn join(&mut self, channel: &Channel, encoding: Encoding, session: SessionKey) -> Joined {
         let id = self.entry_of(channel);
-        let subscriber = self.subscribers.vacant_key();
+        let subscriber = u32::try_from(self.subscribers.vacant_key());
+        let subscriber = SubscriberId(subscriber.expect("each subscriber has a descriptor, and those are fewer"));
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
-        let (audience, place) = entry.place(wire, SubscriberId(subscriber), session);
+        let (audience, place) = entry.place(encoding, subscriber, session);
         self.subscribers.insert(Subscriber { channel: id, audience, place });
-        entry.want(SubscriberId(subscriber))
+        let (is_first, is_confirmed) = (entry.is_new_wish(), entry.is_confirmed);
+        if !is_confirmed {
+            entry.awaiting.push((session, subscriber));
+        }
+        Joined { subscriber, channel: entry.name.clone(), node: entry.node, is_first, is_confirmed }
     }
 
     /// Wants `channel` for sessions that are to come, until [`Hub::free`].
@@ -202,8 +206,7 @@ impl Hub {
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
         entry.subscribers += 1;
         entry.given_up_at = None;
-        let Joined { node, is_first, confirmation, .. } = entry.want(SubscriberId(usize::MAX));
-        Reserved { node, is_first, confirmation }
+        Reserved { node: entry.node, is_first: entry.is_new_wish(), is_confirmed: entry.is_confirmed }
     }
 
     /// The entry of a channel, which has one from now on.
@@ -232,12 +235,15 @@ impl Hub {
 
     /// Ends a subscription. Its channel lingers if it was the last.
     pub(crate) fn leave(&mut self, subscriber: SubscriberId, now: Millis) {
-        let Some(Subscriber { channel, audience, place }) = self.subscribers.try_remove(subscriber.0) else { return };
-        let Some(entry) = self.channels.get_mut(channel) else { return };
-        let Some(members) = entry.audiences.get_mut(audience).map(|audience| &mut audience.members) else { return };
+        let left = self.subscribers.try_remove(subscriber.0 as usize);
+        debug_assert!(left.is_some(), "a subscriber leaves once");
+        let Some(Subscriber { channel, audience, place }) = left else { return };
+        let entry = self.channels.get_mut(channel).expect("a channel with subscribers has an entry");
+        let members = &mut entry.audiences.get_mut(audience).expect("a subscriber has an audience").members;
+        debug_assert!(members.get(place).is_some_and(|(member, _)| *member == subscriber));
         members.swap_remove(place);
         if let Some((moved, _)) = members.get(place)
-            && let Some(moved) = self.subscribers.get_mut(moved.0)
+            && let Some(moved) = self.subscribers.get_mut(moved.0 as usize)
         {
             moved.place = place;
         }
@@ -291,21 +297,22 @@ impl Hub {
             .is_some_and(|entry| entry.is_confirmed)
     }
 
-    /// Notes that the broker confirmed `channel` at `node`. False when nobody wants it there any more.
-    pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> bool {
-        let Some(entry) = self.named(channel).filter(|entry| entry.node == node) else { return false };
+    /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell of it; `None` when the
+    /// channel is not wanted there any more.
+    pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> Option<Vec<(SessionKey, SubscriberId)>> {
+        let entry = self.named(channel).filter(|entry| entry.node == node)?;
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
-        entry.tell_waiting(&Ok(()));
+        let awaiting = std::mem::take(&mut entry.awaiting);
         *self.confirmed.at_mut(node) += usize::from(is_new);
-        true
+        Some(awaiting)
     }
 
     /// Notes that the broker refused `channel`; returns the sessions that now hear nothing.
-    pub(crate) fn refuse(&mut self, channel: &[u8], refused: SubscriptionRefused) -> Vec<SessionKey> {
+    pub(crate) fn refuse(&mut self, channel: &[u8]) -> Vec<SessionKey> {
         let Some(entry) = self.named(channel) else { return Vec::new() };
         let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
         entry.is_asked = false;
-        entry.tell_waiting(&Err(refused));
+        entry.awaiting = Vec::new();
         let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
         let (members, node) = (members.collect(), entry.node);
         *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
@@ -407,7 +414,7 @@ impl Hub {
                 }
             }
             let before = audience.batch.len();
-            encoded = audience.wire.encode(&entry.name, payload, &mut audience.batch);
+            encoded = audience.encoding.encode(&entry.name, payload, &mut audience.batch);
             audience.frames += 1;
             self.pending += audience.batch.len() - before;
             if audience.batch.len() >= MAX_BATCH_BYTES || self.pending >= MAX_PENDING_BYTES {
@@ -441,7 +448,7 @@ impl Hub {
     /// little more than of one, here and in nginx.
     pub(crate) fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = Flushed { frames: 0, not_utf8: std::mem::take(&mut self.not_utf8), next: None };
-        let now = Instant::now();
+        let now = outlet.now();
         let is_full = self.pending >= MAX_PENDING_BYTES;
         for (channel, index) in std::mem::take(&mut self.touched) {
             let Some(audience) = self.channels.get_mut(channel).and_then(|entry| entry.audiences.get_mut(index)) else {
@@ -466,7 +473,7 @@ impl Hub {
             }
             flushed.frames += (frames * audience.members.len()) as u64;
             let is_paced = audience.members.len() >= PACED_MEMBERS && !self.pace.is_zero();
-            audience.held_until = is_paced.then(|| Instant::now() + self.pace);
+            audience.held_until = is_paced.then(|| outlet.now() + self.pace);
             if self.spare.len() < MAX_SPARE && buffer.capacity() <= MAX_SPARE_BYTES {
                 buffer.clear();
                 self.spare.push(buffer);
@@ -519,28 +526,22 @@ impl ChannelEntry {
             audiences: SmallVec::new(),
             subscribers: 0,
             given_up_at: None,
-            waiting: Vec::new(),
+            awaiting: Vec::new(),
         }
     }
 
-    /// Somebody wants it now.
-    fn want(&mut self, subscriber: SubscriberId) -> Joined {
-        let is_first = !std::mem::replace(&mut self.is_asked, true);
-        let confirmation = (!self.is_confirmed).then(|| {
-            let (tell, told) = oneshot::channel();
-            self.waiting.push(tell);
-            told
-        });
-        Joined { subscriber, channel: self.name.clone(), node: self.node, is_first, confirmation }
+    /// Notes that it is wanted; says whether the broker has to be asked for it.
+    fn is_new_wish(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_asked, true)
     }
 
-    /// Adds a member to the audience for `wire`; returns where it is.
-    fn place(&mut self, wire: Wire, subscriber: SubscriberId, session: SessionKey) -> (usize, usize) {
+    /// Adds a member to the audience for `encoding`; returns where it is.
+    fn place(&mut self, encoding: Encoding, subscriber: SubscriberId, session: SessionKey) -> (usize, usize) {
         self.subscribers += 1;
         self.given_up_at = None;
-        let index = self.audiences.iter().position(|audience| audience.wire == wire).unwrap_or_else(|| {
+        let index = self.audiences.iter().position(|audience| audience.encoding == encoding).unwrap_or_else(|| {
             let (members, batch) = (SmallVec::new(), BytesMut::new());
-            self.audiences.push(Audience { wire, members, batch, frames: 0, held_until: None });
+            self.audiences.push(Audience { encoding, members, batch, frames: 0, held_until: None });
             self.audiences.len() - 1
         });
         let Some(audience) = self.audiences.get_mut(index) else { return (index, 0) };
@@ -556,20 +557,13 @@ impl ChannelEntry {
         }
         was_confirmed
     }
-
-    fn tell_waiting(&mut self, outcome: &Result<(), SubscriptionRefused>) {
-        for waiting in std::mem::take(&mut self.waiting) {
-            // Whoever gave up waiting does not need to know.
-            drop(waiting.send(outcome.clone()));
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LUA: Wire = Wire::Lua { name_at: 2 };
+    const LUA: Encoding = Encoding::Lua { name_at: 2 };
 
     fn key(index: u32) -> SessionKey {
         SessionKey { index, generation: 0 }
@@ -595,6 +589,10 @@ mod tests {
         fn is_behind(&mut self, session: SessionKey) -> bool {
             self.behind_from.is_some_and(|from| session.index >= from)
         }
+
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
     }
 
     fn flushed(hub: &mut Hub) -> Vec<(u32, Vec<u8>)> {
@@ -605,10 +603,10 @@ mod tests {
     }
 
     #[test]
-    fn each_wire_gets_its_own_bytes_and_what_is_ready_together_leaves_together() {
+    fn each_encoding_gets_its_own_bytes_and_what_is_ready_together_leaves_together() {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         hub.join(&channel(), LUA, key(1));
-        hub.join(&channel(), Wire::Plain, key(2));
+        hub.join(&channel(), Encoding::Plain, key(2));
         hub.join(&channel(), LUA, key(3));
         hub.append(b"c:a", b"1");
         hub.append(b"c:a", b"2");
@@ -619,18 +617,21 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_is_asked_for_once_and_everybody_waits_for_it() {
+    fn a_subscription_is_asked_for_once_and_all_that_wait_are_told_once() {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let first = hub.join(&channel(), LUA, key(1));
-        let second = hub.join(&channel(), Wire::Plain, key(2));
+        let second = hub.join(&channel(), Encoding::Plain, key(2));
         assert!(first.is_first && !second.is_first);
-        let (mut first, mut second) = (first.confirmation.unwrap(), second.confirmation.unwrap());
-        assert!(first.try_recv().is_err());
-        assert!(!hub.confirm(Node(1), b"c:a") && hub.confirm(Node(0), b"c:a"));
-        assert!(first.try_recv().unwrap().is_ok() && second.try_recv().unwrap().is_ok());
-        assert!(hub.join(&channel(), LUA, key(3)).confirmation.is_none());
+        assert!(!first.is_confirmed && !second.is_confirmed);
+        assert_eq!(hub.confirm(Node(1), b"c:a"), None, "it lives elsewhere");
+        let told = [(key(1), first.subscriber), (key(2), second.subscriber)];
+        assert_eq!(hub.confirm(Node(0), b"c:a"), Some(told.to_vec()));
+        assert_eq!(hub.confirm(Node(0), b"c:a"), Some(Vec::new()));
+        assert!(hub.join(&channel(), LUA, key(3)).is_confirmed);
         hub.unconfirm_all(Node(0), 0);
-        assert!(hub.join(&channel(), LUA, key(4)).confirmation.is_some());
+        let fourth = hub.join(&channel(), LUA, key(4));
+        assert!(!fourth.is_confirmed && !fourth.is_first, "a new link asks for all channels by itself");
+        assert_eq!(hub.confirm(Node(0), b"c:a"), Some(vec![(key(4), fourth.subscriber)]));
     }
 
     #[test]
@@ -642,7 +643,7 @@ mod tests {
         hub.leave(first, 0);
         hub.expire(999, |_, channel| gone.push(channel));
         let again = hub.join(&channel(), LUA, key(2));
-        assert!(!again.is_first && again.confirmation.is_none());
+        assert!(!again.is_first && again.is_confirmed);
         hub.expire(1_000, |_, channel| gone.push(channel));
         hub.leave(again.subscriber, 1_500);
         hub.expire(2_499, |_, channel| gone.push(channel));
@@ -661,28 +662,30 @@ mod tests {
         let again = hub.join(&channel(), LUA, key(2));
         assert!(!again.is_first, "its SUBSCRIBE is on its way");
         hub.leave(again.subscriber, 1);
-        assert!(hub.confirm(Node(0), b"c:a"));
+        assert!(hub.confirm(Node(0), b"c:a").is_some());
         let mut gone = 0;
         hub.expire(2, |_, _| gone += 1);
         assert_eq!(gone, 1);
-        assert!(!hub.confirm(Node(0), b"c:a"), "nobody knows it any more");
+        assert!(hub.confirm(Node(0), b"c:a").is_none(), "nobody knows it any more");
     }
 
     #[test]
     fn a_refused_channel_is_asked_for_again_by_who_comes_next() {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
-        let joined = hub.join(&channel(), LUA, key(1));
-        assert_eq!(hub.refuse(b"c:a", SubscriptionRefused("no".into())), [key(1)]);
-        assert!(joined.confirmation.unwrap().try_recv().unwrap().is_err());
-        assert!(hub.join(&channel(), LUA, key(2)).is_first);
-        assert_eq!(hub.refuse(b"c:a", SubscriptionRefused("no".into())).len(), 2);
+        hub.join(&channel(), LUA, key(1));
+        assert_eq!(hub.refuse(b"c:a"), [key(1)]);
+        let second = hub.join(&channel(), LUA, key(2));
+        assert!(second.is_first);
+        // The first was told, and is not told again.
+        assert_eq!(hub.confirm(Node(0), b"c:a"), Some(vec![(key(2), second.subscriber)]));
+        assert_eq!(hub.refuse(b"c:a").len(), 2);
     }
 
     #[test]
     fn an_audience_that_has_not_caught_up_collects_and_one_that_has_does_not_wait() {
         let mut hub = Hub::new(0, Duration::from_secs(60), Placement::over(1));
         for n in 0..100 {
-            hub.join(&channel(), Wire::Plain, key(n));
+            hub.join(&channel(), Encoding::Plain, key(n));
         }
         let flush = |hub: &mut Hub, payload: &[u8], behind_from| {
             hub.append(b"c:a", payload);
@@ -715,7 +718,7 @@ mod tests {
         let count = u32::try_from(MAX_PENDING_BYTES / payload.len()).unwrap() + 1;
         let names: Vec<_> = (0..count).map(|n| Channel::from(format!("c:{n}"))).collect();
         for (name, n) in names.iter().zip(0..) {
-            hub.join(name, Wire::Plain, key(n));
+            hub.join(name, Encoding::Plain, key(n));
         }
         let batching: Vec<_> = names.iter().map(|name| hub.append(name, &payload)).collect();
         let first_full = batching.iter().position(|batching| *batching == Batching::Full);
@@ -759,12 +762,12 @@ mod tests {
         let moved = |from, to, was_heard| Moved { channel: channel(), from, to, was_heard };
         placement.set_owners(all_at(Node(1)));
         assert_eq!(hub.follow_placement(0), [moved(NOWHERE, Node(1), false)]);
-        assert!(hub.confirm(Node(1), b"c:a"));
+        assert!(hub.confirm(Node(1), b"c:a").is_some());
         assert!(hub.follow_placement(0).is_empty());
         placement.set_owners(all_at(Node(2)));
         assert_eq!(hub.follow_placement(0), [moved(Node(1), Node(2), true)]);
         assert_eq!([Node(1), Node(2)].map(|node| hub.confirmed(node)), [0, 0]);
-        assert!(!hub.confirm(Node(1), b"c:a") && hub.confirm(Node(2), b"c:a"));
+        assert!(hub.confirm(Node(1), b"c:a").is_none() && hub.confirm(Node(2), b"c:a").is_some());
         assert_eq!(hub.confirmed(Node(2)), 1);
     }
 
@@ -773,11 +776,11 @@ mod tests {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
         let mut gone = 0;
         let reserved = hub.reserve(&channel());
-        assert!(reserved.is_first && reserved.confirmation.is_some());
+        assert!(reserved.is_first && !reserved.is_confirmed);
         hub.confirm(Node(0), b"c:a");
         hub.expire(10, |_, _| gone += 1);
         let joined = hub.join(&channel(), LUA, key(1));
-        assert!(!joined.is_first && joined.confirmation.is_none() && gone == 0);
+        assert!(!joined.is_first && joined.is_confirmed && gone == 0);
         assert!(hub.channels.iter().all(|(_, entry)| entry.audiences.len() == 1 && !entry.audiences.spilled()));
         hub.free(b"c:a", 10);
         hub.expire(11, |_, _| gone += 1);

@@ -9,4 +9,5 @@ pub(crate) mod hub;
 pub(crate) mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod session;
+pub(crate) mod socket;
 pub(crate) mod websocket;

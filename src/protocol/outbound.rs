@@ -1,17 +1,15 @@
 //! What a session could not send yet: slices of shared batches, in order.
 //!
-//! Bounded by its caller (`session.rs`), which asks for [`Outbound::backlog`]. May not
-//! enter: what to do about a slow client.
+//! Bounded by its session, which asks for [`Outbound::backlog`]. May not enter: what to do about a slow client.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::BorrowedFd;
 
 use bytes::{Buf, Bytes};
 
 use crate::clock::Millis;
-use crate::os;
-use crate::protocol::websocket::frame;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::socket::Socket;
 
 /// Memory of a waiting slice beside its bytes: its place in the queue and a share of the
 /// batch's counter. Counted, so that many tiny frames cannot pass the limit unseen.
@@ -20,7 +18,7 @@ const SLICE_COST: usize = 64;
 /// Slices per system call. Chosen: well under IOV_MAX (1024), on the stack.
 const MAX_SLICES: usize = 32;
 
-/// Whole frames on their way to several sockets. Who cannot take them all shares one copy of
+/// Whole frames on their way to several sockets. The sessions whose sockets do not take them all share one copy of
 /// exactly their size: the hub's buffer is larger and serves again.
 #[derive(Debug)]
 pub(crate) struct Batch<'a> {
@@ -62,10 +60,11 @@ impl Outbound {
     }
 
     /// A queue that starts with what a socket left of `frames` after taking `sent` bytes of it.
-    pub(crate) fn with_rest(frames: Bytes, sent: usize, now: Millis) -> Self {
+    pub(crate) fn with_rest(frames: Bytes, sent: usize, encoding: Encoding, now: Millis) -> Self {
+        debug_assert!(sent < frames.len(), "what was sent whole does not wait");
         let mut queue = Self::new(now);
         queue.push(frames);
-        queue.consume(sent);
+        queue.consume(sent, encoding);
         queue
     }
 
@@ -74,22 +73,32 @@ impl Outbound {
         (self.slices.iter().flatten().copied().collect(), self.begun_frame_bytes)
     }
 
-    /// Goes on where another stopped.
-    pub(crate) fn from_parts(unsent: Bytes, begun_frame_bytes: usize, progress_at: Millis) -> Self {
+    /// Goes on where another stopped; `None` when `unsent` is no rest of a frame and whole frames.
+    pub(crate) fn from_parts(
+        unsent: Bytes,
+        begun_frame_bytes: usize,
+        encoding: Encoding,
+        progress_at: Millis,
+    ) -> Option<Self> {
+        let mut rest = unsent.get(begun_frame_bytes..)?;
+        while !rest.is_empty() {
+            rest = rest.get(encoding.unit_len(rest)?..)?;
+        }
         let mut queue = Self::new(progress_at);
         queue.push(unsent);
         queue.begun_frame_bytes = begun_frame_bytes;
-        queue
+        Some(queue)
     }
 
     /// Appends whole frames.
     pub(crate) fn push(&mut self, frames: Bytes) {
+        debug_assert!(!frames.is_empty(), "an empty slice would wait for a progress that cannot come");
         self.cost += frames.len() + SLICE_COST;
         self.slices.push_back(frames);
     }
 
-    /// What waits behind the slice that is being sent, in bytes of memory. However large one
-    /// batch is, it alone makes nobody a slow reader, and it is shared by those who wait for it.
+    /// What waits behind the slice that is being sent, in bytes of memory. One batch, however large, makes no client a
+    /// slow reader by itself, and its memory is shared by all sessions that wait with it.
     pub(crate) fn backlog(&self) -> usize {
         self.cost - self.slices.front().map_or(0, |first| first.len() + SLICE_COST)
     }
@@ -98,7 +107,7 @@ impl Outbound {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, now: Millis) -> io::Result<bool> {
+    pub(crate) fn send(&mut self, socket: &mut impl Socket, encoding: Encoding, now: Millis) -> io::Result<bool> {
         while !self.slices.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut offered = 0;
@@ -108,10 +117,10 @@ impl Outbound {
                 offered += waiting.len();
                 count += 1;
             }
-            match os::socket::send_slices(socket, slices.get(..count).unwrap_or_default()) {
+            match socket.send_slices(slices.get(..count).unwrap_or_default()) {
                 Ok(sent) => {
                     self.progress_at = now;
-                    self.consume(sent);
+                    self.consume(sent, encoding);
                     if sent < offered {
                         return Ok(false);
                     }
@@ -124,12 +133,14 @@ impl Outbound {
         Ok(true)
     }
 
-    fn consume(&mut self, mut sent: usize) {
+    fn consume(&mut self, mut sent: usize, encoding: Encoding) {
         while sent > 0 {
-            let Some(first) = self.slices.front_mut() else { return };
+            let first = self.slices.front_mut().expect("a socket takes no more than it is offered");
             if self.begun_frame_bytes == 0 {
                 // Every slice holds whole frames, so one starts here.
-                self.begun_frame_bytes = frame::len_of_first(first).unwrap_or(first.len());
+                let len = encoding.unit_len(first).filter(|len| *len <= first.len());
+                debug_assert!(len.is_some(), "a slice ends within a frame");
+                self.begun_frame_bytes = len.unwrap_or(first.len());
             }
             let step = sent.min(self.begun_frame_bytes).min(first.len());
             first.advance(step);
@@ -148,6 +159,7 @@ impl Outbound {
     pub(crate) fn keep_begun_frame(&mut self) -> bool {
         let before = self.slices.iter().map(Bytes::len).sum::<usize>();
         let begun = self.begun_frame_bytes;
+        debug_assert!(self.slices.front().map_or(0, Bytes::len) >= begun, "a frame lies in one slice");
         let rest = self.slices.pop_front().map(|first| first.slice(..begun.min(first.len())));
         self.slices.clear();
         self.cost = 0;
@@ -161,9 +173,8 @@ impl Outbound {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
-    use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
+    use crate::protocol::socket::memory::MemorySocket;
+    use crate::protocol::websocket::frame;
 
     fn frame(len: usize) -> Bytes {
         let mut out = bytes::BytesMut::new();
@@ -174,27 +185,24 @@ mod tests {
 
     #[test]
     fn everything_leaves_in_order_however_little_the_socket_takes() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        theirs.set_nonblocking(true).unwrap();
+        let mut socket = MemorySocket::default();
         let mut queue = Outbound::new(0);
         let mut expected = Vec::new();
         for len in [0, 1, 125, 126, 70_000, 3, 400_000, 9] {
             expected.extend_from_slice(&frame(len));
             queue.push(frame(len));
         }
-        let mut received = Vec::new();
-        let mut now = 0;
-        while !queue.send(ours.as_fd(), now).unwrap() {
-            now += 1;
-            let mut buffer = [0; 7_777];
-            let n = theirs.read(&mut buffer).unwrap();
-            received.extend_from_slice(&buffer[..n]);
+        for room in [0, 1, 1, 2, 3, 7_777].into_iter().chain(std::iter::repeat(7_777)) {
+            socket.room = room;
+            let now = queue.progress_at + 1;
+            if queue.send(&mut socket, Encoding::Plain, now).unwrap() {
+                break;
+            }
+            assert_eq!(queue.progress_at == now, room > 0);
+            let left = queue.slices.iter().map(Bytes::len).sum::<usize>();
+            assert_eq!(queue.cost, left + SLICE_COST * queue.slices.len());
         }
-        drop(ours);
-        theirs.set_nonblocking(false).unwrap();
-        theirs.read_to_end(&mut received).unwrap();
-        assert_eq!(received, expected);
+        assert!(socket.sent == expected);
         assert_eq!((queue.cost, queue.begun_frame_bytes), (0, 0));
     }
 
@@ -202,11 +210,26 @@ mod tests {
     fn a_begun_frame_is_finished_and_the_rest_dropped() {
         let both = Bytes::from([frame(5), frame(9)].concat());
         for (sent, kept) in [(0, &b""[..]), (3, &both[3..7]), (7, &b""[..]), (8, &both[8..18])] {
-            let mut queue = Outbound::with_rest(both.clone(), sent, 0);
+            let mut queue = Outbound::with_rest(both.clone(), sent, Encoding::Plain, 0);
             queue.push(frame(3));
             assert!(queue.keep_begun_frame());
             assert_eq!(queue.slices.iter().flatten().copied().collect::<Vec<_>>(), kept, "{sent}");
             assert_eq!(queue.cost, if kept.is_empty() { 0 } else { kept.len() + SLICE_COST });
         }
+    }
+    #[test]
+    fn what_ends_within_a_frame_is_no_queue() {
+        let frames = [&frame(300)[200..], &frame(2), &frame(70_000)].concat();
+        let parts = |len: usize, begun| {
+            let unsent = Bytes::copy_from_slice(&frames[..len]);
+            Outbound::from_parts(unsent, begun, Encoding::Plain, 0).map(|queue| queue.parts())
+        };
+        let len = frames.len();
+        assert!(parts(len, 104) == Some((frames.clone(), 104)));
+        assert!(
+            [(len, 103), (len - 1, 104), (len, len + 1), (107, 104)]
+                .iter()
+                .all(|(len, begun)| parts(*len, *begun).is_none())
+        );
     }
 }

@@ -8,16 +8,15 @@ use std::rc::Rc;
 use tokio::time::Instant;
 
 use super::state::Worker;
-use crate::channel::{Channel, SubscriptionRefused};
-use crate::clock;
+use crate::channel::Channel;
+use crate::clock::millis;
 use crate::close::CloseReason;
 use crate::id::SessionKey;
 use crate::metrics::Counter;
 use crate::notice;
-use crate::protocol::encoding::Wire;
+use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
-use crate::protocol::hub::Joined;
-use crate::protocol::session::{Outcome, Session};
+use crate::protocol::session::Denial;
 
 /// Why a handshake was not admitted: what is said in the 503.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +30,7 @@ pub(crate) enum Refusal {
     #[error("the message broker did not confirm the subscription in time: try again later")]
     BrokerSlow,
     #[error("the message broker does not allow this channel")]
-    Channel(SubscriptionRefused),
+    Channel,
 }
 
 impl Worker {
@@ -58,7 +57,7 @@ impl Worker {
         self: &Rc<Self>,
         endpoint: &Rc<Endpoint>,
         channel: Channel,
-        wire: Wire,
+        encoding: Encoding,
         deadline: Instant,
     ) -> Result<Admission, Refusal> {
         self.is_up().await;
@@ -72,32 +71,27 @@ impl Worker {
         if !self.broker.is_reachable(&channel) && !self.core.borrow().hub.is_confirmed(&channel) {
             return Err(Refusal::BrokerAway);
         }
-        let (admission, joined) = self.reserve(endpoint, &channel, wire);
-        let Some(joined) = joined else { return Ok(admission) };
-        if joined.is_first {
-            self.broker.subscribe(joined.node, channel);
-        }
-        let Some(confirmation) = joined.confirmation else { return Ok(admission) };
-        let deadline = deadline.min(Instant::now() + self.config.redis.subscribe_timeout);
-        match clock::timeout_at(deadline, confirmation).await {
-            Ok(Ok(Ok(()))) if self.is_draining.get() => Err(Refusal::Draining),
-            Ok(Ok(Ok(()))) => Ok(admission),
-            Ok(Ok(Err(refused))) => Err(Refusal::Channel(refused)),
-            Ok(Err(_)) | Err(_) => Err(Refusal::BrokerSlow),
+        let left = deadline.saturating_duration_since(Instant::now()).min(self.config.redis.subscribe_timeout);
+        let now = self.now();
+        let (key, told) = self.core.borrow_mut().admit(endpoint, channel, encoding, now + millis(left), now);
+        let admission = Admission { worker: self.clone(), key: Some(key) };
+        self.subscribe_wanted();
+        let Some(told) = told else { return Ok(admission) };
+        match told.await {
+            Ok(Ok(())) if self.is_draining.get() => Err(Refusal::Draining),
+            Ok(Ok(())) => Ok(admission),
+            Ok(Err(Denial::NotAllowed)) => Err(Refusal::Channel),
+            // Without an answer the session has ended.
+            Ok(Err(Denial::TimedOut)) | Err(_) => Err(Refusal::BrokerSlow),
         }
     }
 
-    /// Makes a session without a socket and, where its endpoint receives, a subscriber of it.
-    fn reserve(self: &Rc<Self>, endpoint: &Rc<Endpoint>, channel: &Channel, wire: Wire) -> (Admission, Option<Joined>) {
-        let now = self.now();
-        let mut core = self.core.borrow_mut();
-        let key = core.insert(Session::new(endpoint.clone(), channel.clone(), wire, now));
-        let joined = endpoint.config.subscribe.then(|| core.hub.join(channel, wire, key));
-        if let (Some(joined), Some(session)) = (&joined, core.session(key)) {
-            session.subscriptions.push(joined.subscriber);
-            session.channel = joined.channel.clone();
+    /// Asks the broker for the channels that sessions want.
+    pub(super) fn subscribe_wanted(&self) {
+        let wanted = self.core.borrow_mut().take_wanted();
+        for (node, channel) in wanted {
+            self.broker.subscribe(node, channel);
         }
-        (Admission { worker: self.clone(), key: Some(key) }, joined)
     }
 }
 
@@ -119,7 +113,7 @@ impl Admission {
         worker.shard.add(Counter::SessionsOpened, 1);
         worker.guarded(key, now, |core| core.attach(key, socket, head, read_ahead, now));
         if worker.is_draining.get() {
-            worker.guarded(key, now, |core| core.settle(key, Outcome::Close(CloseReason::GoingAway), now));
+            worker.guarded(key, now, |core| core.close(key, CloseReason::GoingAway, now));
         }
         worker.after_reading();
     }

@@ -3,21 +3,18 @@
 //!
 //! While it rests, nobody is read, nothing is published, and no timer runs: a session is what it was.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::core::PortableText;
+use super::snapshot::{Adopted, Collected};
 use super::state::Worker;
 use crate::broker::Marking;
 use crate::broker::redis::Seal;
 use crate::channel::Channel;
 use crate::clock;
-use crate::os::descriptors::Lent;
-use crate::protocol::session::portable::Portable;
 
 /// How long handshakes that have begun are waited for before a worker rests. Chosen: nginx sends
 /// whole requests, so they take milliseconds, unless somebody holds one back.
@@ -91,22 +88,6 @@ pub(crate) struct State {
     pub(crate) handshakes: usize,
     /// Why it is not ready, if it is not.
     pub(crate) fault: Option<String>,
-}
-
-/// A worker in words: its sessions with their sockets, and the texts that wait.
-#[derive(Debug, Default)]
-pub(crate) struct Collected {
-    pub(crate) sessions: Vec<(Portable, Lent)>,
-    pub(crate) texts: Vec<PortableText>,
-    /// How long its sessions have missed what was published, in a gap that has not ended.
-    pub(crate) away: Duration,
-}
-
-/// The same as it arrives: texts name a session by its place among those that come with them.
-#[derive(Debug, Default)]
-pub(crate) struct Adopted {
-    pub(crate) sessions: Vec<(Portable, OwnedFd)>,
-    pub(crate) texts: Vec<PortableText>,
 }
 
 impl Worker {
@@ -215,12 +196,9 @@ impl Worker {
     async fn reserve_all(&self, channels: Vec<Channel>) -> Result<(), String> {
         let mut confirmations = Vec::new();
         for channel in channels {
-            let joined = self.core.borrow_mut().reserve(&channel);
-            if joined.is_first {
-                self.broker.subscribe(joined.node, channel);
-            }
-            confirmations.extend(joined.confirmation);
+            confirmations.extend(self.core.borrow_mut().reserve(&channel));
         }
+        self.subscribe_wanted();
         let deadline = Instant::now() + SUBSCRIBING;
         for confirmation in confirmations {
             match clock::timeout_at(deadline, confirmation).await {
@@ -238,11 +216,9 @@ impl Worker {
     fn adopt(&self, adopted: Adopted) -> Result<(), String> {
         let now = self.now();
         self.rests_since.set(now);
-        let asked = self.core.borrow_mut().adopt(adopted, &self.endpoints, now);
-        for (node, channel) in asked.map_err(|error| error.to_string())? {
-            self.broker.subscribe(node, channel);
-        }
-        Ok(())
+        let adopted = self.core.borrow_mut().adopt(adopted, &self.endpoints, now);
+        self.subscribe_wanted();
+        adopted.map_err(|error| error.to_string())
     }
 
     fn rest(&self) {

@@ -32,17 +32,15 @@ impl Sink for Worker {
     }
 
     fn on_subscribed(&self, node: Node, channel: &[u8]) {
-        if !self.core.borrow_mut().hub.confirm(node, channel) {
+        let now = self.now();
+        if !self.core.borrow_mut().on_subscribed(node, channel, now) {
             self.broker.unsubscribe(node, Channel::copy_from_slice(channel));
         }
     }
 
     fn on_refused(&self, channel: &[u8], refused: SubscriptionRefused) {
         let now = self.now();
-        let mut core = self.core.borrow_mut();
-        for key in core.hub.refuse(channel, refused) {
-            core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::SubscriptionLost, now));
-        }
+        self.core.borrow_mut().on_refused(channel, refused, now);
         self.again.notify_one();
     }
 
@@ -130,7 +128,7 @@ impl Sink for Worker {
         self.shard.add(Counter::TextsLost, texts);
         let now = self.now();
         for key in sessions {
-            self.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
+            self.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
         }
         self.after_reading();
     }
@@ -150,7 +148,7 @@ impl Sink for Worker {
             if NOT_PUBLISHED.allows() {
                 tracing::warn!(%error, "a client's message was not published ({error}): its WebSocket is closed with 1013");
             }
-            core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
+            core.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
         } else {
             core.on_published(key, bytes, now);
         }

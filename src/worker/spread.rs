@@ -12,7 +12,6 @@ use super::seed::Order;
 use super::state::Worker;
 use crate::close::CloseReason;
 use crate::metrics::Counter;
-use crate::protocol::session::Outcome;
 
 /// How long the end waits beyond all other times: for the replies to close frames.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -52,7 +51,7 @@ impl Worker {
                     return true;
                 }
                 closed += 1;
-                self.guarded(*key, now, |core| core.settle(*key, Outcome::Close(CloseReason::GoingAway), now));
+                self.guarded(*key, now, |core| core.close(*key, CloseReason::GoingAway, now));
                 false
             });
             self.after_reading();
@@ -89,7 +88,7 @@ impl Worker {
                 let left = total - share_of(total, start.elapsed(), self.config.drain_time);
                 let now = self.now();
                 for key in keys.drain(left..) {
-                    self.guarded(key, now, |core| core.settle_if_open(key, CloseReason::Gap, now));
+                    self.guarded(key, now, |core| core.close(key, CloseReason::Gap, now));
                 }
                 self.after_reading();
                 tokio::time::sleep(SPREAD_STEP).await;

@@ -9,9 +9,8 @@ use crate::message::Origin;
 use crate::metrics::Shard;
 use crate::placement::Node;
 use crate::placement::Placement;
-use crate::protocol::encoding::Wire;
+use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
-use crate::protocol::session::Session;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -22,9 +21,10 @@ fn open(core: &mut Core, endpoint: &Rc<Endpoint>) -> (SessionKey, UnixStream) {
     let channel = Channel::from_static(b"chat:a");
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let key = core.insert(Session::new(endpoint.clone(), channel.clone(), Wire::Plain, 0));
-    let joined = core.hub.join(&channel, Wire::Plain, key);
-    core.session(key).unwrap().subscriptions.push(joined.subscriber);
+    let (key, told) = core.admit(endpoint, channel.clone(), Encoding::Plain, 1_000, 0);
+    core.on_subscribed(Node(0), &channel, 0);
+    // All but the first find the channel confirmed.
+    assert_eq!(told.map(|mut told| told.try_recv()).unwrap_or(Ok(Ok(()))), Ok(Ok(())));
     core.attach(key, ours.into(), b"101", b"", 0);
     (key, theirs)
 }

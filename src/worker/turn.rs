@@ -114,7 +114,7 @@ impl Worker {
                 );
             }
             for key in lost {
-                core.guarded(key, now, |core| core.settle_if_open(key, CloseReason::NotPublished, now));
+                core.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
             }
             core.release_held();
             drop(core);

@@ -1,8 +1,9 @@
-//! Wire profiles: how payloads and closes look to clients. A [`Wire`] is a value, so
-//! subscribers of one channel with equal wires share their frames.
+//! How a connection looks to its client: how publications are framed, pings, close frames, where a unit ends.
 //!
-//! What is peculiar to the Lua handler (the suffix, its JSON channel rule, its close reply)
-//! lives in here and leaks nowhere else. May not enter: sockets, sessions.
+//! An [`Encoding`] is a value and the key of an audience: subscribers of one channel with equal encodings share their
+//! bytes. A further one (SSE, a multiplexed protocol) is a further value here. What is peculiar to the Lua handler
+//! (the suffix, its JSON channel rule, its close reply) lives in here and leaks nowhere else. May not enter: sockets,
+//! sessions.
 
 pub(crate) mod json;
 
@@ -12,20 +13,20 @@ use serde::{Deserialize, Serialize};
 use crate::config::NotUtf8Policy;
 use crate::protocol::websocket::frame;
 
-/// How payloads look to a client of one channel.
+/// How publications look to a client of one channel, and what else is said on its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Wire {
+pub(crate) enum Encoding {
     /// The payload and, right behind it, the channel's name: what follows the first
     /// `name_at` bytes (the prefix) of the channel.
     Lua {
         /// Where the name starts in the channel.
-        name_at: usize,
+        name_at: u32,
     },
     /// The payload unchanged: as a text, or as a binary message where it is not UTF-8.
     Plain,
     /// The payload as a text always.
     ///
-    /// In the snapshot of a session it is [`Wire::Plain`], and the endpoint of the process that goes on
+    /// In the snapshot of a session it is [`Encoding::Plain`], and the endpoint of the process that goes on
     /// says which of the two it becomes: a reload changes it, and an older version knows it.
     #[serde(skip)]
     PlainText,
@@ -38,12 +39,16 @@ pub(crate) enum Encoded {
     NotUtf8,
 }
 
-impl Wire {
+impl Encoding {
     /// Appends the frame for `payload` on `channel`. In a text each byte that is not UTF-8 becomes
     /// U+FFFD: a text frame must be valid (RFC 6455 §5.6), and a browser would end the connection over it.
     pub(crate) fn encode(self, channel: &[u8], payload: &[u8], out: &mut BytesMut) -> Encoded {
         let suffix = match self {
-            Self::Lua { name_at } => channel.get(name_at..).unwrap_or_default(),
+            Self::Lua { .. } => {
+                let name = self.name(channel);
+                debug_assert!(name.is_some(), "a channel begins with its endpoint's prefix");
+                name.unwrap_or_default()
+            }
             Self::Plain | Self::PlainText => &[],
         };
         if std::str::from_utf8(payload).is_ok() {
@@ -60,17 +65,54 @@ impl Wire {
         Encoded::NotUtf8
     }
 
+    /// The part of a channel's name that the client knows; `None` when the channel is shorter than the prefix.
+    pub(crate) fn name(self, channel: &[u8]) -> Option<&[u8]> {
+        match self {
+            Self::Lua { name_at } => channel.get(name_at as usize..),
+            Self::Plain | Self::PlainText => Some(channel),
+        }
+    }
+
+    /// The bytes that keep an idle connection open, or find out that it is dead.
+    pub(crate) fn ping(self) -> &'static [u8] {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::PING,
+        }
+    }
+
+    /// The answer to a client's ping.
+    pub(crate) fn pong(self, payload: &[u8]) -> Bytes {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::pong(payload),
+        }
+    }
+
+    /// The last bytes of a connection that we close.
+    pub(crate) fn close(self, code: u16, reason: &str) -> Bytes {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::close(Some(code), reason),
+        }
+    }
+
+    /// The length of the unit that `bytes` starts with, which cannot be taken back once its first byte is sent;
+    /// `None` when `bytes` are too few to tell. Only for bytes that an encoding made.
+    pub(crate) fn unit_len(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::len_of_first(bytes),
+        }
+    }
+
     /// Whether a client's binary message is read and ignored, as the Lua handler did.
     pub(crate) fn ignores_binary(self) -> bool {
         matches!(self, Self::Lua { .. })
     }
 
     /// How it is written in the snapshot of a session.
-    pub(crate) fn portable(self) -> Self {
+    pub(crate) fn snapshot(self) -> Self {
         if self == Self::PlainText { Self::Plain } else { self }
     }
 
-    /// What a wire out of a snapshot becomes at an endpoint that treats payloads so.
+    /// What an encoding out of a snapshot becomes at an endpoint that treats payloads so.
     pub(crate) fn adopted(self, not_utf8: NotUtf8Policy) -> Self {
         match (self, not_utf8) {
             (Self::Plain, NotUtf8Policy::Replace) => Self::PlainText,
@@ -111,39 +153,39 @@ fn replace_bad_bytes(payload: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn encoded(wire: Wire, payload: &[u8]) -> Vec<u8> {
+    fn encoded(encoding: Encoding, payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();
-        wire.encode(b"chat:zhang", payload, &mut out);
+        encoding.encode(b"chat:zhang", payload, &mut out);
         out.to_vec()
     }
 
     #[test]
-    fn the_lua_wire_appends_the_channel_and_the_plain_wire_nothing() {
-        assert_eq!(encoded(Wire::Lua { name_at: 5 }, b"P"), b"\x81\x06Pzhang");
-        assert_eq!(encoded(Wire::Plain, b"P"), b"\x81\x01P");
-        assert_eq!(encoded(Wire::Lua { name_at: 5 }, b""), b"\x81\x05zhang");
+    fn the_lua_encoding_appends_the_channel_and_the_plain_one_nothing() {
+        assert_eq!(encoded(Encoding::Lua { name_at: 5 }, b"P"), b"\x81\x06Pzhang");
+        assert_eq!(encoded(Encoding::Plain, b"P"), b"\x81\x01P");
+        assert_eq!(encoded(Encoding::Lua { name_at: 5 }, b""), b"\x81\x05zhang");
     }
 
     #[test]
     fn bytes_that_are_not_utf8_are_replaced_one_by_one() {
         assert_eq!(
-            encoded(Wire::PlainText, b"a\xe4\xb8z"),
+            encoded(Encoding::PlainText, b"a\xe4\xb8z"),
             "\u{81}".bytes().skip(1).chain([8]).chain("a\u{fffd}\u{fffd}z".bytes()).collect::<Vec<_>>()
         );
     }
 
     #[test]
-    fn the_plain_wire_delivers_what_is_not_utf8_as_a_binary_message_unchanged() {
-        assert_eq!(encoded(Wire::Plain, b"a\xe4\xb8z"), b"\x82\x04a\xe4\xb8z");
-        let long = encoded(Wire::Plain, &[0xff; 70_000]);
+    fn the_plain_encoding_delivers_what_is_not_utf8_as_a_binary_message_unchanged() {
+        assert_eq!(encoded(Encoding::Plain, b"a\xe4\xb8z"), b"\x82\x04a\xe4\xb8z");
+        let long = encoded(Encoding::Plain, &[0xff; 70_000]);
         assert_eq!(long[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0x11, 0x70]);
         assert!(long.len() == 70_010 && frame::len_of_first(&long) == Some(70_010));
-        assert_eq!(encoded(Wire::Lua { name_at: 5 }, b"\xff"), b"\x81\x08\xef\xbf\xbdzhang");
+        assert_eq!(encoded(Encoding::Lua { name_at: 5 }, b"\xff"), b"\x81\x08\xef\xbf\xbdzhang");
     }
 
     #[test]
-    fn the_lua_wire_never_echoes_a_close_code() {
-        assert_eq!(&Wire::Lua { name_at: 0 }.close_reply(Some(1000))[..], b"\x88\x00");
-        assert_eq!(&Wire::Plain.close_reply(Some(1000))[..], b"\x88\x02\x03\xe8");
+    fn the_lua_encoding_never_echoes_a_close_code() {
+        assert_eq!(&Encoding::Lua { name_at: 0 }.close_reply(Some(1000))[..], b"\x88\x00");
+        assert_eq!(&Encoding::Plain.close_reply(Some(1000))[..], b"\x88\x02\x03\xe8");
     }
 }

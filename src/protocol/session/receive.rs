@@ -1,0 +1,237 @@
+//! The receiving half of a session: bytes become client messages, and a client that sends too much is paused.
+
+use std::io;
+
+use super::action::{Action, Payload, Publish, Queued, Rejected};
+use super::state::{Phase, Session, Unpublished};
+use super::subscription::Subscription;
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::config::{BinaryPolicy, EndpointConfig};
+use crate::protocol::encoding::Encoding;
+use crate::protocol::outbound::Batch;
+use crate::protocol::socket::Socket;
+use crate::protocol::websocket::reader::{Flow, Incoming, Reader};
+
+/// Bytes read from a socket at once. Chosen: a whole largest message of the Lua handler's limit and its header; one
+/// buffer per worker, not per session.
+const SCRATCH_BYTES: usize = 66 << 10;
+
+/// Where sessions receive bytes, one session after the other.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    bytes: Vec<u8>,
+    /// Bytes that were received, for the owner's account of work.
+    pub(crate) work: usize,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { bytes: vec![0; SCRATCH_BYTES], work: 0 }
+    }
+}
+
+impl Session {
+    /// The socket has bytes, or its end, which `hung_up` announces. One read of them, so that other sessions have
+    /// their turn soon.
+    pub(crate) fn on_readable(
+        &mut self,
+        socket: &mut impl Socket,
+        scratch: &mut Scratch,
+        hung_up: bool,
+        now: Millis,
+        outbox: &mut impl Publish,
+    ) -> Action {
+        debug_assert!(!self.is_in_handshake(), "a handshake has no socket");
+        if self.is_paused {
+            return Action::Stay;
+        }
+        if self.reader.was_interrupted() {
+            // What its last turn left comes first.
+            return again_if_idle(self.decode(&mut [], socket, now, outbox));
+        }
+        let read = match socket.receive(&mut scratch.bytes) {
+            Ok(0) => return Action::End(self.reason_or(CloseReason::ClientGone)),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Action::Stay,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Action::ReadAgain,
+            Err(_) => return Action::End(self.reason_or(CloseReason::ClientGone)),
+        };
+        scratch.work += read;
+        self.heard_at = now;
+        self.alive_at = now;
+        // A short read left nothing behind (epoll(7), Q&A 9), so the next edge tells.
+        let is_drained = read < scratch.bytes.len() && !hung_up;
+        let bytes = scratch.bytes.get_mut(..read).expect("a socket receives no more than the buffer holds");
+        let action = self.decode(bytes, socket, now, outbox);
+        if is_drained { action } else { again_if_idle(action) }
+    }
+
+    /// Decodes bytes that came behind the request, or that were kept while the session was paused.
+    pub(crate) fn decode(
+        &mut self,
+        bytes: &mut [u8],
+        socket: &mut impl Socket,
+        now: Millis,
+        outbox: &mut impl Publish,
+    ) -> Action {
+        let phase = self.phase;
+        match phase {
+            Phase::Open | Phase::Closing { awaits_reply: true, .. } => {}
+            Phase::Subscribing { .. } | Phase::Opening => return Action::Stay,
+            Phase::Closing { .. } | Phase::Ending { .. } => {
+                // Read off, and never decoded.
+                self.reader = Reader::default();
+                return Action::Stay;
+            }
+        }
+        let config = &self.endpoint.config;
+        let mut turn = Turn {
+            config,
+            encoding: self.encoding,
+            subscription: self.subscriptions.first().expect("a session has a channel"),
+            // What a client sends before it saw that we go away is published all the same.
+            takes_messages: matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. }),
+            unpublished: &mut self.unpublished,
+            is_paused: &mut self.is_paused,
+            replies: Vec::new(),
+            refused: None,
+            closed: None,
+            now,
+            outbox,
+        };
+        let decoded = self.reader.feed(bytes, config.max_message_bytes, |incoming| turn.on(&incoming));
+        let Turn { replies, refused, closed, .. } = turn;
+        let replied = if replies.is_empty() || phase != Phase::Open {
+            Ok(())
+        } else {
+            self.push(&mut Batch::new(&replies), socket, now)
+        };
+        match (decoded, closed, refused, replied) {
+            (Err(reason), ..) | (Ok(_), None, Some(reason), _) => self.fault(reason, socket, now),
+            (Ok(_), Some(code), ..) => self.on_client_close(code, socket, now),
+            (Ok(_), None, None, Err(unsent)) => self.on_unsent(unsent, socket, now),
+            (Ok(Flow::Interrupt), None, None, Ok(())) => Action::ReadAgain,
+            (Ok(_), None, None, Ok(())) => Action::Stay,
+        }
+    }
+
+    /// The broker took one of its messages, of which the cost was `bytes`. It may be read again when no more than
+    /// half of `allowance` waits.
+    pub(crate) fn on_published(&mut self, bytes: usize, allowance: usize, now: Millis) -> Action {
+        let unpublished = &mut self.unpublished;
+        debug_assert!(unpublished.messages > 0 && unpublished.bytes >= bytes, "the broker answers once for a message");
+        unpublished.messages = unpublished.messages.saturating_sub(1);
+        unpublished.bytes = unpublished.bytes.saturating_sub(bytes);
+        unpublished.since = now;
+        if self.may_resume(allowance) { Action::ReadAgain } else { Action::Stay }
+    }
+
+    /// Stops reading until [`Session::resume`], because the owner has no room for its messages.
+    pub(crate) fn pause(&mut self) {
+        debug_assert!(self.is_open(), "a session is read until it is over once it closes");
+        self.is_paused = true;
+    }
+
+    /// Whether a pause can end: half of the `allowance` that it may have waiting is free again.
+    pub(crate) fn may_resume(&self, allowance: usize) -> bool {
+        let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
+        self.is_paused && self.unpublished.bytes <= room / 2
+    }
+
+    /// Ends a pause. What was read and kept comes first.
+    pub(crate) fn resume(&mut self, socket: &mut impl Socket, now: Millis, outbox: &mut impl Publish) -> Action {
+        self.is_paused = false;
+        self.alive_at = now;
+        if self.reader.has_unread() { self.decode(&mut [], socket, now, outbox) } else { Action::Stay }
+    }
+
+    /// Whether the broker has not answered for all of its messages.
+    pub(crate) fn has_unpublished(&self) -> bool {
+        self.unpublished.messages > 0
+    }
+}
+
+fn again_if_idle(action: Action) -> Action {
+    if action == Action::Stay { Action::ReadAgain } else { action }
+}
+
+/// What the messages of one [`Session::decode`] work on.
+struct Turn<'a, P> {
+    config: &'a EndpointConfig,
+    encoding: Encoding,
+    subscription: &'a Subscription,
+    takes_messages: bool,
+    unpublished: &'a mut Unpublished,
+    is_paused: &'a mut bool,
+    /// Pongs.
+    replies: Vec<u8>,
+    /// Why a message closes the session.
+    refused: Option<CloseReason>,
+    /// The client's close frame and its code.
+    closed: Option<Option<u16>>,
+    now: Millis,
+    outbox: &'a mut P,
+}
+
+impl<P: Publish> Turn<'_, P> {
+    fn on(&mut self, incoming: &Incoming<'_>) -> Flow {
+        let payload = match *incoming {
+            Incoming::Text(text) => Payload::Text(text.as_bytes()),
+            Incoming::Binary(bytes) => Payload::Binary(bytes),
+            Incoming::Ping(bytes) => {
+                self.replies.extend_from_slice(&self.encoding.pong(bytes));
+                return Flow::Continue;
+            }
+            Incoming::Pong => return Flow::Continue,
+            Incoming::Close(code) => {
+                self.closed = Some(code);
+                return Flow::Stop;
+            }
+        };
+        if !self.takes_messages {
+            return Flow::Continue;
+        }
+        match self.rejection(payload) {
+            None => self.publish(payload),
+            Some(rejected) => {
+                self.outbox.reject(rejected);
+                match rejected {
+                    Rejected::IgnoredBinary => Flow::Continue,
+                    Rejected::Closes(reason) => {
+                        self.refused = Some(reason);
+                        Flow::Stop
+                    }
+                }
+            }
+        }
+    }
+
+    /// Why a message is not published, if it is not.
+    fn rejection(&self, payload: Payload<'_>) -> Option<Rejected> {
+        let is_binary = matches!(payload, Payload::Binary(_));
+        if is_binary && self.encoding.ignores_binary() {
+            Some(Rejected::IgnoredBinary)
+        } else if !self.subscription.rights.may_publish {
+            Some(Rejected::Closes(CloseReason::PublishDenied))
+        } else if is_binary && self.config.binary == BinaryPolicy::Close {
+            Some(Rejected::Closes(CloseReason::BinaryRefused))
+        } else {
+            None
+        }
+    }
+
+    fn publish(&mut self, payload: Payload<'_>) -> Flow {
+        let Queued { bytes, allowance } = self.outbox.publish(&self.subscription.channel, payload);
+        if self.unpublished.messages == 0 {
+            self.unpublished.since = self.now;
+        }
+        self.unpublished.messages += 1;
+        self.unpublished.bytes += bytes;
+        if self.unpublished.bytes >= allowance.min(self.config.max_unpublished_bytes) {
+            *self.is_paused = true;
+            return Flow::Pause;
+        }
+        Flow::Continue
+    }
+}

@@ -1,0 +1,111 @@
+//! The sending half of a session: publications, its backlog, a socket that takes bytes again.
+
+use std::io;
+
+use super::action::Action;
+use super::state::{Phase, Session};
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::protocol::outbound::{Batch, Outbound};
+use crate::protocol::socket::Socket;
+
+/// Why frames are not on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsent {
+    /// The client takes nothing any more.
+    Gone,
+    /// The backlog is longer than the endpoint allows.
+    TooMuch,
+}
+
+impl Session {
+    /// Sends whole frames, or queues what the socket does not take.
+    pub(crate) fn deliver(&mut self, frames: &mut Batch<'_>, socket: &mut impl Socket, now: Millis) -> Action {
+        if self.is_closing() {
+            // The close frame is the last.
+            return Action::Stay;
+        }
+        match self.push(frames, socket, now) {
+            Ok(()) => Action::Stay,
+            Err(unsent) => self.on_unsent(unsent, socket, now),
+        }
+    }
+
+    /// Sends or queues whole frames. In a handshake they wait for the 101.
+    pub(super) fn push(&mut self, frames: &mut Batch<'_>, socket: &mut impl Socket, now: Millis) -> Result<(), Unsent> {
+        let is_in_handshake = self.is_in_handshake();
+        let Some(queue) = &mut self.outbound else {
+            let sent = if is_in_handshake {
+                0
+            } else {
+                match socket.send(frames.bytes()) {
+                    Ok(sent) if sent == frames.bytes().len() => return Ok(()),
+                    Ok(sent) => sent,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                    Err(_) => return Err(Unsent::Gone),
+                }
+            };
+            self.outbound = Some(Box::new(Outbound::with_rest(frames.share(), sent, self.encoding, now)));
+            return Ok(());
+        };
+        queue.push(frames.share());
+        if self.has_too_much() {
+            // The socket may have room that the owner has not been told of.
+            self.drain(socket, now)?;
+        }
+        if self.has_too_much() { Err(Unsent::TooMuch) } else { Ok(()) }
+    }
+
+    /// Carries out what a failed [`Session::push`] means.
+    #[cold]
+    pub(super) fn on_unsent(&mut self, unsent: Unsent, socket: &mut impl Socket, now: Millis) -> Action {
+        match (unsent, self.phase) {
+            (Unsent::TooMuch, _) => self.fault(CloseReason::SlowConsumer, socket, now),
+            // What the client sent before it went is still in the socket and is read first: the read that finds the
+            // end ends the session.
+            (Unsent::Gone, Phase::Open) => {
+                self.outbound = None;
+                Action::ReadAgain
+            }
+            (Unsent::Gone, _) => Action::End(self.reason_or(CloseReason::ClientGone)),
+        }
+    }
+
+    /// The socket takes bytes again.
+    pub(crate) fn on_writable(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
+        match self.drain(socket, now) {
+            Ok(()) => Action::Stay,
+            Err(unsent) => self.on_unsent(unsent, socket, now),
+        }
+    }
+
+    /// Sends of the backlog what the socket takes.
+    pub(super) fn drain(&mut self, socket: &mut impl Socket, now: Millis) -> Result<(), Unsent> {
+        if self.is_in_handshake() {
+            return Ok(());
+        }
+        if let Some(queue) = &mut self.outbound {
+            let is_empty = queue.send(socket, self.encoding, now).map_err(|_| Unsent::Gone)?;
+            self.alive_at = self.alive_at.max(queue.progress_at);
+            if is_empty {
+                self.outbound = None;
+            }
+        }
+        self.finish_if_sent(socket, now);
+        Ok(())
+    }
+
+    /// Bytes of memory that wait for its client, behind those that are being sent.
+    pub(crate) fn backlog(&self) -> usize {
+        self.outbound.as_ref().map_or(0, |queue| queue.backlog())
+    }
+
+    /// Whether its socket has to tell when it takes bytes again.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.outbound.is_some() && !self.is_in_handshake()
+    }
+
+    fn has_too_much(&self) -> bool {
+        self.backlog() > self.endpoint.config.max_queue_bytes && !self.is_closing()
+    }
+}

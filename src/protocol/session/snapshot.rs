@@ -1,0 +1,379 @@
+//! A session as data for another process: everything but its socket. Times are ages in milliseconds, for the other
+//! process has another clock.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::state::{Phase, Session};
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::outbound::Outbound;
+use crate::protocol::websocket::reader::Reader;
+
+/// What a session is between two reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionSnapshot {
+    /// The path of its endpoint.
+    pub(crate) endpoint: String,
+    pub(crate) channel: ByteBuf,
+    #[serde(rename = "wire")]
+    encoding: Encoding,
+    /// Why it is being closed, if it is.
+    #[serde(default)]
+    closing: Option<Closing>,
+    /// Bytes that were read and not decoded.
+    #[serde(default)]
+    unread: ByteBuf,
+    /// A message whose last frame has not come.
+    #[serde(default)]
+    unfinished: Option<Unfinished>,
+    /// Bytes that were not sent, and how many of them belong to a frame that has begun to leave.
+    #[serde(default)]
+    unsent: ByteBuf,
+    #[serde(default)]
+    begun_frame_bytes: usize,
+    #[serde(default)]
+    progress_ago: Millis,
+    heard_ago: Millis,
+    pinged_ago: Millis,
+    alive_ago: Millis,
+    /// Since when there was no progress with its messages.
+    #[serde(default)]
+    unpublished_ago: Millis,
+    #[serde(default)]
+    is_paused: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Closing {
+    /// A label of [`CloseReason`].
+    reason: String,
+    left: Millis,
+    /// Whether the client's close frame is to come.
+    awaits_reply: bool,
+    /// Whether our FIN is sent.
+    is_ending: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Unfinished {
+    is_text: bool,
+    payload: ByteBuf,
+}
+
+/// Why a session cannot be made of what came.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotASession {
+    #[error("its channel's name is shorter than the prefix that its encoding leaves out")]
+    Encoding,
+    #[error("what it has to send is not the rest of a frame and whole frames")]
+    Unsent,
+}
+
+impl SessionSnapshot {
+    /// Bytes of memory, more or less.
+    pub(crate) fn size(&self) -> usize {
+        let unfinished = self.unfinished.as_ref().map_or(0, |message| message.payload.len());
+        size_of::<Self>() + self.channel.len() + self.unread.len() + unfinished + self.unsent.len()
+    }
+}
+
+impl Session {
+    /// What it is now, its messages that wait for the broker apart; `None` while its handshake is not over.
+    pub(crate) fn snapshot(&self, now: Millis) -> Option<SessionSnapshot> {
+        let ago = |at: Millis| now.saturating_sub(at);
+        let closing = match self.phase {
+            Phase::Subscribing { .. } | Phase::Opening => return None,
+            Phase::Open => None,
+            Phase::Closing { reason, until, awaits_reply } => Some((reason, until, awaits_reply, false)),
+            Phase::Ending { reason, until } => Some((reason, until, false, true)),
+        };
+        let closing = closing.map(|(reason, until, awaits_reply, is_ending)| Closing {
+            reason: reason.row().label.to_owned(),
+            left: until.saturating_sub(now),
+            awaits_reply,
+            is_ending,
+        });
+        let (unread, unfinished) = self.reader.parts();
+        let unfinished = unfinished.map(|(is_text, payload)| Unfinished { is_text, payload: ByteBuf::from(payload) });
+        let (unsent, begun_frame_bytes) = self.outbound.as_ref().map(|queue| queue.parts()).unwrap_or_default();
+        debug_assert_eq!(self.subscriptions.len(), 1, "a snapshot has one channel");
+        Some(SessionSnapshot {
+            endpoint: self.endpoint.config.path.clone(),
+            channel: ByteBuf::from(&**self.channel()),
+            encoding: self.encoding.snapshot(),
+            closing,
+            unread: ByteBuf::from(unread),
+            unfinished,
+            unsent: ByteBuf::from(unsent),
+            begun_frame_bytes,
+            progress_ago: self.outbound.as_ref().map_or(0, |queue| ago(queue.progress_at)),
+            heard_ago: ago(self.heard_at),
+            pinged_ago: ago(self.pinged_at),
+            alive_ago: ago(self.alive_at),
+            unpublished_ago: ago(self.unpublished.since),
+            is_paused: self.is_paused,
+        })
+    }
+
+    /// Goes on with what another process had. Its messages follow ([`Session::adopt_message`]).
+    ///
+    /// # Errors
+    /// When the snapshot contradicts itself.
+    pub(crate) fn adopt(snapshot: SessionSnapshot, endpoint: Rc<Endpoint>, now: Millis) -> Result<Self, NotASession> {
+        let at = |ago: Millis| now.saturating_sub(ago);
+        let channel = Channel::from(snapshot.channel.into_vec());
+        if snapshot.encoding.name(&channel).is_none() {
+            return Err(NotASession::Encoding);
+        }
+        let encoding = snapshot.encoding.adopted(endpoint.config.not_utf8);
+        let mut session = Self::new(endpoint, channel, encoding, now, now);
+        session.phase = match snapshot.closing {
+            None => Phase::Open,
+            Some(Closing { reason, left, awaits_reply, is_ending }) => {
+                let is_it = |known: &CloseReason| known.row().label == reason;
+                // A newer version may know more reasons than this one.
+                let reason = CloseReason::ALL.into_iter().find(is_it).unwrap_or(CloseReason::Internal);
+                let until = now.saturating_add(left);
+                if is_ending { Phase::Ending { reason, until } } else { Phase::Closing { reason, until, awaits_reply } }
+            }
+        };
+        let unfinished = snapshot.unfinished.map(|message| (message.is_text, message.payload.into_vec()));
+        session.reader = Reader::from_parts(snapshot.unread.into_vec(), unfinished);
+        let is_ending = matches!(session.phase, Phase::Ending { .. });
+        if snapshot.unsent.is_empty() && snapshot.begun_frame_bytes > 0 || is_ending && !snapshot.unsent.is_empty() {
+            return Err(NotASession::Unsent);
+        }
+        if !snapshot.unsent.is_empty() {
+            let unsent = Bytes::from(snapshot.unsent.into_vec());
+            let queue = Outbound::from_parts(unsent, snapshot.begun_frame_bytes, encoding, at(snapshot.progress_ago));
+            session.outbound = Some(Box::new(queue.ok_or(NotASession::Unsent)?));
+        }
+        session.heard_at = at(snapshot.heard_ago);
+        session.pinged_at = at(snapshot.pinged_ago);
+        session.alive_at = at(snapshot.alive_ago);
+        session.unpublished.since = at(snapshot.unpublished_ago);
+        session.is_paused = snapshot.is_paused;
+        Ok(session)
+    }
+
+    /// One of its messages waits for the broker, at a cost of `bytes`.
+    pub(crate) fn adopt_message(&mut self, bytes: usize) {
+        self.unpublished.messages += 1;
+        self.unpublished.bytes += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stage::{BINARY, CHANNEL, LUA, PING, Stage, TEXT, encoded, frame, plain};
+    use super::super::{Action, Payload, Publish, Queued, Rejected};
+    use super::*;
+    use crate::config::{EndpointConfig, NotUtf8Policy};
+    use crate::protocol::socket::memory::MemorySocket;
+    use proptest::prelude::*;
+
+    const NOW: Millis = 1_000_000;
+
+    fn endpoint(config: EndpointConfig) -> Rc<Endpoint> {
+        Rc::new(Endpoint::new(config))
+    }
+
+    /// What the session is in another process, whose clock shows `there`.
+    fn moved(stage: &mut Stage, there: Millis) {
+        let snapshot = stage.session.snapshot(stage.now).unwrap();
+        let bytes = rmp_serde::to_vec_named(&snapshot).unwrap();
+        let session =
+            Session::adopt(rmp_serde::from_slice(&bytes).unwrap(), stage.session.endpoint.clone(), there).unwrap();
+        assert_eq!(session.snapshot(there), Some(snapshot), "nothing is lost on the way");
+        (stage.session, stage.now) = (session, there);
+    }
+
+    /// An outbox that takes everything.
+    struct Nowhere;
+
+    impl Publish for Nowhere {
+        fn publish(&mut self, _: &Channel, _: Payload<'_>) -> Queued {
+            Queued { bytes: 0, allowance: usize::MAX }
+        }
+
+        fn reject(&mut self, _: Rejected) {}
+    }
+
+    proptest! {
+        /// Wherever it is cut, each half read by another process, the same messages come out.
+        #[test]
+        fn what_a_client_sends_is_read_on_byte_by_byte(cut in 0_usize..78) {
+            let stream = [
+                frame(0x01, b"one, "),
+                frame(PING, b"ping"),
+                frame(0x80, "zwei é".as_bytes()),
+                frame(TEXT, b"3"),
+                frame(0x02, b"\xff\x00"),
+                frame(0x00, b""),
+                frame(0x80, b"\xfe"),
+                frame(BINARY, b"\xe4"),
+            ];
+            let stream = stream.concat();
+            let mut stage = Stage::open(plain(), Encoding::Plain);
+            let (before, behind) = stream.split_at(cut.min(stream.len()));
+            for part in [before, behind] {
+                // What it brought comes first, and has a turn of its own.
+                let mut action = stage.read(part);
+                if action == Action::ReadAgain {
+                    action = stage.read(b"");
+                }
+                prop_assert_eq!(action, Action::Stay);
+                moved(&mut stage, NOW);
+            }
+            let expected = [("text", "one, zwei é".as_bytes()), ("text", b"3"), ("binary", b"\xff\x00\xfe"), ("binary", b"\xe4")];
+            prop_assert_eq!(stage.outbox.messages, expected.map(|(kind, bytes)| (kind, bytes.to_vec())));
+        }
+
+        /// The decoder takes any bytes.
+        #[test]
+        fn hostile_bytes_are_refused_or_make_a_session(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0_usize..400, flip in any::<u8>()) {
+            let mut stage = Stage::lua();
+            stage.socket.room = 3;
+            assert_eq!(stage.deliver(b"half sent"), Action::Stay);
+            let mut bent = rmp_serde::to_vec_named(&stage.session.snapshot(NOW).unwrap()).unwrap();
+            if let Some(byte) = bent.get_mut(at) {
+                *byte ^= flip;
+            }
+            for bytes in [&bent[..], &bytes, bent.get(..at).unwrap_or_default()] {
+                let Ok(snapshot) = rmp_serde::from_slice::<SessionSnapshot>(bytes) else { continue };
+                if let Ok(mut session) = Session::adopt(snapshot, endpoint(EndpointConfig::default()), 7) {
+                    let mut socket = MemorySocket::roomy();
+                    session.next_due();
+                    let ticked = session.on_tick(&mut socket, NOW);
+                    let sent = session.on_writable(&mut socket, NOW);
+                    let decoded = session.decode(&mut [], &mut socket, NOW, &mut Nowhere);
+                    assert!([ticked, sent, decoded].iter().all(|action| *action != Action::Upgrade));
+                    session.next_due();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_client_has_not_read_is_sent_on_from_the_byte_where_it_stopped() {
+        let mut stage = Stage::lua();
+        stage.socket.room = 70_000;
+        let mut expected = Vec::new();
+        for n in 0..10 {
+            let payload = vec![b'0' + n; 50_000];
+            expected.extend(encoded(LUA, &payload));
+            assert_eq!(stage.deliver(&payload), Action::Stay);
+        }
+        assert!(stage.session.has_unsent());
+        stage.now += 5;
+        moved(&mut stage, 50_000);
+        assert_eq!(stage.session.outbound.as_ref().unwrap().progress_at, 50_000 - 5);
+        let mut room = 1;
+        while stage.session.has_unsent() {
+            assert_eq!(stage.writable(room), Action::Stay);
+            moved(&mut stage, 50_000);
+            room = room * 3 + 1;
+        }
+        assert!(stage.sent() == expected);
+    }
+
+    #[test]
+    fn its_clock_and_its_closing_go_on() {
+        let mut stage = Stage::lua();
+        let due = stage.session.next_due() - NOW;
+        stage.now += 1_000;
+        moved(&mut stage, 3_000_000);
+        assert_eq!(stage.session.next_due() - 3_000_000, due - 1_000, "no second ping clock");
+        assert_eq!(stage.close(CloseReason::Gap), Action::Close(CloseReason::Gap));
+        stage.now += 200;
+        moved(&mut stage, 9_000_000);
+        assert_eq!((stage.session.is_closing(), stage.session.next_due()), (true, 9_000_000 + CLOSE_WAIT_LEFT));
+        assert!(stage.sent()[2..].starts_with(&1012_u16.to_be_bytes()));
+    }
+
+    /// What is left of the second that a reply is waited for.
+    const CLOSE_WAIT_LEFT: Millis = 800;
+
+    #[test]
+    fn a_handshake_has_no_snapshot() {
+        let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+        assert_eq!(stage.session.snapshot(NOW), None);
+        assert_eq!(stage.session.on_subscribed(super::super::stage::SUBSCRIBER), Action::Upgrade);
+        assert_eq!(stage.session.snapshot(NOW), None);
+    }
+
+    #[test]
+    fn an_older_and_a_newer_version_are_understood() {
+        #[derive(Serialize)]
+        enum Wire {
+            Lua { name_at: usize },
+            Plain,
+        }
+        #[derive(Serialize)]
+        struct Other {
+            endpoint: &'static str,
+            channel: ByteBuf,
+            wire: Wire,
+            heard_ago: Millis,
+            pinged_ago: Millis,
+            alive_ago: Millis,
+            mood: Vec<&'static str>,
+        }
+        for (wire, encoding) in [(Wire::Plain, Encoding::Plain), (Wire::Lua { name_at: 5 }, LUA)] {
+            let other = Other {
+                endpoint: "/webws",
+                channel: ByteBuf::from(CHANNEL),
+                wire,
+                heard_ago: 1,
+                pinged_ago: Millis::MAX,
+                alive_ago: 1,
+                mood: vec!["unheard", "of"],
+            };
+            let snapshot = rmp_serde::from_slice(&rmp_serde::to_vec_named(&other).unwrap()).unwrap();
+            let session = Session::adopt(snapshot, endpoint(EndpointConfig::default()), NOW).unwrap();
+            assert!(session.is_open() && session.pinged_at == 0 && session.heard_at == NOW - 1);
+            assert_eq!((session.encoding, &**session.channel()), (encoding, CHANNEL));
+        }
+    }
+
+    #[test]
+    fn how_what_is_not_utf8_looks_follows_the_endpoint_of_the_process_that_goes_on() {
+        let replace = || EndpointConfig { not_utf8: NotUtf8Policy::Replace, ..EndpointConfig::plain() };
+        for (from, encoding, to, adopted) in [
+            (plain(), Encoding::Plain, replace(), Encoding::PlainText),
+            (replace(), Encoding::PlainText, plain(), Encoding::Plain),
+            (replace(), Encoding::PlainText, replace(), Encoding::PlainText),
+            // An open session keeps the encoding of its handshake.
+            (EndpointConfig::default(), LUA, replace(), LUA),
+        ] {
+            let stage = Stage::open(from, encoding);
+            let bytes = rmp_serde::to_vec_named(&stage.session.snapshot(NOW).unwrap()).unwrap();
+            let mut there = Session::adopt(rmp_serde::from_slice(&bytes).unwrap(), endpoint(to), NOW).unwrap();
+            assert_eq!((there.encoding, there.next_to_join().unwrap().encoding), (adopted, adopted));
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let mut stage = Stage::lua();
+        stage.socket.room = 3;
+        assert_eq!(stage.deliver(b"half sent"), Action::Stay);
+        let sound = stage.session.snapshot(NOW).unwrap();
+        let adopt = |snapshot| Session::adopt(snapshot, endpoint(EndpointConfig::default()), NOW).err();
+        assert_eq!(adopt(sound.clone()), None);
+        let short = SessionSnapshot { encoding: Encoding::Lua { name_at: 7 }, ..sound.clone() };
+        assert_eq!(adopt(short), Some(NotASession::Encoding));
+        for begun_frame_bytes in [0, 1, sound.begun_frame_bytes - 1, sound.begun_frame_bytes + 1] {
+            assert_eq!(adopt(SessionSnapshot { begun_frame_bytes, ..sound.clone() }), Some(NotASession::Unsent));
+        }
+        let closing = Closing { reason: "gap".to_owned(), left: 1, awaits_reply: false, is_ending: true };
+        assert_eq!(adopt(SessionSnapshot { closing: Some(closing), ..sound }), Some(NotASession::Unsent));
+    }
+}

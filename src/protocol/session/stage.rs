@@ -1,0 +1,181 @@
+//! A session on a stage, for tests: its socket lies in memory, its clock is a number, its outbox keeps what it gets.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::{Action, Payload, Publish, Queued, Rejected, Scratch, Session};
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::config::{BinaryPolicy, EndpointConfig};
+use crate::id::SubscriberId;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::outbound::Batch;
+use crate::protocol::socket::memory::MemorySocket;
+
+pub(super) const CHANNEL: &[u8] = b"chat:a";
+pub(super) const LUA: Encoding = Encoding::Lua { name_at: 5 };
+pub(super) const SUBSCRIBER: SubscriberId = SubscriberId(7);
+
+/// An outbox that keeps what it gets.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) messages: Vec<(&'static str, Vec<u8>)>,
+    pub(super) rejected: Vec<Rejected>,
+    /// What one message counts for, and what a session may have waiting.
+    pub(super) cost: usize,
+    pub(super) allowance: usize,
+}
+
+impl Publish for Kept {
+    fn publish(&mut self, channel: &Channel, payload: Payload<'_>) -> Queued {
+        assert_eq!(&**channel, CHANNEL);
+        self.messages.push(match payload {
+            Payload::Text(text) => ("text", text.to_vec()),
+            Payload::Binary(bytes) => ("binary", bytes.to_vec()),
+        });
+        Queued { bytes: self.cost, allowance: self.allowance }
+    }
+
+    fn reject(&mut self, rejected: Rejected) {
+        self.rejected.push(rejected);
+    }
+}
+
+/// A session and all that its transitions touch.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) session: Session,
+    pub(super) socket: MemorySocket,
+    pub(super) outbox: Kept,
+    pub(super) scratch: Scratch,
+    pub(super) now: Millis,
+}
+
+impl Stage {
+    /// A session whose handshake has begun, with a subscription that is asked for.
+    pub(super) fn asked(config: EndpointConfig, encoding: Encoding) -> Self {
+        let now = 1_000_000;
+        let endpoint = Rc::new(Endpoint::new(config));
+        let mut session = Session::new(endpoint, Channel::from_static(CHANNEL), encoding, now + 5_000, now);
+        assert_eq!(session.begin(), Action::Subscribe);
+        let subscription = session.next_to_join().expect("it has a channel");
+        assert_eq!((&*subscription.channel, subscription.encoding), (CHANNEL, encoding));
+        subscription.on_joined(SUBSCRIBER, Channel::from_static(CHANNEL), false);
+        assert_eq!(session.on_joined(), Action::Stay);
+        let outbox = Kept { messages: Vec::new(), rejected: Vec::new(), cost: 10, allowance: usize::MAX };
+        Self { session, socket: MemorySocket::roomy(), outbox, scratch: Scratch::default(), now }
+    }
+
+    /// A session that is open; its 101 is taken out of the way.
+    pub(super) fn open(config: EndpointConfig, encoding: Encoding) -> Self {
+        let mut stage = Self::asked(config, encoding);
+        assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
+        assert_eq!(stage.session.open(b"101", &mut stage.socket, stage.now), Action::Stay);
+        assert_eq!(stage.sent(), b"101");
+        stage
+    }
+
+    /// With the default endpoint.
+    pub(super) fn lua() -> Self {
+        Self::open(EndpointConfig::default(), LUA)
+    }
+
+    /// What was sent since the last call, all of which the client takes.
+    pub(super) fn sent(&mut self) -> Vec<u8> {
+        self.socket.taken = 0;
+        std::mem::take(&mut self.socket.sent)
+    }
+
+    /// The client sends `bytes`, which are read once.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Action {
+        self.socket.inbound.extend(bytes);
+        let Self { session, socket, outbox, scratch, now } = self;
+        session.on_readable(socket, scratch, false, *now, outbox)
+    }
+
+    /// The client closes its side.
+    pub(super) fn hang_up(&mut self) -> Action {
+        self.socket.is_peer_finished = true;
+        let Self { session, socket, outbox, scratch, now } = self;
+        session.on_readable(socket, scratch, true, *now, outbox)
+    }
+
+    /// A publication with `payload` is delivered.
+    pub(super) fn deliver(&mut self, payload: &[u8]) -> Action {
+        let frame = encoded(self.session.encoding, payload);
+        self.session.deliver(&mut Batch::new(&frame), &mut self.socket, self.now)
+    }
+
+    pub(super) fn close(&mut self, reason: CloseReason) -> Action {
+        self.session.close(reason, &mut self.socket, self.now)
+    }
+
+    pub(super) fn resume(&mut self) -> Action {
+        self.session.resume(&mut self.socket, self.now, &mut self.outbox)
+    }
+
+    /// The socket takes `room` bytes more.
+    pub(super) fn writable(&mut self, room: usize) -> Action {
+        self.socket.room = room;
+        self.session.on_writable(&mut self.socket, self.now)
+    }
+
+    /// `time` passes, and nothing happens but what is due. Returns what comes of the first timer that asks for
+    /// something.
+    pub(super) fn pass(&mut self, time: Millis) -> Action {
+        let end = self.now + time;
+        while self.session.next_due() <= end {
+            self.now = self.session.next_due();
+            let action = self.session.on_tick(&mut self.socket, self.now);
+            if action != Action::Stay {
+                return action;
+            }
+            assert!(self.session.next_due() > self.now, "a timer is set to the past");
+        }
+        self.now = end;
+        Action::Stay
+    }
+}
+
+/// The frame of a publication.
+pub(super) fn encoded(encoding: Encoding, payload: &[u8]) -> Vec<u8> {
+    let mut frame = BytesMut::new();
+    encoding.encode(CHANNEL, payload, &mut frame);
+    frame.to_vec()
+}
+
+/// A client's frame, masked by zeros (RFC 6455 §5.2).
+pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match u16::try_from(payload.len()).unwrap() {
+        short @ ..126 => frame.push(0x80 | short.to_be_bytes()[1]),
+        long => {
+            frame.push(0x80 | 126);
+            frame.extend(long.to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// A server's close frame.
+pub(super) fn close_frame(reason: CloseReason) -> Vec<u8> {
+    let row = reason.row();
+    [&[0x88, u8::try_from(row.text.len()).unwrap() + 2], &row.code.unwrap().to_be_bytes()[..], row.text.as_bytes()]
+        .concat()
+}
+
+/// An endpoint whose clients may publish binary messages.
+pub(super) fn plain() -> EndpointConfig {
+    EndpointConfig { binary: BinaryPolicy::Publish, ..EndpointConfig::plain() }
+}
+
+pub(super) const TEXT: u8 = 0x81;
+pub(super) const BINARY: u8 = 0x82;
+pub(super) const CLOSE: u8 = 0x88;
+pub(super) const PING: u8 = 0x89;
+pub(super) const PONG: u8 = 0x8a;

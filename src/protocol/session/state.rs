@@ -1,0 +1,121 @@
+//! What a session is between two calls.
+
+use std::rc::Rc;
+
+use smallvec::{SmallVec, smallvec};
+
+use super::subscription::{Rights, Subscription};
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::outbound::Outbound;
+use crate::protocol::websocket::reader::Reader;
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The handshake waits for the broker to confirm the subscriptions, until then.
+    Subscribing { until: Millis },
+    /// Subscribed; the 101 has not left. Publications are queued.
+    Opening,
+    /// Messages go both ways.
+    Open,
+    /// The close frame is the last unit that we send. `awaits_reply`: the client's close frame is to come.
+    Closing { reason: CloseReason, until: Millis, awaits_reply: bool },
+    /// FIN is sent. What the client still sends is read off: to close a socket with unread bytes resets it, and a
+    /// reset can destroy the close frame on its way.
+    Ending { reason: CloseReason, until: Millis },
+}
+
+/// A client's messages that the broker has not answered for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Unpublished {
+    /// Their cost.
+    pub(super) bytes: usize,
+    pub(super) messages: usize,
+    /// When the first of them came, or the broker answered for one last.
+    pub(super) since: Millis,
+}
+
+/// One browser connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) endpoint: Rc<Endpoint>,
+    /// How units are framed on this connection: pings, close frames, where one ends.
+    pub(super) encoding: Encoding,
+    /// Its channels: one today.
+    pub(super) subscriptions: SmallVec<[Subscription; 1]>,
+    pub(super) phase: Phase,
+    pub(super) reader: Reader,
+    pub(super) outbound: Option<Box<Outbound>>,
+    /// When the client sent something last, and when it was last pinged.
+    pub(super) heard_at: Millis,
+    pub(super) pinged_at: Millis,
+    /// When it gave a sign of life: sent something, or took something of a backlog.
+    pub(super) alive_at: Millis,
+    pub(super) unpublished: Unpublished,
+    /// Whether its socket is not read, because too many messages wait for the broker.
+    pub(super) is_paused: bool,
+}
+
+impl Session {
+    /// A session whose handshake waits for its subscription until `until`. [`Session::begin`] follows.
+    pub(crate) fn new(
+        endpoint: Rc<Endpoint>,
+        channel: Channel,
+        encoding: Encoding,
+        until: Millis,
+        now: Millis,
+    ) -> Self {
+        let rights = Rights::of(&endpoint.config);
+        Self {
+            endpoint,
+            encoding,
+            subscriptions: smallvec![Subscription::new(channel, encoding, rights)],
+            phase: Phase::Subscribing { until },
+            reader: Reader::default(),
+            outbound: None,
+            heard_at: now,
+            pinged_at: now,
+            alive_at: now,
+            unpublished: Unpublished { since: now, ..Unpublished::default() },
+            is_paused: false,
+        }
+    }
+
+    /// The channel that its client publishes on.
+    pub(crate) fn channel(&self) -> &Channel {
+        let first = self.subscriptions.first();
+        &first.expect("a session has a channel from its beginning, and drops none").channel
+    }
+
+    /// Whether its handshake waits for the broker.
+    pub(crate) fn is_subscribing(&self) -> bool {
+        matches!(self.phase, Phase::Subscribing { .. })
+    }
+
+    /// Whether messages go both ways.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether a close of ours or the client's is under way.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. } | Phase::Ending { .. })
+    }
+
+    /// Whether its handshake is not over: nothing may be sent.
+    pub(super) fn is_in_handshake(&self) -> bool {
+        matches!(self.phase, Phase::Subscribing { .. } | Phase::Opening)
+    }
+
+    /// The reason of the close that is under way, or `other`.
+    pub(super) fn reason_or(&self, other: CloseReason) -> CloseReason {
+        match self.phase {
+            Phase::Closing { reason, .. } | Phase::Ending { reason, .. } => reason,
+            Phase::Subscribing { .. } | Phase::Opening | Phase::Open => other,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What time does to a session: pings, and every deadline after which it closes or ends.
+
+use std::time::Duration;
+
+use super::action::{Action, Denial};
+use super::state::{Phase, Session};
+use crate::clock::{Millis, millis};
+use crate::close::CloseReason;
+use crate::protocol::outbound::Batch;
+use crate::protocol::socket::Socket;
+
+impl Session {
+    /// Carries out what is due at `now`.
+    pub(crate) fn on_tick(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
+        match self.phase {
+            Phase::Subscribing { until } if now >= until => Action::Refuse(Denial::TimedOut),
+            Phase::Closing { reason, until, awaits_reply } if now >= until => {
+                if awaits_reply && self.outbound.is_none() {
+                    // The reply does not come; FIN may end the connection in order all the same.
+                    self.phase = Phase::Closing { reason, until, awaits_reply: false };
+                    self.finish_if_sent(socket, now);
+                    return Action::Stay;
+                }
+                Action::End(reason)
+            }
+            Phase::Ending { reason, until } if now >= until => Action::End(reason),
+            Phase::Subscribing { .. } | Phase::Opening | Phase::Closing { .. } | Phase::Ending { .. } => Action::Stay,
+            Phase::Open => self.on_tick_while_open(socket, now),
+        }
+    }
+
+    fn on_tick_while_open(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
+        if self.stalled_at() <= now {
+            // A Unix socket is reported as writable when three quarters of its buffer are free (the kernel's
+            // unix_writable). What a slow reader took is found by trying.
+            if let Err(unsent) = self.drain(socket, now) {
+                return self.on_unsent(unsent, socket, now);
+            }
+            if self.stalled_at() <= now {
+                return self.fault(CloseReason::Stalled, socket, now);
+            }
+        }
+        if self.silent_at() <= now {
+            return self.fault(CloseReason::Silent, socket, now);
+        }
+        if self.unpublished_at() <= now {
+            return self.fault(CloseReason::NotPublished, socket, now);
+        }
+        if self.ping_at() <= now {
+            self.pinged_at = now;
+            let ping = self.encoding.ping();
+            if let Err(unsent) = self.push(&mut Batch::new(ping), socket, now) {
+                return self.on_unsent(unsent, socket, now);
+            }
+        }
+        Action::Stay
+    }
+
+    /// When [`Session::on_tick`] should be called next, if nothing happens until then; [`Millis::MAX`] for never.
+    pub(crate) fn next_due(&self) -> Millis {
+        match self.phase {
+            Phase::Opening => Millis::MAX,
+            Phase::Subscribing { until } | Phase::Closing { until, .. } | Phase::Ending { until, .. } => until,
+            Phase::Open => self.stalled_at().min(self.silent_at()).min(self.unpublished_at()).min(self.ping_at()),
+        }
+    }
+
+    pub(super) fn stalled_at(&self) -> Millis {
+        let queue = self.outbound.as_ref();
+        queue.map_or(Millis::MAX, |queue| after(queue.progress_at, self.endpoint.config.stall_timeout))
+    }
+
+    pub(super) fn silent_at(&self) -> Millis {
+        // A client that is not read cannot show that it lives.
+        if self.is_paused { Millis::MAX } else { after(self.alive_at, self.endpoint.config.idle_timeout) }
+    }
+
+    pub(super) fn unpublished_at(&self) -> Millis {
+        let config = &self.endpoint.config;
+        if self.has_unpublished() { after(self.unpublished.since, config.publish_timeout) } else { Millis::MAX }
+    }
+
+    fn ping_at(&self) -> Millis {
+        after(self.heard_at.max(self.pinged_at), self.endpoint.config.ping_interval)
+    }
+
+    /// The owner did not read, tick or publish for `time`: no deadline passed meanwhile.
+    pub(crate) fn quiesced(&mut self, time: Millis) {
+        self.alive_at = self.alive_at.saturating_add(time);
+        self.unpublished.since = self.unpublished.since.saturating_add(time);
+        if let Some(queue) = &mut self.outbound {
+            queue.progress_at = queue.progress_at.saturating_add(time);
+        }
+        if let Phase::Subscribing { until } | Phase::Closing { until, .. } | Phase::Ending { until, .. } =
+            &mut self.phase
+        {
+            *until = until.saturating_add(time);
+        }
+    }
+}
+
+/// `limit` after `since`; a limit of zero is switched off.
+fn after(since: Millis, limit: Duration) -> Millis {
+    if limit.is_zero() { Millis::MAX } else { since.saturating_add(millis(limit)) }
+}

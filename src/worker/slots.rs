@@ -1,0 +1,149 @@
+//! A worker's sessions, each in a slot with its connection and the worker's own notes on it.
+//!
+//! May not enter: what a session's transitions mean, the hub, timers.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use super::reactor::Wants;
+use crate::clock::Millis;
+use crate::id::{Generation, SessionKey};
+use crate::os;
+use crate::protocol::session::{Denial, Session};
+use crate::protocol::socket::Socket;
+
+/// All sessions of a worker. A key is never used twice, so a late event finds its session or none.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    slab: Slab<Slot>,
+    /// The newest session's.
+    generation: Generation,
+}
+
+/// One session, and what only its worker needs to know.
+#[derive(Debug)]
+pub(super) struct Slot {
+    generation: Generation,
+    pub(super) session: Session,
+    pub(super) connection: Connection,
+    /// When the wheel brings it up.
+    pub(super) due: Millis,
+    /// What its socket is registered for.
+    pub(super) registered: Wants,
+    /// Whether it is in the list of sessions with more to read.
+    pub(super) has_another_turn: bool,
+    /// Whether it is in the list of sessions that are not read until the outbox has room.
+    pub(super) is_held: bool,
+}
+
+/// What connects a session to its client.
+#[derive(Debug)]
+pub(super) enum Connection {
+    /// The handshake has the socket, and waits for this answer, if it has to wait.
+    Handshake(Option<oneshot::Sender<Result<(), Denial>>>),
+    /// The session has it.
+    Socket(OwnedFd),
+}
+
+impl Slots {
+    /// Adds a session whose handshake has its socket.
+    pub(super) fn insert(&mut self, session: Session) -> SessionKey {
+        self.generation = self.generation.wrapping_add(1);
+        let index = self.slab.insert(Slot {
+            generation: self.generation,
+            session,
+            connection: Connection::Handshake(None),
+            due: Millis::MAX,
+            registered: Wants::Read,
+            has_another_turn: false,
+            is_held: false,
+        });
+        key_of(index, self.generation)
+    }
+
+    pub(super) fn get_mut(&mut self, key: SessionKey) -> Option<&mut Slot> {
+        self.slab.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)
+    }
+
+    pub(super) fn remove(&mut self, key: SessionKey) -> Option<Slot> {
+        self.get_mut(key)?;
+        Some(self.slab.remove(key.index as usize))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SessionKey, &Slot)> {
+        self.slab.iter().map(|(index, slot)| (key_of(index, slot.generation), slot))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// The newest session's generation.
+    pub(super) fn newest(&self) -> Generation {
+        self.generation
+    }
+}
+
+impl Slot {
+    /// What its socket should be registered for.
+    pub(super) fn wants(&self) -> Wants {
+        if self.session.has_unsent() { Wants::ReadAndWrite } else { Wants::Read }
+    }
+}
+
+impl Connection {
+    pub(super) fn socket(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Handshake(_) => None,
+            Self::Socket(socket) => Some(socket),
+        }
+    }
+
+    /// Tells the handshake what became of it. A second answer has nobody to go to.
+    pub(super) fn answer(&mut self, answer: Result<(), Denial>) {
+        if let Self::Handshake(tell) = self
+            && let Some(tell) = tell.take()
+        {
+            let is_over = tell.send(answer).is_err();
+            debug_assert!(!is_over, "a handshake that ends takes its session with it");
+        }
+    }
+
+    fn connected(&self) -> io::Result<BorrowedFd<'_>> {
+        debug_assert!(matches!(self, Self::Socket(_)), "a session uses no socket before its 101");
+        self.socket().map(AsFd::as_fd).ok_or(io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Socket for Connection {
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        os::socket::send_bytes(self.connected()?, bytes)
+    }
+
+    fn send_slices(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        os::socket::send_slices(self.connected()?, slices)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        os::socket::receive(self.connected()?, buffer)
+    }
+
+    fn untaken_bytes(&self) -> usize {
+        // In a handshake nothing was sent.
+        self.socket().map_or(0, |socket| os::socket::untaken_bytes(socket.as_fd()))
+    }
+
+    fn finish_sending(&mut self) {
+        if let Self::Socket(socket) = self {
+            os::socket::finish_sending(socket);
+        }
+    }
+}
+
+fn key_of(index: usize, generation: Generation) -> SessionKey {
+    let index = u32::try_from(index).expect("each session has a descriptor, and those are fewer than 2^32");
+    SessionKey { index, generation }
+}

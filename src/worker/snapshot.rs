@@ -1,0 +1,151 @@
+//! A worker's sessions and client messages as data for another process, and as they come from one.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::core::Core;
+use super::slots::Connection;
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::config::EndpointConfig;
+use crate::id::SessionKey;
+use crate::message::{ClientMessage, Origin};
+use crate::os::descriptors::Lent;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::session::snapshot::SessionSnapshot;
+use crate::protocol::session::{Action, Session};
+
+/// A worker as data: its sessions with their sockets, and the messages that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    pub(crate) sessions: Vec<(SessionSnapshot, Lent)>,
+    pub(crate) texts: Vec<MessageSnapshot>,
+    /// How long its sessions have missed what was published, in a gap that has not ended.
+    pub(crate) away: Duration,
+}
+
+/// The same as it arrives: messages name a session by its place among those that come with them.
+#[derive(Debug, Default)]
+pub(crate) struct Adopted {
+    pub(crate) sessions: Vec<(SessionSnapshot, OwnedFd)>,
+    pub(crate) texts: Vec<MessageSnapshot>,
+}
+
+impl Core {
+    /// All that another process needs to go on.
+    pub(super) fn collect(&self, now: Millis) -> Collected {
+        let mut collected = Collected::default();
+        let mut places = HashMap::new();
+        for (key, slot) in self.slots.iter() {
+            let (Some(snapshot), Some(socket)) = (slot.session.snapshot(now), slot.connection.socket()) else {
+                continue;
+            };
+            places.insert(key, collected.sessions.len());
+            collected.sessions.push((snapshot, Lent::from(socket)));
+        }
+        collected.texts = self.outbox.iter().map(|message| MessageSnapshot::of(message, &places, now)).collect();
+        collected
+    }
+
+    /// Makes sessions of what another process had; they stand still. The channels that have to be subscribed for them
+    /// are in [`Core::take_wanted`].
+    ///
+    /// # Errors
+    /// When one contradicts itself, or the kernel does not let us wait for its socket.
+    pub(super) fn adopt(&mut self, adopted: Adopted, endpoints: &[Rc<Endpoint>], now: Millis) -> io::Result<()> {
+        self.adopted.clear();
+        for (snapshot, socket) in adopted.sessions {
+            let known = endpoints.iter().find(|endpoint| endpoint.config.path == snapshot.endpoint).cloned();
+            let is_known = known.is_some();
+            let endpoint = known.unwrap_or_else(|| {
+                // Of a path that is not served any more: it ends when all goes on.
+                let path = snapshot.endpoint.clone();
+                Rc::new(Endpoint::new(EndpointConfig { path, ..EndpointConfig::default() }))
+            });
+            let mut session = Session::adopt(snapshot, endpoint, now).map_err(io::Error::other)?;
+            let action = if is_known { session.begin() } else { Action::Stay };
+            let key = self.insert(session);
+            self.adopted.push(key);
+            if !is_known {
+                self.orphaned.insert(key);
+            }
+            let slot = self.slots.get_mut(key).expect("it was inserted");
+            slot.registered = slot.wants();
+            self.registrar.add(socket.as_fd(), key, slot.registered)?;
+            slot.connection = Connection::Socket(socket);
+            self.apply(key, action, now);
+        }
+        for MessageSnapshot { session, channel, payload, ago } in adopted.texts {
+            let origin = session.and_then(|place| self.adopted.get(place)).copied();
+            let since = now.saturating_sub(ago);
+            let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
+            let origin_key = origin.unwrap_or_default();
+            let message = ClientMessage { channel, payload, origin: Origin::Session(origin_key), since };
+            if let Some(slot) = origin.and_then(|key| self.slots.get_mut(key)) {
+                slot.session.adopt_message(message.cost());
+            }
+            self.outbox.push(message);
+        }
+        Ok(())
+    }
+
+    /// All sessions.
+    pub(super) fn all_keys(&mut self) -> Vec<SessionKey> {
+        self.adopted = Vec::new();
+        self.slots.iter().map(|(key, _)| key).collect()
+    }
+
+    /// Lets a session that stood still for `quiesced` be read again: what its socket has to say is told once more.
+    pub(super) fn go_on(&mut self, key: SessionKey, quiesced: Millis, now: Millis) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        slot.session.quiesced(quiesced);
+        let Some(socket) = slot.connection.socket() else { return };
+        let wants = slot.wants();
+        if let Err(error) = self.registrar.change(socket.as_fd(), key, wants) {
+            tracing::warn!(%error, "a WebSocket cannot be watched any more ({error}) and is closed");
+            return self.apply(key, Action::End(CloseReason::Internal), now);
+        }
+        slot.registered = wants;
+        // What was read and kept waits for nobody but us.
+        self.read_again(key);
+        if self.orphaned.remove(&key) {
+            self.close(key, CloseReason::GoingAway, now);
+        } else {
+            self.apply(key, Action::Stay, now);
+        }
+    }
+}
+
+/// A message that waits for the broker, for another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MessageSnapshot {
+    /// The place of its session among those that come with it; none when its client has left.
+    session: Option<usize>,
+    channel: ByteBuf,
+    payload: ByteBuf,
+    ago: Millis,
+}
+
+impl MessageSnapshot {
+    /// About how many bytes it is in a hand-over's message.
+    pub(crate) fn size(&self) -> usize {
+        size_of::<Self>() + self.channel.len() + self.payload.len()
+    }
+
+    fn of(message: &ClientMessage, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
+        let session = match &message.origin {
+            Origin::Session(key) => places.get(key).copied(),
+            Origin::Publisher(_) => None,
+        };
+        let (channel, payload) = (ByteBuf::from(&*message.channel), ByteBuf::from(&*message.payload));
+        Self { session, channel, payload, ago: now.saturating_sub(message.since) }
+    }
+}
