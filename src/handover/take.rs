@@ -33,7 +33,7 @@ pub(crate) struct Predecessor {
 }
 
 /// Tells the process that started this one, if one did, that this one cannot take over. For a program that
-/// fails before [`crate::run_service`].
+/// fails before [`crate::binary::run_service`].
 pub fn refuse_hand_over(why: &str) {
     if let Ok(Some((predecessor, _))) = Predecessor::find(None) {
         predecessor.refuse(why);

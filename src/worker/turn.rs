@@ -19,7 +19,7 @@ use crate::metrics::Counter;
 use crate::notice;
 use crate::throttle::Throttle;
 
-/// What sessions may do before the worker's other tasks have their turn, in [`Core::work`]. Chosen: some
+/// What sessions may do before the worker's other tasks have their turn, in `Core::work`. Chosen: some
 /// milliseconds at most, whatever clients send; and 128 events that bring little.
 const SLICE_BYTES: usize = 256 << 10;
 
