@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
+use super::program::entries;
 
 /// From when to when messages may be missing.
 pub(crate) type Gap = (SystemTime, SystemTime);
@@ -41,8 +41,7 @@ pub(crate) fn lost(texts: &[String], sent: &[SystemTime], log: &str) -> usize {
 
 /// The gaps that a log reports.
 pub(crate) fn gaps(log: &str) -> Vec<Gap> {
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let gaps = lines.filter_map(|line| {
+    let gaps = entries(log).into_iter().filter_map(|line| {
         let length = Duration::from_millis(line["length_ms"].as_u64()?);
         let end = humantime::parse_rfc3339(line["timestamp"].as_str()?).unwrap();
         Some((end - length, end))

@@ -1,7 +1,8 @@
 //! What every test needs to start the real programs and to talk to them.
 //!
 //! Children live in temporary directories, on free ports or Unix sockets, and die with their handle.
-//! Nothing here sleeps to synchronise: `until` and `holds_within` ask again until a deadline.
+//! Nothing here sleeps to synchronise: `until` and `holds_within` ask again until a deadline, `throughout` asks
+//! for a while. `lasting` is for the length of a fault only.
 //! No judgement about webws belongs here.
 
 pub(crate) mod browser;
@@ -54,6 +55,26 @@ pub(crate) async fn holds_within<F: Future<Output = bool>>(
 /// Waits for `condition`; panics with `what` at the deadline.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, deadline: Duration, condition: impl FnMut() -> F) {
     assert!(holds_within(deadline, condition).await, "not within {deadline:?}: {what}");
+}
+
+/// Asks again and again for `length`, and panics with `what` as soon as `condition` is false.
+pub(crate) async fn throughout<F: Future<Output = bool>>(
+    what: &str,
+    length: Duration,
+    mut condition: impl FnMut() -> F,
+) {
+    let start = Instant::now();
+    while start.elapsed() < length {
+        assert!(condition().await, "no longer after {:?} of {length:?}: {what}", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for the length of a fault: a Redis that is down or frozen, a process that is stopped, a client that
+/// reads nothing, a watchdog that has no reason to act. It is a part of the test's scenario, and never a way to
+/// wait for a condition: that is `until`.
+pub(crate) async fn lasting(length: Duration) {
+    tokio::time::sleep(length).await;
 }
 
 /// A child process that does not outlive its handle.

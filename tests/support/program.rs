@@ -160,6 +160,11 @@ pub(crate) fn json_lines(log: &str) -> Vec<Value> {
     whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
 
+/// The lines of a log as data. Lines that are no JSON are left out: other programs may write to the same file.
+pub(crate) fn entries(log: &str) -> Vec<Value> {
+    log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
 /// The log's lines of that level.
 pub(crate) fn of_level(lines: &[Value], level: &str) -> Vec<Value> {
     lines.iter().filter(|line| line["level"] == level).cloned().collect()

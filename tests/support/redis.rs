@@ -54,6 +54,14 @@ impl Redis {
         self.port
     }
 
+    /// Waits until Redis has written its answers to all commands so far. A client's own message may come back to
+    /// the client before Redis has answered the PUBLISH; a Redis that is killed between the two leaves a message
+    /// whose fate is unknown, and its WebSocket is closed with 1013.
+    pub(crate) async fn has_answered(&self) {
+        // Redis writes its answers before it reads the next command.
+        self.command(&["PING"]).await;
+    }
+
     /// SIGKILL; all connections are reset.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
@@ -113,13 +121,13 @@ impl Redis {
         }
     }
 
-    /// Records all payloads on the exact `channel` from now on.
     /// What tells the links of webws from those that it would make in their place: their ids.
     pub(crate) async fn links(&self) -> Vec<String> {
         let links = self.clients().await.into_iter().filter(|line| line.contains("name=webws"));
         links.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
     }
 
+    /// Records all payloads on the exact `channel` from now on.
     pub(crate) async fn spy(&self, channel: &[u8]) -> Spy {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&seen);

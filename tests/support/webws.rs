@@ -1,6 +1,6 @@
 //! The program under test, as an operator runs it: a config file, a Unix socket, signals, a log.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -13,6 +13,9 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use super::client::Target;
+use super::http;
+use super::ledger::{self, Gap};
+use super::program::entries;
 use super::{Process, START, free_port, holds_within, read_log};
 
 #[derive(Debug)]
@@ -75,11 +78,19 @@ impl Webws {
 
     /// Those who took over, in their order, as the log has them.
     pub(crate) fn heirs(&self) -> Vec<u32> {
-        let heir = |line: &str| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            (line["message"].as_str()?.starts_with("handed over")).then(|| line["pid"].as_u64()?.try_into().ok())?
+        let done = self.entries_with("standstill_ms").into_iter();
+        done.filter_map(|entry| entry["pid"].as_u64()?.try_into().ok()).collect()
+    }
+
+    /// Whether a process that was started to take over still exists as a child (proc(5), task/TID/children).
+    pub(crate) fn is_handing_over(&self) -> bool {
+        // The process may have ended.
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
+        let children = |thread: std::io::Result<DirEntry>| {
+            // A thread may have ended meanwhile.
+            std::fs::read_to_string(thread.ok()?.path().join("children")).ok()
         };
-        self.log().lines().filter_map(heir).collect()
+        threads.filter_map(children).any(|children| !children.trim().is_empty())
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -99,6 +110,59 @@ impl Webws {
     /// What it has written to stdout and stderr so far.
     pub(crate) fn log(&self) -> String {
         read_log(&self.dir.path().join("webws.log"))
+    }
+
+    /// What /readyz answers: the status and the body.
+    pub(crate) async fn readiness(&self) -> (u16, String) {
+        let answer = http::get(&self.target(), "/readyz").await;
+        (answer.head.status, answer.body)
+    }
+
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.readiness().await.0 == 200
+    }
+
+    /// The log's lines as data, in order.
+    pub(crate) fn entries(&self) -> Vec<Value> {
+        entries(&self.log())
+    }
+
+    /// The entries that have that field.
+    pub(crate) fn entries_with(&self, field: &str) -> Vec<Value> {
+        self.entries().into_iter().filter(|entry| !entry[field].is_null()).collect()
+    }
+
+    /// The entries at WARN and ERROR.
+    pub(crate) fn warnings(&self) -> Vec<Value> {
+        let is_warning = |entry: &Value| entry["level"] == "WARN" || entry["level"] == "ERROR";
+        self.entries().into_iter().filter(is_warning).collect()
+    }
+
+    /// The warnings that Redis is away, each with `server` and `error`. No field tells them from other warnings
+    /// about a server: this is the only place that knows their wording.
+    pub(crate) fn outages(&self) -> Vec<Value> {
+        let is_outage = |entry: &Value| entry["message"].as_str().is_some_and(|text| text.starts_with("Redis is away"));
+        self.warnings().into_iter().filter(is_outage).collect()
+    }
+
+    /// Whether the `error` of any warning contains `part`.
+    pub(crate) fn warns_of(&self, part: &str) -> bool {
+        self.warnings().iter().any(|entry| entry["error"].as_str().is_some_and(|error| error.contains(part)))
+    }
+
+    /// The gaps that the log reports.
+    pub(crate) fn gaps(&self) -> Vec<Gap> {
+        ledger::gaps(&self.log())
+    }
+
+    /// A counter of the process that stopped last, whose last line has all of them; those that are 0 may be absent.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let entries = self.entries();
+        let texts = entries.iter().rev().filter_map(|entry| entry["message"].as_str());
+        let stopped = texts.into_iter().find(|text| text.contains(" sessions_opened="));
+        let stopped = stopped.unwrap_or_else(|| panic!("no counters in {entries:?}"));
+        let value = stopped.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        value.map_or(0, |value| value.parse().unwrap())
     }
 
     /// Resident memory (proc(5), VmRSS).
