@@ -8,7 +8,6 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use crate::support::cluster::Cluster;
-use crate::support::http::get;
 use crate::support::ledger;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
@@ -30,7 +29,7 @@ async fn join(webws: &Webws, path: &str, name: &str) -> Witness {
 }
 
 #[tokio::test]
-async fn every_channel_is_heard_across_processes_and_sharded_ones_burden_their_owner_alone() {
+async fn every_channel_is_heard_across_processes_and_sharded_ones_load_only_their_owner() {
     let cluster = Cluster::start(3, 0).await;
     // The least rights, as the README has them.
     let least = "on >pw resetkeys resetchannels &chat:* &live:* &webws:probe:* -@all +subscribe +unsubscribe \
@@ -71,7 +70,7 @@ async fn every_channel_is_heard_across_processes_and_sharded_ones_burden_their_o
         }
     }
     assert!(owners.iter().all(|count| *count > 0), "{owners:?}: too few channels for this test");
-    assert!(!one.log().contains("WARN"), "{}", one.log());
+    assert_eq!(one.warnings(), [0; 0]);
     let is_gone = async || (0..3).all(|node| cluster.shard_subscribers(node, "live:c0") == 0);
     until("what nobody wants is unsubscribed", SOON, is_gone).await;
 }
@@ -87,7 +86,7 @@ async fn slots_that_move_under_traffic_take_their_subscriptions_along() {
     let home = cluster.owner("live:ledger");
     for (from, to) in [(home, (home + 1) % 3), ((home + 1) % 3, home)] {
         // All that it has: the ledger's and, when it lives there, the speaker's.
-        let mut resharding = cluster.reshard(from, to, 1).await;
+        let resharding = cluster.reshard(from, to, 1).await;
         while !resharding.is_done() {
             speaker.client.send_text(&said.to_string()).await;
             plain.client.send_text(&format!("{said} ")).await;
@@ -110,7 +109,7 @@ async fn slots_that_move_under_traffic_take_their_subscriptions_along() {
         assert_eq!((sharded.clone(), plain.clone()), (n.to_string(), format!("{n} plain")), "of {said}");
     }
     let lost = stage.lost(&webws).await;
-    assert!(!webws.log().contains("Redis is away"), "lost {lost}\n{}", webws.log());
+    assert!(webws.outages().is_empty(), "lost {lost}\n{}", webws.log());
 }
 
 #[tokio::test]
@@ -131,21 +130,21 @@ async fn a_master_that_dies_is_followed_by_its_replica() {
     stage.flows_again().await;
     plain.client.send_text("and all goes on ").await;
     plain.await_text("and all goes on ledger", FAILOVER).await;
-    assert!(!ledger::gaps(&webws.log()).is_empty());
-    until("it is ready again", SOON, async || get(&webws.target(), "/readyz").await.head.status == 200).await;
+    until("the gap is reported", SOON, async || !webws.gaps().is_empty()).await;
+    until("it is ready again", SOON, async || webws.is_ready().await).await;
     // It comes back as a replica, and is nobody's business.
     cluster.nodes[victim].start_again().await;
     let is_replica = async || cluster.told(&cluster.nodes[victim], &["ROLE"]).contains("slave");
     until("it is a replica", FAILOVER, is_replica).await;
     stage.flows_again().await;
-    assert_eq!(get(&webws.target(), "/readyz").await.head.status, 200);
+    assert!(webws.is_ready().await);
     let clients = cluster.told(&cluster.nodes[victim], &["CLIENT", "LIST"]);
     assert!(clients.contains("cmd=client") && !clients.contains("name=webws-subscriber"), "{clients}");
     stage.lost(&webws).await;
 }
 
 #[tokio::test]
-async fn a_replica_that_is_promoted_and_a_node_that_leaves_and_comes_are_followed() {
+async fn a_promoted_replica_and_nodes_that_leave_and_join_are_followed() {
     let mut cluster = Cluster::start(3, 1).await;
     let webws = webws_at(&cluster.url(), 1).await;
     let mut stage = Stage::start(&cluster, &webws).await;
@@ -171,7 +170,7 @@ async fn a_replica_that_is_promoted_and_a_node_that_leaves_and_comes_are_followe
     cluster.agrees(3).await;
     let from = cluster.owner("live:ledger");
     let to = cluster.nodes.len() - 1;
-    let mut resharding = cluster.reshard(from, to, 0).await;
+    let resharding = cluster.reshard(from, to, 0).await;
     while !resharding.is_done() {
         stage.witness.take(Duration::from_millis(10)).await;
     }
@@ -197,12 +196,12 @@ async fn a_new_process_takes_over_in_a_cluster_without_a_seam() {
     }
     // Channels that are not sharded are not where their slots are any more.
     let home = cluster.owner("live:ledger");
-    let mut resharding = cluster.reshard(home, (home + 1) % 3, 1).await;
+    let resharding = cluster.reshard(home, (home + 1) % 3, 1).await;
     while !resharding.is_done() {
         stage.witness.take(Duration::from_millis(10)).await;
     }
     stage.flows_again().await;
-    let gaps = ledger::gaps(&webws.log()).len();
+    let gaps = webws.gaps().len();
     for upgrades in 1..=3 {
         webws.signal(Signal::SIGUSR2);
         while webws.heirs().len() < upgrades {
@@ -226,19 +225,18 @@ async fn a_new_process_takes_over_in_a_cluster_without_a_seam() {
             assert_eq!(came, expected);
         }
     }
-    let log = webws.log();
-    assert_eq!(ledger::gaps(&log).len(), gaps, "{log}");
+    assert_eq!(webws.gaps().len(), gaps, "{}", webws.log());
     stage.lost(&webws).await;
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_not_there_or_is_none_is_said_so_and_found_later() {
+async fn a_cluster_that_is_away_and_a_redis_that_is_in_none_are_reported_and_found_later() {
     let single = Redis::start().await;
     let none =
         Webws::builder().broker(&format!("redis+cluster://127.0.0.1:{}", single.port())).workers(2).start().await;
-    until("it is said", SOON, async || none.log().contains("is no node of a cluster")).await;
-    let answer = get(&none.target(), "/readyz").await;
-    assert!(answer.head.status == 503 && answer.body.contains("is no node of a cluster"), "{}", answer.body);
+    until("it is said", SOON, async || none.warns_of("is no node of a cluster")).await;
+    let (status, why) = none.readiness().await;
+    assert!(status == 503 && why.contains("is no node of a cluster"), "{status} {why}");
 
     let mut cluster = Cluster::start(3, 0).await;
     let broker = format!("{},127.0.0.1:{}", cluster.url(), free_port());
@@ -254,8 +252,7 @@ async fn a_cluster_that_is_not_there_or_is_none_is_said_so_and_found_later() {
     let mut witness = join(&webws, "/live", "a").await;
     witness.client.send_text("there and back").await;
     witness.await_text("there and back", SOON).await;
-    let lines = webws.log().lines().count();
-    assert!(lines < 30, "{}", webws.log());
+    assert!(webws.entries().len() < 30, "{}", webws.log());
 }
 
 /// Somebody who counts aloud on a sharded channel, and who listens.

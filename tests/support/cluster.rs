@@ -1,13 +1,14 @@
 //! A real Redis Cluster of its own for a test: masters, replicas, and somebody who moves slots.
 
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::ops::RangeInclusive;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::redis::Redis;
 use super::{START, free_port, ledger, until};
@@ -21,31 +22,19 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Redis>,
 }
 
-/// Slots that are moving.
+/// A node that does not answer within this time is taken for dead.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// Slots that move together. Chosen: a node writes its configuration to the disk after each command or batch.
+const BATCH: usize = 256;
+
+/// Slots that are moving, as `redis-cli --cluster reshard` moves them, which takes a minute for a node's slots.
 #[derive(Debug)]
-pub(crate) struct Resharding {
-    command: Command,
-    child: Child,
-    since: Instant,
-}
+pub(crate) struct Resharding(JoinHandle<()>);
 
 impl Resharding {
-    fn start(mut command: Command) -> Resharding {
-        let child = command.spawn().unwrap();
-        Resharding { command, child, since: Instant::now() }
-    }
-
-    pub(crate) fn is_done(&mut self) -> bool {
-        match self.child.try_wait().unwrap() {
-            None => false,
-            Some(status) if status.success() => true,
-            // It begins only when all nodes agree at that very moment.
-            Some(status) => {
-                assert!(self.since.elapsed() < START, "redis-cli --cluster reshard: {status}");
-                self.child = self.command.spawn().unwrap();
-                false
-            }
-        }
+    pub(crate) fn is_done(&self) -> bool {
+        self.0.is_finished()
     }
 }
 
@@ -109,15 +98,7 @@ impl Cluster {
         let witness = self.nodes.iter().rev().find(|node| self.told(node, &["PING"]).contains("PONG")).unwrap();
         let slot: u16 = self.told(witness, &["CLUSTER", "KEYSLOT", channel]).trim().parse().unwrap();
         let slots = self.told(witness, &["CLUSTER", "NODES"]);
-        let owns = |line: &&str| {
-            let ranges = line.split(' ').skip(8).filter(|range| !range.starts_with('['));
-            ranges
-                .filter_map(|range| {
-                    let (first, last) = range.split_once('-').unwrap_or((range, range));
-                    Some(first.parse::<u16>().ok()?..=last.parse().ok()?)
-                })
-                .any(|range| range.contains(&slot))
-        };
+        let owns = |line: &&str| ranges(line).any(|range| range.contains(&slot));
         let line = slots.lines().find(owns).unwrap_or_else(|| panic!("nobody owns {slot}:\n{slots}"));
         self.nodes.iter().position(|node| line.contains(&format!(":{}@", node.port()))).unwrap()
     }
@@ -131,21 +112,23 @@ impl Cluster {
         until("the cluster is settled", START, is_settled).await;
     }
 
-    /// Moves all slots of a node but so many while all goes on: without any it is a master no more.
+    /// Moves all slots of a node but so many while all goes on. A node without any becomes a replica.
     pub(crate) async fn reshard(&self, from: usize, to: usize, but: usize) -> Resharding {
         self.settled().await;
-        let ranges = self.told(&self.nodes[from], &["CLUSTER", "SLOTS"]);
-        let ranges: Vec<_> = ranges.lines().filter(|line| !line.is_empty()).collect();
-        let port = self.nodes[from].port().to_string();
-        let own = ranges.windows(4).filter(|range| range[3] == port && range[2] == "127.0.0.1");
-        let count = |range: &[&str]| Some(range[1].parse::<usize>().ok()? + 1 - range[0].parse::<usize>().ok()?);
-        let slots = own.filter_map(count).sum::<usize>() - but;
-        let [from, to] = [from, to].map(|node| self.told(&self.nodes[node], &["CLUSTER", "MYID"]).trim().to_owned());
-        let (place, slots) = (place(&self.nodes[0]), slots.to_string());
-        let words = ["--cluster", "reshard", &place, "--cluster-from", &from, "--cluster-to", &to];
-        let mut command = Command::new("redis-cli");
-        command.args(words).args(["--cluster-slots", &slots, "--cluster-yes"]).stdout(Stdio::null());
-        Resharding::start(command)
+        let known = self.told(&self.nodes[from], &["CLUSTER", "NODES"]);
+        let own = known.lines().find(|line| line.contains("myself")).unwrap();
+        let mut slots: Vec<_> = ranges(own).flatten().collect();
+        slots.truncate(slots.len() - but);
+        let ids = [from, to].map(|node| self.told(&self.nodes[node], &["CLUSTER", "MYID"]).trim().to_owned());
+        // The new owner is told first.
+        let mut masters = vec![connect(&self.nodes[to].url(), START).await.unwrap()];
+        masters.push(connect(&self.nodes[from].url(), START).await.unwrap());
+        for (index, node) in self.nodes.iter().enumerate() {
+            if index != from && index != to && self.told(node, &["ROLE"]).contains("master") {
+                masters.push(connect(&node.url(), START).await.unwrap());
+            }
+        }
+        Resharding(tokio::spawn(move_slots(slots, masters, ids)))
     }
 
     /// How many connections have SSUBSCRIBEd to `channel` at a node.
@@ -161,17 +144,48 @@ impl Cluster {
     }
 }
 
+/// The slots that a line of CLUSTER NODES names, without those that are moving.
+fn ranges(line: &str) -> impl Iterator<Item = RangeInclusive<u16>> {
+    line.split(' ').skip(8).filter(|range| !range.starts_with('[')).filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    })
+}
+
+/// `masters` has the new owner, the old one, and the others; `ids` are the old owner's and the new one's.
+async fn move_slots(slots: Vec<u16>, mut masters: Vec<MultiplexedConnection>, [from, to]: [String; 2]) {
+    for slots in slots.chunks(BATCH) {
+        set_slots(&mut masters[0], slots, ["IMPORTING", &from]).await;
+        set_slots(&mut masters[1], slots, ["MIGRATING", &to]).await;
+        // Clients meet slots that are on their way.
+        sleep(STEP).await;
+        for master in &mut masters {
+            set_slots(master, slots, ["NODE", &to]).await;
+        }
+    }
+}
+
+async fn set_slots(master: &mut MultiplexedConnection, slots: &[u16], state: [&str; 2]) {
+    let mut pipeline = ::redis::pipe();
+    for slot in slots {
+        pipeline.cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(&state).ignore();
+    }
+    pipeline.exec_async(master).await.unwrap();
+}
+
 async fn count(mut urls: Vec<String>, channel: String, stop: watch::Receiver<bool>) -> Vec<SystemTime> {
     let (mut sent, mut at) = (Vec::new(), 0);
     let mut link: Option<MultiplexedConnection> = None;
+    let mut pace = interval(STEP);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !*stop.borrow() {
-        sleep(STEP).await;
+        pace.tick().await;
         let now = SystemTime::now();
         let text = ledger::text(sent.len(), now);
         let publish = async || {
             let mut open = match link.clone() {
                 Some(open) => open,
-                None => connect(&urls[at]).await?,
+                None => connect(&urls[at], ANSWER).await?,
             };
             ::redis::cmd("SPUBLISH").arg(&channel).arg(text).query_async::<i64>(&mut open).await?;
             Ok::<_, RedisError>(open)
@@ -200,8 +214,9 @@ async fn count(mut urls: Vec<String>, channel: String, stop: watch::Receiver<boo
     sent
 }
 
-async fn connect(url: &str) -> Result<MultiplexedConnection, RedisError> {
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(Duration::from_millis(500)));
+/// A link whose commands are answered within `answer`.
+async fn connect(url: &str, answer: Duration) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(ANSWER)).set_response_timeout(Some(answer));
     Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await
 }
 
