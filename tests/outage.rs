@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::support::client::Target;
 use crate::support::redis::Redis;
-use crate::support::webws::Webws;
+use crate::support::webws::{Builder, Webws};
 use crate::support::witness::{Answer, Witness, upgrades_within};
-use crate::support::{SOON, until};
+use crate::support::{SOON, lasting, until};
 
 /// Pings are answered within, whatever Redis does.
 const PONG_MAX: Duration = Duration::from_millis(1_500);
@@ -24,14 +24,14 @@ const SESSIONS: usize = 3;
 const TEXTS: usize = 4;
 
 #[tokio::test]
-async fn a_restarted_redis_finds_every_websocket_open_and_hearing() {
+async fn every_websocket_stays_open_and_subscribed_when_redis_restarts() {
     for_workers([1, 2], async |workers| {
         let mut stage = Stage::start(workers).await;
         stage.redis.kill();
         stage.live_through(Instant::now() + Duration::from_secs(1)).await;
         stage.redis.start_again().await;
         stage.hears_all_again(Lost::Nothing).await;
-        stage.log_has_one_line_per_change(1);
+        stage.log_has_one_line_per_change(1).await;
     })
     .await;
 }
@@ -42,12 +42,12 @@ async fn a_killed_subscribing_link_comes_back_with_all_its_channels() {
         let mut stage = Stage::start(workers).await;
         let killed = stage.kill_links("webws-subscriber").await;
         assert_eq!(killed, workers);
-        until("webws has noticed", SOON, async || stage.webws.log().contains("Redis is away")).await;
+        until("webws has noticed", SOON, async || !stage.webws.outages().is_empty()).await;
         stage.live_through(Instant::now()).await;
         // A worker holds its clients' texts back while it is deaf itself. What another worker (or
         // another process) publishes in the meantime is lost to it, as Pub/Sub loses it.
         stage.hears_all_again(if workers == 1 { Lost::Nothing } else { Lost::FromOtherWorkers }).await;
-        stage.log_has_one_line_per_change(workers);
+        stage.log_has_one_line_per_change(workers).await;
     })
     .await;
 }
@@ -58,25 +58,30 @@ async fn a_killed_publishing_link_comes_back_and_publishes_what_waits() {
         let mut stage = Stage::start(workers).await;
         let killed = stage.kill_links("webws-publisher").await;
         assert_eq!(killed, workers);
-        until("webws has noticed", SOON, async || stage.webws.log().contains("Redis is away")).await;
+        until("webws has noticed", SOON, async || !stage.webws.outages().is_empty()).await;
         stage.live_through(Instant::now()).await;
         stage.hears_all_again(Lost::Nothing).await;
-        stage.log_has_one_line_per_change(workers);
+        stage.log_has_one_line_per_change(workers).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_redis_frozen_for_ten_seconds_costs_nobody_a_connection_or_a_text() {
+async fn a_redis_frozen_for_less_than_its_timeouts_costs_no_client_its_connection_or_a_message() {
+    // As the defaults are: response_timeout is longer than publish_timeout.
+    let [response, publish] = [6, 5].map(Duration::from_secs);
+    let redis = format!("[redis]\nresponse_timeout = \"{response:?}\"");
+    let endpoint = format!("path = \"/webws\"\npublish_timeout = \"{publish:?}\"");
     for_workers([1, 2], async |workers| {
-        let mut stage = Stage::start(workers).await;
+        let mut stage = Stage::start_with(workers, |builder| builder.extra_toml(&redis).endpoint_toml(&endpoint)).await;
         stage.redis.freeze();
-        let thaw = Instant::now() + Duration::from_secs(10);
-        sleep_until(thaw - Duration::from_secs(7)).await;
+        let thaw = Instant::now() + response * 2 / 3;
+        // The messages wait for half of publish_timeout.
+        lasting(thaw - publish / 2 - Instant::now()).await;
         stage.live_through(thaw).await;
         stage.redis.thaw();
         stage.hears_all_again(Lost::Nothing).await;
-        stage.log_has_one_line_per_change(1);
+        stage.log_has_one_line_per_change(1).await;
     })
     .await;
 }
@@ -119,7 +124,7 @@ async fn handshakes_during_an_outage_get_503_in_bounded_time_and_101_afterwards(
     let mut witness = Witness::join(&target, &path("old")).await;
     redis.kill();
     // Before, a handshake on a channel that is subscribed succeeds, and rightly.
-    until("webws has noticed", SOON, async || webws.log().contains("Redis is away")).await;
+    until("webws has noticed", SOON, async || !webws.is_ready().await).await;
     // At once, when the link may still be coming back, and later, when it is given up.
     for bound in [Duration::from_secs(5), Duration::from_secs(1)] {
         let asked = Instant::now();
@@ -138,14 +143,15 @@ async fn handshakes_during_an_outage_get_503_in_bounded_time_and_101_afterwards(
 #[tokio::test]
 async fn handshakes_while_redis_is_frozen_get_503_in_bounded_time_however_many() {
     let redis = Redis::start().await;
-    let webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
+    let settings = "[redis]\nsubscribe_timeout = \"1s\"";
+    let webws = Webws::builder().broker(&redis.url()).workers(1).extra_toml(settings).start().await;
     let mut witness = Witness::join(&webws.target(), &path("old")).await;
     redis.freeze();
     let mut asking = JoinSet::new();
     // Many times what is worked on at a time.
     for n in 0..300 {
         let target = webws.target();
-        asking.spawn(async move { refused(&target, &format!("n{n}"), Duration::from_secs(9)).await });
+        asking.spawn(async move { refused(&target, &format!("n{n}"), Duration::from_secs(7)).await });
     }
     witness.ping(b"meanwhile", PONG_MAX).await;
     asking.join_all().await;
@@ -159,16 +165,16 @@ async fn handshakes_while_redis_is_frozen_get_503_in_bounded_time_however_many()
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_at_start_is_said_so_once_and_found_later() {
+async fn a_redis_that_is_away_at_the_start_is_reported_once_and_found_later() {
     let mut redis = Redis::start().await;
     redis.kill();
     let mut webws = Webws::builder().broker(&redis.url()).workers(2).start().await;
     refused(&webws.target(), "early", Duration::from_secs(5)).await;
-    assert_eq!(webws.log().matches("Redis is away").count(), 1, "{}", webws.log());
+    until("it is reported", SOON, async || webws.outages().len() == 1).await;
     redis.start_again().await;
     assert!(upgrades_within(&webws.target(), &path("late"), RECOVERY).await);
-    until("it says so", SOON, async || webws.log().contains("all links are up")).await;
-    assert!(webws.log().lines().count() <= 4, "{}", webws.log());
+    until("all links are up", SOON, async || webws.is_ready().await).await;
+    assert!(webws.outages().len() == 1 && webws.entries().len() <= 4, "{}", webws.log());
     webws.signal(Signal::SIGTERM);
     assert!(webws.wait_exit(SOON * 2).await.success());
 }
@@ -212,8 +218,12 @@ struct Stage {
 
 impl Stage {
     async fn start(workers: usize) -> Stage {
+        Stage::start_with(workers, |builder| builder).await
+    }
+
+    async fn start_with(workers: usize, more: impl FnOnce(Builder) -> Builder) -> Stage {
         let redis = Redis::start().await;
-        let webws = Webws::builder().broker(&redis.url()).workers(workers).start().await;
+        let webws = more(Webws::builder().broker(&redis.url()).workers(workers)).start().await;
         let mut witnesses = Vec::new();
         for name in CHANNELS {
             let mut here = Vec::new();
@@ -315,13 +325,13 @@ impl Stage {
         }
     }
 
-    /// "away" and "back" at most `changes` times each, a gap at most once a worker, and nothing else
-    /// but the start.
-    fn log_has_one_line_per_change(&self, changes: usize) {
-        let log = self.webws.log();
-        let (away, back) = (log.matches("Redis is away").count(), log.matches("Redis is back").count());
-        assert!(away <= changes && back <= changes && away == back, "{log}");
-        let gaps = log.matches("a gap of").count();
-        assert!(gaps <= 2 && log.lines().count() <= 2 + away + back + gaps, "{log}");
+    /// Redis is away and back again at most `changes` times, a gap at most once a worker, and nothing else but
+    /// the start.
+    async fn log_has_one_line_per_change(&self, changes: usize) {
+        let back = || self.webws.entries_with("after").len();
+        until("each outage is over", SOON, async || self.webws.outages().len() == back()).await;
+        let (away, back, gaps) = (self.webws.outages().len(), back(), self.webws.gaps().len());
+        let lines = self.webws.entries().len();
+        assert!(away <= changes && gaps <= 2 && lines <= 2 + away + back + gaps, "{}", self.webws.log());
     }
 }
