@@ -12,17 +12,17 @@ use crate::support::frame::{TEXT, client_frame};
 use crate::support::redis::Redis;
 use crate::support::webws::{Builder, Webws};
 use crate::support::witness::Witness;
-use crate::support::{SOON, until};
+use crate::support::{SOON, lasting, until};
 
 const PATH: &str = "/webws?channel=%22a%22";
 
 /// Starting a process, its links, all of it, on a busy machine; and the longest that a new process may
 /// take before it is given up.
-const UPGRADE: Duration = Duration::from_secs(40);
+pub(crate) const UPGRADE: Duration = Duration::from_secs(40);
 
 /// A webws with a control socket, as a binary that can be exchanged.
 pub(crate) struct Stage {
-    redis: Redis,
+    pub(crate) redis: Redis,
     pub(crate) webws: Webws,
     pub(crate) witness: Witness,
     said: usize,
@@ -104,11 +104,11 @@ async fn a_websocket_goes_on_in_one_new_process_after_the_other() {
     stage.webws.term();
     until("the socket's file is gone", SOON, async || !stage.webws.socket().exists()).await;
     assert_eq!(stage.witness.texts.len(), stage.said);
-    assert!(!stage.webws.log().contains("WARN") && !stage.webws.log().contains("ERROR"), "{}", stage.webws.log());
+    assert_eq!(stage.webws.warnings(), [0; 0]);
 }
 
 #[tokio::test]
-async fn what_is_half_done_is_finished_by_the_other() {
+async fn half_done_frames_and_closes_are_finished_by_the_new_process() {
     let mut stage = Stage::start_with(|builder| builder.workers(1).endpoint_toml("ping_interval = \"1s\"")).await;
     let target = stage.webws.target();
     // A message of several frames, of which the last half a frame is to come.
@@ -145,7 +145,7 @@ async fn what_is_half_done_is_finished_by_the_other() {
 }
 
 #[tokio::test]
-async fn a_new_process_that_cannot_is_given_up_and_the_next_can() {
+async fn a_new_process_that_cannot_take_over_is_given_up_and_the_next_one_takes_over() {
     let mut stage = Stage::start().await;
     let binary = stage.webws.binary();
     let kept = binary.with_extension("kept");
@@ -178,7 +178,7 @@ async fn a_new_process_that_cannot_is_given_up_and_the_next_can() {
 }
 
 #[tokio::test]
-async fn a_silent_new_process_is_waited_for_and_others_are_told_so() {
+async fn a_silent_new_process_is_waited_for_and_further_requests_are_told_so() {
     let mut stage = Stage::start().await;
     let binary = stage.webws.binary();
     let kept = binary.with_extension("kept");
@@ -187,17 +187,17 @@ async fn a_silent_new_process_is_waited_for_and_others_are_told_so() {
     std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
     let first = upgrade(&stage.webws);
     let others = async {
-        until("it has begun", SOON, async || stage.webws.log().contains("handing over")).await;
+        until("it has begun", SOON, async || stage.webws.is_handing_over()).await;
         let (is_done, text) = upgrade(&stage.webws).await;
         assert!(!is_done && text.contains("under way already"), "{text}");
     };
     let ((is_done, text), ()) = tokio::join!(first, others);
     assert!(!is_done && text.contains("did not say anything within 20s"), "{text}");
     stage.goes_on().await;
-    // And one that is waited for when all shall end: it is given up, and the clients are told.
-    let before = stage.webws.log().matches("handing over").count();
+    // And one that is waited for when the service stops: it is given up, and the clients are told.
+    until("the first is gone", SOON, async || !stage.webws.is_handing_over()).await;
     stage.webws.signal(Signal::SIGUSR2);
-    until("it has begun", SOON, async || stage.webws.log().matches("handing over").count() > before).await;
+    until("it has begun", SOON, async || stage.webws.is_handing_over()).await;
     stage.webws.term();
     while stage.witness.closed.is_none() {
         assert!(stage.witness.take(SOON).await);
@@ -207,14 +207,14 @@ async fn a_silent_new_process_is_waited_for_and_others_are_told_so() {
 }
 
 #[tokio::test]
-async fn who_shall_stop_in_the_last_moment_stops_and_who_serves_by_then_does_so_in_its_place() {
+async fn a_stop_at_the_last_moment_of_a_hand_over_reaches_whichever_process_serves() {
     // Whenever it comes, whoever serves closes everybody in order. (To a process that has ended already it
     // comes too late; then the other gets one of its own.)
     for pause in [0, 5, 10, 15, 20, 30, 40] {
         let mut stage = Stage::start().await;
         let first = stage.webws.pid();
         stage.webws.signal(Signal::SIGUSR2);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        lasting(Duration::from_millis(pause)).await;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.try_into().unwrap()), Signal::SIGTERM).unwrap();
         while stage.witness.closed.is_none() {
             if !stage.witness.take(SOON).await {
@@ -229,7 +229,7 @@ async fn who_shall_stop_in_the_last_moment_stops_and_who_serves_by_then_does_so_
 }
 
 #[tokio::test]
-async fn one_upgrade_right_behind_the_other_finds_whoever_serves() {
+async fn upgrades_in_quick_succession_reach_whichever_process_serves() {
     let mut stage = Stage::start().await;
     for n in 1..=10 {
         let (is_done, text) = upgrade(&stage.webws).await;
@@ -296,7 +296,7 @@ async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
 }
 
 #[tokio::test]
-async fn texts_that_wait_for_redis_are_published_by_the_new_process() {
+async fn messages_that_wait_for_redis_are_published_by_the_new_process() {
     let mut stage = Stage::start_with(|builder| builder.workers(1)).await;
     stage.redis.command(&["CLIENT", "PAUSE", "700", "WRITE"]).await;
     for n in 0..20 {
@@ -310,7 +310,7 @@ async fn texts_that_wait_for_redis_are_published_by_the_new_process() {
 }
 
 #[tokio::test]
-async fn without_redis_sessions_and_texts_are_handed_over_too() {
+async fn without_redis_sessions_and_messages_are_handed_over_too() {
     let webws = Webws::builder().broker("memory").workers(2).exchangeable().start().await;
     let (mut one, mut other) = (Witness::join(&webws.target(), PATH).await, Witness::join(&webws.target(), PATH).await);
     for n in 0..3 {

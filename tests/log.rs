@@ -1,11 +1,12 @@
 //! Promise: the log never stands in the way. A reader that hangs costs lines, which are counted, and nothing else;
 //! each line reads completely as plain text; the level changes while webws runs.
+//!
+//! The wording of lines is judged here. Other modules judge states, counters and fields.
 
 use std::future::ready;
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
@@ -16,7 +17,7 @@ use tokio::net::UnixDatagram;
 use crate::support::client::Client;
 use crate::support::http;
 use crate::support::journal::{Entry, Journal};
-use crate::support::program::{Program, listen_in, of_level, run, socket_in, target_in, told};
+use crate::support::program::{Program, json_lines, listen_in, of_level, run, socket_in, target_in, told};
 use crate::support::redis::Redis;
 use crate::support::{Process, SOON, START, until};
 
@@ -234,27 +235,29 @@ async fn the_level_changes_without_a_restart_and_a_wrong_one_changes_nothing() {
     std::fs::write(dir.path().join("webws.toml"), config).unwrap();
     let program = Program::start(dir.path(), &["run", "--config", "webws.toml"], &[]).await;
     let log = async |level: &str| told(&run(dir.path(), &["log", level, "--config", "webws.toml"], &[]).await);
-    let refused = async || {
+    let is_refused = async || {
         assert_eq!(http::handshake(&target_in(dir.path()), "/nothing-there").await.head.status, 404);
-        program.lines().iter().filter(|line| line["status"] == 404).count()
     };
-    assert_eq!((refused().await, program.lines().len()), (0, 0));
+    let logged = |lines: &[Value]| lines.iter().filter(|line| line["status"] == 404).count();
+    is_refused().await;
+    assert_eq!(program.lines(), [0; 0]);
     let (code, said, _) = log("webws=debug").await;
     assert!(code == Some(0) && said.contains("it was error"), "{said}");
-    until("they are logged", SOON, async || refused().await > 0).await;
+    is_refused().await;
+    until("it is logged", SOON, async || logged(&program.lines()) == 1).await;
     for wrong in ["verbose", "webws=loud", ""] {
         let (code, _, complaint) = log(wrong).await;
         assert_eq!(code, Some(1), "{wrong}: {complaint}");
     }
-    let before = refused().await;
-    until("they are still logged", SOON, async || refused().await > before).await;
+    is_refused().await;
+    until("the next is logged as well", SOON, async || logged(&program.lines()) == 2).await;
     let (code, ..) = log("error").await;
     assert_eq!(code, Some(0));
-    // In the queue is nothing any more when this is in the file.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let before = refused().await;
-    assert_eq!(refused().await, before);
+    is_refused().await;
+    // The end writes what waits in the log's queue.
     program.stop().await;
+    let lines = json_lines(&crate::support::read_log(&dir.path().join("webws.log")));
+    assert_eq!(logged(&lines), 2, "{lines:#?}");
 }
 
 #[tokio::test]

@@ -3,23 +3,27 @@
 
 use std::time::Duration;
 
-use crate::support::client::Target;
-use crate::support::http::get;
+use serde_json::Value;
+
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::{Witness, upgrades_within};
-use crate::support::{SOON, until};
+use crate::support::{SOON, throughout, until};
 
 const PATH: &str = "/webws?channel=%22a%22";
 
-async fn readiness(target: &Target) -> (u16, String) {
-    let answer = get(target, "/readyz").await;
-    (answer.head.status, answer.body)
+/// The warnings that a server does not say whether it is a master: of those about a server, the ones without an
+/// error and without a gap.
+fn unknown_roles(webws: &Webws) -> usize {
+    let is_one =
+        |entry: &Value| entry["server"].is_string() && entry["error"].is_null() && entry["length_ms"].is_null();
+    webws.warnings().iter().filter(|entry| is_one(entry)).count()
 }
 
-async fn is_ready(target: &Target) -> bool {
-    readiness(target).await.0 == 200
+async fn says_replica(webws: &Webws) -> bool {
+    let (status, why) = webws.readiness().await;
+    status == 503 && why.contains("is a replica")
 }
 
 /// Makes `redis` a replica of the server at `port`, and waits until it follows.
@@ -43,7 +47,7 @@ async fn pair() -> (Redis, Redis) {
 }
 
 #[tokio::test]
-async fn a_master_that_is_demoted_is_left_for_the_one_that_its_name_leads_to_then() {
+async fn a_demoted_master_is_left_for_the_one_that_its_name_leads_to_now() {
     let (old, new) = pair().await;
     let way = Proxy::start_on(([127, 0, 0, 2], old.port()).into(), new.port()).await;
     let broker = format!("redis://redis.test:{}", old.port());
@@ -59,13 +63,12 @@ async fn a_master_that_is_demoted_is_left_for_the_one_that_its_name_leads_to_the
     let target = webws.target();
     let mut witness = Witness::join(&target, PATH).await;
     let mut told = Witness::join(&target, "/told?channel=%22a%22").await;
-    until("it is ready", SOON, async || is_ready(&target).await).await;
+    until("it is ready", SOON, async || webws.is_ready().await).await;
     // Planned: the links stay open, and what is published at the old master stays there.
     lead(&new).await;
     follow(&old, new.port()).await;
-    until("it is not ready", SOON, async || !is_ready(&target).await).await;
-    until("it says why", SOON, async || readiness(&target).await.1.contains("replica")).await;
-    let (status, why) = readiness(&target).await;
+    until("it says why it is not ready", SOON, async || says_replica(&webws).await).await;
+    let (status, why) = webws.readiness().await;
     assert!(status == 503 && why.contains(&format!("127.0.0.1:{}", old.port())), "{why}");
     let spy = new.spy(b"chat:a").await;
     witness.client.send_text("waits ").await;
@@ -76,20 +79,19 @@ async fn a_master_that_is_demoted_is_left_for_the_one_that_its_name_leads_to_the
     witness.await_text("from there a", SOON).await;
     witness.assert_open();
     told.expect_close(1012, SOON).await;
-    until("it is ready again", SOON, async || is_ready(&target).await).await;
-    let log = webws.log();
-    assert_eq!(log.matches("Redis is away").count(), 1, "{log}");
-    assert!(log.contains("length_ms") && log.contains("is a replica"), "{log}");
+    until("it is ready again", SOON, async || webws.is_ready().await).await;
+    until("the gap is reported", SOON, async || !webws.gaps().is_empty()).await;
+    assert!(webws.outages().len() == 1 && webws.warns_of("is a replica"), "{}", webws.log());
     drop(way);
 }
 
 #[tokio::test]
-async fn what_a_demoted_master_took_before_it_was_known_is_told_to_its_sender() {
+async fn a_client_is_told_when_a_demoted_master_took_its_message() {
     let (old, new) = pair().await;
     let webws = Webws::builder().broker(&old.url()).workers(1).start().await;
     let mut witness = Witness::join(&webws.target(), PATH).await;
     let mut silent = Witness::join(&webws.target(), PATH).await;
-    until("it is ready", SOON, async || is_ready(&webws.target()).await).await;
+    until("it is ready", SOON, async || webws.is_ready().await).await;
     let spy = new.spy(b"chat:a").await;
     // Right behind a look at the role, so that this text is taken before the next one.
     lead(&new).await;
@@ -125,19 +127,20 @@ async fn a_replica_is_not_used_until_it_is_a_master_whatever_its_own_master_does
     let (mut master, replica) = pair().await;
     let webws = Webws::builder().broker(&replica.url()).workers(1).start().await;
     let target = webws.target();
-    until("it says why", SOON, async || readiness(&target).await.1.contains("is a replica")).await;
+    until("it says why", SOON, async || says_replica(&webws).await).await;
     master.kill();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let (status, why) = readiness(&target).await;
-    assert!(status == 503 && why.contains("is a replica"), "{why}");
+    let is_alone =
+        async || format!("{:?}", replica.command(&["INFO", "replication"]).await).contains("master_link_status:down");
+    until("the replica has lost its master", SOON, is_alone).await;
+    throughout("it is refused", Duration::from_secs(1), async || says_replica(&webws).await).await;
     assert!(!upgrades_within(&target, PATH, Duration::from_secs(1)).await);
     lead(&replica).await;
     assert!(upgrades_within(&target, PATH, 2 * SOON).await, "{}", webws.log());
-    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+    assert_eq!(webws.warnings().len(), 1, "{}", webws.log());
 }
 
 #[tokio::test]
-async fn of_several_addresses_the_one_of_a_master_is_taken() {
+async fn of_several_addresses_the_masters_is_used() {
     let (master, replica) = pair().await;
     let ways = [
         Proxy::start_on(([127, 0, 0, 2], replica.port()).into(), replica.port()).await,
@@ -186,12 +189,12 @@ async fn of_several_servers_only_the_demoted_one_is_left() {
         witness.await_text(&format!("there and back {name}"), SOON).await;
         witness.assert_open();
     }
-    let gaps = crate::support::ledger::gaps(&webws.log()).len();
-    assert_eq!(gaps, 1, "{}", webws.log());
+    until("the gap is reported", SOON, async || !webws.gaps().is_empty()).await;
+    assert_eq!(webws.gaps().len(), 1, "{}", webws.log());
 }
 
 #[tokio::test]
-async fn an_address_of_a_sentinel_is_said_so() {
+async fn a_plain_address_of_a_sentinel_is_answered_with_the_right_scheme() {
     let dir = tempfile::tempdir().unwrap();
     let port = crate::support::free_port();
     let file = dir.path().join("sentinel.conf");
@@ -204,13 +207,12 @@ async fn an_address_of_a_sentinel_is_said_so() {
     let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
     until("it listens", crate::support::START, listens).await;
     let webws = Webws::builder().broker(&format!("redis://127.0.0.1:{port}")).workers(1).start().await;
-    let says = async || readiness(&webws.target()).await.1.contains("is a Sentinel");
-    until("it says so", 2 * SOON, says).await;
-    assert!(webws.log().contains("redis+sentinel://"), "{}", webws.log());
+    until("it says so", 2 * SOON, async || webws.readiness().await.1.contains("is a Sentinel")).await;
+    until("the log has the right address", SOON, async || webws.warns_of("redis+sentinel://")).await;
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_say_what_it_is_is_told_once_and_asked_again() {
+async fn a_server_that_refuses_to_tell_its_role_is_reported_once_and_asked_again() {
     let redis = Redis::start_with(&["--rename-command", "HELLO", ""]).await;
     let rights = "on >pw allkeys allchannels +@all -role";
     let words: Vec<_> = ["ACL", "SETUSER", "web"].into_iter().chain(rights.split(' ')).collect();
@@ -220,30 +222,28 @@ async fn a_server_that_does_not_say_what_it_is_is_told_once_and_asked_again() {
     let mut witness = Witness::join(&webws.target(), PATH).await;
     witness.client.send_text("there and back ").await;
     witness.await_text("there and back a", SOON).await;
-    let said = || webws.log().matches("does not say whether it is a master").count();
-    assert_eq!(said(), 1, "{}", webws.log());
+    until("it is reported", SOON, async || unknown_roles(&webws) == 1).await;
     // From now on it may be asked, and that is found out.
     redis.command(&["ACL", "SETUSER", "web", "+role"]).await;
     redis.command(&["REPLICAOF", "127.0.0.1", &crate::support::free_port().to_string()]).await;
-    until("it is noticed", 4 * SOON, async || readiness(&webws.target()).await.1.contains("is a replica")).await;
-    assert_eq!(said(), 1, "{}", webws.log());
+    until("it is noticed", 4 * SOON, async || says_replica(&webws).await).await;
+    assert_eq!(unknown_roles(&webws), 1, "{}", webws.log());
 }
 
 #[tokio::test]
-async fn a_right_to_ask_that_is_taken_away_is_told_and_found_again() {
+async fn a_right_to_ask_for_the_role_that_is_taken_away_is_reported_and_found_again() {
     let redis = Redis::start_with(&["--rename-command", "HELLO", ""]).await;
     let words = ["ACL", "SETUSER", "web", "on", ">pw", "allkeys", "allchannels", "+@all"];
     redis.command(&words).await;
     let broker = redis.url().replace("redis://", "redis://web:pw@");
     let webws = Webws::builder().broker(&broker).workers(1).start().await;
     let mut witness = Witness::join(&webws.target(), PATH).await;
-    let is_said = || webws.log().contains("does not say whether it is a master");
-    assert!(!is_said(), "{}", webws.log());
+    assert_eq!(unknown_roles(&webws), 0, "{}", webws.log());
     redis.command(&["ACL", "SETUSER", "web", "-role"]).await;
-    until("it is said", SOON, async || is_said()).await;
+    until("it is reported", SOON, async || unknown_roles(&webws) > 0).await;
     redis.command(&["ACL", "SETUSER", "web", "+role"]).await;
     redis.command(&["REPLICAOF", "127.0.0.1", &crate::support::free_port().to_string()]).await;
-    until("it is noticed", 4 * SOON, async || readiness(&webws.target()).await.1.contains("is a replica")).await;
+    until("it is noticed", 4 * SOON, async || says_replica(&webws).await).await;
     witness.assert_open();
     witness.ping(b"still there", SOON).await;
 }

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use crate::support::client::Client;
+use crate::support::lasting;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 
@@ -17,7 +18,7 @@ const IMPATIENT: &str = "idle_timeout = \"1500ms\"\nping_interval = \"500ms\"\ns
                          publish_timeout = \"1s\"\npath = \"/in\"\nwire = \"plain\"\nchannel = \"plain\"";
 
 #[tokio::test]
-async fn time_in_which_the_process_did_not_run_counts_against_nobody() {
+async fn time_in_which_the_process_did_not_run_counts_against_no_client_and_no_link() {
     let redis = Redis::start().await;
     let webws = Webws::builder()
         .broker(&redis.url())
@@ -39,7 +40,7 @@ async fn time_in_which_the_process_did_not_run_counts_against_nobody() {
         redis.publish(format!("chat:c{n}").as_bytes(), b"meanwhile").await;
         client.send_text("said meanwhile").await;
     }
-    tokio::time::sleep(STOPPED).await;
+    lasting(STOPPED).await;
     webws.signal(Signal::SIGCONT);
     for client in &mut clients {
         client.expect_text("meanwhile").await;

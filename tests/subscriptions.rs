@@ -9,7 +9,7 @@ use crate::support::client::{Client, Socket, upgrade_request};
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::{Witness, upgrades_within};
-use crate::support::{SOON, until};
+use crate::support::{SOON, throughout, until};
 
 /// A channel that nobody listens to any more is given up within.
 const RELEASE: Duration = Duration::from_secs(3);
@@ -41,7 +41,8 @@ async fn coming_back_at_once_neither_loses_the_subscription_nor_makes_it_again()
         // Nobody is there, and yet the channel is.
         if round == 0 {
             // Well within the linger of a second, and longer than the worker's tick.
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            let lingers = async || redis.numsub(b"chat:a").await == 1;
+            throughout("the channel is subscribed", Duration::from_millis(400), lingers).await;
         }
         assert_eq!(redis.publish(b"chat:a", b"missed").await, 1);
         witness = Witness::join(&webws.target(), &path("a")).await;

@@ -6,13 +6,14 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::{Witness, upgrades_within};
-use crate::support::{Process, SOON, START, free_port, until};
+use crate::support::{Process, SOON, START, free_port, lasting, until};
 
 const PATH: &str = "/webws?channel=%22a%22";
 /// From the master's end to the first text through the new one: the Sentinels need half a second to
@@ -20,7 +21,7 @@ const PATH: &str = "/webws?channel=%22a%22";
 const FAILOVER: Duration = Duration::from_secs(15);
 
 #[tokio::test]
-async fn texts_wait_for_the_new_master_when_the_old_one_dies() {
+async fn messages_wait_for_the_new_master_when_the_old_one_dies() {
     let mut stage = Stage::start().await;
     stage.master.kill();
     let killed = Instant::now();
@@ -44,7 +45,7 @@ async fn a_master_that_is_replaced_and_lives_on_is_left() {
 }
 
 #[tokio::test]
-async fn sentinels_that_are_away_or_know_no_such_master_are_said_so() {
+async fn sentinels_that_are_away_or_know_no_such_master_are_reported() {
     let stage = Stage::start().await;
     let dead = free_port();
     let broker = format!("redis+sentinel://127.0.0.1:{dead},127.0.0.1:{}/main", stage.sentinels.ports[0]);
@@ -54,12 +55,13 @@ async fn sentinels_that_are_away_or_know_no_such_master_are_said_so() {
     {
         let broker = format!("redis+sentinel://127.0.0.1:{port}/{name}");
         let webws = Webws::builder().broker(&broker).workers(1).start().await;
-        until("it is said", SOON, async || webws.log().contains(why)).await;
+        until("it is said", SOON, async || webws.warns_of(why)).await;
     }
 }
 
 #[tokio::test]
-async fn what_is_no_redis_is_refused_with_a_sentence_that_is_said_once() {
+async fn a_server_that_is_no_redis_is_reported_in_one_sentence() {
+    let mut all = JoinSet::new();
     for (answer, why) in [
         // Of a web server; of a port that wants TLS; of something that refuses every command.
         (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "does not speak Redis' protocol"),
@@ -80,15 +82,18 @@ async fn what_is_no_redis_is_refused_with_a_sentence_that_is_said_once() {
                 });
             }
         });
-        let webws = Webws::builder().broker(&broker).workers(1).start().await;
-        until("it is said", SOON, async || webws.log().contains(why)).await;
-        assert!(!upgrades_within(&webws.target(), PATH, SOON).await);
-        assert!(webws.log().lines().count() < 6, "{}", webws.log());
+        all.spawn(async move {
+            let webws = Webws::builder().broker(&broker).workers(1).start().await;
+            until("it is said", SOON, async || webws.warns_of(why)).await;
+            assert!(!upgrades_within(&webws.target(), PATH, SOON).await);
+            assert!(webws.entries().len() < 6, "{}", webws.log());
+        });
     }
+    all.join_all().await;
 }
 
 #[tokio::test]
-async fn what_redis_refuses_for_a_moment_is_not_lost() {
+async fn messages_that_redis_refuses_for_a_moment_are_not_lost() {
     let redis = Redis::start_with(&["--busy-reply-threshold", "20"]).await;
     let webws = Webws::builder().broker(&redis.url()).workers(1).start().await;
     let mut witness = Witness::join(&webws.target(), PATH).await;
@@ -103,7 +108,7 @@ async fn what_redis_refuses_for_a_moment_is_not_lost() {
     }
     let target = webws.target();
     let joining = tokio::spawn(async move { Witness::join(&target, "/webws?channel=%22new%22").await });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    lasting(Duration::from_secs(1)).await;
     assert_eq!(witness.texts, [""; 0]);
     witness.assert_open();
     Command::new("redis-cli").args(["-p", &port, "SCRIPT", "KILL"]).output().unwrap();
@@ -114,7 +119,7 @@ async fn what_redis_refuses_for_a_moment_is_not_lost() {
     let mut other = joining.await.unwrap();
     assert_eq!(redis.publish(b"chat:new", b"heard ").await, 1);
     other.await_text("heard new", SOON).await;
-    assert!(!webws.log().contains("Redis is away"), "{}", webws.log());
+    assert_eq!(webws.outages(), [0; 0]);
 }
 
 #[tokio::test]
@@ -152,8 +157,9 @@ async fn channels_are_spread_over_several_servers_and_one_that_dies_takes_only_i
         witness.await_text(&format!("there and back {name}"), SOON).await;
         witnesses.push((name, node, witness));
     }
+    first.has_answered().await;
     first.kill();
-    until("it is noticed", SOON, async || webws.log().contains("Redis is away")).await;
+    until("it is noticed", SOON, async || !webws.outages().is_empty()).await;
     for (name, node, witness) in &mut witnesses {
         witness.client.send_text("meanwhile ").await;
         if *node == 1 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::case::{Case, Data, Kind, Outcome, Step};
 use super::judge::{Observed, judge};
@@ -13,7 +13,7 @@ use super::{Route, Stack};
 use crate::support::client::{End, Socket};
 use crate::support::frame::{Frame, Head, hex, take_frame, take_head};
 use crate::support::redis::Spy;
-use crate::support::{SOON, holds_within};
+use crate::support::{SOON, holds_within, lasting};
 
 /// `format.expect`: after the steps, for the outcome to come true.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ impl Run<'_> {
     async fn step(&mut self, step: &Step) {
         match step {
             Step::Send { data } => self.connection.send(data).await,
-            Step::Sleep { s } => sleep(Duration::from_secs_f64(*s)).await,
+            Step::Sleep { s } => lasting(Duration::from_secs_f64(*s)).await,
             Step::Publish { data, raw_channel } => {
                 let raw = raw_channel.as_ref().map(String::as_bytes);
                 let channel = raw.or(self.channel.as_deref()).expect("a channel to publish on");
@@ -96,19 +96,16 @@ impl Run<'_> {
 
     /// Waits for one of `outcomes` to hold, and to hold still after `quiet`.
     async fn settle<'o>(&self, outcomes: &[&'o Outcome], quiet: Duration) -> Result<&'o Outcome, String> {
-        let deadline = Instant::now() + SETTLE;
-        loop {
-            if self.first_that_holds(outcomes).await.is_ok() {
-                sleep(quiet).await;
-                if let Ok(outcome) = self.first_that_holds(outcomes).await {
-                    return Ok(outcome);
-                }
+        let has_settled = async || {
+            if self.first_that_holds(outcomes).await.is_err() {
+                return false;
             }
-            if Instant::now() >= deadline {
-                return self.first_that_holds(outcomes).await;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
+            // As long as the rules watch for more.
+            lasting(quiet).await;
+            self.first_that_holds(outcomes).await.is_ok()
+        };
+        holds_within(SETTLE, has_settled).await;
+        self.first_that_holds(outcomes).await
     }
 
     async fn first_that_holds<'o>(&self, outcomes: &[&'o Outcome]) -> Result<&'o Outcome, String> {

@@ -1,13 +1,13 @@
-//! Readers that take their time. The sleeps are the pace that the rules ask for.
+//! Readers that take their time: for as long as the rules say, or at their pace.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{Stack, join, path, redis_channel};
-use crate::support::SOON;
 use crate::support::client::{Client, Socket};
 use crate::support::frame::{Frame, PONG, TEXT};
+use crate::support::{SOON, lasting};
 
 const SIZE: usize = 8192;
 /// Messages are published this many at a time ..
@@ -60,9 +60,9 @@ pub(super) async fn ping_of_a_slow_reader_is_answered(stack: &Stack, messages: u
     let count = messages.min(taken_unread(stack, messages).await + 2);
     let mut slow = slow_reader(stack, "slow-ping").await;
     flood(stack, "slow-ping", count).await;
-    sleep(Duration::from_millis(500)).await;
+    lasting(Duration::from_millis(500)).await;
     slow.send_ping(b"pp").await;
-    sleep(Duration::from_millis(300)).await;
+    lasting(Duration::from_millis(300)).await;
     let deadline = Instant::now() + Duration::from_secs(6);
     let (mut texts, mut pongs) = (0, 0);
     while texts < count || pongs < 1 {
@@ -85,7 +85,7 @@ pub(super) async fn ping_of_a_slow_reader_is_answered(stack: &Stack, messages: u
 async fn taken_unread(stack: &Stack, messages: usize) -> usize {
     let mut client = slow_reader(stack, "slow-k").await;
     flood(stack, "slow-k", messages).await;
-    sleep(Duration::from_millis(500)).await;
+    lasting(Duration::from_millis(500)).await;
     let mut taken = 0;
     while taken < messages {
         match client.next_but_pings(Duration::from_secs(2)).await {
