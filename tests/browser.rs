@@ -102,6 +102,7 @@ async fn a_browser_talks_through_nginx_and_redis_and_survives_a_restart_of_redis
     page.receives(&["from Redis, zhang", "from the page, zhang"]).await;
     until("Redis has both", SOON, async || spy.seen() == ["from Redis, ", "from the page, "]).await;
 
+    redis.has_answered().await;
     redis.kill();
     // What is sent now waits until Redis is back.
     page.send("meanwhile, ").await;

@@ -88,9 +88,9 @@ async fn a_name_is_found_behind_a_nameserver_that_is_dead() {
     let broker = format!("redis://redis.test:{}", redis.port());
     let settings = "[redis]\nconnect_timeout = \"1s\"";
     let webws = Webws::builder().broker(&broker).workers(1).extra_toml(settings).start().await;
-    until("it is said", SOON, async || webws.log().contains("'redis.test' is not resolved after 1s")).await;
+    until("it is said", SOON, async || webws.warns_of("'redis.test' is not resolved after 1s")).await;
     assert!(upgrades_within(&webws.target(), PATH, 4 * SOON).await, "{}", webws.log());
-    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+    assert_eq!(webws.warnings().len(), 1, "{}", webws.log());
 }
 
 /// A listener whose backlog is full: the kernel drops whoever knocks. It stays so for as long as this exists.
@@ -115,7 +115,7 @@ impl Hole {
 }
 
 #[tokio::test]
-async fn an_address_that_swallows_packets_does_not_keep_from_the_next() {
+async fn an_address_that_swallows_packets_does_not_block_the_next_one() {
     let (redis, hole) = (Redis::start().await, Hole::dig([127, 0, 0, 1]).await);
     let port = hole.address.port();
     let _way = Proxy::start_on(([127, 0, 0, 2], port).into(), redis.port()).await;
@@ -129,12 +129,12 @@ async fn an_address_that_swallows_packets_does_not_keep_from_the_next() {
     witness.client.send_text("there and back ").await;
     witness.await_text("there and back a", SOON).await;
     assert!(since.elapsed() < 3 * SOON, "{:?}", since.elapsed());
-    assert!(!webws.log().contains("WARN"), "{}", webws.log());
+    assert_eq!(webws.warnings(), [0; 0]);
 }
 
 #[tokio::test]
-async fn what_does_not_answer_is_named_with_its_address_and_in_a_unit_with_what_to_do() {
-    if !is_inside("connect::what_does_not_answer_is_named_with_its_address_and_in_a_unit_with_what_to_do") {
+async fn an_address_that_does_not_answer_is_named_and_in_a_unit_so_is_the_remedy() {
+    if !is_inside("connect::an_address_that_does_not_answer_is_named_and_in_a_unit_so_is_the_remedy") {
         return;
     }
     run("ip link set lo up; ip addr add 10.9.0.2/32 dev lo");
@@ -147,11 +147,11 @@ async fn what_does_not_answer_is_named_with_its_address_and_in_a_unit_with_what_
     for (broker, (variable, is_named)) in brokers.iter().flat_map(|broker| both.map(|variable| (broker, variable))) {
         let builder = Webws::builder().broker(broker).workers(1).extra_toml(settings);
         let webws = builder.env(variable, "0123").start().await;
-        until("it is said", SOON, async || webws.log().contains(&what)).await;
-        let is_of_sentinel = webws.log().contains(&format!("the Sentinel {}: ", hole.address));
+        until("it is said", SOON, async || webws.warns_of(&what)).await;
+        let is_of_sentinel = webws.warns_of(&format!("the Sentinel {}: ", hole.address));
         assert_eq!(is_of_sentinel, broker.contains("sentinel"), "{}", webws.log());
         let is_in_a_unit = is_named || std::env::var_os("INVOCATION_ID").is_some();
-        assert_eq!(webws.log().contains("IPAddressAllow=10.9.0.2"), is_in_a_unit, "{}", webws.log());
+        assert_eq!(webws.warns_of("IPAddressAllow=10.9.0.2"), is_in_a_unit, "{}", webws.log());
     }
 }
 
@@ -170,13 +170,13 @@ async fn a_server_that_takes_connections_and_says_nothing_is_passed_over_and_nam
     webws.set_hosts("127.0.0.1 redis.test\n");
     redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     let what = format!("127.0.0.1:{port} took the connection and did not answer the greeting within 500ms");
-    let says = async || crate::support::http::get(&webws.target(), "/readyz").await.body.contains(&what);
+    let says = async || webws.readiness().await.1.contains(&what);
     until("it says so", SOON, says).await;
     drop(silent);
 }
 
 #[tokio::test]
-async fn sentinels_that_swallow_packets_or_say_nothing_do_not_keep_from_the_others() {
+async fn sentinels_that_swallow_packets_or_say_nothing_do_not_block_the_others() {
     let redis = Redis::start().await;
     let sentinel = Sentinel::start(redis.port(), "").await;
     let hole = Hole::dig([127, 0, 0, 1]).await;
@@ -195,7 +195,7 @@ async fn sentinels_that_swallow_packets_or_say_nothing_do_not_keep_from_the_othe
         let mut witness = Witness::join(&webws.target(), PATH).await;
         witness.client.send_text("there and back ").await;
         witness.await_text("there and back a", SOON).await;
-        assert!(!webws.log().contains("WARN"), "{}", webws.log());
+        assert_eq!(webws.warnings(), [0; 0]);
     }
 }
 
@@ -208,7 +208,7 @@ async fn a_sentinel_that_says_nothing_is_named_with_the_step() {
     let webws = Webws::builder().broker(&broker).workers(1).extra_toml(settings).start().await;
     let what =
         format!("the Sentinel {place}: {place} took the connection and did not say where the master is within 300ms");
-    until("it is said", SOON, async || webws.log().contains(&what)).await;
+    until("it is said", SOON, async || webws.warns_of(&what)).await;
 }
 
 #[tokio::test]
@@ -244,5 +244,5 @@ async fn look_ups_of_sentinels_do_not_pile_up_and_links_stay_while_no_nameserver
     assert!(!holds_within(SOON, async || look_ups() > 1).await, "they pile up");
     witness.client.send_text("there and back ").await;
     witness.await_text("there and back a", SOON).await;
-    assert!(!webws.log().contains("Redis is away"), "{}", webws.log());
+    assert_eq!(webws.outages(), [0; 0]);
 }

@@ -1,7 +1,7 @@
 //! Promise: a Redis that refuses all subscriptions is said so, in the log and by readiness, until it takes one
 //! again; one that refuses a single channel is nobody's business but its client's.
 
-use crate::support::http::{get, handshake};
+use crate::support::http::handshake;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::{Witness, upgrades_within};
@@ -24,26 +24,22 @@ async fn set_user(redis: &Redis, rules: &str) {
     redis.command(&words).await;
 }
 
-async fn readiness(webws: &Webws) -> (u16, String) {
-    let answer = get(&webws.target(), "/readyz").await;
-    (answer.head.status, answer.body)
-}
-
 #[tokio::test]
-async fn a_user_without_the_channels_is_said_so_once_and_the_end_of_it_is_found_without_clients() {
+async fn a_user_without_channels_is_reported_once_and_granted_channels_are_found_without_clients() {
     let (redis, webws) = stage("").await;
-    until("its links are up", SOON, async || readiness(&webws).await.0 == 200).await;
+    until("its links are up", SOON, async || webws.is_ready().await).await;
     for path in [PATH, "/webws?channel=%22b%22", PATH] {
         handshake(&webws.target(), path).await.assert_unavailable("2");
     }
-    let (status, why) = readiness(&webws).await;
+    let (status, why) = webws.readiness().await;
     assert!(status == 503 && why.contains("refuses subscriptions") && why.contains("NOPERM"), "{status} {why}");
-    let log = webws.log();
     // Of the first channel alone nobody could know.
-    assert!(log.matches("WARN").count() == 2 && log.matches("&chat:*").count() == 1, "{log}");
+    until("both are reported", SOON, async || webws.warnings().len() == 2).await;
+    let log = webws.log();
+    assert_eq!(log.matches("&chat:*").count(), 1, "what to do is said once: {log}");
     assert!(!log.contains(">pw") && !log.contains(":pw@"), "{log}");
     set_user(&redis, "&chat:*").await;
-    until("it is ready again", 3 * SOON, async || readiness(&webws).await.0 == 200).await;
+    until("it is ready again", 3 * SOON, async || webws.is_ready().await).await;
     assert_eq!(redis.numsub(b"chat:a").await, 0, "what was tried is given back");
     assert!(upgrades_within(&webws.target(), PATH, SOON).await);
 }
@@ -57,10 +53,10 @@ async fn a_right_that_is_taken_away_is_found_by_the_next_client() {
     for _ in 0..4 {
         handshake(&webws.target(), "/webws?channel=%22b%22").await.assert_unavailable("2");
     }
-    assert_eq!(readiness(&webws).await.0, 503);
+    assert!(!webws.is_ready().await);
     witness.ping(b"still there", SOON).await;
     set_user(&redis, "+subscribe").await;
-    until("it is ready again", 3 * SOON, async || readiness(&webws).await.0 == 200).await;
+    until("it is ready again", 3 * SOON, async || webws.is_ready().await).await;
     witness.assert_open();
 }
 
@@ -74,27 +70,27 @@ async fn a_client_that_asks_for_a_channel_of_others_does_not_make_the_process_un
     }
     for _ in 0..6 {
         handshake(&webws.target(), "/webws?channel=%22forbidden%22").await.assert_unavailable("2");
-        assert_eq!(readiness(&webws).await.0, 200);
+        assert!(webws.is_ready().await);
     }
-    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+    assert_eq!(webws.warnings().len(), 1, "{}", webws.log());
 }
 
 #[tokio::test]
 async fn one_channel_that_is_asked_for_again_and_again_does_not_make_a_fresh_process_unready() {
     let (redis, webws) = stage("&chat:a &chat:b").await;
-    until("its links are up", SOON, async || readiness(&webws).await.0 == 200).await;
+    until("its links are up", SOON, async || webws.is_ready().await).await;
     // Nothing was ever taken, in no worker.
     for _ in 0..6 {
         handshake(&webws.target(), "/webws?channel=%22forbidden%22").await.assert_unavailable("2");
-        assert_eq!(readiness(&webws).await.0, 200);
+        assert!(webws.is_ready().await);
     }
     // Once one worker has been let in, all know that some channels are allowed.
     let _witness = Witness::join(&webws.target(), PATH).await;
     for n in 0..8 {
         let path = format!("/webws?channel=%22forbidden{n}%22");
         handshake(&webws.target(), &path).await.assert_unavailable("2");
-        assert_eq!(readiness(&webws).await.0, 200, "{}", readiness(&webws).await.1);
+        assert_eq!(webws.readiness().await.0, 200, "{}", webws.readiness().await.1);
     }
-    assert_eq!(webws.log().matches("WARN").count(), 1, "{}", webws.log());
+    assert_eq!(webws.warnings().len(), 1, "{}", webws.log());
     until("what was tried is given back", SOON, async || redis.numsub(b"chat:a").await == 1).await;
 }

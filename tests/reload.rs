@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use ::redis::Value;
 
-use crate::support::ledger::gaps;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::{Witness, upgrades_within};
@@ -58,7 +57,7 @@ async fn a_redis_that_is_gone_is_left_for_another_and_what_was_missed_is_reporte
     let mut witness = Witness::join(&webws.target(), PATH).await;
     let mut told = Witness::join(&webws.target(), "/told?channel=%22a%22").await;
     old.kill();
-    until("it is noticed", SOON, async || webws.log().contains("Redis is away")).await;
+    until("it is noticed", SOON, async || !webws.is_ready().await).await;
     witness.client.send_text("waits ").await;
     use_broker(&webws, &old.url(), &new.url());
     let (is_done, text) = upgrade(&webws).await;
@@ -68,20 +67,19 @@ async fn a_redis_that_is_gone_is_left_for_another_and_what_was_missed_is_reporte
     witness.await_text("from the new one a", SOON).await;
     witness.assert_open();
     told.expect_close(1012, SOON).await;
-    assert!(!gaps(&webws.log()).is_empty(), "{}", webws.log());
+    until("the gap is reported", SOON, async || !webws.gaps().is_empty()).await;
     // No restart's gap, of which an operator knows.
-    let log = webws.log();
-    let is_warned = log.lines().any(|line| line.contains("\"level\":\"WARN\"") && line.contains("a gap of"));
-    assert!(is_warned && !log.contains("by the restart"), "{log}");
+    let gaps = webws.entries_with("length_ms");
+    assert!(gaps.iter().all(|gap| gap["level"] == "WARN"), "{gaps:?}");
 }
 
 #[tokio::test]
-async fn where_a_restart_is_the_way_it_is_said() {
+async fn a_reload_that_needs_a_restart_instead_says_so() {
     let mut redis = Redis::start().await;
     let webws = start(&redis.url()).await;
     let mut witness = Witness::join(&webws.target(), PATH).await;
     redis.kill();
-    until("it is noticed", SOON, async || webws.log().contains("Redis is away")).await;
+    until("it is noticed", SOON, async || !webws.is_ready().await).await;
     let (is_done, text) = upgrade(&webws).await;
     assert!(!is_done && text.contains("systemctl restart keeps the WebSockets too"), "{text}");
     redis.start_again().await;
@@ -93,7 +91,7 @@ async fn where_a_restart_is_the_way_it_is_said() {
 }
 
 #[tokio::test]
-async fn who_publishes_on_the_marks_channels_does_not_decide_where_the_streams_stop() {
+async fn forged_markers_do_not_decide_where_the_streams_stop() {
     let redis = Arc::new(Redis::start().await);
     let webws = start(&redis.url()).await;
     let mut witnesses = Vec::new();

@@ -2,7 +2,6 @@
 //! those that links to Redis need.
 
 use crate::support::client::Socket;
-use crate::support::http::get;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::witness::upgrades_within;
@@ -21,9 +20,9 @@ async fn links_come_back_while_silent_connections_hold_all_descriptors_they_get(
     for _ in 0..400 {
         silent.push(Socket::connect(&webws.target()).await.unwrap());
     }
-    until("it is full", SOON, async || webws.log().contains("LimitNOFILE")).await;
+    until("it is full", SOON, async || webws.warnings().iter().any(|entry| entry["level"] == "ERROR")).await;
     redis.kill();
-    until("it is noticed", SOON, async || webws.log().contains("Redis is away")).await;
+    until("it is noticed", SOON, async || !webws.outages().is_empty()).await;
     redis.start_again().await;
     let has_links = async || {
         let clients = redis.clients().await;
@@ -34,7 +33,7 @@ async fn links_come_back_while_silent_connections_hold_all_descriptors_they_get(
     // The others have their turn when those are gone.
     drop(silent);
     assert!(upgrades_within(&webws.target(), PATH, 2 * SOON).await, "{}", webws.log());
-    until("it is ready", SOON, async || get(&webws.target(), "/readyz").await.head.status == 200).await;
+    until("it is ready", SOON, async || webws.is_ready().await).await;
 }
 
 #[tokio::test]
@@ -50,7 +49,7 @@ async fn a_link_without_a_descriptor_says_what_is_missing() {
     };
     set_limit("--nofile=3:");
     redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-    until("it is said", SOON, async || webws.log().contains("no descriptor is free: raise LimitNOFILE")).await;
+    until("it is said", SOON, async || webws.warns_of("no descriptor is free: raise LimitNOFILE")).await;
     set_limit("--nofile=1000:");
-    until("it is ready", 2 * SOON, async || get(&webws.target(), "/readyz").await.head.status == 200).await;
+    until("it is ready", 2 * SOON, async || webws.is_ready().await).await;
 }
