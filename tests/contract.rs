@@ -72,6 +72,7 @@ async fn reaches_all(mut stage: Stage) {
             assert_eq!(witness.texts, witnesses[0].texts, "{}", stage.name);
         }
     }
+    drop(witnesses);
     stage.stop().await.unwrap();
 }
 
@@ -97,6 +98,7 @@ async fn other_channels(mut stage: Stage) {
         witness.collect(Duration::from_millis(50)).await;
         assert_eq!(witness.texts, ["here"], "{}", stage.name);
     }
+    drop(witnesses);
     stage.stop().await.unwrap();
 }
 
@@ -116,6 +118,7 @@ async fn any_bytes(mut stage: Stage) {
             assert_eq!((frame.opcode, &frame.payload[..]), (opcode, payload), "{}", stage.name);
         }
     }
+    drop(witnesses);
     stage.stop().await.unwrap();
 }
 

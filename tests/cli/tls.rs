@@ -6,7 +6,7 @@ use super::write;
 use crate::support::certificate::{authority, certificate, for_names};
 use crate::support::client::Client;
 use crate::support::http::handshake;
-use crate::support::program::{Program, listen_in, of_level, run, target_in, told};
+use crate::support::program::{Program, Variables, listen_in, of_level, run, target_in, told};
 use crate::support::redis::Redis;
 use crate::support::{START, free_port, until};
 
@@ -33,10 +33,17 @@ async fn tls_redis(dir: &Path, clients: &str) -> (Redis, u16) {
 }
 
 async fn start(dir: &Path, broker: &str, ca_file: &str) -> Program {
+    start_with(dir, broker, ca_file, &[]).await
+}
+
+async fn start_with(dir: &Path, broker: &str, ca_file: &str, further: Variables<'_>) -> Program {
     let listen = listen_in(dir);
-    let environment = [("WEBWS_REDIS__CA_FILE", ca_file), ("WEBWS_LOG", "debug")];
+    // Several attempts within a second.
+    let impatient = ("WEBWS_REDIS__MAX_RECONNECT_DELAY", "100ms");
+    let environment = [("WEBWS_REDIS__CA_FILE", ca_file), ("WEBWS_LOG", "debug"), impatient];
     let arguments = ["run", "--listen", &listen, "--broker", broker, "--workers", "1"];
-    Program::start(dir, &arguments, &environment[usize::from(ca_file.is_empty())..]).await
+    let environment = [&environment[usize::from(ca_file.is_empty())..], further].concat();
+    Program::start(dir, &arguments, &environment).await
 }
 
 #[tokio::test]
@@ -55,6 +62,7 @@ async fn redis_is_reached_by_tls_when_its_authority_is_trusted() {
         client.send_text(&long).await;
         client.expect_text(&format!("{long}zhang")).await;
 
+        redis.has_answered().await;
         redis.kill();
         redis.start_again().await;
         until("subscribed again", START, async || redis.numsub(b"chat:zhang").await == 1).await;
@@ -105,14 +113,8 @@ async fn a_redis_that_tls_cannot_trust_is_refused_and_the_reason_is_said_once() 
     let broker = format!("rediss://localhost:{port}");
     // Another authority; the system's authorities; the right authority and another name.
     for (ca_file, reason) in [("bad.pem", "UnknownIssuer"), ("", "UnknownIssuer"), ("good.pem", "not for localhost")] {
-        let program = start(dir.path(), &broker, ca_file).await;
-        let again = || {
-            program
-                .lines()
-                .iter()
-                .filter(|line| line["message"].as_str().unwrap().starts_with("Redis is still away"))
-                .count()
-        };
+        let program = start_with(dir.path(), &broker, ca_file, &[("WEBWS_REDIS__SUBSCRIBE_TIMEOUT", "500ms")]).await;
+        let again = || of_level(&program.lines(), "DEBUG").iter().filter(|line| line["server"] == *broker).count();
         until("webws tries again", START, async || again() >= 4).await;
         let said = of_level(&program.lines(), "WARN");
         assert_eq!(said.len(), 1, "{said:#?}");
@@ -150,9 +152,9 @@ async fn a_scheme_that_the_port_does_not_speak_has_the_other_one_in_its_sentence
         (format!("rediss://127.0.0.1:{}", redis.port()), "write redis:// instead of rediss://"),
     ] {
         let program = start(dir.path(), &broker, "good.pem").await;
-        until("it is said", START, async || program.log().contains(advice)).await;
-        let warnings = of_level(&program.lines(), "WARN");
-        assert!(warnings.iter().any(|line| line.to_string().contains(advice)), "{warnings:#?}");
+        let warnings = || of_level(&program.lines(), "WARN");
+        let is_said = || warnings().iter().any(|line| line["error"].to_string().contains(advice));
+        until("it is said", START, async || is_said()).await;
         program.stop().await;
         std::fs::remove_file(dir.path().join("webws.log")).unwrap();
     }
