@@ -147,3 +147,20 @@ fn key_of(index: usize, generation: Generation) -> SessionKey {
     let index = u32::try_from(index).expect("each session has a descriptor, and those are fewer than 2^32");
     SessionKey { index, generation }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle session costs its slot, its channel's name and its entry in the hub (wall 6).
+    #[test]
+    fn a_slot_is_small() {
+        assert!(size_of::<Slot>() <= 240, "{}", size_of::<Slot>());
+        eprintln!(
+            "SIZES session {} slot {} subscription {}",
+            size_of::<Session>(),
+            size_of::<Slot>(),
+            size_of::<crate::protocol::encoding::Encoding>()
+        );
+    }
+}

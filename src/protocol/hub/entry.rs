@@ -1,0 +1,91 @@
+//! One channel in the hub: its state at the broker, and its audiences.
+
+use std::time::Instant;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::id::{Generation, SessionKey, SubscriberId};
+use crate::placement::Node;
+use crate::protocol::encoding::Encoding;
+
+/// One channel. What a publication needs lies together: a channel with one audience of one
+/// member, the commonest of all, has no other memory than this.
+#[derive(Debug)]
+pub(super) struct ChannelEntry {
+    pub(super) name: Channel,
+    pub(super) node: Node,
+    /// Whether the broker was asked to subscribe it and has not refused.
+    pub(super) is_asked: bool,
+    pub(super) is_confirmed: bool,
+    /// After its subscription was lost: the newest session that missed something. Until the gap is
+    /// reported.
+    pub(super) missed_by: Option<Generation>,
+    pub(super) audiences: SmallVec<[Audience; 1]>,
+    pub(super) subscribers: usize,
+    pub(super) given_up_at: Option<Millis>,
+    /// Subscribers that joined before the confirmation, to be told of it. Some may have left since.
+    pub(super) awaiting: Vec<(SessionKey, SubscriberId)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Audience {
+    pub(super) encoding: Encoding,
+    pub(super) members: SmallVec<[(SubscriberId, SessionKey); 1]>,
+    pub(super) batch: BytesMut,
+    /// Frames in the batch.
+    pub(super) frames: usize,
+    /// Until when it may be held back.
+    pub(super) held_until: Option<Instant>,
+}
+
+impl ChannelEntry {
+    pub(super) fn new(name: Channel, node: Node) -> Self {
+        Self {
+            name,
+            node,
+            is_asked: false,
+            is_confirmed: false,
+            missed_by: None,
+            audiences: SmallVec::new(),
+            subscribers: 0,
+            given_up_at: None,
+            awaiting: Vec::new(),
+        }
+    }
+
+    /// Notes that it is wanted; says whether the broker has to be asked for it.
+    pub(super) fn is_new_wish(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_asked, true)
+    }
+
+    /// Adds a member to the audience for `encoding`; returns where it is.
+    pub(super) fn place(
+        &mut self,
+        encoding: Encoding,
+        subscriber: SubscriberId,
+        session: SessionKey,
+    ) -> (usize, usize) {
+        self.subscribers += 1;
+        self.given_up_at = None;
+        let index = self.audiences.iter().position(|audience| audience.encoding == encoding).unwrap_or_else(|| {
+            let (members, batch) = (SmallVec::new(), BytesMut::new());
+            self.audiences.push(Audience { encoding, members, batch, frames: 0, held_until: None });
+            self.audiences.len() - 1
+        });
+        let Some(audience) = self.audiences.get_mut(index) else { return (index, 0) };
+        audience.members.push((subscriber, session));
+        (index, audience.members.len() - 1)
+    }
+
+    /// Says whether it was confirmed.
+    pub(super) fn unconfirm(&mut self, newest: Generation) -> bool {
+        let was_confirmed = std::mem::replace(&mut self.is_confirmed, false);
+        if was_confirmed {
+            self.missed_by = Some(newest);
+        }
+        was_confirmed
+    }
+}

@@ -1,0 +1,238 @@
+//! Channels, audiences and batches, with sessions that keep what they get.
+
+use std::time::{Duration, Instant};
+
+use super::flush::{Flushed, MAX_BATCH_BYTES, MAX_PENDING_BYTES};
+use super::{Batching, Hub, Outlet};
+use crate::channel::Channel;
+use crate::id::SessionKey;
+use crate::placement::{Moved, Node, Placement};
+use crate::protocol::encoding::Encoding;
+use crate::protocol::outbound::Batch;
+
+const LUA: Encoding = Encoding::Lua { name_at: 2 };
+
+fn key(index: u32) -> SessionKey {
+    SessionKey { index, generation: 0 }
+}
+
+fn channel() -> Channel {
+    Channel::from_static(b"c:a")
+}
+
+/// Sessions that keep what they get.
+#[derive(Default)]
+struct Kept {
+    batches: Vec<(u32, Vec<u8>)>,
+    /// Those from here on have not caught up.
+    behind_from: Option<u32>,
+}
+
+impl Outlet for Kept {
+    fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>) {
+        self.batches.push((session.index, batch.bytes().to_vec()));
+    }
+
+    fn is_behind(&mut self, session: SessionKey) -> bool {
+        self.behind_from.is_some_and(|from| session.index >= from)
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+fn flushed(hub: &mut Hub) -> Vec<(u32, Vec<u8>)> {
+    let mut kept = Kept::default();
+    hub.flush(&mut kept);
+    kept.batches.sort();
+    kept.batches
+}
+
+#[test]
+fn each_encoding_gets_its_own_bytes_and_what_is_ready_together_leaves_together() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    hub.join(&channel(), LUA, key(1));
+    hub.join(&channel(), Encoding::Plain, key(2));
+    hub.join(&channel(), LUA, key(3));
+    hub.append(b"c:a", b"1");
+    hub.append(b"c:a", b"2");
+    hub.append(b"c:other", b"3");
+    let lua = b"\x81\x021a\x81\x022a".to_vec();
+    assert_eq!(flushed(&mut hub), [(1, lua.clone()), (2, b"\x81\x011\x81\x012".to_vec()), (3, lua)]);
+    assert_eq!(flushed(&mut hub), []);
+}
+
+#[test]
+fn a_subscription_is_asked_for_once_and_all_that_wait_are_told_once() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    let first = hub.join(&channel(), LUA, key(1));
+    let second = hub.join(&channel(), Encoding::Plain, key(2));
+    assert!(first.is_first && !second.is_first);
+    assert!(!first.is_confirmed && !second.is_confirmed);
+    assert_eq!(hub.confirm(Node(1), b"c:a"), None, "it lives elsewhere");
+    let told = [(key(1), first.subscriber), (key(2), second.subscriber)];
+    assert_eq!(hub.confirm(Node(0), b"c:a"), Some(told.to_vec()));
+    assert_eq!(hub.confirm(Node(0), b"c:a"), Some(Vec::new()));
+    assert!(hub.join(&channel(), LUA, key(3)).is_confirmed);
+    hub.unconfirm_all(Node(0), 0);
+    let fourth = hub.join(&channel(), LUA, key(4));
+    assert!(!fourth.is_confirmed && !fourth.is_first, "a new link asks for all channels by itself");
+    assert_eq!(hub.confirm(Node(0), b"c:a"), Some(vec![(key(4), fourth.subscriber)]));
+}
+
+#[test]
+fn an_unused_channel_lingers_before_it_is_unsubscribed() {
+    let mut hub = Hub::new(1_000, Duration::ZERO, Placement::over(1));
+    let mut gone = Vec::new();
+    let first = hub.join(&channel(), LUA, key(1)).subscriber;
+    hub.confirm(Node(0), b"c:a");
+    hub.leave(first, 0);
+    hub.expire(999, |_, channel| gone.push(channel));
+    let again = hub.join(&channel(), LUA, key(2));
+    assert!(!again.is_first && again.is_confirmed);
+    hub.expire(1_000, |_, channel| gone.push(channel));
+    hub.leave(again.subscriber, 1_500);
+    hub.expire(2_499, |_, channel| gone.push(channel));
+    assert!(gone.is_empty());
+    hub.expire(2_500, |_, channel| gone.push(channel));
+    assert_eq!(gone, [channel()]);
+    assert!(hub.join(&channel(), LUA, key(3)).is_first);
+}
+
+#[test]
+fn an_unconfirmed_channel_is_kept_until_it_is_confirmed() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    let joined = hub.join(&channel(), LUA, key(1));
+    hub.leave(joined.subscriber, 0);
+    hub.expire(0, |_, _| panic!("an unconfirmed channel is not unsubscribed"));
+    let again = hub.join(&channel(), LUA, key(2));
+    assert!(!again.is_first, "its SUBSCRIBE is on its way");
+    hub.leave(again.subscriber, 1);
+    assert!(hub.confirm(Node(0), b"c:a").is_some());
+    let mut gone = 0;
+    hub.expire(2, |_, _| gone += 1);
+    assert_eq!(gone, 1);
+    assert!(hub.confirm(Node(0), b"c:a").is_none(), "nobody knows it any more");
+}
+
+#[test]
+fn a_refused_channel_is_asked_for_again_by_who_comes_next() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    hub.join(&channel(), LUA, key(1));
+    assert_eq!(hub.refuse(b"c:a"), [key(1)]);
+    let second = hub.join(&channel(), LUA, key(2));
+    assert!(second.is_first);
+    // The first was told, and is not told again.
+    assert_eq!(hub.confirm(Node(0), b"c:a"), Some(vec![(key(2), second.subscriber)]));
+    assert_eq!(hub.refuse(b"c:a").len(), 2);
+}
+
+#[test]
+fn an_audience_that_has_not_caught_up_collects_and_one_that_has_does_not_wait() {
+    let mut hub = Hub::new(0, Duration::from_secs(60), Placement::over(1));
+    for n in 0..100 {
+        hub.join(&channel(), Encoding::Plain, key(n));
+    }
+    let flush = |hub: &mut Hub, payload: &[u8], behind_from| {
+        hub.append(b"c:a", payload);
+        let mut kept = Kept { behind_from, ..Kept::default() };
+        (hub.flush(&mut kept), kept.batches.pop().map(|(_, batch)| batch))
+    };
+    let (all, nobody) = (Some(0), None);
+    assert_eq!(
+        flush(&mut hub, b"0", all),
+        (Flushed { frames: 100, not_utf8: 0, next: None }, Some(b"\x81\x010".to_vec()))
+    );
+    // The last quarter alone is nobody to wait for.
+    assert_eq!(flush(&mut hub, b"1", Some(75)).0.frames, 100);
+    let (held, batch) = flush(&mut hub, b"2", Some(25));
+    assert!(held.frames == 0 && batch.is_none() && held.next.is_some_and(|next| next > Instant::now()));
+    assert!(hub.has_batches());
+    assert_eq!(flush(&mut hub, b"3", nobody).1, Some(b"\x81\x012\x81\x013".to_vec()));
+    // Enough is enough: a full batch leaves all the same.
+    assert_eq!(flush(&mut hub, b"4", all).1, None);
+    assert_eq!(flush(&mut hub, &[b'x'; MAX_BATCH_BYTES], all).0.frames, 200);
+    hub.stop_pacing();
+    assert_eq!(flush(&mut hub, b"5", all).0.frames, 100);
+    assert_eq!(hub.pending, 0);
+}
+
+#[test]
+fn many_channels_with_a_little_each_are_flushed_when_it_is_much_together() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    let payload = vec![b'x'; 10_000];
+    let count = u32::try_from(MAX_PENDING_BYTES / payload.len()).unwrap() + 1;
+    let names: Vec<_> = (0..count).map(|n| Channel::from(format!("c:{n}"))).collect();
+    for (name, n) in names.iter().zip(0..) {
+        hub.join(name, Encoding::Plain, key(n));
+    }
+    let batching: Vec<_> = names.iter().map(|name| hub.append(name, &payload)).collect();
+    let first_full = batching.iter().position(|batching| *batching == Batching::Full);
+    assert_eq!(first_full, Some(names.len() - 1));
+    assert_eq!((flushed(&mut hub).len(), hub.pending), (names.len(), 0));
+}
+
+#[test]
+fn members_that_change_places_can_still_leave() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    let ids: Vec<_> = (0..5).map(|n| hub.join(&channel(), LUA, key(n)).subscriber).collect();
+    for left in [0, 3, 4, 1] {
+        hub.leave(ids[left], 0);
+    }
+    hub.append(b"c:a", b"x");
+    assert_eq!(flushed(&mut hub).iter().map(|(session, _)| *session).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn who_missed_something_is_known_until_the_gap_is_reported() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    hub.join(&channel(), LUA, key(1));
+    hub.join(&Channel::from_static(b"c:b"), LUA, key(2));
+    hub.confirm(Node(0), b"c:a");
+    hub.unconfirm_all(Node(0), 7);
+    assert_eq!(hub.unconfirmed(Node(0)).len(), 2);
+    hub.confirm(Node(0), b"c:a");
+    assert!(hub.unconfirm(Node(0), b"c:a", 9), "it was there again");
+    assert_eq!(hub.take_missed(Node(0)), (1, vec![(key(1), 9)]));
+    assert_eq!(hub.take_missed(Node(0)), (0, vec![]));
+}
+
+#[test]
+fn channels_follow_their_placement() {
+    use crate::placement::{NOWHERE, Owners, SLOTS};
+    let placement = Placement::in_cluster(vec!["c:".to_owned()]);
+    let mut hub = Hub::new(0, Duration::ZERO, placement.clone());
+    let joined = hub.join(&channel(), LUA, key(1));
+    assert!(joined.is_first && joined.node == NOWHERE);
+    let all_at = |node| Owners { slots: vec![node; SLOTS.into()], homes: Vec::new(), nodes: 3, live: 1 };
+    let moved = |from, to, was_heard| Moved { channel: channel(), from, to, was_heard };
+    placement.set_owners(all_at(Node(1)));
+    assert_eq!(hub.follow_placement(0), [moved(NOWHERE, Node(1), false)]);
+    assert!(hub.confirm(Node(1), b"c:a").is_some());
+    assert!(hub.follow_placement(0).is_empty());
+    placement.set_owners(all_at(Node(2)));
+    assert_eq!(hub.follow_placement(0), [moved(Node(1), Node(2), true)]);
+    assert_eq!([Node(1), Node(2)].map(|node| hub.confirmed(node)), [0, 0]);
+    assert!(hub.confirm(Node(1), b"c:a").is_none() && hub.confirm(Node(2), b"c:a").is_some());
+    assert_eq!(hub.confirmed(Node(2)), 1);
+}
+
+#[test]
+fn a_channel_that_is_reserved_is_kept_until_it_is_freed_and_costs_nothing_more() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    let mut gone = 0;
+    let reserved = hub.reserve(&channel());
+    assert!(reserved.is_first && !reserved.is_confirmed);
+    hub.confirm(Node(0), b"c:a");
+    hub.expire(10, |_, _| gone += 1);
+    let joined = hub.join(&channel(), LUA, key(1));
+    assert!(!joined.is_first && joined.is_confirmed && gone == 0);
+    assert!(hub.channels.iter().all(|(_, entry)| entry.audiences.len() == 1 && !entry.audiences.spilled()));
+    hub.free(b"c:a", 10);
+    hub.expire(11, |_, _| gone += 1);
+    assert_eq!((gone, hub.channels_in_use()), (0, vec![channel()]));
+    hub.leave(joined.subscriber, 12);
+    hub.expire(13, |_, _| gone += 1);
+    assert_eq!(gone, 1);
+}
