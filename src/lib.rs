@@ -3,7 +3,8 @@
 //! A WebSocket opened as `/webws?channel="zhang"` receives what anyone `PUBLISH`es on `chat:zhang`, and webws
 //! publishes there what the browser sends. webws replaces a handler in Lua (OpenResty), with the same bytes on the
 //! wire. As a library it runs inside another program: make a [`Config`], [`Server::bind`] it (or put it
-//! [`Server::on`] sockets of your own), and [`Server::run`] it; a [`Publisher`] publishes from within.
+//! [`Server::on`] sockets of your own), and [`Server::run`] it; a [`Publisher`] publishes from within (the example is
+//! at the end of this page).
 //!
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. `front::acceptor` hands a connection to the `worker` with the fewest sessions.
@@ -80,6 +81,7 @@
 //! | `admin` | the control socket, what `systemctl status` shows |
 //! | `handover` | another process takes over: protocol, both sides, deadlines, systemd's file store |
 //! | `server`, `service`, `signals` | listeners, workers' start and stop; the process under systemd |
+//! | `main`, `cli` | the binary, behind the feature `cli`: arguments, settings' sources, log output, exit codes |
 //!
 //! # Glossary
 //! | term | meaning |
@@ -115,6 +117,27 @@
 //! | snapshot | a session, or a worker's waiting messages, as data for another process |
 //! | subscription | a session's channel, with its encoding and rights; its entry in the hub is a subscriber |
 //! | worker | one thread with its sessions, hub, outbox and links |
+//!
+//! # In another program
+//! `cargo add webws --no-default-features` compiles nothing of the binary: no command line, no log output, no
+//! allocator. The library logs by `tracing` and sets no maximum level.
+//!
+//! ```
+//! use webws::{ChannelRule, Config, EndpointConfig, Server, WireName};
+//!
+//! async fn serve(shutdown: impl Future<Output = ()>) -> Result<(), webws::ServerError> {
+//!     let news = EndpointConfig::new("/news").with_wire(WireName::Plain).with_channel(ChannelRule::Plain);
+//!     let mut config = Config::default();
+//!     config.broker = "redis://127.0.0.1:6379".parse()?;
+//!     config.listen = vec!["unix:/run/app/news.sock".parse()?];
+//!     config.endpoints = vec![news.subscribe_only()];
+//!     let server = Server::bind(config)?;
+//!     let publisher = server.publisher();
+//!     tokio::spawn(async move { publisher.publish("chat:all", "hello").await });
+//!     // Returns when every client was closed with 1001.
+//!     server.run(shutdown).await
+//! }
+//! ```
 
 mod admin;
 mod broker;

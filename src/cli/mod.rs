@@ -75,7 +75,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Upgrade { config, control } => ask(binary::upgrade, Logged::ByServer, config.as_deref(), control),
         Command::Suspend { config, control } => ask(binary::suspend, Logged::ByServer, config.as_deref(), control),
         Command::Log { level, config, control } => {
-            ask(|path| binary::log_level(path, &level), Logged::ByNobody, config.as_deref(), control)
+            ask(|path| binary::log_level(path, &level), Logged::Nowhere, config.as_deref(), control)
         }
         Command::Dev { config, broker, listen } => {
             let (config, notes) = dev_config(config.as_deref(), broker, listen)?;
@@ -115,7 +115,7 @@ fn read_config(file: Option<&Path>) -> Result<Reading, Failure> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Logged {
     ByServer,
-    ByNobody,
+    Nowhere,
 }
 
 /// Asks a running webws for something, and prints what it says.
