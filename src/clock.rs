@@ -21,7 +21,7 @@ pub(crate) const START: Millis = 86_400_000;
 const STOPPED: Duration = Duration::from_millis(500);
 
 /// Extension of a deadline that passed while the process was stopped, to read the bytes that came meanwhile.
-const GRACE: Duration = Duration::from_secs(1);
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// A duration on a worker's clock.
 pub(crate) fn millis(duration: Duration) -> Millis {

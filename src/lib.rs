@@ -171,7 +171,8 @@ pub use config::{
 };
 pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;
-pub use server::{Publisher, Server, ServerError};
+pub use server::{Server, ServerError};
+pub use worker::Publisher;
 
 /// What the binary `webws` needs and no other program: systemd, signals, hand-over, the process' log.
 ///

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-
 use crate::metrics::Metrics;
 use crate::os;
-use crate::worker::handover::{Ask, State};
+use crate::worker::{Command, Mailbox, State};
 
 /// The time between two updates. Chosen: an operator sees changes within some seconds.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -15,7 +13,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Sends the state to systemd after each change. Never resolves.
-pub(crate) async fn renew(metrics: Metrics, workers: Vec<mpsc::Sender<Ask>>, max_sessions: usize) {
+pub(crate) async fn renew(metrics: Metrics, workers: Vec<Mailbox>, max_sessions: usize) {
     let mut told = String::new();
     loop {
         // With a deadline: the next update comes anyway.
@@ -30,12 +28,10 @@ pub(crate) async fn renew(metrics: Metrics, workers: Vec<mpsc::Sender<Ask>>, max
 }
 
 /// All workers' state as one; `None` when one has ended.
-async fn state_of(workers: &[mpsc::Sender<Ask>]) -> Option<State> {
+async fn state_of(workers: &[Mailbox]) -> Option<State> {
     let mut all = State::default();
     for worker in workers {
-        let (tell, told) = oneshot::channel();
-        worker.send(Ask::State(tell)).await.ok()?;
-        let state = told.await.ok()?;
+        let state = worker.ask(Command::State).await.ok()?;
         all.handshakes += state.handshakes;
         // Each worker reports the fault of all links.
         all.fault = all.fault.or(state.fault);

@@ -22,6 +22,7 @@ use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os;
 use crate::throttle::Throttle;
+use crate::worker::Handshakes;
 
 /// Connections accepted before the others have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -43,6 +44,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Inlet {
     pub(crate) queue: mpsc::Sender<Accepted>,
     pub(crate) shard: Arc<Shard>,
+    pub(crate) handshakes: Arc<Handshakes>,
 }
 
 /// The way into all workers; it can be shut.
@@ -62,11 +64,7 @@ pub(crate) struct Entrance {
 impl Inlet {
     /// Sessions it has and connections that wait to become one.
     fn load(&self) -> u64 {
-        self.shard.sessions() + self.waiting() as u64
-    }
-
-    fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+        self.shard.sessions() + (self.queue.max_capacity() - self.queue.capacity()) as u64
     }
 }
 
@@ -82,16 +80,11 @@ impl Entrance {
         self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens or shuts it. When that is done, nobody is on the way in any more but those who
-    /// [wait](Entrance::waiting).
+    /// Opens or shuts it. When that is done, no connection is on its way in but those that a worker counts among its
+    /// [`Handshakes`].
     pub(crate) fn set_open(&self, is_open: bool) {
         *self.lock() = is_open;
         self.opened.send_replace(is_open);
-    }
-
-    /// How many connections no worker has taken yet.
-    pub(crate) fn waiting(&self) -> usize {
-        self.inlets.iter().map(Inlet::waiting).sum()
     }
 
     /// Each worker's counts.
@@ -180,7 +173,9 @@ impl Entrance {
 
     fn deal(&self, socket: OwnedFd, refusing: &mut JoinSet<()>) {
         let Some(inlet) = self.inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
-        if let Err(full) = inlet.queue.try_send(Accepted { socket, at: Instant::now() }) {
+        if let Err(full) =
+            inlet.queue.try_send(Accepted { socket, at: Instant::now(), handshake: inlet.handshakes.begin() })
+        {
             inlet.shard.add(Counter::HandshakesRefused, 1);
             notice::OVERFLOW.add(inlet.queue.max_capacity());
             notice::handshake_refused(503, OVERFLOWING);

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
-use std::rc::Rc;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -22,7 +21,7 @@ use super::sender::Sender;
 use crate::config::WireName;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
-use crate::worker::{Admission, Refusal, Worker};
+use crate::worker::{Admission, Handle, Refusal};
 
 /// A handshake that succeeded: the session that waits for its socket, and its 101.
 pub(super) struct Admitted {
@@ -64,7 +63,7 @@ impl Asked<'_> {
 }
 
 pub(super) async fn answer(
-    worker: &Rc<Worker>,
+    worker: &Handle,
     asked: &Asked<'_>,
     deadline: Instant,
     pages: &Pages,
@@ -114,7 +113,7 @@ fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
 }
 
 /// The answer to a question about our health: alive, or ready, which is that messages flow.
-fn health(worker: &Worker, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
+fn health(worker: &Handle, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
     let path = asked.path();
     let is_asked = matches!(path, b"/healthz" | b"/readyz")
         && matches!(*asked.request.method(), Method::GET | Method::HEAD)
@@ -138,7 +137,7 @@ const OTHER_LOCATION: &str = "the path belongs to another endpoint than the prox
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
-async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
+async fn handshake(worker: &Handle, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
     let bad = |why: String| Refused::new(StatusCode::BAD_REQUEST, why);
     let Asked { target: Some(target), request, .. } = asked else {
         return Err(bad("the request's target is no path".to_owned()));
@@ -179,7 +178,7 @@ async fn handshake(worker: &Rc<Worker>, asked: &Asked<'_>, deadline: Instant) ->
     }
 }
 
-fn unavailable(worker: &Worker, why: &Refusal) -> Refused {
+fn unavailable(worker: &Handle, why: &Refusal) -> Refused {
     let seconds = worker.config.limits.retry_after.as_secs().max(1);
     Refused::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
 }

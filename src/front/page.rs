@@ -16,7 +16,7 @@ use hyper::header::{
 use hyper::{Method, Response, StatusCode};
 
 use crate::config::{Broker, ChannelRule, Config, EndpointConfig, Listen, RedisAddress, WireName};
-use crate::server::Publisher;
+use crate::worker::Publisher;
 
 /// The test page, on a server that has one.
 pub(crate) type Pages = Option<Arc<TestPage>>;

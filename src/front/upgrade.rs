@@ -30,47 +30,42 @@ use super::waiting_room::{Accepted, WaitingRoom};
 use crate::metrics::Counter;
 use crate::notice;
 use crate::throttle::Throttle;
-use crate::worker::{Admission, Worker};
+use crate::worker::{Admission, Handle};
 
 /// Header fields of a request. Chosen: browsers send some 15, the wire contract tests 120.
 const MAX_HEADERS: usize = 256;
 
 /// Turns a worker's connections into sessions until the server is gone.
-pub(crate) async fn serve(worker: Rc<Worker>, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
+pub(crate) async fn serve(worker: Handle, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
+    let worker = Rc::new(worker);
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     // The place first: what waits, waits as a descriptor in the queue.
     while let Some((place, connection)) = waiting_room.next(&mut accepted).await {
-        let (handshake, waiting_room) = (Handshake::new(worker.clone()), waiting_room.clone());
+        let (upgrade, waiting_room) = (Upgrade(worker.clone()), waiting_room.clone());
         let pages = pages.clone();
         // It ends by itself within its deadline; until then the worker waits for it.
-        tokio::task::spawn_local(async move { handshake.run(&waiting_room, place, connection, &pages).await });
+        tokio::task::spawn_local(async move { upgrade.run(&waiting_room, place, connection, &pages).await });
     }
     // Connections come no more; the worker goes on with its sessions.
     std::future::pending::<()>().await;
 }
 
-/// A connection that is being answered, counted for as long as it exists.
-struct Handshake(Rc<Worker>);
+/// A connection that is being answered.
+struct Upgrade(Rc<Handle>);
 
-impl Drop for Handshake {
+impl Drop for Upgrade {
     fn drop(&mut self) {
         static PANICKED: Throttle = Throttle::per_minute();
-        self.0.handshakes.set(self.0.handshakes.get() - 1);
         if std::thread::panicking() && PANICKED.allows() {
             tracing::error!("a panic in one handshake: its connection is closed, the others go on; please report it");
         }
     }
 }
 
-impl Handshake {
-    fn new(worker: Rc<Worker>) -> Self {
-        worker.handshakes.set(worker.handshakes.get() + 1);
-        Self(worker)
-    }
-
+impl Upgrade {
     async fn run(&self, waiting_room: &WaitingRoom, place: OwnedSemaphorePermit, accepted: Accepted, pages: &Pages) {
         let worker = &self.0;
-        let Accepted { socket, at } = accepted;
+        let Accepted { socket, at, handshake: _counted } = accepted;
         let deadline = at + worker.config.limits.handshake_timeout;
         let (place, answered) = match waiting_room.head_of(&socket, deadline, place).await {
             // Boxed, so that those who wait for their head are small.
@@ -90,9 +85,7 @@ impl Handshake {
         };
         match answered {
             Answered::Admitted { admission, head, read_ahead } => {
-                // While everything stands still for a hand-over, its session would belong to nobody.
-                worker.is_up().await;
-                admission.attach(socket, &head, &read_ahead);
+                admission.attach(socket, &head, &read_ahead).await;
             }
             Answered::Refused(answer) => {
                 drop(place);
@@ -116,7 +109,7 @@ enum Answered {
 /// The 101 is not hyper's to write: the session sends it, after it was attached to its
 /// audience, and hyper would add `close` to its `Connection` when the client said so.
 async fn negotiate(
-    worker: &Rc<Worker>,
+    worker: &Rc<Handle>,
     mut head: Head,
     socket: BorrowedFd<'_>,
     deadline: Instant,

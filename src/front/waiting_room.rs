@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::head::{Head, MAX_HEAD_BYTES};
 use crate::clock;
 use crate::config::Limits;
+use crate::worker::Handshake;
 
 /// Handshakes worked on at a time in one worker. Measured on a prototype: 9,000 at once left
 /// 15.6 kB resident per session, 64 at a time 0.58 kB.
@@ -26,6 +27,8 @@ const MAX_NEGOTIATING: usize = 64;
 pub(crate) struct Accepted {
     pub(crate) socket: OwnedFd,
     pub(crate) at: Instant,
+    /// Counts it until it is answered.
+    pub(crate) handshake: Handshake,
 }
 
 /// Who may have one of the places at work.

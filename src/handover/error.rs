@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use super::protocol::{Message, ProtocolError};
+use crate::worker::Ended;
 
 /// Why all goes on here.
 #[derive(Debug, thiserror::Error)]
@@ -24,12 +25,14 @@ pub(crate) enum GiveError {
     Here(String),
 }
 
-pub(super) fn gone() -> GiveError {
-    GiveError::Here("a worker has ended".to_owned())
-}
-
 pub(super) fn out_of_turn(message: &Message) -> GiveError {
     let words = format!("{message:?}");
     let name = words.split([' ', '(', '{']).next().unwrap_or_default();
     GiveError::Protocol(ProtocolError::Nonsense(format!("{name} is not what should come here")))
+}
+
+impl From<Ended> for GiveError {
+    fn from(ended: Ended) -> Self {
+        Self::Here(ended.to_string())
+    }
 }

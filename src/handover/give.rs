@@ -8,31 +8,30 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
-use tokio::sync::{mpsc, oneshot};
 
-use super::attempt::{Attempt, Program, rest};
-use super::deadlines::{HANDSHAKES, HELLO, LAST_WORD, READY, STEP};
-use super::error::{GiveError, gone, out_of_turn};
+use super::attempt::{Attempt, Program};
+use super::deadlines::{HANDSHAKES, HELLO, LAST_WORD, MARKER, READY, STANDSTILL, STEP};
+use super::error::{GiveError, out_of_turn};
 use super::parcel::{NAME_COST, parts, say_worker};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
 use super::take::VARIABLE;
+use super::workers::tell_all;
 use crate::broker::redis::{Deployment, Seal};
 use crate::channel::Channel;
 use crate::front::acceptor::Entrance;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
-use crate::worker::Collected;
-use crate::worker::handover::{Answer, Ask};
+use crate::worker::{Answer, Collected, Command, Mailbox};
 
 /// What is handed over.
 #[derive(Debug, Clone)]
 pub(crate) struct Site {
-    pub(crate) asks: Vec<mpsc::Sender<Ask>>,
+    pub(crate) workers: Vec<Mailbox>,
     pub(crate) listeners: Vec<(PortableListener, Lent)>,
     pub(crate) broker: String,
     pub(crate) control: Option<PathBuf>,
@@ -59,14 +58,14 @@ impl Site {
     /// # Errors
     /// Why that was not possible. Everything goes on here then.
     pub(crate) fn give(&self, program: &Program, attempt: &Attempt) -> Result<Done, GiveError> {
-        if std::process::id() == 1 {
+        if process::id() == 1 {
             return Err(GiveError::Here(
                 "this is the first process of its container, and the container would end with it".to_owned(),
             ));
         }
         let start = |source| GiveError::Start { path: program.path.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(start)?;
-        let mut command = Command::new(&program.path);
+        let mut command = process::Command::new(&program.path);
         command.args(&program.arguments).env(VARIABLE, theirs.as_raw_fd().to_string());
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
             // They speak of this process.
@@ -91,7 +90,7 @@ impl Site {
                 };
                 let ended = attempt.end();
                 line.await_end(STEP);
-                self.go_on();
+                self.resume();
                 if attempt.is_broken_off() {
                     return Err(GiveError::Here("this process was told to stop".to_owned()));
                 }
@@ -127,23 +126,25 @@ impl Site {
         self.say_channels(line, &mut known)?;
         expect_ready(line, READY)?;
         if shares_streams {
-            let set = self.all(|tell| Ask::SetMark(mark.clone(), seal, tell));
+            let set = self.set_marker(&mark, seal);
             set.map_err(|error| GiveError::NoMark(Box::new(error)))?;
         }
 
-        let stood_still = self.come_to_rest()?;
+        let stood_still = self.quiesce()?;
         self.say_channels(line, &mut known)?;
         expect_ready(line, STEP)?;
         if shares_streams {
             // One worker speaks for all: their streams are of the same servers.
-            self.asks.iter().take(1).for_each(|worker| drop(worker.blocking_send(Ask::PublishMark)));
-            self.all(Ask::AwaitMark)?;
+            if let Some(worker) = self.workers.first() {
+                worker.blocking_send(Command::PublishMarker)?;
+            }
+            self.await_marker()?;
         }
         line.say(&Message::Marked, &[], STEP)?;
         let mut sessions = 0;
         // One after the other: what was not sent is copied, and may be much.
-        for (worker, asks) in self.asks.iter().enumerate() {
-            let collected = self.collect(asks)?;
+        for (worker, mailbox) in self.workers.iter().enumerate() {
+            let collected = self.collect(mailbox)?;
             sessions += collected.sessions.len();
             say_worker(line, worker, collected)?;
         }
@@ -154,7 +155,7 @@ impl Site {
         }
         if shares_streams {
             // They stand where they stood, and their sessions are alive.
-            self.all(Ask::AwaitMark)?;
+            self.await_marker()?;
         }
         attempt.commit()?;
         line.say(&Message::Commit, &[], STEP)?;
@@ -171,42 +172,48 @@ impl Site {
         Ok((hello, sessions, stood_still.elapsed()))
     }
 
-    /// Comes to rest; returns since when nobody is served.
-    pub(super) fn come_to_rest(&self) -> Result<Instant, GiveError> {
+    /// Quiesces everything; returns since when no session is served.
+    pub(super) fn quiesce(&self) -> Result<Instant, GiveError> {
         // No connections come any more, and those that came become sessions.
         self.entrance.set_open(false);
-        let deadline = Instant::now() + HANDSHAKES;
-        while self.entrance.waiting() > 0 && Instant::now() < deadline {
-            rest(Duration::from_millis(1));
-        }
-        self.all(Ask::Settle)?;
+        self.all(|tell| Command::FinishHandshakes { within: HANDSHAKES, tell })?;
         let since = Instant::now();
-        self.all(Ask::Rest)?;
+        self.all(|tell| Command::Quiesce { within: STANDSTILL, tell })?;
         Ok(since)
+    }
+
+    /// Lets all streams stop at a marker of that name.
+    fn set_marker(&self, name: &str, seal: Option<Seal>) -> Result<(), GiveError> {
+        self.all(|tell| Command::SetMarker { name: name.to_owned(), seal, within: MARKER, tell })
+    }
+
+    /// Waits for all streams to stand still at the marker.
+    pub(super) fn await_marker(&self) -> Result<(), GiveError> {
+        self.all(|tell| Command::AwaitMarker { within: STANDSTILL, tell })
     }
 
     /// Whether this process has no links to Redis.
     fn is_away(&self) -> bool {
-        let fault = self.asks.first().and_then(|worker| ask(worker, Ask::LinkFault).ok());
+        let fault = self.workers.first().and_then(|worker| worker.blocking_ask(Command::LinkFault).ok());
         fault.flatten().is_some()
     }
 
-    /// Goes on as if nothing had been asked.
-    pub(crate) fn go_on(&self) {
+    /// Resumes as if nothing had been asked.
+    pub(crate) fn resume(&self) {
         // A worker that has ended ends the server.
-        drop(self.all(Ask::GoOn));
+        drop(self.all(Command::Resume));
         self.entrance.set_open(true);
     }
 
-    /// A worker in words.
-    pub(super) fn collect(&self, worker: &mpsc::Sender<Ask>) -> Result<Collected, GiveError> {
-        ask(worker, Ask::Collect)
+    /// A worker's snapshot.
+    pub(super) fn collect(&self, worker: &Mailbox) -> Result<Collected, GiveError> {
+        Ok(worker.blocking_ask(Command::Collect)?)
     }
 
     /// Says which channels there are that are not `known` yet.
     fn say_channels(&self, line: &Line, known: &mut HashSet<(usize, Channel)>) -> Result<(), GiveError> {
-        for (worker, asks) in self.asks.iter().enumerate() {
-            let names = ask(asks, Ask::Channels)?;
+        for (worker, mailbox) in self.workers.iter().enumerate() {
+            let names = mailbox.blocking_ask(Command::Channels)?;
             let new: Vec<_> = names.into_iter().filter(|name| known.insert((worker, name.clone()))).collect();
             for (names, _) in parts(new, |name| name.len() + NAME_COST) {
                 let names = names.iter().map(|name| ByteBuf::from(&**name)).collect();
@@ -216,24 +223,10 @@ impl Site {
         Ok(line.say(&Message::End, &[], STEP)?)
     }
 
-    /// Asks all workers, and waits for all of their answers.
-    pub(super) fn all(&self, ask: impl Fn(Answer) -> Ask) -> Result<(), GiveError> {
-        let (tells, answers): (Vec<_>, Vec<_>) = self.asks.iter().map(|_| oneshot::channel()).unzip();
-        for (worker, tell) in self.asks.iter().zip(tells) {
-            // One that has ended does not answer either.
-            drop(worker.blocking_send(ask(tell)));
-        }
-        for answer in answers {
-            answer.blocking_recv().map_err(|_| gone())?.map_err(GiveError::Here)?;
-        }
-        Ok(())
+    /// Tells all workers the same, and waits for all of their answers.
+    pub(super) fn all(&self, command: impl Fn(Answer) -> Command) -> Result<(), GiveError> {
+        tell_all(&self.workers, command).map_err(GiveError::Here)
     }
-}
-
-fn ask<T>(worker: &mpsc::Sender<Ask>, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, GiveError> {
-    let (tell, told) = oneshot::channel();
-    worker.blocking_send(ask(tell)).map_err(|_| gone())?;
-    told.blocking_recv().map_err(|_| gone())
 }
 
 fn expect_ready(line: &Line, limit: Duration) -> Result<(), GiveError> {

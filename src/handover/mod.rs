@@ -21,6 +21,7 @@ mod parcel;
 pub(crate) mod protocol;
 mod store;
 mod take;
+mod workers;
 
 pub(crate) use attempt::{Attempt, BreakOff, Program};
 pub(crate) use deadlines::LONGEST;

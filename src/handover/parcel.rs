@@ -10,8 +10,7 @@ use super::protocol::{FULL_BYTES, Line, MAX_SESSIONS, Message};
 use crate::clock::millis;
 use crate::os::descriptors::Lent;
 use crate::protocol::session::snapshot::SessionSnapshot;
-use crate::worker::Collected;
-use crate::worker::MessageSnapshot;
+use crate::worker::{Collected, MessageSnapshot};
 
 /// Says a worker's sessions, so many at a time that few descriptors are under way: unread ones count
 /// against the limit of open files (unix(7), ETOOMANYREFS).

@@ -8,15 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
-
 use super::error::GiveError;
 use super::give::Site;
 use super::parcel::{batches, texts_of};
 use super::protocol::{self, Hello, Message, ProtocolError};
 use super::take::{Gathering, lose};
 use crate::os::{descriptors, systemd};
-use crate::worker::handover::{Ask, Missing};
+use crate::worker::{Mailbox, Missing};
 
 /// The names under which systemd keeps them.
 const WORDS: &str = "webws-words";
@@ -52,7 +50,7 @@ impl Site {
         let left = self.try_leave();
         if left.is_err() {
             forget();
-            self.go_on();
+            self.resume();
         }
         left
     }
@@ -64,10 +62,10 @@ impl Site {
         // What does not fit there is an error, and nothing to wait for.
         ours.set_nonblocking(true).map_err(here)?;
         forget();
-        self.come_to_rest()?;
+        self.quiesce()?;
         if self.deployment.is_none() {
             // What was published has to be heard.
-            self.all(Ask::AwaitMark)?;
+            self.await_marker()?;
         }
         let at_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let left = Message::Left { hello: Hello::own(), at_ms: at_ms.try_into().unwrap_or(u64::MAX) };
@@ -76,8 +74,8 @@ impl Site {
         };
         write(&left, 0)?;
         let mut count = 0;
-        for (worker, asks) in self.asks.iter().enumerate() {
-            let collected = self.collect(asks)?;
+        for (worker, mailbox) in self.workers.iter().enumerate() {
+            let collected = self.collect(mailbox)?;
             for (sessions, sockets) in batches(collected.sessions) {
                 count += sessions.len();
                 write(&Message::Sessions { worker, sessions }, sockets.len())?;
@@ -132,7 +130,7 @@ impl Legacy {
     ///
     /// # Errors
     /// When it makes no sense.
-    pub(crate) fn take(self, asks: &[mpsc::Sender<Ask>]) -> Result<usize, ProtocolError> {
+    pub(crate) fn take(self, workers: &[Mailbox]) -> Result<usize, ProtocolError> {
         // Nobody else must get it.
         forget();
         let (mut words, carrier) = (File::from(self.words), UnixStream::from(self.sockets));
@@ -148,7 +146,7 @@ impl Legacy {
         if lost_for > MAX_AGE {
             return Err(ProtocolError::Nonsense(format!("it is {lost_for:.0?} old")));
         }
-        let mut gathering = Gathering::new(asks);
+        let mut gathering = Gathering::new(workers);
         loop {
             let (message, count) = protocol::next(&mut words)?;
             let sockets = match count {
@@ -160,7 +158,7 @@ impl Legacy {
             }
         }
         // Redis may have been away before.
-        lose(asks, lost_for + gathering.away, Missing::Restart);
+        lose(workers, lost_for + gathering.away, Missing::Restart);
         Ok(gathering.sessions)
     }
 }

@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::deadlines::{LEAVING, LONG_STEP, STEP};
+use super::deadlines::{LATE_SUBSCRIBING, LEAVING, LINKS, LONG_STEP, MARKER, STANDSTILL, STEP, SUBSCRIBING};
 use super::fault::{self, Point};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
+use super::workers::{answer, tell_all, tell_each};
 use crate::broker::redis::{Home, Seal};
 use crate::channel::Channel;
 use crate::os::descriptors;
-use crate::worker::Adopted;
-use crate::worker::handover::{Answer, Ask, Missing};
+use crate::worker::{Adopted, Command, Mailbox, Missing};
 
 /// The variable with the number of the descriptor that leads to the old process.
 pub(crate) const VARIABLE: &str = "WEBWS_HANDOVER";
@@ -99,8 +99,8 @@ impl Predecessor {
     ///
     /// # Errors
     /// Why that was not possible. The old process goes on then, and this one must end.
-    pub(crate) fn take(&self, asks: &[mpsc::Sender<Ask>], broker: &str) -> Result<usize, ProtocolError> {
-        let taken = self.try_take(asks, broker);
+    pub(crate) fn take(&self, workers: &[Mailbox], broker: &str) -> Result<usize, ProtocolError> {
+        let taken = self.try_take(workers, broker);
         match &taken {
             Err(ProtocolError::Broker(why)) => {
                 self.say_refusal(&Message::Refused { why: why.clone(), is_broker: true });
@@ -116,16 +116,17 @@ impl Predecessor {
         self.line.await_end(LEAVING);
     }
 
-    fn try_take(&self, asks: &[mpsc::Sender<Ask>], broker: &str) -> Result<usize, ProtocolError> {
+    fn try_take(&self, workers: &[Mailbox], broker: &str) -> Result<usize, ProtocolError> {
         // Another broker has another order of things: what is published meanwhile may be missing or come
         // twice, and there is no mark to wait for.
         let shares_streams = broker == self.broker;
-        let channels = self.hear_channels(asks, STEP)?;
+        let channels = self.hear_channels(workers, STEP)?;
         // Whether there are channels or not: a broker that is not there is no reason to leave one that is.
-        all(asks, Ask::Connect).map_err(|error| ProtocolError::Broker(error.to_string()))?;
-        reserve(asks, channels)?;
+        tell_all(workers, |tell| Command::Connect { within: LINKS, tell }).map_err(ProtocolError::Broker)?;
+        reserve(workers, channels, SUBSCRIBING)?;
         if shares_streams {
-            all(asks, |tell| Ask::SetMark(self.mark.clone(), self.seal, tell))?;
+            let set = |tell| Command::SetMarker { name: self.mark.clone(), seal: self.seal, within: MARKER, tell };
+            tell_all(workers, set).map_err(ProtocolError::Refused)?;
         } else {
             tracing::warn!(
                 before = self.broker,
@@ -139,13 +140,13 @@ impl Predecessor {
         self.line.say(&Message::Ready, &[], STEP)?;
         fault::at(Point::AfterReady);
         let misses_since = Instant::now();
-        reserve(asks, self.hear_channels(asks, LONG_STEP)?)?;
+        reserve(workers, self.hear_channels(workers, LONG_STEP)?, LATE_SUBSCRIBING)?;
         self.line.say(&Message::Ready, &[], STEP)?;
         let (Message::Marked, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
         if shares_streams {
-            all(asks, Ask::AwaitMark)?;
+            await_marker(workers)?;
         }
-        let mut gathering = Gathering::new(asks);
+        let mut gathering = Gathering::new(workers);
         loop {
             let (message, sockets) = self.line.hear(STEP)?;
             let is_answered = matches!(message, Message::Sessions { .. });
@@ -158,7 +159,7 @@ impl Predecessor {
             }
         }
         if shares_streams {
-            all(asks, Ask::AwaitMark)?;
+            await_marker(workers)?;
         }
         fault::at(Point::Adopted);
         self.line.say(&Message::Adopted, &[], STEP)?;
@@ -167,15 +168,15 @@ impl Predecessor {
         // Behind this there is no way back.
         self.line.say(&Message::Serving, &[], STEP)?;
         if !shares_streams {
-            lose(asks, gathering.away.max(misses_since.elapsed()), Missing::OtherBroker);
+            lose(workers, gathering.away.max(misses_since.elapsed()), Missing::OtherBroker);
         }
-        all(asks, Ask::GoOn)?;
+        tell_all(workers, Command::Resume).map_err(ProtocolError::Refused)?;
         Ok(gathering.sessions)
     }
 
     /// Hears a list of channels, for each worker.
-    fn hear_channels(&self, asks: &[mpsc::Sender<Ask>], limit: Duration) -> Result<Vec<Vec<Channel>>, ProtocolError> {
-        let lists: Vec<RefCell<Vec<Channel>>> = asks.iter().map(|_| RefCell::default()).collect();
+    fn hear_channels(&self, workers: &[Mailbox], limit: Duration) -> Result<Vec<Vec<Channel>>, ProtocolError> {
+        let lists: Vec<RefCell<Vec<Channel>>> = workers.iter().map(|_| RefCell::default()).collect();
         loop {
             match self.line.hear(limit)?.0 {
                 Message::Channels { worker, names } => {
@@ -190,18 +191,20 @@ impl Predecessor {
     }
 }
 
-/// Subscribes channels.
-fn reserve(asks: &[mpsc::Sender<Ask>], channels: Vec<Vec<Channel>>) -> Result<(), ProtocolError> {
-    let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
-    for ((worker, list), tell) in asks.iter().zip(channels).zip(tells) {
-        drop(worker.blocking_send(Ask::Reserve(list, tell)));
-    }
-    answers.into_iter().try_for_each(answer)
+/// Subscribes channels, of each worker its own.
+fn reserve(workers: &[Mailbox], channels: Vec<Vec<Channel>>, within: Duration) -> Result<(), ProtocolError> {
+    let commands = channels.into_iter().map(|channels| move |tell| Command::Reserve { channels, within, tell });
+    tell_each(workers, commands).map_err(ProtocolError::Refused)
+}
+
+/// Waits for all streams to stand still at the marker.
+fn await_marker(workers: &[Mailbox]) -> Result<(), ProtocolError> {
+    tell_all(workers, |tell| Command::AwaitMarker { within: STANDSTILL, tell }).map_err(ProtocolError::Refused)
 }
 
 /// Makes workers what others were, one after the other.
 pub(super) struct Gathering<'a> {
-    asks: &'a [mpsc::Sender<Ask>],
+    workers: &'a [Mailbox],
     /// The one that is told of.
     adopted: Adopted,
     /// Of those that are told of.
@@ -212,16 +215,16 @@ pub(super) struct Gathering<'a> {
 }
 
 /// Lets workers report a gap of that length.
-pub(super) fn lose(asks: &[mpsc::Sender<Ask>], time: Duration, why: Missing) {
-    for worker in asks {
+pub(super) fn lose(workers: &[Mailbox], time: Duration, why: Missing) {
+    for worker in workers {
         // One that has ended ends the server.
-        drop(worker.blocking_send(Ask::Lose(time, why)));
+        worker.blocking_send(Command::Lose(time, why)).ok();
     }
 }
 
 impl<'a> Gathering<'a> {
-    pub(super) fn new(asks: &'a [mpsc::Sender<Ask>]) -> Self {
-        Self { asks, adopted: Adopted::default(), answers: Vec::new(), sessions: 0, away: Duration::ZERO }
+    pub(super) fn new(workers: &'a [Mailbox]) -> Self {
+        Self { workers, adopted: Adopted::default(), answers: Vec::new(), sessions: 0, away: Duration::ZERO }
     }
 
     /// False when that was all.
@@ -243,12 +246,13 @@ impl<'a> Gathering<'a> {
                 }
                 let adopted = std::mem::take(&mut self.adopted);
                 let (tell, told) = oneshot::channel();
-                drop(place(self.asks, worker)?.blocking_send(Ask::Adopt(adopted, tell)));
+                // One that has ended does not answer.
+                place(self.workers, worker)?.blocking_send(Command::Adopt(adopted, tell)).ok();
                 // It does so while the next one is heard of.
                 self.answers.push(told);
             }
             Message::End => {
-                self.answers.drain(..).try_for_each(answer)?;
+                self.answers.drain(..).try_for_each(answer).map_err(ProtocolError::Refused)?;
                 return Ok(false);
             }
             _ => return Err(out_of_turn()),
@@ -261,20 +265,6 @@ impl<'a> Gathering<'a> {
 fn place<T>(own: &[T], theirs: usize) -> Result<&T, ProtocolError> {
     let count = own.len().max(1);
     own.get(theirs % count).ok_or_else(|| ProtocolError::Nonsense("there are no workers".to_owned()))
-}
-
-fn all(asks: &[mpsc::Sender<Ask>], ask: impl Fn(Answer) -> Ask) -> Result<(), ProtocolError> {
-    let (tells, answers): (Vec<_>, Vec<_>) = asks.iter().map(|_| oneshot::channel()).unzip();
-    for (worker, tell) in asks.iter().zip(tells) {
-        // One that has ended does not answer either.
-        drop(worker.blocking_send(ask(tell)));
-    }
-    answers.into_iter().try_for_each(answer)
-}
-
-fn answer(told: oneshot::Receiver<Result<(), String>>) -> Result<(), ProtocolError> {
-    let told = told.blocking_recv().map_err(|_| ProtocolError::Refused("a worker has ended".to_owned()))?;
-    told.map_err(ProtocolError::Refused)
 }
 
 fn out_of_turn() -> ProtocolError {

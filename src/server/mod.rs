@@ -4,12 +4,10 @@
 
 mod error;
 mod listener;
-mod publisher;
 mod running;
 mod setup;
 
 pub use self::error::ServerError;
 pub(crate) use self::error::advice;
-pub use self::publisher::Publisher;
 pub(crate) use self::running::{Ending, Running};
 pub use self::setup::{Server, check_reading};

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::error::ServerError;
 use super::listener::Listener;
@@ -21,8 +21,7 @@ use crate::metrics::Shard;
 use crate::notice;
 use crate::os;
 use crate::os::descriptors::Lent;
-use crate::worker::Order;
-use crate::worker::handover::Ask;
+use crate::worker::{Command, Mailbox};
 
 /// A server whose workers run.
 #[derive(Debug)]
@@ -32,8 +31,8 @@ pub(crate) struct Running {
     pub(super) config: Arc<Config>,
     pub(super) deployment: Option<redis::Deployment>,
     pub(super) ends: Vec<End>,
-    pub(super) orders: watch::Sender<Order>,
-    pub(super) asks: Vec<mpsc::Sender<Ask>>,
+    /// The workers end when these are dropped.
+    pub(super) mailboxes: Vec<mpsc::Sender<Command>>,
     pub(super) entrance: Arc<Entrance>,
 }
 
@@ -73,7 +72,7 @@ impl Running {
             (PortableListener { address, file }, Lent::from(&listener.socket))
         };
         Site {
-            asks: self.asks.clone(),
+            workers: self.mailboxes.iter().map(Mailbox::of).collect(),
             listeners: self.listeners.iter().map(portable).collect(),
             broker: self.config.broker.to_string(),
             control: self.config.control.clone(),
@@ -111,15 +110,14 @@ impl Running {
         };
         if ending == Ending::Leave {
             self.listeners.iter_mut().for_each(|listener| listener.owns_file = false);
-            for worker in &self.asks {
-                drop(worker.send(Ask::Leave).await);
-            }
         }
         // Nobody new; what waits in the backlog stays there for the next process when the
         // socket is systemd's, and is refused by the kernel when it was ours.
         self.listeners.clear();
-        if ending == Ending::Drain {
-            self.orders.send_replace(Order::Drain);
+        for worker in &self.mailboxes {
+            let command = if ending == Ending::Drain { Command::Drain } else { Command::Leave };
+            // One that has ended is found out below.
+            drop(worker.send(command).await);
         }
         for (worker, End { ended, thread }) in self.ends.into_iter().enumerate() {
             let result = End::result(ended.await);

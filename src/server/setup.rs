@@ -7,11 +7,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::error::ServerError;
 use super::listener::{Listener, bind};
-use super::publisher::Publisher;
 use super::running::{End, Ending, Running};
 use crate::broker::{memory, redis};
 use crate::config::{Broker, Config, ConfigError, ConfigFault, Listen, Reading, RedisUrl};
@@ -21,13 +20,7 @@ use crate::front::upgrade;
 use crate::handover::Heritage;
 use crate::metrics::{Metrics, Shard};
 use crate::os::{self, socket_file::FileId};
-use crate::worker::{self, BrokerSeed, Order, PublishRequest, WorkerSeed};
-
-/// Messages of [`Publisher`]s that may wait for their worker.
-const MAX_REQUESTS: usize = 1_024;
-
-/// What a hand-over may have asked of a worker that has not done it yet.
-const MAX_ASKS: usize = 8;
+use crate::worker::{self, BrokerSeed, Command, Handshakes, Mailbox, Publisher, WorkerSeed};
 
 /// Descriptors of connections that are not for sessions: who comes when all places are taken is told so. Listeners,
 /// links and epolls are among them.
@@ -62,11 +55,12 @@ pub struct Server {
     metrics: Metrics,
     shards: Arc<[Arc<Shard>]>,
     pages: Pages,
-    requests: (mpsc::Sender<PublishRequest>, mpsc::Receiver<PublishRequest>),
+    /// Each worker's.
+    mailboxes: Vec<(mpsc::Sender<Command>, mpsc::Receiver<Command>)>,
     /// The Redis that it uses, if it does.
     deployment: Option<redis::Deployment>,
-    /// Whether its workers begin at rest, because another process' sessions are to come.
-    rests: bool,
+    /// Whether its workers begin frozen, because another process' sessions are to come.
+    awaits_sessions: bool,
     /// Listeners of another process that are not configured here.
     leftover: Vec<Listener>,
 }
@@ -96,7 +90,7 @@ impl Server {
     /// rest, and nobody is accepted.
     pub(crate) fn taking_over(config: Config, heritage: Heritage) -> Result<Self, ServerError> {
         let mut server = Self::on(config, Vec::new())?;
-        server.rests = true;
+        server.awaits_sessions = true;
         if let Some(deployment) = &server.deployment {
             deployment.inherit(heritage.homes);
         }
@@ -187,9 +181,9 @@ impl Server {
             metrics: Metrics::new(shards.clone()),
             shards,
             pages: None,
-            requests: mpsc::channel(MAX_REQUESTS),
+            mailboxes: (0..workers).map(|_| worker::mailbox()).collect(),
             deployment,
-            rests: false,
+            awaits_sessions: false,
             leftover: Vec::new(),
         };
         for socket in listeners {
@@ -204,9 +198,9 @@ impl Server {
         Ok(server)
     }
 
-    /// Its workers begin at rest, and nobody is accepted, because another process' sessions are to come.
-    pub(crate) fn resting(self) -> Self {
-        Self { rests: true, ..self }
+    /// Its workers begin frozen, and no connection is accepted, because another process' sessions are to come.
+    pub(crate) fn awaiting_sessions(self) -> Self {
+        Self { awaits_sessions: true, ..self }
     }
 
     /// Serves the test page at `/` as well, and publishes what is posted to `/dev/publish`. Requests from other
@@ -217,8 +211,10 @@ impl Server {
     }
 
     /// Publishes through this server's broker, for as long as it runs.
+    #[expect(clippy::missing_panics_doc, reason = "a server has a worker at least")]
     pub fn publisher(&self) -> Publisher {
-        Publisher { requests: self.requests.0.clone() }
+        let (first, _) = self.mailboxes.first().expect("a server has a worker at least");
+        Publisher::through(Mailbox::of(first))
     }
 
     /// The server's counts.
@@ -285,24 +281,20 @@ impl Server {
             tracing::warn!("{warning}");
         }
         let (max_sessions, for_connections) = (self.max_sessions(), self.for_connections());
-        let (orders, ordered) = watch::channel(Order::Serve);
-        let (mut inlets, mut ends) = (Vec::new(), Vec::new());
-        let mut requests = Some(self.requests.1);
-        let mut asks = Vec::new();
-        for (number, (broker, shard)) in self.seeds.into_iter().zip(self.shards.iter()).enumerate() {
+        let (mut inlets, mut ends, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
+        let seeds = self.seeds.into_iter().zip(self.shards.iter()).zip(self.mailboxes);
+        for (number, ((broker, shard), (sender, mailbox))) in seeds.enumerate() {
             let (queue, accepted) = mpsc::channel(self.config.limits.max_handshakes);
-            let (ask, asked) = mpsc::channel(MAX_ASKS);
-            asks.push(ask);
+            let handshakes = Arc::new(Handshakes::default());
             let seed = WorkerSeed {
                 config: self.config.clone(),
                 broker,
                 shard: shard.clone(),
                 metrics: self.metrics.clone(),
                 max_sessions,
-                requests: requests.take(),
-                orders: ordered.clone(),
-                asks: asked,
-                rests: self.rests,
+                mailbox,
+                handshakes: handshakes.clone(),
+                awaits_sessions: self.awaits_sessions,
             };
             let pages = self.pages.clone();
             let (tell, ended) = oneshot::channel();
@@ -310,8 +302,9 @@ impl Server {
                 .name(format!("webws-{number}"))
                 .spawn(move || drop(tell.send(worker::run(seed, |worker| upgrade::serve(worker, accepted, pages)))))
                 .map_err(|source| ServerError::Worker { worker: number, source })?;
-            inlets.push(Inlet { queue, shard: shard.clone() });
+            inlets.push(Inlet { queue, shard: shard.clone(), handshakes });
             ends.push(End { ended, thread });
+            mailboxes.push(sender);
         }
         let retry_after = self.config.limits.retry_after;
         Ok(Running {
@@ -320,9 +313,8 @@ impl Server {
             config: self.config,
             deployment: self.deployment,
             ends,
-            orders,
-            asks,
-            entrance: Arc::new(Entrance::new(!self.rests, inlets, retry_after, for_connections)),
+            mailboxes,
+            entrance: Arc::new(Entrance::new(!self.awaits_sessions, inlets, retry_after, for_connections)),
         })
     }
 }

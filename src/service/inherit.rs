@@ -18,7 +18,7 @@ pub(super) fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Serv
     let mut handed_over = os::systemd::take_descriptors().map_err(ServiceError::Activation)?;
     *legacy = Legacy::among(&mut handed_over);
     let server = listen_on(config, handed_over)?;
-    Ok(if legacy.is_some() { server.resting() } else { server })
+    Ok(if legacy.is_some() { server.awaiting_sessions() } else { server })
 }
 
 fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Server, ServiceError> {
@@ -38,9 +38,9 @@ pub(super) async fn take_over(
     predecessor: Arc<Predecessor>,
     broker: &str,
 ) -> Result<usize, ServiceError> {
-    let (asks, broker) = (running.site().asks, broker.to_owned());
+    let (workers, broker) = (running.site().workers, broker.to_owned());
     let taken = blocking(move || {
-        let taken = predecessor.take(&asks, &broker);
+        let taken = predecessor.take(&workers, &broker);
         if taken.is_ok() {
             predecessor.await_end();
         }
@@ -55,8 +55,8 @@ pub(super) async fn take_over(
 pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServiceError> {
     let site = running.site();
     let taken = blocking(move || {
-        let taken = legacy.take(&site.asks)?;
-        site.go_on();
+        let taken = legacy.take(&site.workers)?;
+        site.resume();
         Ok::<_, ProtocolError>(taken)
     });
     // With a part of it nobody would know what is missing: all end, the clients come back, and so do we.

@@ -134,7 +134,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
     let watchdog = watchdog(running.shards());
     let (tell, told) = oneshot::channel();
     let site = running.site();
-    let status = status::renew(metrics.clone(), site.asks.clone(), max_sessions);
+    let status = status::renew(metrics.clone(), site.workers.clone(), max_sessions);
     let serving = running.run_until(async {
         let is_suspended = Cell::new(false);
         let metrics = metrics.clone();

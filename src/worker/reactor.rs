@@ -4,8 +4,10 @@
 //! something left to send: a socket that is writable all the time would wake us for every
 //! delivery. May not enter: what the bytes mean.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::task::{self, Context, ready};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -84,26 +86,31 @@ impl Registrar {
 }
 
 impl Reactor {
-    /// Waits until some sockets are ready, and appends them to `ready`.
+    /// Appends the sockets that are ready to `ready`; pending when there are none.
     ///
     /// # Errors
     /// When epoll fails, which it does not while the reactor lives.
-    pub(crate) async fn turn(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
-        let mut guard = self.poll.readable_mut().await?;
-        guard.get_inner_mut().poll(&mut self.events, Some(std::time::Duration::ZERO))?;
-        if self.events.is_empty() {
+    pub(crate) fn poll_ready(
+        &mut self,
+        cx: &mut Context<'_>,
+        ready: &mut VecDeque<Ready>,
+    ) -> task::Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.poll.poll_read_ready_mut(cx))?;
+            guard.get_inner_mut().poll(&mut self.events, Some(std::time::Duration::ZERO))?;
+            if !self.events.is_empty() {
+                break;
+            }
             guard.clear_ready();
         }
-        for event in &self.events {
-            ready.push(Ready {
-                key: key(event.token()),
-                // A closed or broken socket is found out by reading.
-                readable: event.is_readable() || event.is_read_closed() || event.is_error(),
-                hung_up: event.is_read_closed() || event.is_error(),
-                writable: event.is_writable(),
-            });
-        }
-        Ok(())
+        ready.extend(self.events.iter().map(|event| Ready {
+            key: key(event.token()),
+            // A closed or broken socket is found out by reading.
+            readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+            hung_up: event.is_read_closed() || event.is_error(),
+            writable: event.is_writable(),
+        }));
+        task::Poll::Ready(Ok(()))
     }
 }
 

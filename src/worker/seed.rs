@@ -1,33 +1,16 @@
-//! A worker on its way to its thread, and what the server and publishers ask of it there.
+//! A worker on its way to its thread.
 //!
-//! May not enter: what a worker does.
+//! May not enter: what a worker does there.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::mpsc;
 
-use super::handover::Ask;
+use super::command::Command;
+use super::handshakes::Handshakes;
 use crate::broker::{memory, redis};
-use crate::channel::Channel;
 use crate::config::Config;
-use crate::message::NotPublished;
 use crate::metrics::{Metrics, Shard};
-
-/// What the server asks of its workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    Serve,
-    Drain,
-}
-
-/// A message from [`crate::Publisher`].
-#[derive(Debug)]
-pub(crate) struct PublishRequest {
-    pub(crate) channel: Channel,
-    pub(crate) payload: Bytes,
-    pub(crate) tell: oneshot::Sender<Result<(), NotPublished>>,
-}
 
 /// A worker's broker on its way to the worker's thread.
 #[derive(Debug)]
@@ -44,9 +27,8 @@ pub(crate) struct WorkerSeed {
     pub(crate) shard: Arc<Shard>,
     pub(crate) metrics: Metrics,
     pub(crate) max_sessions: usize,
-    pub(crate) requests: Option<mpsc::Receiver<PublishRequest>>,
-    pub(crate) orders: watch::Receiver<Order>,
-    pub(crate) asks: mpsc::Receiver<Ask>,
-    /// Whether it begins at rest, because another process' sessions are to come.
-    pub(crate) rests: bool,
+    pub(crate) mailbox: mpsc::Receiver<Command>,
+    pub(crate) handshakes: Arc<Handshakes>,
+    /// Whether the worker begins frozen, because another process' sessions are to come.
+    pub(crate) awaits_sessions: bool,
 }

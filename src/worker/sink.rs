@@ -1,7 +1,9 @@
 //! What the broker tells a worker, and what a worker has for it.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 
+use super::command::Missing;
 use super::state::Worker;
 use crate::broker::{Gap, Sink};
 use crate::channel::Channel;
@@ -17,99 +19,107 @@ use crate::placement::Node;
 use crate::protocol::hub::Batching;
 use crate::throttle::Throttle;
 
-impl Sink for Worker {
+// A seam: the broker's tasks call back into the worker that they share a thread with.
+impl Sink for RefCell<Worker> {
     fn on_publication(&self, channel: &[u8], payload: &[u8]) {
-        self.shard.add(Counter::PublicationsReceived, 1);
-        if self.core.borrow_mut().hub.append(channel, payload) == Batching::Full {
-            self.flush();
+        let worker = &mut *self.borrow_mut();
+        worker.shard.add(Counter::PublicationsReceived, 1);
+        if worker.core.hub.append(channel, payload) == Batching::Full {
+            worker.flush();
         }
     }
 
     fn on_pause(&self) {
-        if self.core.borrow().hub.has_batches() {
-            self.flush();
+        let worker = &mut *self.borrow_mut();
+        if worker.core.hub.has_batches() {
+            worker.flush();
         }
     }
 
     fn on_subscribed(&self, node: Node, channel: &[u8]) {
-        let now = self.now();
-        if !self.core.borrow_mut().on_subscribed(node, channel, now) {
-            self.broker.unsubscribe(node, Channel::copy_from_slice(channel));
+        let worker = &mut *self.borrow_mut();
+        let now = worker.now();
+        if !worker.core.on_subscribed(node, channel, now) {
+            worker.broker.unsubscribe(node, Channel::copy_from_slice(channel));
         }
+        worker.after_change();
     }
 
     fn on_refused(&self, channel: &[u8], refused: SubscriptionRefused) {
-        let now = self.now();
-        self.core.borrow_mut().on_refused(channel, refused, now);
-        self.again.notify_one();
+        let worker = &mut *self.borrow_mut();
+        let now = worker.now();
+        worker.core.on_refused(channel, refused, now);
+        worker.after_change();
     }
 
     fn on_lost(&self, node: Node) {
-        let lost = self.core.borrow_mut().lose(node);
-        self.shard.add(Counter::SubscriptionsLost, lost as u64);
+        let worker = &mut *self.borrow_mut();
+        let lost = worker.core.lose(node);
+        worker.shard.add(Counter::SubscriptionsLost, lost as u64);
     }
 
     fn on_dropped(&self, node: Node, channel: &[u8]) -> bool {
-        let was_there = self.core.borrow_mut().lose_one(node, channel);
-        self.shard.add(Counter::SubscriptionsLost, u64::from(was_there));
+        let worker = &mut *self.borrow_mut();
+        let was_there = worker.core.lose_one(node, channel);
+        worker.shard.add(Counter::SubscriptionsLost, u64::from(was_there));
         was_there
     }
 
     fn on_placed(&self) -> Vec<Moved> {
-        let moved = self.core.borrow_mut().follow_placement();
-        self.after_reading();
+        let worker = &mut *self.borrow_mut();
+        let moved = worker.core.follow_placement();
+        worker.after_change();
         moved
     }
 
     fn on_gap(&self, Gap { node, server, length }: Gap<'_>) {
-        let (channels, keys) = self.core.borrow_mut().end_gap(node);
-        self.shard.add(Counter::Gaps, 1);
-        self.shard.add(Counter::GapMillis, millis(length));
+        let worker = &mut *self.borrow_mut();
+        let (channels, keys) = worker.core.end_gap(node);
+        worker.shard.add(Counter::Gaps, 1);
+        worker.shard.add(Counter::GapMillis, millis(length));
         if channels == 0 {
-            // Nobody listened.
+            // No session listened.
             return;
         }
         let missed = Missed { length_ms: millis(length), channels, closing: keys.len() };
-        // One that is older than this worker is that of a restart.
-        if self.was_restarted.get() && millis(length) > self.now().saturating_sub(clock::START) {
+        // A gap that is older than this worker is that of a restart.
+        let is_older = millis(length) > worker.now().saturating_sub(clock::START);
+        if worker.missing == Some(Missing::Restart) && is_older {
             notice::restart_gap(server, missed);
         } else {
             notice::gap(server, missed);
         }
-        if !keys.is_empty() {
-            self.is_closing_gapped.set(true);
-            self.gapped.borrow_mut().extend(keys);
-            self.gap.notify_one();
-        }
+        worker.close_gapped(keys);
     }
 
     fn subscribed(&self, node: Node) -> usize {
-        self.core.borrow().hub.confirmed(node)
+        self.borrow().core.hub.confirmed(node)
     }
 
     fn wanted(&self, node: Node) -> Vec<Channel> {
-        self.core.borrow_mut().hub.wanted(node)
+        self.borrow_mut().core.hub.wanted(node)
     }
 
     fn unconfirmed(&self, node: Node) -> Vec<Channel> {
-        self.core.borrow_mut().hub.unconfirmed(node)
+        self.borrow_mut().core.hub.unconfirmed(node)
     }
 
     fn take_back(&self, texts: Vec<ClientMessage>) {
-        self.core.borrow_mut().outbox.take_back(texts);
+        let worker = &mut *self.borrow_mut();
+        worker.core.outbox.take_back(texts);
         // They may be for another node by now.
-        self.broker.wake_publisher();
+        worker.broker.wake_publisher();
     }
 
     fn take_texts(&self, node: Node, max_bytes: usize) -> Vec<ClientMessage> {
-        if self.is_resting.get() {
+        let worker = &mut *self.borrow_mut();
+        if worker.phase.is_still() {
             return Vec::new();
         }
-        let mut core = self.core.borrow_mut();
-        let taken = core.outbox.take(node, max_bytes);
-        core.release_held();
-        if core.has_again() {
-            self.again.notify_one();
+        let taken = worker.core.outbox.take(node, max_bytes);
+        worker.core.release_held();
+        if worker.core.has_again() {
+            worker.waker.wake_by_ref();
         }
         taken
     }
@@ -125,25 +135,30 @@ impl Sink for Worker {
              closed with 1013",
             sessions.len()
         );
-        self.shard.add(Counter::TextsLost, texts);
-        let now = self.now();
+        let worker = &mut *self.borrow_mut();
+        worker.shard.add(Counter::TextsLost, texts);
+        let now = worker.now();
         for key in sessions {
-            self.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
+            worker.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
         }
-        self.after_reading();
+        worker.after_change();
     }
 
     fn on_published(&self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>) {
         static NOT_PUBLISHED: Throttle = Throttle::per_minute();
         let counter = if outcome.is_ok() { Counter::TextsPublished } else { Counter::TextsLost };
-        self.shard.add(counter, 1);
-        self.core.borrow_mut().outbox.answered();
+        let worker = &mut *self.borrow_mut();
+        worker.shard.add(counter, 1);
+        worker.core.outbox.answered();
+        if !worker.waits.is_empty() || worker.phase.is_draining() {
+            worker.waker.wake_by_ref();
+        }
         let key = match origin {
             Origin::Session(key) => key,
             Origin::Publisher(tell) => return drop(tell.send(outcome)),
         };
-        let now = self.now();
-        let mut core = self.core.borrow_mut();
+        let now = worker.now();
+        let core = &mut worker.core;
         if let Err(error) = outcome {
             if NOT_PUBLISHED.allows() {
                 tracing::warn!(%error, "a client's message was not published ({error}): its WebSocket is closed with 1013");
@@ -153,7 +168,7 @@ impl Sink for Worker {
             core.on_published(key, bytes, now);
         }
         if core.has_again() {
-            self.again.notify_one();
+            worker.waker.wake_by_ref();
         }
     }
 }

@@ -1,25 +1,55 @@
-//! Many sessions are closed spread over a time: at a drain, and behind a gap.
+//! Sessions whose turn comes spread over a time, in random order: clients that are closed at one instant come back at
+//! one instant.
 //!
-//! Clients that are closed at one instant come back at one instant. May not enter: why sessions are closed.
+//! May not enter: why they have a turn.
 
-use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::seed::Order;
-use super::state::Worker;
-use crate::close::CloseReason;
-use crate::metrics::Counter;
+use crate::id::SessionKey;
 
-/// How long the end waits beyond all other times: for the replies to close frames.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How often some more sessions have their turn.
+pub(super) const SPREAD_STEP: Duration = Duration::from_millis(10);
 
-/// How often some more sessions are closed, when closing is spread over a time.
-const SPREAD_STEP: Duration = Duration::from_millis(10);
+/// Sessions that have their turn one after the other.
+#[derive(Debug)]
+pub(super) struct Spread {
+    waiting: Vec<SessionKey>,
+    total: usize,
+    start: Instant,
+    time: Duration,
+}
 
-/// How many of `total` have their turn after `elapsed`, evenly over `time` and one at least.
+impl Spread {
+    /// Spreads `sessions` over `time`.
+    pub(super) fn over(time: Duration, mut sessions: Vec<SessionKey>, start: Instant) -> Self {
+        fastrand::shuffle(&mut sessions);
+        Self { total: sessions.len(), waiting: sessions, start, time }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The sessions whose turn it is at `now`. Those that are `held` keep their place.
+    pub(super) fn take_due(&mut self, now: Instant, mut is_held: impl FnMut(SessionKey) -> bool) -> Vec<SessionKey> {
+        let due_by_now = share_of(self.total, now.saturating_duration_since(self.start), self.time);
+        let mut count = due_by_now.saturating_sub(self.total - self.waiting.len());
+        let mut due = Vec::new();
+        let mut place = self.waiting.len();
+        while let Some(key) = place.checked_sub(1).filter(|_| count > 0).and_then(|place| self.waiting.get(place)) {
+            place -= 1;
+            if !is_held(*key) {
+                due.push(self.waiting.swap_remove(place));
+                count -= 1;
+            }
+        }
+        due
+    }
+}
+
+/// How many of `total` have had their turn after `elapsed`, evenly over `time` and one at least.
 fn share_of(total: usize, elapsed: Duration, time: Duration) -> usize {
     let share = elapsed.as_secs_f64() / time.as_secs_f64().max(f64::MIN_POSITIVE);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total, or more")]
@@ -27,73 +57,45 @@ fn share_of(total: usize, elapsed: Duration, time: Duration) -> usize {
     count.saturating_add(1).min(total)
 }
 
-impl Worker {
-    pub(super) async fn serve_and_drain(&self, orders: &mut watch::Receiver<Order>) {
-        if orders.wait_for(|order| *order == Order::Drain).await.is_err() {
-            return;
-        }
-        self.is_draining.set(true);
-        let mut open = self.core.borrow().open_keys();
-        fastrand::shuffle(&mut open);
-        self.core.borrow_mut().hub.stop_pacing();
-        self.flush();
-        let start = Instant::now();
-        // Those with texts that the broker has not answered for wait for its word, within the
-        // time that their endpoints give it.
-        let patience = self.config.endpoints.iter().map(|endpoint| endpoint.publish_timeout).max();
-        let deadline = start + self.config.drain_time + patience.unwrap_or_default() + LAST_WORDS;
-        let (total, mut closed) = (open.len(), 0);
-        loop {
-            let closed_by_now = share_of(total, start.elapsed(), self.config.drain_time);
-            let now = self.now();
-            open.retain(|key| {
-                if closed >= closed_by_now || self.core.borrow_mut().has_unpublished(*key) {
-                    return true;
-                }
-                closed += 1;
-                self.guarded(*key, now, |core| core.close(*key, CloseReason::GoingAway, now));
-                false
-            });
-            self.after_reading();
-            tokio::time::sleep(SPREAD_STEP).await;
-            let is_done = open.is_empty() && self.handshakes.get() == 0 && self.core.borrow().is_idle();
-            if is_done || Instant::now() >= deadline {
-                break;
-            }
-        }
-        // What was taken and not answered for is counted when the broker's side is dropped.
-        let left = self.core.borrow().outbox.waiting() as u64;
-        if left > 0 {
-            self.shard.add(Counter::TextsLost, left);
-            tracing::warn!(
-                left,
-                "{left} messages of clients were still unpublished at the end of drain_time and are lost"
-            );
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(count: u32) -> Vec<SessionKey> {
+        (0..count).map(|index| SessionKey { index, generation: 1 }).collect()
     }
 
-    /// Closes those whose messages may be missing, spread over a time.
-    pub(super) async fn close_gapped(self: Rc<Self>) {
-        loop {
-            self.gap.notified().await;
-            self.is_closing_gapped.set(true);
-            let mut keys = std::mem::take(&mut *self.gapped.borrow_mut());
-            fastrand::shuffle(&mut keys);
-            let (start, total) = (Instant::now(), keys.len());
-            while !keys.is_empty() {
-                if self.is_resting.get() {
-                    tokio::time::sleep(SPREAD_STEP).await;
-                    continue;
-                }
-                let left = total - share_of(total, start.elapsed(), self.config.drain_time);
-                let now = self.now();
-                for key in keys.drain(left..) {
-                    self.guarded(key, now, |core| core.close(key, CloseReason::Gap, now));
-                }
-                self.after_reading();
-                tokio::time::sleep(SPREAD_STEP).await;
-            }
-            self.is_closing_gapped.set(!self.gapped.borrow().is_empty());
+    #[test]
+    fn turns_come_evenly_and_each_once() {
+        let start = Instant::now();
+        let mut spread = Spread::over(Duration::from_secs(10), keys(1_000), start);
+        let mut seen = Vec::new();
+        for second in 0..=10 {
+            seen.extend(spread.take_due(start + Duration::from_secs(second), |_| false));
+            assert!(seen.len().abs_diff(usize::try_from(second).unwrap() * 100) <= 1, "{} at {second}", seen.len());
         }
+        assert!(spread.is_empty());
+        seen.sort_unstable_by_key(|key| key.index);
+        assert_eq!(seen, keys(1_000));
+    }
+
+    #[test]
+    fn the_held_keep_their_place_and_the_others_have_their_turn() {
+        let start = Instant::now();
+        let mut spread = Spread::over(Duration::from_secs(1), keys(10), start);
+        let end = start + Duration::from_secs(1);
+        assert_eq!(spread.take_due(end, |key| key.index < 4).len(), 6);
+        assert!(spread.take_due(end, |key| key.index < 4).is_empty() && !spread.is_empty());
+        assert_eq!(spread.take_due(end, |_| false).len(), 4);
+        assert!(spread.is_empty());
+    }
+
+    #[test]
+    fn no_time_is_no_spread() {
+        let start = Instant::now();
+        let mut spread = Spread::over(Duration::ZERO, keys(5), start);
+        assert_eq!(spread.take_due(start, |_| false).len(), 1);
+        assert_eq!(spread.take_due(start + SPREAD_STEP, |_| false).len(), 4);
+        assert!(Spread::over(Duration::ZERO, Vec::new(), start).is_empty());
     }
 }

@@ -1,11 +1,11 @@
 //! Publishing from within the program that embeds a server.
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use super::command::{Command, Mailbox, PublishRequest};
 use crate::channel::Channel;
 use crate::message::NotPublished;
-use crate::worker::PublishRequest;
 
 /// Publishes messages as any Redis client would with `PUBLISH`; cheap to clone. Made with
 /// [`Server::publisher`](crate::Server::publisher). A message that is published before the server runs waits for it.
@@ -24,10 +24,15 @@ use crate::worker::PublishRequest;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    pub(super) requests: mpsc::Sender<PublishRequest>,
+    mailbox: Mailbox,
 }
 
 impl Publisher {
+    /// A publisher through the broker of the worker with this mailbox.
+    pub(crate) fn through(mailbox: Mailbox) -> Self {
+        Self { mailbox }
+    }
+
     /// Publishes `payload` on `channel` (its full name, as `chat:zhang`) and waits for the
     /// broker's word. Messages of one publisher leave in the order of the calls.
     ///
@@ -39,7 +44,7 @@ impl Publisher {
     pub async fn publish(&self, channel: impl Into<Bytes>, payload: impl Into<Bytes>) -> Result<(), NotPublished> {
         let (tell, told) = oneshot::channel();
         let request = PublishRequest { channel: Channel::from(channel.into()), payload: payload.into(), tell };
-        self.requests.send(request).await.map_err(|_| NotPublished::Unavailable)?;
+        self.mailbox.send(Command::Publish(request)).await.map_err(|_| NotPublished::Unavailable)?;
         told.await.unwrap_or(Err(NotPublished::Unavailable))
     }
 }
