@@ -38,6 +38,20 @@ fn the_101_leaves_after_the_confirmation_and_publications_wait_for_it() {
 }
 
 #[test]
+fn time_in_which_the_session_had_no_socket_does_not_count_as_a_stall() {
+    let config = EndpointConfig { stall_timeout: Duration::from_secs(2), ..EndpointConfig::default() };
+    let mut stage = Stage::asked(config, LUA);
+    assert_eq!(stage.deliver(b"1"), Action::Stay);
+    assert_eq!(stage.pass(4_000), Action::Stay);
+    assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
+    stage.socket.room = 3;
+    assert_eq!(stage.session.open(b"101", &mut stage.socket, stage.now), Action::Stay);
+    assert_eq!(stage.session.next_due(), stage.now + 2_000);
+    assert_eq!(stage.pass(1_999), Action::Stay);
+    assert_eq!(stage.pass(1), Action::Close(CloseReason::Stalled));
+}
+
+#[test]
 fn a_101_that_the_socket_does_not_take_ends_the_session() {
     let mut stage = Stage::asked(EndpointConfig::default(), LUA);
     assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
