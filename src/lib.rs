@@ -154,6 +154,9 @@ pub mod internals;
 mod log;
 mod message;
 mod metrics;
+#[cfg(test)]
+#[path = "../tests/models/mod.rs"]
+mod models;
 mod notice;
 mod os;
 mod per_node;

@@ -1,0 +1,413 @@
+//! The hub against a map of channels with lists of members.
+//!
+//! What the model leaves open is only what the hub may choose: for how long a paced audience collects, and in which
+//! order its members are served.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use fastrand::Rng;
+
+use super::{each_seed, one_of};
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::id::{Generation, SessionKey, SubscriberId};
+use crate::placement::{Moved, Node, Owners, Placement, SLOTS};
+use crate::protocol::encoding::Encoding;
+use crate::protocol::hub::{Batching, Hub, Outlet};
+use crate::protocol::outbound::Batch;
+
+const STEPS: usize = 300;
+const NODES: usize = 3;
+const PREFIX: &str = "c:";
+const ENCODINGS: [Encoding; 2] = [Encoding::Lua { name_at: 2 }, Encoding::Plain];
+/// An audience of this many members may collect (the hub's `PACED_MEMBERS`).
+const PACED: usize = 25;
+
+/// A channel as the model knows it.
+#[derive(Debug, Default)]
+struct Entry {
+    node: usize,
+    is_asked: bool,
+    is_confirmed: bool,
+    missed_by: Option<Generation>,
+    reserved: usize,
+    members: Vec<(SubscriberId, SessionKey, usize)>,
+    awaiting: Vec<(SessionKey, SubscriberId)>,
+    given_up_at: Option<Millis>,
+    /// Of each encoding: bytes that wait, and how many frames they are.
+    waiting: [(Vec<u8>, u64); 2],
+}
+
+impl Entry {
+    fn is_used(&self) -> bool {
+        self.reserved > 0 || !self.members.is_empty()
+    }
+
+    fn unconfirm(&mut self, newest: Generation) -> bool {
+        let was_confirmed = std::mem::replace(&mut self.is_confirmed, false);
+        if was_confirmed {
+            self.missed_by = Some(newest);
+        }
+        was_confirmed
+    }
+}
+
+/// Where the hub's batches go in the model.
+#[derive(Debug, Default)]
+struct Served {
+    batches: Vec<(SessionKey, Vec<u8>)>,
+    behind: BTreeSet<SessionKey>,
+    now: Option<Instant>,
+}
+
+impl Outlet for Served {
+    fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>) {
+        self.batches.push((session, batch.bytes().to_vec()));
+    }
+
+    fn is_behind(&mut self, session: SessionKey) -> bool {
+        self.behind.contains(&session)
+    }
+
+    fn now(&self) -> Instant {
+        self.now.expect("a flush has a time")
+    }
+}
+
+struct Run<'a> {
+    rng: &'a mut Rng,
+    hub: Hub,
+    placement: Placement,
+    is_cluster: bool,
+    entries: BTreeMap<Channel, Entry>,
+    started: Instant,
+    now: Millis,
+    linger: Millis,
+    pace: Duration,
+    generation: Generation,
+    /// Members that have not caught up.
+    behind: BTreeSet<SessionKey>,
+    published: u32,
+}
+
+impl<'a> Run<'a> {
+    fn new(rng: &'a mut Rng) -> Self {
+        let is_cluster = rng.bool();
+        let placement = if is_cluster {
+            Placement::in_cluster(vec![PREFIX.to_owned()])
+        } else {
+            Placement::over(rng.usize(1..NODES))
+        };
+        let linger = rng.u64(1..3_000);
+        let pace = Duration::from_millis([0, 50][rng.usize(..2)]);
+        let hub = Hub::new(linger, pace, placement.clone());
+        let entries = BTreeMap::new();
+        let (started, behind) = (Instant::now(), BTreeSet::new());
+        Self {
+            rng,
+            hub,
+            placement,
+            is_cluster,
+            entries,
+            started,
+            now: 10_000,
+            linger,
+            pace,
+            generation: 0,
+            behind,
+            published: 0,
+        }
+    }
+
+    fn channel(&mut self) -> Channel {
+        Channel::from(format!("{PREFIX}{}", self.rng.u8(..6)))
+    }
+
+    fn entry(&mut self, channel: &Channel) -> &mut Entry {
+        let node = self.placement.node_of(channel).0;
+        self.entries.entry(channel.clone()).or_insert_with(|| Entry { node, ..Entry::default() })
+    }
+
+    fn any_node(&mut self) -> Node {
+        Node(self.rng.usize(..self.placement.count()))
+    }
+
+    fn step(&mut self) {
+        match self.rng.u8(..100) {
+            0..=24 => self.join(),
+            25..=36 => self.leave(),
+            37..=39 => self.reserve(),
+            40..=41 => self.free(),
+            42..=51 => self.confirm(),
+            52..=53 => self.refuse(),
+            54..=55 => self.lose(),
+            56..=57 => self.lose_one(),
+            58..=59 => self.take_missed(),
+            60..=62 => self.follow(),
+            63..=66 => self.expire(),
+            67..=85 => self.append(),
+            86..=97 => self.flush(),
+            98 => {
+                let newest = self.generation;
+                self.hub.miss_all(newest);
+                self.entries.values_mut().for_each(|entry| entry.missed_by = Some(newest));
+            }
+            _ => {
+                self.pace = Duration::ZERO;
+                self.hub.stop_pacing();
+            }
+        }
+        self.now += self.rng.u64(..50);
+    }
+
+    fn join(&mut self) {
+        // Sometimes many at once, so that some audiences are paced.
+        let count = if self.rng.u8(..10) == 0 { PACED } else { 1 };
+        let (channel, encoding) = (self.channel(), self.rng.usize(..2));
+        for _ in 0..count {
+            self.generation += 1;
+            let key = SessionKey { index: self.generation, generation: self.generation };
+            let joined = self.hub.join(&channel, ENCODINGS[encoding], key);
+            let entry = self.entry(&channel);
+            assert_eq!(joined.is_first, !entry.is_asked, "asked for once");
+            assert_eq!((joined.is_confirmed, joined.node.0), (entry.is_confirmed, entry.node));
+            assert_eq!(joined.channel, channel);
+            entry.is_asked = true;
+            entry.given_up_at = None;
+            entry.members.push((joined.subscriber, key, encoding));
+            if !joined.is_confirmed {
+                entry.awaiting.push((key, joined.subscriber));
+            }
+            let ids = self.entries.values().flat_map(|entry| entry.members.iter().map(|(id, ..)| id.0));
+            let (count, unique) = (ids.clone().count(), ids.collect::<BTreeSet<_>>().len());
+            assert_eq!(count, unique, "a subscriber's id is its own");
+        }
+    }
+
+    fn leave(&mut self) {
+        let all = self.entries.values().flat_map(|entry| entry.members.iter().map(|(id, ..)| *id)).collect::<Vec<_>>();
+        let Some(left) = one_of(self.rng, &all) else { return };
+        self.hub.leave(left, self.now);
+        let given_up_at = self.now + self.linger;
+        for entry in self.entries.values_mut().filter(|entry| entry.members.iter().any(|(id, ..)| *id == left)) {
+            entry.members.retain(|(id, ..)| *id != left);
+            if !entry.is_used() {
+                entry.given_up_at = Some(given_up_at);
+            }
+        }
+    }
+
+    fn reserve(&mut self) {
+        let channel = self.channel();
+        let reserved = self.hub.reserve(&channel);
+        let entry = self.entry(&channel);
+        assert_eq!(reserved.is_first, !entry.is_asked);
+        assert_eq!((reserved.is_confirmed, reserved.node.0), (entry.is_confirmed, entry.node));
+        entry.is_asked = true;
+        entry.reserved += 1;
+        entry.given_up_at = None;
+    }
+
+    fn free(&mut self) {
+        let reserved = self.entries.iter().filter(|(_, entry)| entry.reserved > 0);
+        let reserved: Vec<_> = reserved.map(|(channel, _)| channel.clone()).collect();
+        let Some(channel) = one_of(self.rng, &reserved) else { return };
+        self.hub.free(&channel, self.now);
+        let given_up_at = self.now + self.linger;
+        let entry = self.entry(&channel);
+        entry.reserved -= 1;
+        if !entry.is_used() {
+            entry.given_up_at = Some(given_up_at);
+        }
+    }
+
+    fn confirm(&mut self) {
+        let channel = self.channel();
+        // Mostly where it is wanted.
+        let stray = self.any_node();
+        let node = self.entries.get(&channel).map_or(stray, |entry| Node(entry.node));
+        let node = if self.rng.u8(..8) == 0 { stray } else { node };
+        let told = self.hub.confirm(node, &channel);
+        let expected = self.entries.get_mut(&channel).filter(|entry| entry.node == node.0).map(|entry| {
+            entry.is_confirmed = true;
+            std::mem::take(&mut entry.awaiting)
+        });
+        assert_eq!(told, expected, "who joined before the confirmation is told of it, once");
+    }
+
+    fn refuse(&mut self) {
+        let channel = self.channel();
+        let told: BTreeSet<_> = self.hub.refuse(&channel).into_iter().collect();
+        let expected: BTreeSet<_> = match self.entries.get_mut(&channel) {
+            None => BTreeSet::new(),
+            Some(entry) => {
+                (entry.is_asked, entry.is_confirmed, entry.awaiting) = (false, false, Vec::new());
+                entry.members.iter().map(|(_, key, _)| *key).collect()
+            }
+        };
+        assert_eq!(told, expected);
+    }
+
+    fn lose(&mut self) {
+        let (node, newest) = (self.any_node(), self.generation);
+        let lost = self.hub.unconfirm_all(node, newest);
+        let at = self.entries.values_mut().filter(|entry| entry.node == node.0);
+        assert_eq!(lost, at.map(|entry| usize::from(entry.unconfirm(newest))).sum::<usize>());
+    }
+
+    fn lose_one(&mut self) {
+        let (node, channel, newest) = (self.any_node(), self.channel(), self.generation);
+        let was_confirmed = self.hub.unconfirm(node, &channel, newest);
+        let entry = self.entries.get_mut(&channel).filter(|entry| entry.node == node.0);
+        assert_eq!(was_confirmed, entry.is_some_and(|entry| entry.unconfirm(newest)));
+    }
+
+    fn take_missed(&mut self) {
+        let node = self.any_node();
+        let (channels, mut missed) = self.hub.take_missed(node);
+        let (mut expected_channels, mut expected) = (0, Vec::new());
+        for entry in self.entries.values_mut().filter(|entry| entry.node == node.0) {
+            let Some(newest) = entry.missed_by.take() else { continue };
+            expected_channels += 1;
+            expected.extend(entry.members.iter().map(|(_, key, _)| (*key, newest)));
+        }
+        missed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!((channels, missed), (expected_channels, expected));
+    }
+
+    fn follow(&mut self) {
+        if self.is_cluster {
+            let nodes = self.rng.usize(self.placement.count()..=NODES);
+            let some: Vec<_> = std::iter::repeat_with(|| Node(self.rng.usize(..nodes))).take(16).collect();
+            let slots = some.into_iter().cycle().take(SLOTS.into()).collect();
+            self.placement.set_owners(Owners { slots, homes: vec![Node(0); SLOTS.into()], nodes, live: nodes });
+        }
+        let newest = self.generation;
+        let mut moved = self.hub.follow_placement(newest);
+        let mut expected = Vec::new();
+        for (channel, entry) in &mut self.entries {
+            let (from, to) = (Node(entry.node), self.placement.node_of(channel));
+            if from != to {
+                entry.unconfirm(newest);
+                entry.node = to.0;
+                if entry.is_asked {
+                    expected.push(Moved { channel: channel.clone(), from, to, was_heard: entry.missed_by.is_some() });
+                }
+            }
+        }
+        moved.sort_unstable_by(|a, b| a.channel.cmp(&b.channel));
+        assert_eq!(moved, expected);
+    }
+
+    fn expire(&mut self) {
+        self.now += self.rng.u64(..2_000);
+        let mut gone = BTreeSet::new();
+        self.hub.expire(self.now, |node, channel| assert!(gone.insert((node.0, channel))));
+        let (now, linger) = (self.now, self.linger);
+        let mut expected = BTreeSet::new();
+        self.entries.retain(|channel, entry| {
+            if entry.given_up_at.is_none_or(|at| at > now) {
+                return true;
+            }
+            if entry.is_asked && !entry.is_confirmed {
+                entry.given_up_at = Some(now + linger.max(1));
+                return true;
+            }
+            if entry.is_confirmed {
+                expected.insert((entry.node, channel.clone()));
+            }
+            false
+        });
+        assert_eq!(gone, expected);
+    }
+
+    fn append(&mut self) {
+        let channel = self.channel();
+        self.published += 1;
+        let payload = match self.rng.u8(..60) {
+            // A batch of which the size alone asks for a flush.
+            0 => vec![b'x'; 64 << 10],
+            1 => vec![0xff; 5],
+            _ => self.published.to_string().into_bytes(),
+        };
+        let batching = self.hub.append(&channel, &payload);
+        let is_large = payload.len() > 1_000;
+        if let Some(entry) = self.entries.get_mut(&channel) {
+            for (index, (waiting, frames)) in entry.waiting.iter_mut().enumerate() {
+                if entry.members.iter().any(|(.., encoding)| *encoding == index) {
+                    let mut frame = BytesMut::new();
+                    ENCODINGS[index].encode(&channel, &payload, &mut frame);
+                    waiting.extend(&frame);
+                    *frames += 1;
+                }
+            }
+            assert!(!is_large || entry.members.is_empty() || batching == Batching::Full);
+        }
+    }
+
+    fn flush(&mut self) {
+        let all =
+            self.entries.values().flat_map(|entry| entry.members.iter().map(|(_, key, _)| *key)).collect::<Vec<_>>();
+        if self.rng.bool() {
+            self.behind = all.iter().filter(|_| self.rng.bool()).copied().collect();
+        }
+        let now = self.started + Duration::from_millis(self.now);
+        let mut served = Served { batches: Vec::new(), behind: self.behind.clone(), now: Some(now) };
+        let flushed = self.hub.flush(&mut served);
+        let mut of: BTreeMap<SessionKey, Vec<u8>> = BTreeMap::new();
+        for (key, batch) in served.batches {
+            assert!(of.insert(key, batch).is_none(), "each session has one batch");
+        }
+        let (mut frames_served, mut is_held) = (0, false);
+        for entry in self.entries.values_mut() {
+            for (index, (waiting, frames)) in entry.waiting.iter_mut().enumerate() {
+                let members: Vec<_> =
+                    entry.members.iter().filter(|(.., of)| *of == index).map(|(_, key, _)| *key).collect();
+                let got = members.iter().filter(|key| of.contains_key(key)).count();
+                if got == 0 && *frames > 0 && !members.is_empty() {
+                    assert!(!self.pace.is_zero() && waiting.len() < 64 << 10, "only a paced audience collects");
+                    is_held = true;
+                    continue;
+                }
+                assert_eq!(got, if *frames > 0 { members.len() } else { 0 }, "all members or none");
+                for key in members {
+                    assert_eq!(of.remove(&key).unwrap_or_default(), *waiting, "each gets all that waits, in order");
+                    frames_served += *frames;
+                }
+                (*waiting, *frames) = (Vec::new(), 0);
+            }
+        }
+        assert!(of.is_empty(), "batches for sessions that are no members: {of:?}");
+        assert_eq!(flushed.frames, frames_served);
+        assert_eq!(flushed.next.is_some(), is_held);
+        assert!(flushed.next.is_none_or(|next| next > now && next <= now + self.pace));
+    }
+
+    fn check(&mut self) {
+        let mut in_use = self.hub.channels_in_use();
+        in_use.sort_unstable();
+        let used = self.entries.iter().filter(|(_, entry)| entry.is_used()).map(|(channel, _)| channel.clone());
+        assert_eq!(in_use, used.collect::<Vec<_>>());
+        for node in 0..self.placement.count() {
+            let confirmed = self.entries.values().filter(|entry| entry.node == node && entry.is_confirmed).count();
+            assert_eq!(self.hub.confirmed(Node(node)), confirmed, "channels confirmed at node {node}");
+        }
+        for (channel, entry) in &self.entries {
+            assert_eq!(self.hub.is_confirmed(channel), entry.is_confirmed);
+        }
+    }
+}
+
+#[test]
+fn the_hub_agrees_with_a_map() {
+    each_seed(|rng| {
+        let mut run = Run::new(rng);
+        for _ in 0..STEPS {
+            run.step();
+            run.check();
+        }
+    });
+}
