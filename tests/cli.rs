@@ -23,7 +23,7 @@ use nix::unistd::{Gid, Group};
 use crate::support::client::{Client, Target};
 use crate::support::program::{Program, json_lines, listen_in, of_level, run, socket_in, target_in, told};
 use crate::support::redis::Redis;
-use crate::support::{SOON, free_port};
+use crate::support::{SOON, free_port, until};
 
 fn write(dir: &Path, name: &str, text: &str) {
     std::fs::write(dir.join(name), text).unwrap();
@@ -246,6 +246,8 @@ async fn one_line_says_what_it_listens_on_which_broker_and_how_many_workers() {
     assert_eq!((&line["level"], &line["workers"]), (&"INFO".into(), &2.into()), "{line}");
     assert_eq!((&line["listen"], &line["broker"]), (&listen.into(), &broker.replace("u:hunter2", "<hidden>").into()));
     Client::connect(&target_in(dir.path()), "/webws?channel=1").await.close().await;
+    // Of both workers: the second may still be connecting.
+    until("its links are up", SOON, async || json_lines(&program.log()).len() == 2).await;
     program.signal(Signal::SIGINT);
     assert!(program.wait_exit(SOON).await.success());
     let lines = json_lines(&program.log());

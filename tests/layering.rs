@@ -20,25 +20,37 @@ const FLOORS: [&[&str]; 9] = [
 
 /// The modules of the library and their code without comments and tests, by their paths (`protocol::hub`).
 fn modules() -> BTreeMap<String, String> {
-    fn visit(dir: &Path, path: &str, found: &mut BTreeMap<String, String>) {
+    fn visit(dir: &Path, path: &str, found: &mut BTreeMap<String, String>, tests: &mut BTreeSet<String>) {
         for entry in fs::read_dir(dir).unwrap() {
             let entry = entry.unwrap().path();
             let stem = entry.file_stem().unwrap().to_str().unwrap();
             let below = if path.is_empty() { stem.to_owned() } else { format!("{path}::{stem}") };
             if entry.is_dir() {
-                visit(&entry, &below, found);
+                visit(&entry, &below, found, tests);
             } else if entry.extension().is_some_and(|extension| extension == "rs") {
                 let name = if stem == "mod" { path.to_owned() } else { below };
-                found.insert(name, code_of(&fs::read_to_string(&entry).unwrap()));
+                let text = fs::read_to_string(&entry).unwrap();
+                tests.extend(test_modules(&text).map(|module| format!("{name}::{module}")));
+                found.insert(name, code_of(&text));
             }
         }
     }
-    let mut found = BTreeMap::new();
-    visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut found);
+    let (mut found, mut tests) = (BTreeMap::new(), BTreeSet::new());
+    visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut found, &mut tests);
+    found.retain(|name, _| !tests.contains(name));
     // What the library's promises do not cover: doors for benchmarks, and the programs.
     let programs = ["bin", "cli", "internals", "lib", "logging", "main", "man", "settings"];
     found.retain(|name, _| !programs.contains(&name.split("::").next().unwrap()));
     found
+}
+
+/// The files that a module has for its tests only.
+fn test_modules(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().map(str::trim);
+    let pairs = lines.clone().zip(lines.skip(1));
+    pairs
+        .filter(|(first, _)| *first == "#[cfg(test)]")
+        .filter_map(|(_, item)| item.strip_prefix("mod ")?.strip_suffix(';'))
 }
 
 /// A file without comments and without what is compiled for tests only.
