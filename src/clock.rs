@@ -71,24 +71,47 @@ pub(crate) async fn timeout_at<F: Future>(
     // One that is over before the wait begins was not missed by being stopped in it.
     if deadline > Instant::now() {
         match tokio::time::timeout_at(deadline, &mut future).await {
-            Err(_) if was_stopped_at(deadline) => deadline = Instant::now() + GRACE,
+            Err(_) if was_stopped_at(deadline, Instant::now()) => deadline = Instant::now() + GRACE,
             done => return done,
         }
     }
     tokio::time::timeout_at(deadline, future).await
 }
 
-/// As tokio's `timeout`, but for [`timeout_at`]'s patience.
-///
-/// # Errors
-/// When `future` is not ready within `limit`.
-pub(crate) async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, tokio::time::error::Elapsed> {
-    timeout_at(Instant::now() + limit, future).await
+/// Whether the process was stopped when the timer for the past `deadline` should have fired, which is noticed `now`.
+pub(crate) fn was_stopped_at(deadline: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(deadline) >= STOPPED
 }
 
-/// Whether the process was stopped when the timer for the past `deadline` should have fired.
-pub(crate) fn was_stopped_at(deadline: Instant) -> bool {
-    deadline.elapsed() >= STOPPED
+/// A deadline of a state machine, with the patience of [`timeout_at`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    at: Instant,
+    is_extended: bool,
+}
+
+impl Deadline {
+    /// `limit` after `now`.
+    pub(crate) fn after(limit: Duration, now: Instant) -> Self {
+        Self { at: now + limit, is_extended: false }
+    }
+
+    /// When to look at it.
+    pub(crate) fn at(self) -> Instant {
+        self.at
+    }
+
+    /// Whether it has passed. One that passed while the process was stopped is extended once.
+    pub(crate) fn has_passed(&mut self, now: Instant) -> bool {
+        if now < self.at {
+            return false;
+        }
+        if !self.is_extended && was_stopped_at(self.at, now) {
+            *self = Self { at: now + GRACE, is_extended: true };
+            return false;
+        }
+        true
+    }
 }
 
 #[cfg(test)]
@@ -112,16 +135,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_passes_in_time_but_not_while_the_process_is_stopped() {
         let begun = Instant::now();
-        assert!(timeout(Duration::from_secs(2), std::future::pending::<()>()).await.is_err());
+        let limit = || Instant::now() + Duration::from_secs(2);
+        assert!(timeout_at(limit(), std::future::pending::<()>()).await.is_err());
         assert!(begun.elapsed() < Duration::from_secs(2) + STOPPED);
         // The timer fires 58 s late: the answer that comes within the extension is in time.
         let answer = tokio::time::sleep(Duration::from_secs(60) + GRACE / 2);
-        let waiting = tokio::spawn(timeout(Duration::from_secs(2), answer));
+        let waiting = tokio::spawn(timeout_at(limit(), answer));
         tokio::task::yield_now().await;
         tokio::time::advance(Duration::from_secs(60)).await;
         assert!(waiting.await.unwrap().is_ok());
         // One that was over before is not put off.
         let late = timeout_at(Instant::now() - Duration::from_secs(60), tokio::time::sleep(GRACE / 2));
         assert!(late.await.is_err());
+    }
+
+    #[test]
+    fn a_state_machines_deadline_has_the_same_patience() {
+        let now = Instant::now();
+        let limit = Duration::from_secs(2);
+        let mut deadline = Deadline::after(limit, now);
+        assert!(!deadline.has_passed(now) && deadline.has_passed(now + limit));
+        let late = now + 10 * limit;
+        assert!(!deadline.has_passed(late) && deadline.at() == late + GRACE);
+        assert!(deadline.has_passed(late + 10 * GRACE), "once");
     }
 }

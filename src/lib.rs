@@ -23,7 +23,8 @@
 //! cannot be published in time, or whose fate is unknown, ends its session with 1013.
 //!
 //! # From Redis to N browsers
-//! The RESP reader of the subscribing link finds publications in the bytes from Redis; it never waits for a client. The
+//! The worker polls its broker. The RESP reader of the subscribing link finds publications in the bytes from Redis, and
+//! lends each to the worker in place; it never waits for a client. The
 //! `hub` finds the channel's audiences (subscribers that get the same bytes), and each audience's `encoding` frames the
 //! payload once, into the audience's batch. When the link has nothing more to read, every touched audience is flushed:
 //! one `send` of the batch per subscriber. An audience that has not read its last batch is held back for some

@@ -3,15 +3,20 @@
 //! The one thing workers share: a bus with a bounded inbox per worker. A publisher waits
 //! for room in every inbox, so a slow worker slows publishing and loses nothing.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 
-use super::Sink;
+use super::event::{Event, Marking, Report, Request};
 use crate::channel::Channel;
+use crate::message::ClientMessage;
 use crate::placement::Node;
 
 /// Publications that may wait for a worker. Chosen: at the largest client message 16 MiB.
@@ -20,22 +25,57 @@ const INBOX: usize = 256;
 /// Publications handed on before the worker's other tasks have their turn. Chosen: a batch worth its system calls.
 const TURN: usize = 64;
 
-/// Bytes of texts taken from the worker at a time.
+/// Bytes of messages taken from the worker at a time.
 const TAKE_BYTES: usize = 64 << 10;
 
 type Publication = (Channel, Bytes);
 
+/// Waits for room in an inbox.
+type Reserving = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<Publication>, SendError<()>>>>>;
+
 /// A worker's place on the bus.
-#[derive(Debug)]
 pub(crate) struct Port {
     bus: Arc<[mpsc::Sender<Publication>]>,
     /// Its place on it.
     own: usize,
-    inbox: Mutex<mpsc::Receiver<Publication>>,
-    /// Channels to confirm at the next turn.
-    asked: RefCell<Vec<Channel>>,
-    is_asked: Notify,
-    texts_wait: Notify,
+    inbox: mpsc::Receiver<Publication>,
+    /// The publication that was handed on last.
+    current: Option<Publication>,
+    turn: Turn,
+    /// Channels to confirm.
+    asked: VecDeque<Channel>,
+    publishing: Publishing,
+    waker: Option<Waker>,
+}
+
+/// How far a turn has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// So many publications were handed on.
+    Under(usize),
+    /// The worker's other tasks come next.
+    Over,
+}
+
+/// What a port does with its worker's messages.
+enum Publishing {
+    Idle,
+    /// The outbox may have messages.
+    Due,
+    /// The worker was told that there is room.
+    Asked,
+    /// The first of these goes to the inboxes from `next` on.
+    Under {
+        messages: VecDeque<ClientMessage>,
+        next: usize,
+        reserving: Option<Reserving>,
+    },
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("own", &self.own).finish_non_exhaustive()
+    }
 }
 
 /// A bus for `workers` workers.
@@ -54,73 +94,126 @@ pub(crate) struct PortSeed {
 }
 
 impl Port {
-    pub(crate) fn new(seed: PortSeed) -> Self {
+    pub(crate) fn new(PortSeed { bus, own, inbox }: PortSeed) -> Self {
         Self {
-            bus: seed.bus,
-            own: seed.own,
-            inbox: Mutex::new(seed.inbox),
-            asked: RefCell::default(),
-            is_asked: Notify::new(),
-            texts_wait: Notify::new(),
+            bus,
+            own,
+            inbox,
+            current: None,
+            turn: Turn::Under(0),
+            asked: VecDeque::new(),
+            publishing: Publishing::Idle,
+            waker: None,
         }
     }
 
-    pub(super) fn subscribe(&self, channel: Channel) {
-        self.asked.borrow_mut().push(channel);
-        self.is_asked.notify_one();
+    /// How far a marker has come: no other process publishes here, so the stream stands still when all was handed on.
+    pub(super) fn marking(&self) -> Marking {
+        if self.inbox.is_empty() { Marking::Reached } else { Marking::Set }
     }
 
-    /// Whether everything that was published has been heard.
-    pub(super) fn is_idle(&self) -> bool {
-        self.bus.get(self.own).is_some_and(|inbox| inbox.capacity() == INBOX)
+    /// The messages that were taken and not published everywhere.
+    pub(super) fn abandon(&mut self) -> Vec<ClientMessage> {
+        match std::mem::replace(&mut self.publishing, Publishing::Asked) {
+            Publishing::Under { messages, .. } => messages.into(),
+            Publishing::Idle | Publishing::Due | Publishing::Asked => Vec::new(),
+        }
     }
 
-    pub(super) fn wake_publisher(&self) {
-        self.texts_wait.notify_one();
-    }
-
-    pub(super) async fn run(&self, sink: Rc<dyn Sink>) {
-        // A port runs once, so its inbox is never contended.
-        let mut inbox = self.inbox.lock().await;
-        tokio::join!(self.confirm(&*sink), self.publish(&*sink), async {
-            let mut received = Vec::new();
-            while inbox.recv_many(&mut received, TURN).await > 0 {
-                for (channel, payload) in received.drain(..) {
-                    sink.on_publication(&channel, &payload);
+    pub(super) fn request(&mut self, request: Request) {
+        match request {
+            Request::Subscribe { channel, .. } => self.asked.push_back(channel),
+            Request::MessagesWait => {
+                if let Publishing::Idle = self.publishing {
+                    self.publishing = Publishing::Due;
                 }
-                sink.on_pause();
+            }
+            Request::Publish { messages, .. } => {
+                debug_assert!(matches!(self.publishing, Publishing::Asked), "the worker was not asked for messages");
+                self.publishing = if messages.is_empty() {
+                    Publishing::Idle
+                } else {
+                    Publishing::Under { messages: messages.into(), next: 0, reserving: None }
+                };
+            }
+            // Each worker hears everything, and there is neither another process nor another node.
+            Request::Unsubscribe { .. }
+            | Request::Move(_)
+            | Request::SetMarker { .. }
+            | Request::PublishMarker
+            | Request::Release
+            | Request::LoseSince(_) => return,
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<'_>> {
+        // A worker hears everything, so a subscription holds as soon as it is asked for.
+        if let Some(channel) = self.asked.pop_front() {
+            return Poll::Ready(Event::Report(Report::Subscribed { node: Node(0), channel }));
+        }
+        if let Poll::Ready(report) = self.poll_publishing(cx) {
+            return Poll::Ready(Event::Report(report));
+        }
+        self.current = match self.turn {
+            Turn::Under(taken) if taken < TURN => match self.inbox.poll_recv(cx) {
+                Poll::Ready(received) => received,
+                Poll::Pending => None,
+            },
+            Turn::Under(_) | Turn::Over => None,
+        };
+        match (&self.current, self.turn) {
+            (Some((channel, payload)), Turn::Under(taken)) => {
+                self.turn = Turn::Under(taken + 1);
+                return Poll::Ready(Event::Publication { channel, payload });
+            }
+            (None, Turn::Under(taken @ 1..)) => {
+                self.turn = if taken < TURN { Turn::Under(0) } else { Turn::Over };
+                return Poll::Ready(Event::Paused);
+            }
+            (_, Turn::Over) => {
                 // Publishers that never pause must not keep the worker's other tasks waiting.
-                tokio::task::yield_now().await;
+                self.turn = Turn::Under(0);
+                let yielded = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+                debug_assert!(yielded.is_pending(), "it wakes the task by itself, later");
             }
-        });
-    }
-
-    /// Every worker hears everything, so a subscription holds as soon as it is asked for.
-    async fn confirm(&self, sink: &dyn Sink) {
-        loop {
-            self.is_asked.notified().await;
-            for channel in self.asked.take() {
-                sink.on_subscribed(Node(0), &channel);
-            }
+            (None, Turn::Under(0)) => {}
         }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
     }
 
-    async fn publish(&self, sink: &dyn Sink) {
-        loop {
-            self.texts_wait.notified().await;
-            loop {
-                let texts = sink.take_texts(Node(0), TAKE_BYTES);
-                if texts.is_empty() {
-                    break;
-                }
-                for text in texts {
-                    let bytes = text.cost();
-                    for inbox in self.bus.iter() {
+    fn poll_publishing(&mut self, cx: &mut Context<'_>) -> Poll<Report> {
+        match &mut self.publishing {
+            Publishing::Idle | Publishing::Asked => Poll::Pending,
+            Publishing::Due => {
+                self.publishing = Publishing::Asked;
+                Poll::Ready(Report::Room { node: Node(0), max_bytes: TAKE_BYTES })
+            }
+            Publishing::Under { messages, next, reserving } => {
+                let Some(message) = messages.front() else {
+                    self.publishing = Publishing::Due;
+                    return self.poll_publishing(cx);
+                };
+                while let Some(inbox) = self.bus.get(*next) {
+                    let publication = || (message.channel.clone(), message.payload.clone());
+                    if let Some(room) = reserving.as_mut() {
+                        let Poll::Ready(permit) = room.as_mut().poll(cx) else { return Poll::Pending };
+                        *reserving = None;
                         // A worker that has ended needs no publications.
-                        drop(inbox.send((text.channel.clone(), text.payload.clone())).await);
+                        drop(permit.map(|permit| permit.send(publication())));
+                    } else if let Err(TrySendError::Full(_)) = inbox.try_send(publication()) {
+                        *reserving = Some(Box::pin(inbox.clone().reserve_owned()));
+                        continue;
                     }
-                    sink.on_published(text.origin, bytes, Ok(()));
+                    *next += 1;
                 }
+                *next = 0;
+                let message = messages.pop_front().expect("the first was just published");
+                let bytes = message.cost();
+                Poll::Ready(Report::Published { origin: message.origin, bytes, outcome: Ok(()) })
             }
         }
     }

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::fault;
-use crate::broker::redis::{Home, Seal};
+use crate::broker::Seal;
+use crate::broker::redis::Home;
 use crate::os::descriptors::{self, Lent};
 use crate::protocol::session::snapshot::SessionSnapshot;
 use crate::worker::MessageSnapshot;

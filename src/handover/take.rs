@@ -13,7 +13,8 @@ use super::deadlines::{LATE_SUBSCRIBING, LEAVING, LINKS, LONG_STEP, MARKER, STAN
 use super::fault::{self, Point};
 use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
 use super::workers::{answer, tell_all, tell_each};
-use crate::broker::redis::{Home, Seal};
+use crate::broker::Seal;
+use crate::broker::redis::Home;
 use crate::channel::Channel;
 use crate::os::descriptors;
 use crate::worker::{Adopted, Command, Mailbox, Missing};

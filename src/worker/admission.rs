@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::state::{Shared, Worker};
+use crate::broker::Request;
 use crate::channel::Channel;
 use crate::clock::millis;
 use crate::close::CloseReason;
@@ -137,7 +138,7 @@ impl Worker {
     /// Asks the broker for the channels that sessions want.
     pub(super) fn subscribe_wanted(&mut self) {
         for (node, channel) in self.core.take_wanted() {
-            self.broker.subscribe(node, channel);
+            self.broker.request(Request::Subscribe { node, channel });
         }
     }
 

@@ -5,25 +5,18 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::core::Confirmation;
 use super::state::Worker;
 use super::wait::{Until, Wait};
-use crate::broker::Marking;
+use crate::broker::{Marking, Request};
 
 const MARKER_LOST: &str = "a link to Redis or some of its subscriptions were lost meanwhile, or its user may not use \
                            the channels webws:probe:* (ACL: &webws:probe:*): try again later";
 
 impl Worker {
-    /// When to look again at what the broker's tasks do without telling the worker.
-    pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
-        let is_silent = |wait: &Wait| matches!(wait.until, Until::Marker(_));
-        self.waits.iter().any(is_silent).then(|| now + Duration::from_millis(1))
-    }
-
     /// Answers the commands whose wait has ended.
     pub(super) fn poll_waits(&mut self, cx: &mut Context<'_>) {
         for mut wait in std::mem::take(&mut self.waits) {
@@ -41,7 +34,7 @@ impl Worker {
             && let Until::MarkerPossible { name, seal } =
                 std::mem::replace(&mut wait.until, Until::Marker(Marking::Set))
         {
-            self.broker.set_mark(&name, seal);
+            self.broker.request(Request::SetMarker { name, seal });
             wait.deadline = Instant::now() + wait.within;
         }
         match self.outcome(&mut wait.until, cx) {

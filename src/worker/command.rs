@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::snapshot::{Adopted, Collected};
-use crate::broker::redis::Seal;
+use crate::broker::Seal;
 use crate::channel::Channel;
 use crate::message::NotPublished;
 

@@ -74,8 +74,8 @@ impl Worker {
     }
 
     /// Accounts for the messages that a drain leaves.
-    pub(super) fn count_left(&self) {
-        // What was taken and not answered for is counted when the broker's side is dropped.
+    pub(super) fn count_left(&mut self) {
+        self.abandon_messages();
         let left = self.core.outbox.waiting() as u64;
         if left > 0 {
             self.shard.add(Counter::TextsLost, left);

@@ -12,7 +12,7 @@ use super::command::{Answer, Command, Missing};
 use super::snapshot::{Adopted, Collected};
 use super::state::Worker;
 use super::wait::{Until, Wait};
-use crate::broker::Marking;
+use crate::broker::{Marking, Request};
 use crate::channel::Channel;
 
 impl Worker {
@@ -36,7 +36,7 @@ impl Worker {
                 self.phase.quiesce(self.clock.now());
                 self.wait(Until::Answered, within, tell);
             }
-            Command::PublishMarker => self.broker.publish_mark(),
+            Command::PublishMarker => self.broker.request(Request::PublishMarker),
             Command::AwaitMarker { within, tell } => self.wait(Until::Marker(Marking::Reached), within, tell),
             Command::Collect(tell) => drop(tell.send(self.collect())),
             Command::Adopt(adopted, tell) => drop(tell.send(self.adopt(adopted))),
@@ -83,7 +83,7 @@ impl Worker {
         self.missing = Some(why);
         self.core.miss_all();
         let now = Instant::now();
-        self.broker.lose_since(now.checked_sub(time).unwrap_or(now));
+        self.broker.request(Request::LoseSince(now.checked_sub(time).unwrap_or(now)));
     }
 
     /// Serves again, as if nothing had been asked.
@@ -101,7 +101,7 @@ impl Worker {
             }
             self.resumed.notify_waiters();
         }
-        self.broker.release();
+        self.broker.request(Request::Release);
         self.after_change();
         self.flush();
     }

@@ -2,7 +2,7 @@
 //! reactor, timer wheel, counters. Nothing on the message path is shared between workers.
 //!
 //! `thread.rs` starts a worker (`state.rs`), and `turn.rs` gives its sources of work their turns: commands
-//! (`command.rs`, obeyed in `handover.rs`), sockets, timers, what the broker tells (`sink.rs`). What a worker is doing is its
+//! (`command.rs`, obeyed in `handover.rs`), sockets, timers, what the broker tells (`pump.rs`). What a worker is doing is its
 //! `phase.rs`; commands that take longer `wait.rs` and `answer.rs`. Handshakes reach it by `admission.rs`. All of them move the sessions in
 //! `core.rs`, whose actions `apply.rs` carries out. May not enter: HTTP, what bytes mean.
 
@@ -18,9 +18,9 @@ mod handshakes;
 mod outgoing;
 mod phase;
 mod publisher;
+mod pump;
 pub(crate) mod reactor;
 mod seed;
-mod sink;
 mod slots;
 mod snapshot;
 mod spread;

@@ -16,7 +16,7 @@ use super::handshakes::Handshakes;
 use super::phase::Phase;
 use super::spread::Spread;
 use super::wait::Wait;
-use crate::broker::Broker;
+use crate::broker::{Broker, Request};
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::id::SessionKey;
@@ -33,7 +33,7 @@ pub(crate) struct Worker {
     pub(super) metrics: Metrics,
     pub(super) max_sessions: usize,
     pub(super) clock: Clock,
-    pub(super) broker: Rc<Broker>,
+    pub(super) broker: Broker,
     pub(super) core: Core,
     pub(super) phase: Phase,
     /// Commands that are not answered yet.
@@ -62,7 +62,7 @@ impl Worker {
     /// Lets the broker and the worker's loop know what a change has left for them.
     pub(super) fn after_change(&mut self) {
         if !self.core.outbox.is_empty() {
-            self.broker.wake_publisher();
+            self.broker.request(Request::MessagesWait);
         }
         if self.core.has_again() || !self.waits.is_empty() || self.phase.is_draining() {
             self.waker.wake_by_ref();
@@ -98,7 +98,7 @@ impl Worker {
         } else {
             let since = self.clock.now();
             outbox.push(ClientMessage { channel, payload, origin: Origin::Publisher(tell), since });
-            self.broker.wake_publisher();
+            self.broker.request(Request::MessagesWait);
         }
     }
 

@@ -3,6 +3,7 @@
 //! May not enter: what the tasks do.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Waker;
@@ -38,12 +39,11 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     local.block_on(&runtime, async move {
         let (reactor, registrar) = reactor::new()?;
         let (worker, mailbox) = planted(seed, registrar);
-        let broker = worker.broker.clone();
         let worker = Rc::new(RefCell::new(worker));
         // Dropped, and so ended, with this future.
         let mut tasks = JoinSet::new();
-        let sink = worker.clone();
-        tasks.spawn_local(async move { broker.run(sink).await });
+        let pumped = worker.clone();
+        tasks.spawn_local(poll_fn(move |cx| pumped.borrow_mut().poll_broker(cx)));
         tasks.spawn_local(front(Handle::of(&worker)));
         // A task of its own, which is polled when it is woken; this future is polled with every other task.
         let mut turns = tokio::task::spawn_local(Turns::new(worker, mailbox, reactor).run());
@@ -62,11 +62,11 @@ fn planted(seed: WorkerSeed, registrar: Registrar) -> (Worker, mpsc::Receiver<Co
     };
     let broker = match seed.broker {
         BrokerSeed::Memory(seed) => Broker::Memory(memory::Port::new(seed)),
-        BrokerSeed::Redis(deployment) => Broker::Redis(redis::Servers::new(deployment, placement.clone())),
+        BrokerSeed::Redis(deployment) => Broker::Redis(redis::Pool::new(&deployment, placement.clone())),
     };
     let worker = Worker {
         endpoints: seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect(),
-        broker: Rc::new(broker),
+        broker,
         core: Core::new(&seed.config, placement, registrar, seed.shard.clone()),
         shard: seed.shard,
         metrics: seed.metrics,

@@ -18,6 +18,7 @@ use super::command::Command;
 use super::reactor::{Reactor, Ready};
 use super::state::{Shared, Worker};
 use super::wheel::TICK;
+use crate::broker::Request;
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::id::SessionKey;
@@ -244,7 +245,7 @@ impl Turns {
         } else if next_step.is_none() {
             self.next_step = None;
         }
-        let next = [worker.next_flush, self.next_step, worker.next_look(now)].into_iter().flatten().min();
+        let next = [worker.next_flush, self.next_step].into_iter().flatten().min();
         self.alarm.poll_at(next, cx).is_ready()
     }
 }
@@ -253,8 +254,8 @@ impl Worker {
     /// What a tick does behind the sessions' timers.
     fn end_tick(&mut self, now: Millis) {
         static TEXTS_LOST: Throttle = Throttle::per_minute();
-        let broker = &self.broker;
-        self.core.hub.expire(now, |node, channel| broker.unsubscribe(node, channel));
+        let broker = &mut self.broker;
+        self.core.hub.expire(now, |node, channel| broker.request(Request::Unsubscribe { node, channel }));
         // A second later than the sessions' own deadline, which counts from the last progress.
         let longest = self.config.endpoints.iter().map(|endpoint| millis(endpoint.publish_timeout)).max();
         let lost = self.core.outbox.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));

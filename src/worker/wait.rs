@@ -8,8 +8,7 @@ use tokio::time::Instant;
 
 use super::command::Answer;
 use super::core::Confirmation;
-use crate::broker::Marking;
-use crate::broker::redis::Seal;
+use crate::broker::{Marking, Seal};
 use crate::clock;
 
 /// A command that is not answered yet.
@@ -46,7 +45,7 @@ impl Wait {
 
     /// Whether its time is up. Time in which the process was stopped does not count.
     pub(super) fn is_over(&mut self, now: Instant) -> bool {
-        if now >= self.deadline && clock::was_stopped_at(self.deadline) {
+        if now >= self.deadline && clock::was_stopped_at(self.deadline, now) {
             self.deadline = now + clock::GRACE;
         }
         now >= self.deadline

@@ -29,7 +29,7 @@ bodies! {
     head in "../../fuzz/bodies/head.rs";
     query in "../../fuzz/bodies/query.rs";
     reader in "../../fuzz/bodies/reader.rs";
-    sieve in "../../fuzz/bodies/sieve.rs";
+    resp in "../../fuzz/bodies/resp.rs";
 }
 
 /// Longer inputs only slow the run down: no parser here treats byte 5,000 unlike byte 500.

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-use super::Server;
-use super::connect::{LinkError, Made, Role, Settings};
-use super::sentinel::Place;
-use super::supervisor::Health;
+use super::connect::{Driver, Purpose, Settings, multiplex};
+use super::fault::LinkError;
+use super::peer::Peer;
+use super::transport::Place;
 use crate::placement::SLOTS;
 
 /// How often a node is asked who owns what. Chosen: a failover is found by its lost links and a
@@ -26,10 +27,6 @@ const ASK: Duration = Duration::from_secs(1);
 /// Masters of a cluster of which fewer nodes are configured. Chosen: clusters of more are rare, and the
 /// descriptors are few beside those of sessions.
 const LIKELY_MASTERS: usize = 16;
-
-/// How long a node may not know yet what others have decided. Chosen: gossip between nodes takes some
-/// hundred milliseconds (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
-pub(super) const NEWS: Duration = Duration::from_secs(1);
 
 /// The pause before asking again when there is doubt, or another node when one could not say.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -51,7 +48,7 @@ pub(crate) struct Cluster {
 /// Its masters, and the slots that they own.
 #[derive(Debug, Default)]
 pub(super) struct Topology {
-    pub(super) nodes: Vec<Server>,
+    pub(super) nodes: Vec<Peer>,
     /// Of each slot, the place of its owner among `nodes`.
     pub(super) owners: Vec<Option<usize>>,
     /// The same of where its channels are that are not sharded. Every node takes and gives them, so they
@@ -76,6 +73,9 @@ struct State {
     /// Where another process had the channels of each slot that are not sharded, until the first topology.
     inherited: Option<Vec<Option<Place>>>,
 }
+
+/// The link on which a node is asked.
+type Link = (Place, MultiplexedConnection, Driver);
 
 /// First and last slot, and who owns them.
 type Range = (usize, usize, Place);
@@ -199,13 +199,15 @@ impl Cluster {
     }
 
     /// Asks the node that was asked before, or another one.
-    async fn ask(&self, link: &mut Option<(Place, Made)>) -> Result<Vec<Range>, LinkError> {
+    async fn ask(&self, link: &mut Option<Link>) -> Result<Vec<Range>, LinkError> {
         if link.is_none() {
             let place = self.somebody();
-            let made = self.settings.at(place.clone()).connect(Role::Topology, &|slow| self.complain(slow)).await?;
-            *link = Some((place, made));
+            let settings = self.settings.at(place.clone());
+            let greeted = settings.connect(Purpose::Topology, &|slow| self.complain(slow)).await?;
+            let (connection, driver) = multiplex(greeted.transport).await?;
+            *link = Some((place, connection, driver));
         }
-        let Some((place, Made { connection, driver, .. })) = link else { return Err(LinkError::Closed) };
+        let Some((place, connection, driver)) = link else { return Err(LinkError::Closed) };
         let mut questions = Pipeline::new();
         questions.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("SLOTS");
         let limit = self.settings.connect_timeout;
@@ -241,7 +243,7 @@ impl Cluster {
     /// One of the masters or of the configured nodes.
     fn somebody(&self) -> Place {
         let topology = self.topology.borrow();
-        let known = topology.nodes.iter().filter_map(|(settings, _)| settings.place());
+        let known = topology.nodes.iter().filter_map(|peer| peer.settings.place());
         let all: Vec<_> = known.chain(self.seeds.iter().cloned()).collect();
         all.get(fastrand::usize(..all.len().max(1))).cloned().unwrap_or_default()
     }
@@ -260,7 +262,7 @@ impl Cluster {
         let mut places = HashMap::new();
         for (first, last, place) in ranges {
             let node = *places.entry(place).or_insert_with(|| {
-                let old = known.nodes.iter().find(|(settings, _)| settings.place().as_ref() == Some(place));
+                let old = known.nodes.iter().find(|peer| peer.settings.place().as_ref() == Some(place));
                 topology.nodes.push(old.cloned().unwrap_or_else(|| self.node(place)));
                 topology.nodes.len() - 1
             });
@@ -273,8 +275,7 @@ impl Cluster {
                     Some(homes) => homes.get(slot).cloned().flatten(),
                     None => known.home(slot),
                 };
-                let home =
-                    topology.nodes.iter().position(|(settings, _)| before.is_some() && settings.place() == before);
+                let home = topology.nodes.iter().position(|peer| before.is_some() && peer.settings.place() == before);
                 home.or(topology.owners.get(slot).copied().flatten())
             })
             .collect();
@@ -291,28 +292,26 @@ impl Cluster {
         self.topology.send_replace(Arc::new(topology));
     }
 
-    fn node(&self, place: &Place) -> Server {
-        let settings = self.settings.at(place.clone());
-        let health = Health::new(settings.server(), self.workers);
-        (Arc::new(settings), Arc::new(health))
+    fn node(&self, place: &Place) -> Peer {
+        Peer::new(Arc::new(self.settings.at(place.clone())), self.workers)
     }
 }
 
 impl Topology {
     fn home(&self, slot: usize) -> Option<Place> {
         let node = self.homes.get(slot).copied().flatten()?;
-        self.nodes.get(node)?.0.place()
+        self.nodes.get(node)?.settings.place()
     }
 
     fn masters(&self) -> Vec<String> {
-        let mut all: Vec<_> = self.nodes.iter().map(|(settings, _)| settings.server().to_string()).collect();
+        let mut all: Vec<_> = self.nodes.iter().map(|peer| peer.server().to_string()).collect();
         all.sort();
         all
     }
 
     fn is_same(&self, other: &Self) -> bool {
         let owner = |topology: &Self, slot: Option<usize>| {
-            slot.and_then(|node| topology.nodes.get(node)).and_then(|(settings, _)| settings.place())
+            slot.and_then(|node| topology.nodes.get(node)).and_then(|peer| peer.settings.place())
         };
         self.nodes.len() == other.nodes.len()
             && [(&self.owners, &other.owners), (&self.homes, &other.homes)].iter().all(|(ours, theirs)| {

@@ -1,30 +1,30 @@
-//! Makes a link: TCP, TLS or a Unix socket, then the greeting.
-//!
-//! We open the stream ourselves, so that a subscriber's goes through a [`Sieve`] before the crate
-//! reads it.
+//! Makes a stream to a node: TCP, TLS or a Unix socket, then the greeting, the link's name and the role. A publisher's
+//! goes to the redis crate from there. May not enter: what a link is used for.
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisResult, Value};
-use tokio::net::{TcpStream, UnixStream};
+use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, Value};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use super::credential::{Credential, SystemdCredentials};
-use super::dial::{self, Race, Step, within};
-use super::greeting::{self, GreetingError, Protocol};
+use super::dial::{self, Race, within};
+use super::fault::{LinkError, SettingsError, Step};
+use super::greeting::{self, GreetingError};
+use super::links::{Greeting, Terms};
+use super::resp::Protocol;
 use super::role::{Rank, Watch};
-use super::sentinel::{Place, Sentinels};
-use super::sieve::{Sieve, Transport};
-use super::tls::{self, Tls, Trust};
-use super::{subscriber, wrong_port};
+use super::sentinel::Sentinels;
+use super::tls::{self, Tls, Trust, secure};
+use super::transport::{Place, Transport};
+use super::wrong_port;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
-use crate::placement::Node;
 
 /// How often each link asks the Sentinels whether its master is still the one. A master that dies
 /// ends its links by itself; this is for one that is replaced and lives on.
@@ -45,153 +45,47 @@ pub(crate) struct Settings {
     is_resp2_told: Arc<AtomicBool>,
 }
 
-/// Why links cannot be made with these settings.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SettingsError {
-    #[error(
-        "the password file {path} ({setting}) cannot be read: {error}; the user that webws runs as must be able to \
-         read it"
-    )]
-    Password { path: PathBuf, setting: &'static str, error: io::Error },
-    #[error("the first line of {path} ({setting}) is empty: write the password there, and nothing else")]
-    EmptyPassword { path: PathBuf, setting: &'static str },
-    #[error(
-        "the broker's address {0} has a user and no password: if the text before '@' is the password, write \
-         redis://:PASSWORD@HOST (with the colon); if it is a user, its password is missing (redis.password_file)"
-    )]
-    NoPassword(String),
-    #[error("{path} ({setting}) cannot be used: {error}; it is a PEM file with CERTIFICATE or PRIVATE KEY blocks")]
-    Certificates { path: PathBuf, setting: &'static str, error: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the system has no trusted certificates: install ca-certificates or set redis.ca_file")]
-    NoAuthorities,
-    #[error("TLS cannot be set up: {0}")]
-    Tls(tokio_rustls::rustls::Error),
-    #[error("'{0}' is no host name TLS could check")]
-    ServerName(String),
-}
+/// What moves a publishing link's bytes, for as long as it is polled.
+pub(super) type Driver = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Why a link was not made, or ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum LinkError {
-    #[error("the name '{0}' cannot be looked up: {1}{advice}", advice = dial::advice(.1))]
-    LookUp(String, io::Error),
-    #[error("the name '{0}' is not resolved after {1:?}: a nameserver does not answer (/etc/resolv.conf)")]
-    LookUpSlow(String, Duration),
-    #[error("{0} cannot be reached: {1}{advice}", advice = dial::advice(.1))]
-    Unreachable(String, io::Error),
-    #[error("{address} {what} within {limit:?}{advice}", what = step.missed(), advice = dial::advice_on_silence(*step, address))]
-    Late { step: Step, address: String, limit: Duration },
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Each(Vec<LinkError>),
-    #[error("{0} did not answer within {1:?}")]
-    Silent(String, Duration),
-    #[error("Redis refuses the link: {0} ({1})")]
-    Refused(redis::RedisError, &'static str),
-    #[error("Redis ended the link: {0}")]
-    Ended(redis::RedisError),
-    #[error("Redis closed the link")]
-    Closed,
-    #[error("the Sentinel {0}: {1}")]
-    Sentinel(String, Box<LinkError>),
-    #[error("it knows no master '{0}'")]
-    UnknownMaster(String),
-    #[error(
-        "it refuses the question: {0} (user and password of the Sentinels: redis.sentinel_username and \
-         redis.sentinel_password_file; without them, those of Redis are tried)"
-    )]
-    NotTold(String),
-    #[error("the Sentinels say that the master is at {0}:{1} now")]
-    Moved(String, u16),
-    #[error("the subscriber follows another master")]
-    Elsewhere,
-    #[error("{0} {fault}", fault = .1.fault())]
-    NoMaster(String, Rank),
-    #[error("Redis has {0} subscriptions fewer than it confirmed")]
-    Fewer(usize),
-    #[error("Redis takes messages and delivers none: nothing was heard for {0:?}")]
-    Deaf(Duration),
-    #[error("answers came out of step")]
-    OutOfStep,
-    #[error("the node says that its cluster is down")]
-    ClusterDown,
-    #[error("{0}:{1} is no node of a cluster: write redis:// instead of redis+cluster://")]
-    NoCluster(String, u16),
-    #[error("the answer to CLUSTER SLOTS is not a list of slots and their nodes")]
-    NoTopology,
-    /// With advice.
-    #[error("{0}; {1}")]
-    WrongPort(Box<LinkError>, &'static str),
-}
-
-impl LinkError {
-    /// The kind of a fault that lasts until an operator acts.
-    pub(super) fn lasting(&self) -> Option<&'static str> {
-        match self {
-            Self::NoMaster(..) => Some("role"),
-            Self::LookUp(_, error) | Self::Unreachable(_, error) if dial::is_out_of_descriptors(error) => {
-                Some("descriptors")
-            }
-            Self::Each(errors) => errors.iter().find_map(Self::lasting),
-            Self::Sentinel(_, error) => error.lasting(),
-            _ => None,
-        }
-    }
-}
-
-/// A refusal as Redis said it.
-pub(super) fn in_words(error: &redis::RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
-    }
-}
-
-/// Whether Redis answered, and the answer was no.
-pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
-    !error.is_unrecoverable_error() && error.code().is_some()
-}
-
-/// Whether a refusal is of the moment and certain: the command was not executed, and may be elsewhere
-/// or later.
-pub(super) fn is_for_now(code: Option<&str>) -> bool {
-    const CODES: [&str; 7] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "BUSY"];
-    code.is_some_and(|code| CODES.contains(&code))
-}
-
-/// Whether the answer was that our ACL user may not.
-pub(super) fn is_not_allowed(error: &redis::RedisError) -> bool {
-    error.code() == Some("NOPERM")
-}
-
-/// Sends one command; an error that Redis answers is an error.
-pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &redis::Cmd) -> RedisResult<Value> {
-    connection.send_packed_command(command).await.and_then(Value::extract_error)
-}
-
-/// What moves a link's bytes, for as long as it is polled.
-type Driver = Pin<Box<dyn Future<Output = ()>>>;
-
-/// A link that was made.
-pub(super) struct Made {
-    pub(super) connection: MultiplexedConnection,
-    pub(super) driver: Driver,
-    /// The master that the Sentinels named.
-    pub(super) master: Option<Place>,
-    /// The server's address, for log lines.
-    pub(super) address: String,
-    /// The role of its server.
-    pub(super) role: Watch,
-    pub(super) protocol: Protocol,
+/// A stream to a node that has greeted us.
+pub(super) struct Greeted {
+    pub(super) transport: Box<dyn Transport>,
+    pub(super) greeting: Greeting,
 }
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Of which server: its messages name none.
-    Subscriber(Node),
+pub(super) enum Purpose {
+    Subscriber,
     Publisher,
     /// Asks a cluster who owns what.
     Topology,
+}
+
+impl Purpose {
+    /// The link's name in CLIENT LIST.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Subscriber => "webws-subscriber",
+            Self::Publisher => "webws-publisher",
+            Self::Topology => "webws-topology",
+        }
+    }
+}
+
+/// Gives a stream to the redis crate. Its driver must be polled for anything to happen on it.
+///
+/// # Errors
+/// The crate's own.
+pub(super) async fn multiplex(transport: Box<dyn Transport>) -> Result<(MultiplexedConnection, Driver), LinkError> {
+    // The stream is greeted: the crate says nothing of its own.
+    let greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
+    // Deadlines are ours: the crate's default of 500 ms would fail a slow server's answers.
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let made = MultiplexedConnection::new_with_config(&greeting, transport, config).await;
+    let (connection, driver) = made.map_err(LinkError::Ended)?;
+    Ok((connection, Box::pin(driver)))
 }
 
 impl Settings {
@@ -267,17 +161,30 @@ impl Settings {
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
-    /// Makes a link; its driver future must be polled for anything to happen on it. `on_slow` hears of a
-    /// look-up that takes longer than it should, and goes on.
-    pub(super) async fn connect(&self, role: Role, on_slow: &dyn Fn(&LinkError)) -> Result<Made, LinkError> {
+    /// What is agreed about the links.
+    pub(super) fn terms(&self) -> Terms {
+        Terms {
+            server: self.url.to_string(),
+            marker_name: self.url.mark_name(),
+            response_timeout: self.response_timeout,
+            max_reconnect_delay: self.max_reconnect_delay,
+            is_in_cluster: self.is_cluster_node || matches!(self.url.address, RedisAddress::Cluster { .. }),
+        }
+    }
+
+    /// Makes a stream and greets the node. `on_slow` hears of a look-up that takes longer than it should, and goes on.
+    ///
+    /// # Errors
+    /// What each address did.
+    pub(super) async fn connect(&self, purpose: Purpose, on_slow: &dyn Fn(&LinkError)) -> Result<Greeted, LinkError> {
         let limit = self.connect_timeout;
-        let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
+        let unreachable = |error| self.unreachable(error);
         let (host, port, master) = match (&self.url.address, &self.sentinels) {
             (RedisAddress::Unix(path), _) => {
                 let address = self.url.to_string();
                 let connecting = async { UnixStream::connect(path).await.map_err(unreachable) };
                 let stream = within(Step::Connect, &address, limit, connecting).await?;
-                return self.greet(role, Box::new(stream), address, None).await;
+                return self.greet(purpose, Box::new(stream), address, None).await;
             }
             (_, Some(sentinels)) => {
                 let master = sentinels.master(limit, on_slow).await?;
@@ -299,7 +206,7 @@ impl Settings {
                     secured.map_err(|error| LinkError::Unreachable(address.clone(), error))
                 };
                 let transport = within(Step::Tls, &address, limit, securing).await?;
-                self.greet(role, transport, address.clone(), master.clone()).await
+                self.greet(purpose, transport, address.clone(), master.clone()).await
             };
             match made.await {
                 Err(error) => race.fail(wrong_port::explain(&self.url.address, error)),
@@ -312,85 +219,66 @@ impl Settings {
     /// Authenticates the link, and asks which server answers.
     async fn greet(
         &self,
-        role: Role,
-        transport: Box<dyn Transport>,
+        purpose: Purpose,
+        mut transport: Box<dyn Transport>,
         address: String,
         master: Option<Place>,
-    ) -> Result<Made, LinkError> {
+    ) -> Result<Greeted, LinkError> {
         let at = address.clone();
         within(Step::Greeting, &at, self.connect_timeout, async {
-            let (mut connection, mut driver, protocol) = self.introduce(role, transport).await?;
-            let mut watch = Watch::new(match protocol {
-                Protocol::Resp2 => 2,
-                Protocol::Resp3 => 3,
-            });
+            let protocol = self.introduce(purpose, &mut *transport).await?;
+            let mut role = Watch::new(protocol, Instant::now());
             // In a cluster, what a node is can be read off the topology.
-            if role != Role::Topology && !self.is_cluster_node {
-                let rank = tokio::select! {
-                    rank = watch.ask(&mut connection) => rank.map_err(LinkError::Ended)?,
-                    () = &mut driver => return Err(LinkError::Closed),
-                };
+            if purpose != Purpose::Topology && !self.is_cluster_node {
+                let rank = self.ask_role(&mut *transport, &mut role).await?;
                 if rank.is_wrong() {
-                    return Err(LinkError::NoMaster(address, rank));
+                    return Err(LinkError::NoMaster(address, rank.fault()));
                 }
             }
-            Ok(Made { connection, driver, master, address, role: watch, protocol })
+            Ok(Greeted { transport, greeting: Greeting { protocol, address, role, master } })
         })
         .await
     }
 
-    /// The greeting, and the crate on top of it.
-    async fn introduce(
-        &self,
-        role: Role,
-        mut transport: Box<dyn Transport>,
-    ) -> Result<(MultiplexedConnection, Driver, Protocol), LinkError> {
-        let unreachable = |error| LinkError::Unreachable(self.url.to_string(), error);
-        let login = self.credential.read().map_err(|error| unreachable(io::Error::other(error)))?;
-        let protocol = match greeting::greet(&mut *transport, &login).await {
+    /// HELLO, AUTH and the link's name.
+    async fn introduce(&self, purpose: Purpose, transport: &mut dyn Transport) -> Result<Protocol, LinkError> {
+        let login = self.credential.read().map_err(|error| self.unreachable(io::Error::other(error)))?;
+        let protocol = match greeting::greet(transport, &login).await {
             Ok(protocol) => protocol,
             Err(GreetingError::Refused(error)) => return Err(LinkError::Refused(error, self.credential.hint())),
             Err(GreetingError::Stream(error)) => {
                 let trust = self.tls.as_ref().map_or(Trust::System, |tls| tls.trust);
-                return Err(unreachable(tls::explained(error, trust)));
+                return Err(self.unreachable(tls::explained(error, trust)));
             }
         };
         self.tell_protocol(protocol);
-        // Ours was the greeting: of a publisher the crate says nothing, and a subscriber's the sieve
-        // swallows, for without RESP3 the crate takes no subscriptions.
-        let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
-        if let Role::Subscriber(_) = role {
-            greeting = greeting.set_protocol(ProtocolVersion::RESP3);
-        }
-        // Deadlines are ours: the crate's default of 500 ms would fail a slow server's answers.
-        let mut config = AsyncConnectionConfig::new().set_response_timeout(None);
-        if let Role::Subscriber(node) = role {
-            config = config.set_push_sender(move |push| subscriber::on_push(node, push));
-        }
-        let stream: Box<dyn Transport> = match role {
-            Role::Subscriber(node) => Box::new(Sieve::new(transport, node, protocol)),
-            Role::Publisher | Role::Topology => transport,
-        };
-        let (mut connection, driver) =
-            MultiplexedConnection::new_with_config(&greeting, stream, config).await.map_err(LinkError::Ended)?;
-        let mut driver: Driver = Box::pin(driver);
-        let name = match role {
-            Role::Subscriber(_) => "webws-subscriber",
-            Role::Publisher => "webws-publisher",
-            Role::Topology => "webws-topology",
-        };
         let mut set_name = redis::cmd("CLIENT");
-        set_name.arg("SETNAME").arg(name);
-        tokio::select! {
-            // Only a name for CLIENT LIST: an ACL may forbid it.
-            named = ask(&mut connection, &set_name) => {
-                if let Err(error) = named {
-                    tracing::debug!(%error, "Redis refuses CLIENT SETNAME, so the link has no name in CLIENT LIST: {error}");
-                }
-            }
-            () = &mut driver => return Err(LinkError::Closed),
+        set_name.arg("SETNAME").arg(purpose.name());
+        // Only a name for CLIENT LIST: an ACL may forbid it.
+        if let Err(error) = self.ask(transport, &set_name).await?.extract_error() {
+            tracing::debug!(%error, "Redis refuses CLIENT SETNAME, so the link has no name in CLIENT LIST: {error}");
         }
-        Ok((connection, driver, protocol))
+        Ok(protocol)
+    }
+
+    /// Asks for the role, by HELLO and then by ROLE.
+    async fn ask_role(&self, transport: &mut dyn Transport, role: &mut Watch) -> Result<Rank, LinkError> {
+        loop {
+            let sent = Instant::now();
+            let answer = self.ask(transport, &role.question()).await?.extract_error();
+            let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
+            if rank != Rank::Unknown || !role.is_due(sent) {
+                return Ok(rank);
+            }
+        }
+    }
+
+    async fn ask(&self, transport: &mut dyn Transport, command: &Cmd) -> Result<Value, LinkError> {
+        greeting::ask(transport, command).await.map_err(|error| self.unreachable(error))
+    }
+
+    fn unreachable(&self, error: io::Error) -> LinkError {
+        LinkError::Unreachable(self.url.to_string(), error)
     }
 
     /// Logs once that a server speaks RESP2.
@@ -420,12 +308,4 @@ impl Settings {
             }
         }
     }
-}
-
-/// A stream to a server, through TLS where there are settings for it.
-pub(super) async fn secure(tls: Option<&Tls>, host: &str, stream: TcpStream) -> io::Result<Box<dyn Transport>> {
-    Ok(match tls {
-        Some(tls) => Box::new(tls.connect(host, stream).await?),
-        None => Box::new(stream),
-    })
 }

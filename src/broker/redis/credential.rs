@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use secrecy::SecretString;
+use redis::Cmd;
+use secrecy::{ExposeSecret, SecretString};
 
-use super::connect::SettingsError;
-use super::greeting::Login;
+use super::fault::SettingsError;
 use crate::config::{RedisConfig, RedisUrl};
 
 /// The files that systemd passed (systemd.exec(5), LoadCredential=).
@@ -18,6 +18,13 @@ pub(crate) struct SystemdCredentials {
     pub(crate) redis: Option<PathBuf>,
     /// `redis-sentinel-password`
     pub(crate) sentinel: Option<PathBuf>,
+}
+
+/// Our login at a server.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Login {
+    pub(super) username: Option<String>,
+    pub(super) password: Option<SecretString>,
 }
 
 /// Our user at a server, and the source of its password.
@@ -91,6 +98,28 @@ impl Credential {
     }
 }
 
+impl Login {
+    /// Whether user and password are both unset.
+    pub(super) fn is_empty(&self) -> bool {
+        self.username.is_none() && self.password.is_none()
+    }
+
+    /// The password; empty if unset, which Redis accepts for a user with `nopass`.
+    pub(super) fn password(&self) -> &str {
+        self.password.as_ref().map_or("", |password| password.expose_secret())
+    }
+
+    /// AUTH. Without a user, every version of Redis knows this form.
+    pub(super) fn auth(&self) -> Cmd {
+        let mut auth = redis::cmd("AUTH");
+        if let Some(username) = &self.username {
+            auth.arg(username);
+        }
+        auth.arg(self.password());
+        auth
+    }
+}
+
 impl Password {
     fn in_file(file: Option<&PathBuf>, setting: &'static str, copy: Option<&PathBuf>) -> Self {
         match (file, copy) {
@@ -116,8 +145,6 @@ fn first_line(path: &Path, setting: &'static str) -> Result<SecretString, Settin
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
-
     use super::*;
     use crate::config::Broker;
 

@@ -13,12 +13,11 @@ use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use nix::libc;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::connect::LinkError;
+use super::fault::{LinkError, Step};
 
 /// How long a look-up may take. The resolver waits 5 s for each of up to three nameservers, and asks all of
 /// them twice (resolv.conf(5)). With less time, a dead nameserver would hide the name.
@@ -26,30 +25,6 @@ const LOOK_UP: Duration = Duration::from_secs(30);
 
 /// How long an address may be silent before the next attempt starts as well (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
-
-/// A part of an attempt with its own deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// TCP, or a Unix socket.
-    Connect,
-    Tls,
-    /// HELLO, AUTH and the role.
-    Greeting,
-    /// AUTH, and where the master is.
-    Sentinel,
-}
-
-impl Step {
-    /// What the server did not do in time.
-    pub(super) fn missed(self) -> &'static str {
-        match self {
-            Self::Connect => "did not take the connection",
-            Self::Tls => "did not finish the TLS handshake",
-            Self::Greeting => "took the connection and did not answer the greeting",
-            Self::Sentinel => "took the connection and did not say where the master is",
-        }
-    }
-}
 
 /// Limits a step of an attempt at `address`.
 ///
@@ -230,31 +205,6 @@ pub(super) async fn first_of<K, F: Future + Unpin>(running: &mut Vec<(K, F)>) ->
     .await
 }
 
-/// What an operator can do about `error`, as the end of a sentence.
-pub(super) fn advice(error: &io::Error) -> &'static str {
-    if is_out_of_descriptors(error) {
-        return "; no descriptor is free: raise LimitNOFILE or lower limits.max_sessions";
-    }
-    ""
-}
-
-pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// What an operator can do when no packet comes back from `address`. systemd's filter for a unit's addresses drops
-/// packets without an error (systemd.resource-control(5), `IPAddressDeny=`).
-pub(super) fn advice_on_silence(step: Step, address: &str) -> String {
-    let is_in_a_unit = || std::env::var_os("INVOCATION_ID").is_some();
-    match address.parse::<SocketAddr>() {
-        Ok(address) if step == Step::Connect && !address.ip().is_loopback() && is_in_a_unit() => format!(
-            "; the unit as shipped allows only localhost: add IPAddressAllow={} (redis-remote.conf)",
-            address.ip()
-        ),
-        _ => String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,11 +239,5 @@ mod tests {
         let error = race.into_error().to_string();
         assert!(error.starts_with(&format!("{dead} cannot be reached")), "{error}");
         assert_eq!(error.matches("; ").count(), 2, "{error}");
-    }
-
-    #[test]
-    fn a_process_without_descriptors_is_named() {
-        assert!(advice(&io::Error::from_raw_os_error(libc::EMFILE)).contains("LimitNOFILE"));
-        assert_eq!(advice(&io::ErrorKind::ConnectionRefused.into()), "");
     }
 }

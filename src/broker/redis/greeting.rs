@@ -7,30 +7,17 @@
 use std::io;
 
 use redis::{Cmd, RedisError, Value};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::sieve::{self, Transport};
+use super::credential::Login;
+use super::resp::{self, Protocol};
+use super::transport::Transport;
 
 /// Maximum bytes of an answer to a greeting. Chosen: HELLO's answer has some 200, and each module adds a line.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// The answer of a TLS server to plain text: an alert record (RFC 8446 §5.1, §6).
 const TLS_ALERT: &[u8] = &[0x15, 0x03];
-
-/// The version of Redis' protocol on a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Resp2,
-    Resp3,
-}
-
-/// Our login at a server.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Login {
-    pub(super) username: Option<String>,
-    pub(super) password: Option<SecretString>,
-}
 
 /// Greets the server behind `stream`, and leaves no unread bytes.
 ///
@@ -72,28 +59,6 @@ impl From<io::Error> for GreetingError {
     }
 }
 
-impl Login {
-    /// Whether user and password are both unset.
-    pub(super) fn is_empty(&self) -> bool {
-        self.username.is_none() && self.password.is_none()
-    }
-
-    /// The password; empty if unset, which Redis accepts for a user with `nopass`.
-    fn password(&self) -> &str {
-        self.password.as_ref().map_or("", |password| password.expose_secret())
-    }
-
-    /// AUTH. Without a user, every version of Redis knows this form.
-    pub(super) fn auth(&self) -> Cmd {
-        let mut auth = redis::cmd("AUTH");
-        if let Some(username) = &self.username {
-            auth.arg(username);
-        }
-        auth.arg(self.password());
-        auth
-    }
-}
-
 /// Whether a server refuses HELLO itself rather than the login. Redis 5, Envoy and others answer differently. After
 /// a wrong guess, the server refuses AUTH and the next command as well.
 fn lacks_hello(error: &RedisError) -> bool {
@@ -106,8 +71,11 @@ fn lacks_hello(error: &RedisError) -> bool {
         || ["hello", "unknown command", "unsupported", "not supported"].iter().any(|part| words.contains(part))
 }
 
-/// One command and its answer, with nothing behind it.
-async fn ask(stream: &mut dyn Transport, command: &Cmd) -> io::Result<Value> {
+/// One command and its answer, with nothing behind it. An error that the server answers is a value.
+///
+/// # Errors
+/// The stream ended, or is none of Redis.
+pub(super) async fn ask(stream: &mut dyn Transport, command: &Cmd) -> io::Result<Value> {
     stream.write_all(&command.get_packed_command()).await.map_err(closed)?;
     stream.flush().await.map_err(closed)?;
     let mut answer = Vec::new();
@@ -118,7 +86,7 @@ async fn ask(stream: &mut dyn Transport, command: &Cmd) -> io::Result<Value> {
         if answer.starts_with(TLS_ALERT) {
             return Err(io::Error::other("the port speaks TLS: write rediss:// instead of redis://"));
         }
-        match sieve::reply_len(&answer) {
+        match resp::reply_len(&answer) {
             Ok(None) if answer.len() < MAX_ANSWER_BYTES => {}
             Ok(Some(len)) if len == answer.len() => break,
             _ => return Err(io::Error::other("the server does not speak Redis' protocol")),

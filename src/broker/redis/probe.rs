@@ -1,5 +1,5 @@
 //! How a worker knows that its subscribing link hears: it publishes a number on a channel of its
-//! own, through the same link as its clients' texts, and waits for it to come back.
+//! own, through the same link as its clients' messages, and waits for it to come back.
 //!
 //! Each number is signed (`seal.rs`): others may be allowed to publish on these channels, and must not make a
 //! link that is deaf look as if it heard.
@@ -8,13 +8,11 @@
 //! A probe is missing when Redis has taken it and neither it nor any other message has come since.
 //! While Redis does not answer at all, nothing can be said: that is for the links' own deadlines.
 
-use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::seal::Seal;
+use crate::broker::seal::Seal;
 use crate::channel::Channel;
 use crate::clock;
 
@@ -22,7 +20,7 @@ use crate::clock;
 const PREFIX: &str = "webws:probe:";
 
 /// How often a number is published. Chosen: an outage is known to the second.
-pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a number may take that Redis has taken. Chosen: far above the time between two turns of
 /// a worker at its limit, and together with [`INTERVAL`] well under the five seconds after which
@@ -44,134 +42,136 @@ enum Permission {
     Lost,
 }
 
-/// The probe of a worker's link to one server.
+/// The probe of a worker's links to one node.
 #[derive(Debug)]
-pub(super) struct Probe {
-    channel: RefCell<Channel>,
+pub(crate) struct Probe {
+    channel: Channel,
     seal: Seal,
     /// The last number that was sent, that Redis has taken, and that has come back.
-    sent: Cell<u64>,
-    taken: Cell<u64>,
-    heard: Cell<u64>,
-    next_at: Cell<Instant>,
+    sent: u64,
+    taken: u64,
+    heard: u64,
+    next_at: Instant,
     /// When the link proved last that it hears.
-    heard_at: Cell<Instant>,
+    heard_at: Instant,
     /// Since when Redis has a number that has not come back, and nothing else came.
-    missing_since: Cell<Option<Instant>>,
+    missing_since: Option<Instant>,
     /// Since when it has one, whatever else came.
-    behind_since: Cell<Option<Instant>>,
-    missing: Notify,
+    behind_since: Option<Instant>,
+    /// Whether the deadline of the missing number was extended, because the process was stopped when it passed.
+    is_extended: bool,
     /// Whether the link is subscribed; before, nothing can come.
-    is_listening: Cell<bool>,
-    permission: Cell<Permission>,
+    is_listening: bool,
+    permission: Permission,
 }
 
 impl Probe {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
-            channel: RefCell::new(random_name()),
+            channel: random_name(),
             seal: Seal::random(),
-            sent: Cell::new(0),
-            taken: Cell::new(0),
-            heard: Cell::new(0),
-            next_at: Cell::new(Instant::now()),
-            heard_at: Cell::new(Instant::now()),
-            missing_since: Cell::new(None),
-            behind_since: Cell::new(None),
-            missing: Notify::new(),
-            is_listening: Cell::new(false),
-            permission: Cell::new(Permission::Lost),
+            sent: 0,
+            taken: 0,
+            heard: 0,
+            next_at: now,
+            heard_at: now,
+            missing_since: None,
+            behind_since: None,
+            is_extended: false,
+            is_listening: false,
+            permission: Permission::Lost,
         }
     }
 
     /// The channel to subscribe on each new link.
-    pub(super) fn channel(&self) -> Channel {
-        self.channel.borrow().clone()
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
     }
 
     /// Whether it uses `channel`.
-    pub(super) fn is_on(&self, channel: &[u8]) -> bool {
-        *channel == **self.channel.borrow()
+    pub(crate) fn is_on(&self, channel: &[u8]) -> bool {
+        *channel == *self.channel
     }
 
     /// Takes another name, one that `suits`.
-    pub(super) fn rename(&self, suits: impl Fn(&Channel) -> bool) {
+    pub(crate) fn rename(&mut self, suits: impl Fn(&Channel) -> bool) {
         // A node with one slot of 16,384 is hit by then, or owns nothing any more.
         let found = std::iter::repeat_with(random_name).take(1 << 18).find(suits);
-        self.channel.replace(found.unwrap_or_else(random_name));
+        self.channel = found.unwrap_or_else(random_name);
     }
 
     /// Redis lets us subscribe it.
-    pub(super) fn allow(&self) {
-        self.permission.set(Permission::Granted);
+    pub(crate) fn allow(&mut self) {
+        self.permission = Permission::Granted;
     }
 
     /// Redis' ACL does not let us subscribe or publish it.
-    pub(super) fn refuse(&self) {
-        self.permission.set(Permission::Denied);
+    pub(crate) fn refuse(&mut self) {
+        self.permission = Permission::Denied;
         self.miss_nothing();
     }
 
     /// It is not subscribed any more, or could not be for now.
-    pub(super) fn lose(&self) {
-        self.permission.set(Permission::Lost);
+    pub(crate) fn lose(&mut self) {
+        self.permission = Permission::Lost;
         self.miss_nothing();
     }
 
     /// Whether there is a probe at all.
-    pub(super) fn is_allowed(&self) -> bool {
-        self.permission.get() == Permission::Granted
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.permission == Permission::Granted
     }
 
     /// Whether it has to be subscribed again.
-    pub(super) fn is_lost(&self) -> bool {
-        self.permission.get() == Permission::Lost
+    pub(crate) fn is_lost(&self) -> bool {
+        self.permission == Permission::Lost
     }
 
-    /// A new link has all its subscriptions: what the old one missed is nobody's fault now.
-    pub(super) fn begin(&self) {
-        self.heard.set(self.sent.get());
-        self.taken.set(self.sent.get());
+    /// A new link has all its subscriptions: what the old one missed is not its fault.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.heard = self.sent;
+        self.taken = self.sent;
         self.miss_nothing();
-        self.is_listening.set(true);
-        self.proved();
+        self.is_listening = true;
+        self.proved(now);
     }
 
     /// The link is lost.
-    pub(super) fn end(&self) {
-        self.is_listening.set(false);
+    pub(crate) fn end(&mut self) {
+        self.is_listening = false;
         self.miss_nothing();
     }
 
-    fn miss_nothing(&self) {
-        self.missing_since.set(None);
-        self.behind_since.set(None);
+    fn miss_nothing(&mut self) {
+        self.missing_since = None;
+        self.behind_since = None;
+        self.is_extended = false;
     }
 
     /// The link has just proved that it hears.
-    pub(super) fn proved(&self) {
-        self.heard_at.set(Instant::now());
+    pub(crate) fn proved(&mut self, now: Instant) {
+        self.heard_at = now;
     }
 
     /// When it proved that last.
-    pub(super) fn heard_at(&self) -> Instant {
-        self.heard_at.get()
+    pub(crate) fn heard_at(&self) -> Instant {
+        self.heard_at
     }
 
     /// When the next number should be published; `None` where it may not.
-    pub(super) fn due_at(&self) -> Option<Instant> {
-        self.is_allowed().then(|| self.next_at.get())
+    pub(crate) fn due_at(&self) -> Option<Instant> {
+        self.is_allowed().then_some(self.next_at)
     }
 
     /// The next number, to be published now.
-    pub(super) fn next(&self) -> u64 {
-        self.sent.set(self.sent.get() + 1);
-        self.next_at.set(Instant::now() + INTERVAL);
-        self.sent.get()
+    pub(crate) fn next(&mut self, now: Instant) -> u64 {
+        self.sent += 1;
+        self.next_at = now + INTERVAL;
+        self.sent
     }
 
     /// What is published for `number`.
-    pub(super) fn payload(&self, number: u64) -> String {
+    pub(crate) fn payload(&self, number: u64) -> String {
         format!("{number}:{}", self.seal.sign(&number.to_be_bytes()))
     }
 
@@ -183,71 +183,62 @@ impl Probe {
     }
 
     /// Redis has taken `number`, and given it to so many subscribers.
-    pub(super) fn on_published(&self, number: u64, receivers: i64) {
-        self.taken.set(number.max(self.taken.get()));
-        if number <= self.heard.get() || !self.is_listening.get() {
+    pub(crate) fn on_published(&mut self, number: u64, receivers: i64, now: Instant) {
+        self.taken = number.max(self.taken);
+        if number <= self.heard || !self.is_listening {
             return;
         }
-        let now = Instant::now();
-        let since = match self.missing_since.get() {
-            // It says itself that we are not subscribed: nothing to wait for.
+        self.missing_since = Some(match self.missing_since {
+            // Redis itself says that the link is not subscribed: nothing to wait for.
             _ if receivers == 0 => now.checked_sub(GRACE).unwrap_or(now),
             Some(since) => since,
             None => now,
-        };
-        self.missing_since.set(Some(since));
-        self.behind_since.set(self.behind_since.get().or(Some(now)));
-        self.missing.notify_one();
+        });
+        self.behind_since = self.behind_since.or(Some(now));
     }
 
-    /// A message came. True when it was a probe and is nobody else's business.
-    pub(super) fn takes(&self, channel: &[u8], payload: &[u8]) -> bool {
+    /// A message came. True when it was on the probe's channel, and so is of no concern to sessions.
+    pub(crate) fn takes(&mut self, channel: &[u8], payload: &[u8]) -> bool {
         if !self.is_on(channel) {
             return false;
         }
         // What others publish here proves that we hear, as any message does, but nothing about the numbers.
         if let Some(number) = self.number(payload) {
-            self.heard.set(number.max(self.heard.get()));
-            self.behind_since.set(None);
+            self.heard = number.max(self.heard);
+            self.behind_since = None;
         }
         true
     }
 
     /// Messages came, or a part of one: whatever is missing may be behind them.
-    pub(super) fn on_heard(&self) {
-        self.proved();
-        let is_complete = self.heard.get() >= self.taken.get();
-        if is_complete {
+    pub(crate) fn on_heard(&mut self, now: Instant) {
+        self.proved(now);
+        if self.heard >= self.taken {
             self.miss_nothing();
             return;
         }
-        let is_patient = self.behind_since.get().is_none_or(|since| since.elapsed() < MAX_BEHIND);
-        if is_patient && self.missing_since.get().is_some() {
-            self.missing_since.set(Some(self.heard_at.get()));
+        let is_patient = self.behind_since.is_none_or(|since| now.saturating_duration_since(since) < MAX_BEHIND);
+        if is_patient && self.missing_since.is_some() {
+            self.missing_since = Some(now);
+            self.is_extended = false;
         }
     }
 
-    /// Resolves when a probe is missing; returns for how long nothing was heard.
-    pub(super) async fn is_missed(&self) -> Duration {
-        let mut was_put_off = false;
-        loop {
-            match self.missing_since.get().map(|since| since + GRACE) {
-                None => {
-                    was_put_off = false;
-                    self.missing.notified().await;
-                }
-                // It may have come while the process did not run, and is read before this comes round again.
-                Some(limit) if clock::was_stopped_at(limit) && !was_put_off => {
-                    was_put_off = true;
-                    self.missing_since.set(Some(Instant::now()));
-                }
-                Some(limit) if limit <= Instant::now() => return self.heard_at.get().elapsed(),
-                Some(limit) => tokio::select! {
-                    () = tokio::time::sleep_until(limit) => {}
-                    () = self.missing.notified() => {}
-                },
-            }
+    /// When a number is missing, if one is awaited.
+    pub(crate) fn limit(&self) -> Option<Instant> {
+        self.missing_since.map(|since| since + GRACE)
+    }
+
+    /// For how long nothing was heard, if a number is missing.
+    pub(crate) fn missed(&mut self, now: Instant) -> Option<Duration> {
+        let limit = self.limit().filter(|limit| *limit <= now)?;
+        // It may have come while the process did not run, and is read before the extended limit.
+        if clock::was_stopped_at(limit, now) && !self.is_extended {
+            self.is_extended = true;
+            self.missing_since = Some(now);
+            return None;
         }
+        Some(now.saturating_duration_since(self.heard_at))
     }
 }
 
@@ -259,142 +250,167 @@ fn random_name() -> Channel {
 mod tests {
     use super::*;
 
-    /// Whether a probe is found missing within `limit`.
-    async fn is_missed_within(probe: &Probe, limit: Duration) -> bool {
-        tokio::time::timeout(limit, probe.is_missed()).await.is_ok()
+    /// A probe with its own clock.
+    struct Stage {
+        probe: Probe,
+        now: Instant,
     }
 
-    fn hear(probe: &Probe, number: u64) {
-        assert!(probe.takes(&probe.channel(), probe.payload(number).as_bytes()));
-        probe.on_heard();
+    impl Stage {
+        /// A link that listens.
+        fn listening() -> Self {
+            let now = Instant::now();
+            let mut probe = Probe::new(now);
+            probe.allow();
+            probe.begin(now);
+            Self { probe, now }
+        }
+
+        fn begin(&mut self) {
+            self.probe.begin(self.now);
+        }
+
+        /// Publishes the next number, which Redis takes and gives to so many receivers.
+        fn publish(&mut self, receivers: i64) -> u64 {
+            let number = self.probe.next(self.now);
+            self.probe.on_published(number, receivers, self.now);
+            number
+        }
+
+        fn hear(&mut self, number: u64) {
+            let (channel, payload) = (self.probe.channel().clone(), self.probe.payload(number));
+            assert!(self.probe.takes(&channel, payload.as_bytes()));
+            self.probe.on_heard(self.now);
+        }
+
+        /// Whether a number is found missing within `time`, at the moment at which it is to be looked for.
+        fn misses_within(&mut self, time: Duration) -> bool {
+            let end = self.now + time;
+            while let Some(limit) = self.probe.limit().filter(|limit| *limit <= end) {
+                self.now = limit.max(self.now);
+                if self.probe.missed(self.now).is_some() {
+                    return true;
+                }
+            }
+            self.now = end;
+            false
+        }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_number_is_due_at_once_and_then_once_an_interval() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        assert!(probe.due_at().is_some_and(|at| at <= Instant::now()));
-        probe.next();
-        assert_eq!(probe.due_at(), Some(Instant::now() + INTERVAL));
+    #[test]
+    fn a_number_is_due_at_once_and_then_once_an_interval() {
+        let Stage { mut probe, now } = Stage::listening();
+        assert!(probe.due_at().is_some_and(|at| at <= now));
+        probe.next(now);
+        assert_eq!(probe.due_at(), Some(now + INTERVAL));
         probe.refuse();
         assert_eq!(probe.due_at(), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_number_that_comes_back_is_not_missed_whichever_answer_is_first() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        let first = probe.next();
-        hear(&probe, first);
-        probe.on_published(first, 1);
-        let second = probe.next();
-        probe.on_published(second, 1);
-        hear(&probe, second);
-        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    #[test]
+    fn a_number_that_comes_back_is_not_missed_whichever_answer_is_first() {
+        let mut stage = Stage::listening();
+        let first = stage.probe.next(stage.now);
+        stage.hear(first);
+        stage.probe.on_published(first, 1, stage.now);
+        let second = stage.publish(1);
+        stage.hear(second);
+        assert!(!stage.misses_within(10 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_number_that_redis_took_and_nobody_heard_is_missed() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        probe.on_published(probe.next(), 1);
-        assert!(!is_missed_within(&probe, GRACE / 2).await);
-        assert!(is_missed_within(&probe, GRACE).await);
-        probe.allow();
-        probe.begin();
-        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    #[test]
+    fn a_number_that_redis_took_and_that_does_not_come_back_is_missed() {
+        let mut stage = Stage::listening();
+        stage.publish(1);
+        assert!(!stage.misses_within(GRACE / 2));
+        assert!(stage.misses_within(GRACE));
+        stage.begin();
+        assert!(!stage.misses_within(10 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_number_behind_many_messages_is_waited_for() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        probe.on_published(probe.next(), 1);
+    #[test]
+    fn a_number_behind_many_messages_is_waited_for() {
+        let mut stage = Stage::listening();
+        stage.publish(1);
         for _ in 0..10 {
-            assert!(!is_missed_within(&probe, GRACE / 2).await);
-            assert!(!probe.takes(b"chat:a", b"1"));
-            probe.on_heard();
+            assert!(!stage.misses_within(GRACE / 2));
+            assert!(!stage.probe.takes(b"chat:a", b"1"));
+            stage.probe.on_heard(stage.now);
         }
-        assert!(is_missed_within(&probe, 2 * GRACE).await);
+        assert!(stage.misses_within(2 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_number_without_receivers_is_missed_at_once() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        tokio::time::advance(10 * GRACE).await;
-        probe.on_published(probe.next(), 0);
-        assert!(is_missed_within(&probe, Duration::from_millis(1)).await);
+    #[test]
+    fn a_number_without_receivers_is_missed_at_once() {
+        let mut stage = Stage::listening();
+        assert!(!stage.misses_within(10 * GRACE));
+        stage.publish(0);
+        assert!(stage.misses_within(Duration::ZERO));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn between_two_links_nothing_is_missed() {
-        let probe = Probe::new();
-        probe.begin();
-        let number = probe.next();
-        probe.on_published(number, 0);
-        assert!(is_missed_within(&probe, Duration::from_millis(1)).await);
-        probe.end();
-        probe.on_published(probe.next(), 0);
-        assert!(!is_missed_within(&probe, 10 * GRACE).await);
-        probe.begin();
-        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    #[test]
+    fn between_two_links_nothing_is_missed() {
+        let mut stage = Stage::listening();
+        stage.publish(0);
+        assert!(stage.misses_within(Duration::ZERO));
+        stage.probe.end();
+        stage.publish(0);
+        assert!(!stage.misses_within(10 * GRACE));
+        stage.begin();
+        assert!(!stage.misses_within(10 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_number_that_redis_has_not_taken_is_not_missed_when_the_one_before_came_back() {
-        let probe = Probe::new();
-        probe.begin();
-        let first = probe.next();
-        probe.on_published(first, 1);
-        probe.next();
-        hear(&probe, first);
-        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    #[test]
+    fn a_number_that_redis_has_not_taken_is_not_missed_when_the_one_before_came_back() {
+        let mut stage = Stage::listening();
+        let first = stage.publish(1);
+        stage.probe.next(stage.now);
+        stage.hear(first);
+        assert!(!stage.misses_within(10 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn while_redis_takes_nothing_nothing_is_missed() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        probe.next();
-        assert!(!is_missed_within(&probe, 10 * GRACE).await);
+    #[test]
+    fn while_redis_takes_nothing_nothing_is_missed() {
+        let mut stage = Stage::listening();
+        stage.probe.next(stage.now);
+        assert!(!stage.misses_within(10 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn numbers_of_others_are_no_proof() {
-        let (probe, other) = (Probe::new(), Probe::new());
-        probe.allow();
-        probe.begin();
-        let first = probe.next();
-        hear(&probe, first);
-        probe.on_published(first, 1);
-        let number = probe.next();
-        probe.on_published(number, 1);
-        let stolen = probe.payload(first);
+    #[test]
+    fn numbers_of_others_are_no_proof() {
+        let mut stage = Stage::listening();
+        let other = Probe::new(stage.now);
+        let first = stage.publish(1);
+        stage.hear(first);
+        let number = stage.publish(1);
+        let (channel, stolen) = (stage.probe.channel().clone(), stage.probe.payload(first));
         for forged in [number.to_string(), other.payload(number), stolen, format!("{number}:"), u64::MAX.to_string()] {
-            assert!(probe.takes(&probe.channel(), forged.as_bytes()), "it is nobody's message");
+            assert!(stage.probe.takes(&channel, forged.as_bytes()), "sessions do not get it");
         }
-        assert!(is_missed_within(&probe, 2 * GRACE).await);
+        assert!(stage.misses_within(2 * GRACE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn other_messages_do_not_stand_in_for_numbers_for_ever() {
-        let probe = Probe::new();
-        probe.allow();
-        probe.begin();
-        probe.on_published(probe.next(), 1);
-        let start = Instant::now();
-        while !is_missed_within(&probe, GRACE / 2).await {
-            assert!(start.elapsed() < 2 * MAX_BEHIND);
-            assert!(probe.takes(&probe.channel(), b"1"));
-            probe.on_heard();
+    #[test]
+    fn other_messages_do_not_stand_in_for_numbers_for_ever() {
+        let mut stage = Stage::listening();
+        stage.publish(1);
+        let start = stage.now;
+        let channel = stage.probe.channel().clone();
+        while !stage.misses_within(GRACE / 2) {
+            assert!(stage.now - start < 2 * MAX_BEHIND);
+            assert!(stage.probe.takes(&channel, b"1"));
+            stage.probe.on_heard(stage.now);
         }
-        assert!(start.elapsed() >= MAX_BEHIND);
+        assert!(stage.now - start >= MAX_BEHIND);
+    }
+
+    #[test]
+    fn a_number_whose_limit_passed_while_the_process_was_stopped_gets_another() {
+        let mut stage = Stage::listening();
+        stage.publish(1);
+        stage.now += 20 * GRACE;
+        assert_eq!(stage.probe.missed(stage.now), None);
+        assert!(!stage.misses_within(GRACE / 2));
+        assert!(stage.misses_within(GRACE));
     }
 }

@@ -1,26 +1,24 @@
-//! A worker's publishing link: texts leave in order, all that wait in one pipeline.
+//! A worker's publishing link to one node, as a state machine: answers and time go in; commands and events come out.
+//! Messages leave in order, all that wait in one pipeline.
 //!
-//! At most once: what was sent and not answered when the link breaks is reported as
-//! unknown and never sent again. While the worker's subscriptions are away nothing is
-//! sent, so that a client's own text comes back to it; and after that the other workers
-//! get a moment to find theirs, so that a restart of Redis loses no text between workers.
+//! At most once: what was sent and not answered when the link breaks is told as unknown and never sent again. While the
+//! worker's subscriptions are away nothing is sent, so that a client's own message comes back to it; and after that the
+//! other workers get a moment to find theirs, so that a restart of Redis loses no message between workers. May not
+//! enter: sockets, tasks, the clock.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, Value};
+use redis::{Pipeline, RedisResult, Value};
 use tokio::time::Instant;
 
-use super::connect::{LinkError, Made, Role, ask, is_for_now, is_not_allowed, is_refusal};
-use super::role::{Rank, Watch};
-use super::sentinel::Place;
-use super::supervisor::Backoff;
-use super::{Links, RETRY};
-use crate::broker::Sink;
-use crate::clock;
-use crate::id::SessionKey;
-use crate::message::{ClientMessage, NotPublished, Origin, Refusal};
+use super::backoff::Backoff;
+use super::fault::LinkError;
+use super::links::{Greeting, Links};
+use super::outlet::{Outlet, Question, Work, give_back};
+use crate::broker::event::Report;
+use crate::clock::Deadline;
+use crate::message::ClientMessage;
 
 /// Bytes of one pipeline, names included, and so of what comes back of it to each worker. Chosen: far under
 /// Redis' query buffer and the output buffer at which it ends a subscriber, and over what comes in a round
@@ -28,330 +26,271 @@ use crate::message::{ClientMessage, NotPublished, Origin, Refusal};
 const BATCH_BYTES: usize = 256 << 10;
 
 /// Where neither probes nor the role are to be had: Redis' `timeout` setting closes a publisher that is idle, and a
-/// dead link should be noticed before the next text is.
+/// dead link should be noticed before the next message is.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Between two looks at whether texts that are under way elsewhere are answered for.
-const LOOK: Duration = Duration::from_millis(5);
+/// A publishing outlet.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    state: LinkState,
+    backoff: Backoff,
+    /// Whether the outbox may have messages that the worker was not asked for.
+    has_messages: bool,
+    /// How many batches of messages were sent.
+    batches: u64,
+    /// When there may be something to do, if nothing happens before.
+    wake_at: Option<Instant>,
+}
 
-/// Keeps the link, forever.
-pub(super) async fn run(links: &Links, sink: &dyn Sink) {
-    let mut backoff = Backoff::new(links.settings.max_reconnect_delay);
-    loop {
-        let on_slow = |slow: &LinkError| links.health.attempt_failed(slow);
-        match links.settings.connect(Role::Publisher, &on_slow).await {
-            Err(error) => links.health.attempt_failed(&error),
-            Ok(Made { mut connection, driver, master, address, mut role, .. }) => {
-                links.health.link_is_up();
-                backoff.reset();
-                if !role.is_told() {
-                    links.health.role_is_unknown();
-                }
-                let mut doubt = Doubt::of(links, &role);
-                let error = tokio::select! {
-                    biased;
-                    () = driver => LinkError::Closed,
-                    error = async {
-                        let mut link = Link { links, sink, connection: &mut connection, doubt: &mut doubt };
-                        serve(&mut link, master.as_ref(), (&mut role, &address)).await
-                    } => error,
-                };
-                links.health.link_is_lost(&error);
-                if matches!(error, LinkError::NoMaster(..)) {
-                    links.suspect();
-                    sink.on_doubt(doubt.sessions, doubt.texts);
-                }
-            }
+/// Waiting → Connecting → Up, and back to Waiting when the link fails; from all to Closed.
+#[derive(Debug)]
+enum LinkState {
+    /// There is no link until then.
+    Waiting {
+        until: Instant,
+    },
+    Connecting,
+    Up(Box<Outlet>),
+    /// No link is made any more, or none ever was.
+    Closed,
+}
+
+impl Publisher {
+    /// A link that is to be made at once.
+    pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
+        let backoff = Backoff::new(max_reconnect_delay);
+        let state = LinkState::Waiting { until: now };
+        Self { state, backoff, has_messages: false, batches: 0, wake_at: None }
+    }
+
+    /// One that is never made.
+    pub(crate) fn closed(now: Instant) -> Self {
+        Self { state: LinkState::Closed, ..Self::new(Duration::ZERO, now) }
+    }
+
+    /// Messages wait in the outbox.
+    pub(crate) fn on_messages_wait(&mut self) {
+        self.has_messages = true;
+    }
+
+    /// Whether a link is to be made; the caller makes it, and says what came of it.
+    pub(crate) fn wants_link(&mut self, now: Instant) -> bool {
+        let is_due = matches!(self.state, LinkState::Waiting { until } if until <= now);
+        if is_due {
+            self.state = LinkState::Connecting;
         }
-        backoff.wait().await;
-    }
-}
-
-/// Senders that a server's role puts in doubt at most. Chosen: far over those of a second; the texts of others
-/// are only counted.
-const MAX_DOUBTED: usize = 1 << 16;
-
-/// Texts that Redis took since it said last that it is a master; none where it does not say that, and in a
-/// cluster, where the topology decides.
-#[derive(Debug, Default)]
-struct Doubt {
-    is_asked: bool,
-    texts: u64,
-    sessions: HashSet<SessionKey>,
-}
-
-impl Doubt {
-    fn of(links: &Links, role: &Watch) -> Self {
-        Self::when(role.is_told() && links.cluster.is_none())
+        is_due
     }
 
-    fn when(is_asked: bool) -> Self {
-        Self { is_asked, ..Self::default() }
+    pub(crate) fn on_not_connected(&mut self, links: &Links, error: &LinkError, now: Instant) {
+        debug_assert!(matches!(self.state, LinkState::Connecting));
+        links.health.attempt_failed(error);
+        self.state = LinkState::Waiting { until: self.backoff.pause(now) };
     }
 
-    fn add(&mut self, session: SessionKey) {
-        if self.is_asked {
-            self.texts += 1;
-            if self.sessions.len() < MAX_DOUBTED {
-                self.sessions.insert(session);
-            }
+    pub(crate) fn on_connected(&mut self, links: &mut Links, greeting: Greeting, now: Instant) {
+        debug_assert!(matches!(self.state, LinkState::Connecting));
+        links.health.link_is_up();
+        self.backoff.reset();
+        if !greeting.role.is_told() {
+            links.health.role_is_unknown();
+        }
+        self.state = LinkState::Up(Box::new(Outlet::new(links, greeting, now)));
+        self.has_messages = true;
+    }
+
+    /// Whether there is a outlet.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state, LinkState::Up(_))
+    }
+
+    /// Makes no link any more, once no messages are under way.
+    pub(crate) fn close(&mut self) {
+        if !self.has_under_way() {
+            self.state = LinkState::Closed;
         }
     }
-}
 
-/// The link, and what it works for.
-struct Link<'a> {
-    links: &'a Links,
-    sink: &'a dyn Sink,
-    connection: &'a mut MultiplexedConnection,
-    doubt: &'a mut Doubt,
-}
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.state, LinkState::Closed)
+    }
 
-async fn serve(link: &mut Link<'_>, master: Option<&Place>, (role, address): (&mut Watch, &str)) -> LinkError {
-    let Link { links, sink, .. } = *link;
-    loop {
-        let all_hear = async {
-            links.hears().await;
-            // Twice the longest pause between attempts; a worker that cannot come back must not
-            // hold the others for longer.
-            links.health.all_hear(links.subscribed_at.get() + 2 * links.settings.max_reconnect_delay).await;
+    /// Makes no link any more; returns the messages that Redis has not answered for.
+    pub(crate) fn abandon(&mut self) -> VecDeque<ClientMessage> {
+        match std::mem::replace(&mut self.state, LinkState::Closed) {
+            LinkState::Up(mut outlet) => outlet.take_under_way(),
+            LinkState::Waiting { .. } | LinkState::Connecting | LinkState::Closed => VecDeque::new(),
+        }
+    }
+
+    /// The number of the batch of messages that is under way, if one is.
+    pub(crate) fn batch(&self) -> Option<u64> {
+        self.has_under_way().then_some(self.batches)
+    }
+
+    fn has_under_way(&self) -> bool {
+        self.under_way().next().is_some()
+    }
+
+    /// The messages that Redis has not answered for.
+    pub(crate) fn under_way(&self) -> impl Iterator<Item = &ClientMessage> {
+        let outlet = match &self.state {
+            LinkState::Up(outlet) => Some(outlet),
+            LinkState::Waiting { .. } | LinkState::Connecting | LinkState::Closed => None,
         };
-        // Asked also while the subscriber is away: those with texts in doubt should not wait for it.
-        if at(role.next_at(), all_hear).await.is_none() {
-            if let Err(error) = check_role(link, role, address).await {
-                return error;
+        outlet.and_then(|outlet| outlet.under_way()).into_iter().flatten()
+    }
+
+    /// When [`Publisher::step`] has something to do at the latest.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            LinkState::Waiting { until } => Some(*until),
+            LinkState::Up(outlet) => match &outlet.work {
+                Work::UnderWay { deadline, .. } => Some(deadline.at()),
+                Work::Asked => None,
+                Work::Idle => self.wake_at,
+            },
+            LinkState::Connecting | LinkState::Closed => None,
+        }
+    }
+
+    /// The commands to send now: what is due, or nothing while an answer is awaited.
+    pub(crate) fn step(&mut self, links: &mut Links, now: Instant) -> Option<Pipeline> {
+        let LinkState::Up(outlet) = &mut self.state else { return None };
+        match &mut outlet.work {
+            Work::UnderWay { deadline, .. } => {
+                if deadline.has_passed(now) {
+                    let silent = LinkError::Silent("Redis".to_owned(), links.terms.response_timeout);
+                    self.fail(links, &silent, now);
+                }
+                return None;
             }
-            continue;
+            Work::Asked => return None,
+            Work::Idle => {}
         }
-        if links.is_deaf() {
-            continue;
+        // Asked also while the subscriber is away: those with messages in doubt should not wait for it.
+        if outlet.role.is_due(now) {
+            let mut pipeline = Pipeline::new();
+            pipeline.add_command(outlet.role.question());
+            return Some(self.send(links, Question::Role, pipeline, now));
         }
-        if !links.is_where_the_subscriber_is(master) {
-            return LinkError::Elsewhere;
+        let role_at = outlet.role.next_at();
+        if let Some(wait) = outlet.wait(links, now) {
+            self.wake_at = wait.into_iter().chain(role_at).min();
+            return None;
         }
-        if links.is_behind_others() {
-            tokio::time::sleep(LOOK).await;
-            continue;
+        if links.subscriber_at != outlet.master {
+            self.fail(links, &LinkError::Elsewhere, now);
+            return None;
         }
-        if links.is_mark_due.take()
-            && let Err(error) = publish_mark(links, link.connection).await
+        self.next_command(links, role_at, now)
+    }
+
+    /// The next command of a link that may publish.
+    fn next_command(&mut self, links: &mut Links, role_at: Option<Instant>, now: Instant) -> Option<Pipeline> {
+        let LinkState::Up(outlet) = &mut self.state else { return None };
+        let mut pipeline = Pipeline::new();
+        if std::mem::take(&mut links.is_marker_due)
+            && let Some(marker) = &links.marker
         {
-            return error;
+            pipeline.cmd("PUBLISH").arg(&*marker.channel).arg(marker.payload());
+            return Some(self.send(links, Question::Marker, pipeline, now));
         }
-        let now = Instant::now();
-        if links.probe.due_at().is_some_and(|at| at <= now)
-            && let Err(error) = publish_probe(links, link.connection).await
-        {
-            return error;
+        if links.probe.due_at().is_some_and(|at| at <= now) {
+            let number = links.probe.next(now);
+            let name = if links.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" };
+            pipeline.cmd(name).arg(&**links.probe.channel()).arg(links.probe.payload(number));
+            return Some(self.send(links, Question::Probe(number), pipeline, now));
         }
-        let texts = sink.take_texts(links.node, BATCH_BYTES);
-        let next = [links.probe.due_at(), role.next_at()].into_iter().flatten().min();
-        let done = if !texts.is_empty() {
-            publish(link, texts).await
-        } else if tokio::time::timeout_at(next.unwrap_or(now + PING_INTERVAL), links.texts_wait.notified())
-            .await
-            .is_err()
-            && next.is_none()
-        {
-            ping(links, link.connection).await
-        } else {
-            Ok(())
+        if std::mem::take(&mut self.has_messages) {
+            outlet.work = Work::Asked;
+            links.events.push_back(Report::Room { node: links.node, max_bytes: BATCH_BYTES });
+            return None;
+        }
+        let next = links.probe.due_at().into_iter().chain(role_at).min();
+        let ping_at = outlet.idle_since + PING_INTERVAL;
+        if next.is_none() && ping_at <= now {
+            pipeline.cmd("PING");
+            return Some(self.send(links, Question::Ping, pipeline, now));
+        }
+        self.wake_at = Some(next.unwrap_or(ping_at));
+        None
+    }
+
+    /// The messages that the worker has for this node: in order, none when none wait.
+    pub(crate) fn on_messages(
+        &mut self,
+        links: &mut Links,
+        messages: Vec<ClientMessage>,
+        now: Instant,
+    ) -> Option<Pipeline> {
+        let LinkState::Up(outlet) = &mut self.state else {
+            give_back(links, messages);
+            return None;
+        };
+        if !matches!(outlet.work, Work::Asked) {
+            debug_assert!(messages.is_empty(), "the worker was not asked for messages");
+            give_back(links, messages);
+            return None;
+        }
+        outlet.work = Work::Idle;
+        if messages.is_empty() {
+            return None;
+        }
+        let mut pipeline = Pipeline::with_capacity(messages.len());
+        for message in &messages {
+            let name = if links.placement.is_sharded(&message.channel) { "SPUBLISH" } else { "PUBLISH" };
+            pipeline.cmd(name).arg(&*message.channel).arg(&*message.payload);
+        }
+        self.batches += 1;
+        Some(self.send(links, Question::Messages(messages.into()), pipeline, now))
+    }
+
+    fn send(&mut self, links: &Links, question: Question, pipeline: Pipeline, now: Instant) -> Pipeline {
+        if let LinkState::Up(outlet) = &mut self.state {
+            let deadline = Deadline::after(links.terms.response_timeout, now);
+            outlet.work = Work::UnderWay { question, sent: now, deadline };
+        }
+        pipeline
+    }
+
+    /// The answers to the last commands, one for each.
+    pub(crate) fn on_answers(&mut self, links: &mut Links, answers: RedisResult<Vec<Value>>, now: Instant) {
+        let LinkState::Up(outlet) = &mut self.state else { return };
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => return self.fail(links, &LinkError::Ended(error), now),
+        };
+        let Work::UnderWay { question, sent, .. } = std::mem::replace(&mut outlet.work, Work::Idle) else {
+            debug_assert!(false, "answers to nothing");
+            return;
+        };
+        outlet.idle_since = now;
+        outlet.paused_until = None;
+        let done = match question {
+            Question::Messages(messages) => {
+                outlet.on_published(links, messages, answers, now);
+                self.has_messages = true;
+                Ok(())
+            }
+            question => {
+                let answer = answers.into_iter().next().unwrap_or(Value::Nil).extract_error();
+                outlet.on_answer(links, &question, answer, sent, now)
+            }
         };
         if let Err(error) = done {
-            return error;
-        }
-    }
-}
-
-/// What `future` resolves to, unless it is `time` before.
-async fn at<T>(time: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
-    match time {
-        Some(time) if time <= Instant::now() => None,
-        Some(time) => tokio::time::timeout_at(time, future).await.ok(),
-        None => Some(future.await),
-    }
-}
-
-/// Leaves a server that is no master any more.
-async fn check_role(link: &mut Link<'_>, role: &mut Watch, address: &str) -> Result<(), LinkError> {
-    let question = role.question();
-    let (sent, timeout) = (Instant::now(), link.links.settings.response_timeout);
-    let answer = tokio::time::timeout(timeout, ask(link.connection, &question)).await;
-    let answer = answer.map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?;
-    let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
-    link.links.judge(rank, address)?;
-    if rank == Rank::Master || !role.is_told() {
-        *link.doubt = Doubt::of(link.links, role);
-    }
-    if !role.is_told() {
-        link.links.health.role_is_unknown();
-    }
-    Ok(())
-}
-
-async fn publish(link: &mut Link<'_>, texts: Vec<ClientMessage>) -> Result<(), LinkError> {
-    let Link { links, sink, .. } = *link;
-    let mut pipeline = Pipeline::with_capacity(texts.len());
-    for text in &texts {
-        pipeline.cmd(command(links, &text.channel)).arg(&*text.channel).arg(&*text.payload);
-    }
-    let count = texts.len();
-    let batch = links.begin_batch(&texts);
-    let mut sent = Sent { sink, doubt: link.doubt, unanswered: texts.into(), taken_back: Vec::new() };
-    let timeout = links.settings.response_timeout;
-    let answers = clock::timeout(timeout, link.connection.send_packed_commands(&pipeline, 0, count))
-        .await
-        .map_err(|_| LinkError::Silent("Redis".to_owned(), timeout))?
-        .map_err(LinkError::Ended)?;
-    let overtaken = sent.overtaken(&answers);
-    for (answer, is_overtaken) in answers.into_iter().zip(overtaken) {
-        match answer {
-            Value::ServerError(error) if is_for_now(Some(error.code())) && !is_overtaken => sent.take_back(),
-            Value::ServerError(error) => {
-                let refusal = Refusal::new(error.code(), error.details());
-                sent.answer(Err(NotPublished::Refused(refusal)));
-            }
-            _ => sent.answer(Ok(())),
-        }
-    }
-    let is_refused_for_now = !sent.taken_back.is_empty();
-    drop(sent);
-    drop(batch);
-    if is_refused_for_now {
-        links.contradicted();
-        tokio::time::sleep(RETRY).await;
-    }
-    Ok(())
-}
-
-fn command(links: &Links, channel: &[u8]) -> &'static str {
-    if links.placement.is_sharded(channel) { "SPUBLISH" } else { "PUBLISH" }
-}
-
-async fn publish_mark(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
-    let mut publish = redis::cmd("PUBLISH");
-    match &*links.mark.borrow() {
-        Some(mark) => {
-            let signature = mark.seal.map_or_else(String::new, |seal| seal.sign(&mark.channel));
-            publish.arg(&*mark.channel).arg(signature)
-        }
-        None => return Ok(()),
-    };
-    let timeout = links.settings.response_timeout;
-    match clock::timeout(timeout, ask(connection, &publish)).await {
-        Ok(Ok(_)) => {}
-        // Nobody comes to it, then, and they say so.
-        Ok(Err(error)) if is_refusal(&error) => {
-            tracing::debug!(%error, "Redis refuses the hand-over's marker: {error}")
-        }
-        Ok(Err(error)) => return Err(LinkError::Ended(error)),
-        Err(_) => return Err(LinkError::Silent("Redis".to_owned(), timeout)),
-    }
-    Ok(())
-}
-
-async fn publish_probe(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
-    let number = links.probe.next();
-    let mut publish = redis::cmd(if links.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" });
-    publish.arg(&*links.probe.channel()).arg(links.probe.payload(number));
-    let timeout = links.settings.response_timeout;
-    match clock::timeout(timeout, ask(connection, &publish)).await {
-        Ok(Ok(Value::Int(receivers))) => links.probe.on_published(number, receivers),
-        Ok(Err(error)) if is_not_allowed(&error) => {
-            links.probe.refuse();
-            links.health.probe_is_refused(&error);
-        }
-        // It was not published, and that says nothing about the subscriber; where its slot has moved,
-        // the subscriber is told so as well.
-        Ok(Err(error)) if is_refusal(&error) => tracing::debug!(%error, "Redis refuses the probe: {error}"),
-        Ok(Ok(other)) => tracing::debug!(?other, "Redis answers PUBLISH with {other:?} instead of a number"),
-        Ok(Err(error)) => return Err(LinkError::Ended(error)),
-        Err(_) => return Err(LinkError::Silent("Redis".to_owned(), timeout)),
-    }
-    Ok(())
-}
-
-async fn ping(links: &Links, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
-    let timeout = links.settings.response_timeout;
-    match clock::timeout(timeout, ask(connection, &redis::cmd("PING"))).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(LinkError::Ended(error)),
-        Err(_) => Err(LinkError::Silent("Redis".to_owned(), timeout)),
-    }
-}
-
-/// Texts that were sent. However this ends, every one of them is reported or given back.
-struct Sent<'a> {
-    sink: &'a dyn Sink,
-    doubt: &'a mut Doubt,
-    unanswered: VecDeque<ClientMessage>,
-    taken_back: Vec<ClientMessage>,
-}
-
-impl Sent<'_> {
-    fn answer(&mut self, outcome: Result<(), NotPublished>) {
-        if let Some(text) = self.unanswered.pop_front() {
-            let bytes = text.cost();
-            if let (Ok(()), Origin::Session(key)) = (&outcome, &text.origin) {
-                self.doubt.add(*key);
-            }
-            self.sink.on_published(text.origin, bytes, outcome);
+            self.fail(links, &error, now);
         }
     }
 
-    /// Of each text, whether one behind it on its channel was published: it cannot be tried again then,
-    /// for it would come after that.
-    fn overtaken(&self, answers: &[Value]) -> Vec<bool> {
-        let is_taken = |answer: &Value| !matches!(answer, Value::ServerError(_));
-        if answers.iter().all(is_taken) {
-            return vec![false; answers.len()];
-        }
-        let mut published = HashSet::new();
-        let mut overtaken: Vec<_> = self
-            .unanswered
-            .iter()
-            .zip(answers)
-            .rev()
-            .map(|(text, answer)| {
-                if is_taken(answer) {
-                    published.insert(&text.channel);
-                }
-                published.contains(&text.channel)
-            })
-            .collect();
-        overtaken.reverse();
-        overtaken
-    }
-
-    fn take_back(&mut self) {
-        self.taken_back.extend(self.unanswered.pop_front());
-    }
-}
-
-impl Drop for Sent<'_> {
-    fn drop(&mut self) {
-        while !self.unanswered.is_empty() {
-            self.answer(Err(NotPublished::Unknown));
-        }
-        if !self.taken_back.is_empty() {
-            self.sink.take_back(std::mem::take(&mut self.taken_back));
-        }
+    /// The link is lost, as when its stream has ended, and another is made after a pause.
+    pub(crate) fn fail(&mut self, links: &mut Links, error: &LinkError, now: Instant) {
+        let LinkState::Up(outlet) = &mut self.state else { return };
+        outlet.end(links, error);
+        links.health.link_is_lost(error);
+        self.state = LinkState::Waiting { until: self.backoff.pause(now) };
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn doubt_is_bounded_and_none_is_kept_where_the_role_is_not_told() {
-        let (mut asked, mut not_asked) = (Doubt::when(true), Doubt::when(false));
-        let count = u32::try_from(MAX_DOUBTED).unwrap() + 10;
-        for index in 0..count {
-            asked.add(SessionKey { index, generation: index });
-            not_asked.add(SessionKey { index, generation: index });
-        }
-        assert_eq!((asked.sessions.len(), asked.texts), (MAX_DOUBTED, u64::from(count)));
-        assert_eq!((not_asked.sessions.len(), not_asked.texts), (0, 0));
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The role of a server. A message published at a replica reaches no subscriber of its master, and a replica does
+//! The role of a node. A message published at a replica reaches no subscriber of its master, and a replica does
 //! not refuse PUBLISH, which is no write. So each link asks for the role before use and every second.
 //!
 //! HELLO answers without a right of its own (Redis never refuses it); where HELLO is unknown, ROLE replaces it. In
@@ -6,14 +6,14 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value};
 use tokio::time::Instant;
 
-use super::connect::{ask, is_for_now, is_refusal};
+use super::fault::{is_for_now, is_refusal};
+use super::resp::Protocol;
 
 /// How often a link asks. Chosen: for this long, messages published at a former master are in doubt.
-pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause before a server that refuses both questions is asked again. Chosen: the subscriber's audit interval, so
 /// that a corrected ACL is noticed then.
@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// The role that a server reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rank {
+pub(crate) enum Rank {
     Master,
     Replica,
     Sentinel,
@@ -38,8 +38,8 @@ enum Question {
 
 /// A link's knowledge of its server's role.
 #[derive(Debug)]
-pub(super) struct Watch {
-    version: u8,
+pub(crate) struct Watch {
+    protocol: Protocol,
     question: Question,
     /// Whether the server answers one of the questions; true until it has refused both.
     is_told: bool,
@@ -51,12 +51,12 @@ pub(super) struct Watch {
 
 impl Rank {
     /// Whether links leave the server.
-    pub(super) fn is_wrong(self) -> bool {
+    pub(crate) fn is_wrong(self) -> bool {
         matches!(self, Self::Replica | Self::Sentinel)
     }
 
     /// The role and why webws cannot use the server, to follow the server's name.
-    pub(super) fn fault(self) -> &'static str {
+    pub(crate) fn fault(self) -> &'static str {
         match self {
             Self::Sentinel => "is a Sentinel, not a master: write redis+sentinel://HOST:PORT/NAME",
             _ => "is a replica, not a master (any more): messages published there do not reach its master",
@@ -65,19 +65,21 @@ impl Rank {
 }
 
 impl Watch {
-    /// For a link that speaks this version of the protocol.
-    pub(super) fn new(version: u8) -> Self {
-        let now = Instant::now();
-        Self { version, question: Question::Hello, is_told: true, master_at: now, next_at: Some(now) }
+    /// For a link that speaks this version of the protocol; due at once.
+    pub(crate) fn new(protocol: Protocol, now: Instant) -> Self {
+        Self { protocol, question: Question::Hello, is_told: true, master_at: now, next_at: Some(now) }
     }
 
     /// The command to ask with.
-    pub(super) fn question(&self) -> Cmd {
+    pub(crate) fn question(&self) -> Cmd {
         match self.question {
             Question::Hello => {
                 let mut hello = redis::cmd("HELLO");
                 // Redis 6.0 requires a version. Any other version would change the link's protocol.
-                hello.arg(self.version);
+                hello.arg(match self.protocol {
+                    Protocol::Resp2 => 2,
+                    Protocol::Resp3 => 3,
+                });
                 hello
             }
             Question::Role => redis::cmd("ROLE"),
@@ -85,27 +87,27 @@ impl Watch {
     }
 
     /// When to ask next; `None` if this link may not ask.
-    pub(super) fn next_at(&self) -> Option<Instant> {
+    pub(crate) fn next_at(&self) -> Option<Instant> {
         self.next_at
     }
 
     /// Whether it is time to ask.
-    pub(super) fn is_due(&self) -> bool {
-        self.next_at.is_some_and(|at| at <= Instant::now())
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.next_at.is_some_and(|at| at <= now)
     }
 
     /// Ends the questions: a subscriber may not ask over RESP2.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.next_at = None;
     }
 
     /// The last time at which the server was certainly a master.
-    pub(super) fn master_at(&self) -> Instant {
+    pub(crate) fn master_at(&self) -> Instant {
         self.master_at
     }
 
     /// Whether the server reports its role.
-    pub(super) fn is_told(&self) -> bool {
+    pub(crate) fn is_told(&self) -> bool {
         self.is_told
     }
 
@@ -113,7 +115,7 @@ impl Watch {
     ///
     /// # Errors
     /// When no answer came.
-    pub(super) fn on_answer(&mut self, sent: Instant, answer: Result<Value, RedisError>) -> Result<Rank, RedisError> {
+    pub(crate) fn on_answer(&mut self, sent: Instant, answer: Result<Value, RedisError>) -> Result<Rank, RedisError> {
         self.next_at = Some(sent + INTERVAL);
         let rank = match answer {
             Ok(answer) => rank(self.question, &answer),
@@ -132,21 +134,6 @@ impl Watch {
             (Rank::Replica | Rank::Sentinel, _) => self.is_told = true,
         }
         Ok(rank)
-    }
-
-    /// Asks, by HELLO and then by ROLE.
-    ///
-    /// # Errors
-    /// When no answer comes.
-    pub(super) async fn ask(&mut self, connection: &mut MultiplexedConnection) -> Result<Rank, RedisError> {
-        loop {
-            let (before, sent) = (self.question, Instant::now());
-            let answer = ask(connection, &self.question()).await;
-            let rank = self.on_answer(sent, answer)?;
-            if rank != Rank::Unknown || self.question == before || !self.is_told {
-                return Ok(rank);
-            }
-        }
     }
 }
 
@@ -227,7 +214,7 @@ mod tests {
                 },
             ))
             .extract_error();
-        let mut watch = Watch::new(3);
+        let mut watch = Watch::new(Protocol::Resp3, Instant::now());
         assert_eq!(watch.on_answer(Instant::now(), unknown).unwrap(), Rank::Unknown);
         assert_eq!((watch.question, watch.is_told()), (Question::Role, true));
         assert!(watch.on_answer(Instant::now(), refused()).is_err(), "that is no answer");
@@ -237,10 +224,10 @@ mod tests {
         assert_eq!(watch.on_answer(sent, Ok(master)).unwrap(), Rank::Master);
         assert_eq!((watch.master_at(), watch.next_at()), (sent, Some(sent + INTERVAL)));
         assert_eq!(watch.on_answer(Instant::now(), Ok(Value::Nil)).unwrap(), Rank::Unknown);
-        assert!(!watch.is_told() && !watch.is_due(), "it has refused both questions");
+        assert!(!watch.is_told() && !watch.is_due(Instant::now()), "it has refused both questions");
         tokio::time::advance(AGAIN).await;
-        assert!(watch.is_due() && watch.question == Question::Hello);
+        assert!(watch.is_due(Instant::now()) && watch.question == Question::Hello);
         assert_eq!(watch.on_answer(Instant::now(), Ok(hello("standalone", "replica"))).unwrap(), Rank::Replica);
-        assert!(watch.is_told() && !watch.is_due());
+        assert!(watch.is_told() && !watch.is_due(Instant::now()));
     }
 }

@@ -9,18 +9,15 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, Value};
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, RedisResult, Value};
 use tokio::time::{Instant, timeout_at};
 
-use super::connect::{self, LinkError, is_refusal, secure};
 use super::credential::Credential;
-use super::dial::{self, Race, Step, first_of, within};
+use super::dial::{self, Race, first_of, within};
+use super::fault::{LinkError, Step, is_refusal};
 use super::greeting::without_arguments;
-use super::sieve::Transport;
-use super::tls::Tls;
-
-/// A host and a port.
-pub(super) type Place = (String, u16);
+use super::tls::{Tls, secure};
+use super::transport::{Place, Transport};
 
 /// How long the first that answers waits for others to agree, before its word is taken. Chosen: far above a round
 /// trip, and hardly a part of a failover.
@@ -152,14 +149,14 @@ impl Sentinels {
         let own = self.own.read().map_err(io::Error::other)?;
         let mut refusal = None;
         if !own.is_empty() {
-            refusal = connect::ask(connection, &own.auth()).await.err();
+            refusal = ask(connection, &own.auth()).await.err();
         }
-        let mut answer = connect::ask(connection, &question).await;
+        let mut answer = ask(connection, &question).await;
         if own.is_empty() && answer.as_ref().is_err_and(wants_password) {
             let of_redis = self.of_redis.read().map_err(io::Error::other)?;
             if !of_redis.is_empty() {
-                refusal = connect::ask(connection, &of_redis.auth()).await.err();
-                answer = connect::ask(connection, &question).await;
+                refusal = ask(connection, &of_redis.auth()).await.err();
+                answer = ask(connection, &question).await;
             }
         }
         match answer {
@@ -176,6 +173,11 @@ impl Sentinels {
             }
         }
     }
+}
+
+/// Sends one command; an error that the Sentinel answers is an error.
+async fn ask(connection: &mut MultiplexedConnection, command: &redis::Cmd) -> RedisResult<Value> {
+    connection.send_packed_command(command).await.and_then(Value::extract_error)
 }
 
 /// How many name the same master as the one at `place`.

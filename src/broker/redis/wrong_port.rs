@@ -2,8 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::connect::LinkError;
-use super::dial::Step;
+use super::fault::{LinkError, Step};
 use crate::config::RedisAddress;
 
 /// Adds advice about the scheme to an error before the first answer.

@@ -37,7 +37,8 @@ impl Hub {
         members
     }
 
-    /// How many channels are confirmed at a server.
+    /// How many channels are confirmed at a node.
+    #[cfg(test)]
     pub(crate) fn confirmed(&self, node: Node) -> usize {
         *self.confirmed.at(node)
     }
@@ -103,17 +104,8 @@ impl Hub {
         self.channels.iter_mut().map(|(_, entry)| entry).filter(move |entry| entry.node == node)
     }
 
-    /// All channels to subscribe on a new link to a server. Those that linger are among them:
-    /// somebody who comes back counts on them.
-    pub(crate) fn wanted(&mut self, node: Node) -> Vec<Channel> {
-        let asked = self.of_node(node).map(|entry| {
-            entry.is_asked = true;
-            entry.name.clone()
-        });
-        asked.collect()
-    }
-
-    /// Those of them that were asked for and are not confirmed.
+    /// The channels at a node that were asked for and are not confirmed.
+    #[cfg(test)]
     pub(crate) fn unconfirmed(&mut self, node: Node) -> Vec<Channel> {
         let unconfirmed = self.of_node(node).filter(|entry| entry.is_asked && !entry.is_confirmed);
         unconfirmed.map(|entry| entry.name.clone()).collect()

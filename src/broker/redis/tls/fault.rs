@@ -8,7 +8,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
-use super::Trust;
+/// The source of trust in a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// The system's authorities.
+    System,
+    /// The certificates that the settings name.
+    Named,
+}
 
 /// The command that prints a running server's certificate.
 const FETCH: &str = "`openssl s_client -connect HOST:PORT </dev/null | openssl x509` prints it";
@@ -23,7 +30,7 @@ struct TlsFault {
 }
 
 /// The same error; an error of TLS gets a plain sentence.
-pub(in crate::broker::redis) fn explained(error: io::Error, trust: Trust) -> io::Error {
+pub(crate) fn explained(error: io::Error, trust: Trust) -> io::Error {
     let kind = error.kind();
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).cloned() {
         Some(inner) => match sentence(&inner, trust) {

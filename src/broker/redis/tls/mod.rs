@@ -20,10 +20,11 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use self::certificate::Certificate;
 use self::verifier::Verifier;
-use super::connect::SettingsError;
+use super::fault::SettingsError;
+use super::transport::Transport;
 use crate::config::RedisConfig;
 
-pub(super) use self::fault::explained;
+pub(super) use self::fault::{Trust, explained};
 
 /// The client's side of TLS.
 #[derive(Debug, Clone)]
@@ -32,15 +33,6 @@ pub(super) struct Tls {
     /// The name that each certificate must have; `None` for the host's name.
     server_name: Option<ServerName<'static>>,
     pub(super) trust: Trust,
-}
-
-/// The source of trust in a certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// The system's authorities.
-    System,
-    /// The certificates that the settings name.
-    Named,
 }
 
 impl Tls {
@@ -78,6 +70,17 @@ impl Tls {
         let connector = TlsConnector::from(self.config.clone());
         connector.connect(name, stream).await.map_err(|error| explained(error, self.trust))
     }
+}
+
+/// A stream to a server, through TLS where there are settings for it.
+///
+/// # Errors
+/// As [`Tls::connect`].
+pub(super) async fn secure(tls: Option<&Tls>, host: &str, stream: TcpStream) -> io::Result<Box<dyn Transport>> {
+    Ok(match tls {
+        Some(tls) => Box::new(tls.connect(host, stream).await?),
+        None => Box::new(stream),
+    })
 }
 
 fn name_to_check(name: &str) -> Result<ServerName<'static>, SettingsError> {

@@ -1,44 +1,17 @@
-//! What both links share: when to try again, and telling the operator once per change.
+//! The health of all links to a node, of all workers: what an operator is told, once per change. May not enter: what
+//! a link does.
 
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connect::LinkError;
+use super::fault::LinkError;
 use crate::channel::Channel;
 use crate::config::RedisUrl;
 use crate::throttle::Throttle;
-
-/// The pause before the first attempt to connect again.
-const FIRST_DELAY: Duration = Duration::from_millis(50);
-
-/// Pauses that double up to a limit, each cut by up to a half at random, so that many
-/// workers and nodes do not come back at the same instant.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    next: Duration,
-    max: Duration,
-}
-
-impl Backoff {
-    pub(super) fn new(max: Duration) -> Self {
-        Self { next: FIRST_DELAY.min(max), max }
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.next = FIRST_DELAY.min(self.max);
-    }
-
-    pub(super) async fn wait(&mut self) {
-        let pause = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
-        self.next = (self.next * 2).min(self.max);
-        tokio::time::sleep(pause).await;
-    }
-}
 
 /// The state of all links of a server, for one log line per change.
 #[derive(Debug)]
@@ -105,26 +78,27 @@ impl Health {
     }
 
     /// A worker has all its subscriptions.
-    pub(super) fn worker_hears(&self) {
+    pub(crate) fn worker_hears(&self) {
         self.deaf.send_modify(|deaf| *deaf = deaf.saturating_sub(1));
     }
 
     /// A worker that had its subscriptions has lost them.
-    pub(super) fn worker_is_deaf(&self) {
+    pub(crate) fn worker_is_deaf(&self) {
         self.deaf.send_modify(|deaf| *deaf += 1);
     }
 
-    /// Waits until all workers have their subscriptions, or for the time to be up.
-    pub(super) async fn all_hear(&self, patience: Instant) {
-        if *self.deaf.borrow() > 0 {
-            let mut deaf = self.deaf.subscribe();
-            // The sender is ours, so waiting ends with the wish or the time.
-            drop(tokio::time::timeout_at(patience, deaf.wait_for(|deaf| *deaf == 0)).await);
-        }
+    /// Whether all workers have their subscriptions.
+    pub(crate) fn do_all_hear(&self) -> bool {
+        *self.deaf.borrow() == 0
+    }
+
+    /// Follows how many workers do not have their subscriptions.
+    pub(crate) fn deaf(&self) -> watch::Receiver<usize> {
+        self.deaf.subscribe()
     }
 
     /// What is wrong, if anything, in words for an operator.
-    pub(super) fn fault(&self) -> Option<String> {
+    pub(crate) fn fault(&self) -> Option<String> {
         let mut fault = None;
         self.change(|state| {
             if state.down > 0 {
@@ -142,7 +116,7 @@ impl Health {
     }
 
     /// Redis does not allow probes.
-    pub(super) fn probe_is_refused(&self, error: &dyn fmt::Display) {
+    pub(crate) fn probe_is_refused(&self, error: &dyn fmt::Display) {
         self.change(|state| {
             if !std::mem::replace(&mut state.is_probe_refused, true) {
                 let server = &state.server;
@@ -157,7 +131,7 @@ impl Health {
     }
 
     /// Redis refuses all subscriptions.
-    pub(super) fn subscription_is_refused(&self, error: &str) {
+    pub(crate) fn subscription_is_refused(&self, error: &str) {
         static REFUSED: Throttle = Throttle::per_minute();
         self.change(|state| {
             self.is_refused.store(true, Ordering::Relaxed);
@@ -180,7 +154,7 @@ impl Health {
     }
 
     /// Redis has taken a worker's subscription to `channel`.
-    pub(super) fn subscription_is_taken(&self, channel: &Channel) {
+    pub(crate) fn subscription_is_taken(&self, channel: &Channel) {
         self.change(|state| {
             self.is_refused.store(false, Ordering::Relaxed);
             state.taken = Some(channel.clone());
@@ -193,25 +167,25 @@ impl Health {
     }
 
     /// Notes that Redis refuses `channel`; returns the last channels before it that were taken and refused.
-    pub(super) fn tried(&self, channel: &Channel) -> [Option<Channel>; 2] {
+    pub(crate) fn tried(&self, channel: &Channel) -> [Option<Channel>; 2] {
         let mut tried = [None, None];
         self.change(|state| tried = [state.taken.clone(), state.refused.replace(channel.clone())]);
         tried
     }
 
     /// The channel to try again: the last one taken, or else the last one refused.
-    pub(super) fn last_tried(&self) -> Option<Channel> {
+    pub(crate) fn last_tried(&self) -> Option<Channel> {
         let mut channel = None;
         self.change(|state| channel = state.taken.clone().or_else(|| state.refused.clone()));
         channel
     }
 
-    pub(super) fn is_subscription_refused(&self) -> bool {
+    pub(crate) fn is_subscription_refused(&self) -> bool {
         self.is_refused.load(Ordering::Relaxed)
     }
 
     /// Why nothing can be subscribed, as a sentence for an operator.
-    pub(super) fn refusal(&self) -> Option<String> {
+    pub(crate) fn refusal(&self) -> Option<String> {
         let mut refusal = None;
         self.change(|state| {
             if let Some(Refusal { error, since, .. }) = &state.refusal {
@@ -223,7 +197,7 @@ impl Health {
     }
 
     /// The server does not say whether it is a master.
-    pub(super) fn role_is_unknown(&self) {
+    pub(crate) fn role_is_unknown(&self) {
         self.change(|state| {
             if !std::mem::replace(&mut state.is_role_unknown, true) {
                 let server = &state.server;
@@ -237,7 +211,7 @@ impl Health {
     }
 
     /// A link is up.
-    pub(super) fn link_is_up(&self) {
+    pub(crate) fn link_is_up(&self) {
         self.change(|state| {
             state.down = state.down.saturating_sub(1);
             if state.down > 0 {
@@ -261,7 +235,7 @@ impl Health {
     }
 
     /// A link that was up is lost.
-    pub(super) fn link_is_lost(&self, error: &LinkError) {
+    pub(crate) fn link_is_lost(&self, error: &LinkError) {
         self.change(|state| {
             if state.down == 0 {
                 state.since = Instant::now();
@@ -272,7 +246,7 @@ impl Health {
     }
 
     /// A link could not be made.
-    pub(super) fn attempt_failed(&self, error: &LinkError) {
+    pub(crate) fn attempt_failed(&self, error: &LinkError) {
         self.change(|state| state.tell(error));
     }
 
@@ -303,23 +277,5 @@ impl State {
                 "Redis is away ({server}): {error}. WebSockets stay open, new ones get 503, webws tries again"
             );
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn pauses_grow_to_their_limit_and_start_anew() {
-        let mut backoff = Backoff::new(Duration::from_millis(400));
-        for longest in [50, 100, 200, 400, 400] {
-            let start = Instant::now();
-            backoff.wait().await;
-            let paused = start.elapsed().as_millis();
-            assert!((longest / 2..=longest + 1).contains(&paused), "{paused} of {longest}");
-        }
-        backoff.reset();
-        assert_eq!(backoff.next, FIRST_DELAY);
     }
 }

@@ -26,7 +26,7 @@ impl Seal {
 
     /// The signature that is published for `name`.
     #[expect(deprecated, reason = "std's other hashers may change; two versions of us must agree")]
-    pub(super) fn sign(self, name: &[u8]) -> String {
+    pub(crate) fn sign(self, name: &[u8]) -> String {
         let mut hasher = std::hash::SipHasher::new_with_keys(self.0, self.1);
         hasher.write(name);
         format!("{:016x}", hasher.finish())

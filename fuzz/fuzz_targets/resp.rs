@@ -1,7 +1,7 @@
-//! `bodies/sieve.rs` with libFuzzer's input.
+//! `bodies/resp.rs` with libFuzzer's input.
 #![no_main]
 
-#[path = "../bodies/sieve.rs"]
+#[path = "../bodies/resp.rs"]
 mod body;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| body::run(input));

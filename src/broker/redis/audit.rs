@@ -1,0 +1,76 @@
+//! The audits of a subscribing link: the number of subscriptions that Redis has is compared with the number that it
+//! confirmed. Where Redis does not count, the answer is only a sign of life.
+//!
+//! If Redis has fewer, no answer names the missing ones. So the worker subscribes all again, on the same link, which
+//! meanwhile delivers for the others. May not enter: how Redis is asked.
+
+use tokio::time::Instant;
+
+use super::errand::{Counting, Errand};
+use super::fault::LinkError;
+use super::link::{Count, LinkState};
+use super::links::Links;
+use crate::broker::event::Report;
+use crate::throttle::Throttle;
+
+/// Redis has so many subscriptions fewer than it confirmed; `None` where it does not count.
+///
+/// # Errors
+/// When it still has fewer after all were subscribed again.
+pub(super) fn on_count(
+    state: &mut LinkState,
+    links: &mut Links,
+    counting: Counting,
+    missing: Option<usize>,
+) -> Result<(), LinkError> {
+    let lacking = missing.unwrap_or_default();
+    match (counting, &mut *state) {
+        (Counting::First, LinkState::Subscribing(_, count)) => {
+            // Right behind the confirmations it must be complete.
+            *count = if missing == Some(0) { Count::Believed } else { Count::Unknown };
+            tell_wrong_count(lacking);
+        }
+        (Counting::Again, _) if lacking > 0 => return Err(LinkError::Fewer(lacking)),
+        (Counting::Audit, LinkState::Hearing(_, audits) | LinkState::AtMarker(_, audits))
+            if lacking > 0 && audits.count == Count::Believed =>
+        {
+            tracing::warn!(
+                missing = lacking,
+                "Redis has {lacking} subscriptions fewer than it confirmed: webws subscribes all again"
+            );
+            links.lost(audits.complete_at);
+            links.channels.lose_all();
+            links.events.push_back(Report::Lost { node: links.node });
+            state.plan_first([Errand::Unconfirmed, Errand::Count(Counting::Again)]);
+        }
+        _ => {
+            let look_again = links.health.is_subscription_refused().then(|| links.health.last_tried()).flatten();
+            state.plan_first(look_again.map(Errand::LookAgain).into_iter().chain([Errand::EndAudit]));
+        }
+    }
+    Ok(())
+}
+
+/// The answers of an audit have come, behind all publications before them.
+pub(super) fn end(state: &mut LinkState, links: &mut Links, now: Instant) {
+    if let LinkState::Hearing(_, audits) | LinkState::AtMarker(_, audits) = state {
+        audits.complete_at = now;
+        links.probe.proved(now);
+    }
+    if links.probe.is_lost() {
+        // Its slot may have moved, or Redis did not take it for a moment.
+        state.plan_first([Errand::Probe, Errand::BeginProbe]);
+    }
+}
+
+/// Logs that the server's count of subscriptions is wrong.
+fn tell_wrong_count(missing: usize) {
+    static WRONG: Throttle = Throttle::per_minute();
+    if missing > 0 && WRONG.allows() {
+        tracing::warn!(
+            missing,
+            "Redis counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): webws does not use \
+             the count on this link"
+        );
+    }
+}

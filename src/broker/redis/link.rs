@@ -1,0 +1,211 @@
+//! The states of a subscribing link; of one that is made, its stream and the errand that is under way. May not enter:
+//! which errand comes when (`subscriber.rs`).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::errand::Errand;
+use super::links::{Greeting, Links};
+use super::resp::{Protocol, Reader};
+use super::role::Watch;
+use crate::clock::Deadline;
+
+/// How often what Redis has is compared with what the worker wants; that also keeps a link without
+/// channels from being idle. Chosen: some hundred bytes each, and a channel that went lost is back
+/// before its clients give up.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A link's stream, and what is under way on it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) reader: Reader,
+    /// Bytes to send.
+    pub(crate) out: Vec<u8>,
+    pub(crate) role: Watch,
+    pub(crate) address: String,
+    /// What comes next, before anything that the worker wants.
+    pub(crate) plan: VecDeque<Errand>,
+    pub(crate) under_way: Option<UnderWay>,
+}
+
+/// An errand whose answer is awaited.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    pub(crate) errand: Errand,
+    pub(crate) since: Instant,
+    deadline: Deadline,
+}
+
+/// The audits of a link: Redis' subscriptions are compared with ours.
+#[derive(Debug)]
+pub(crate) struct Audits {
+    pub(crate) next_at: Instant,
+    /// When they were found complete last.
+    pub(crate) complete_at: Instant,
+    pub(crate) count: Count,
+}
+
+/// What the server's count of subscriptions is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Count {
+    Believed,
+    /// Our ACL does not let us ask, or it was wrong before.
+    Unknown,
+}
+
+/// Waiting → Connecting → Subscribing → Hearing ⇄ AtMarker; from each of the last four to Waiting when the link fails,
+/// and from all to Closed when the node leaves its cluster.
+#[derive(Debug)]
+pub(crate) enum LinkState {
+    /// There is no link until then.
+    Waiting { until: Instant },
+    /// One is being made.
+    Connecting,
+    /// The probe's channel is subscribed, and all that are wanted.
+    Subscribing(Box<Link>, Count),
+    /// They are; what is new is subscribed, and the link is audited.
+    Hearing(Box<Link>, Audits),
+    /// The stream stands still: nothing behind the marker is read, so an answer may be waiting there.
+    AtMarker(Box<Link>, Audits),
+    /// No link is made any more, or none ever was.
+    Closed,
+}
+
+impl LinkState {
+    /// The link, if there is one.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        match self {
+            Self::Subscribing(link, _) | Self::Hearing(link, _) | Self::AtMarker(link, _) => Some(link),
+            Self::Waiting { .. } | Self::Connecting | Self::Closed => None,
+        }
+    }
+
+    /// The link, to change.
+    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
+        match self {
+            Self::Subscribing(link, _) | Self::Hearing(link, _) | Self::AtMarker(link, _) => Some(link),
+            Self::Waiting { .. } | Self::Connecting | Self::Closed => None,
+        }
+    }
+
+    /// All wanted channels are subscribed.
+    pub(crate) fn hear(&mut self, now: Instant) {
+        self.change(|state| match state {
+            Self::Subscribing(link, count) => Self::Hearing(link, Audits::new(count, now)),
+            other => other,
+        });
+    }
+
+    /// The marker was read. Only a link that hears subscribes its channel.
+    pub(crate) fn stand_still(&mut self) {
+        self.change(|state| match state {
+            Self::Hearing(link, audits) => Self::AtMarker(link, audits),
+            other => other,
+        });
+    }
+
+    /// The worker goes on behind the marker.
+    pub(crate) fn go_on(&mut self, links: &mut Links, now: Instant) {
+        self.change(|state| match state {
+            Self::AtMarker(mut link, audits) => {
+                // The time that it took to get here is not the probe's fault, or Redis'.
+                links.probe.begin(now);
+                link.restart_deadline(links, now);
+                Self::Hearing(link, audits)
+            }
+            other => other,
+        });
+    }
+
+    /// Plans errands before all others.
+    pub(crate) fn plan_first(&mut self, errands: impl IntoIterator<Item = Errand>) {
+        if let Some(link) = self.link_mut() {
+            let rest = std::mem::take(&mut link.plan);
+            link.plan = errands.into_iter().chain(rest).collect();
+        }
+    }
+
+    fn change(&mut self, change: impl FnOnce(Self) -> Self) {
+        *self = change(std::mem::replace(self, Self::Closed));
+    }
+
+    /// When the link has something to do at the latest.
+    pub(crate) fn next_timeout(&self, links: &Links) -> Option<Instant> {
+        match self {
+            Self::Waiting { until } => Some(*until),
+            Self::Subscribing(link, _) => link.next_timeout([None, None]),
+            Self::Hearing(link, audits) => {
+                let next = link.next_timeout([Some(audits.next_at), links.retry_at]);
+                next.into_iter().chain(links.probe.limit()).min()
+            }
+            Self::Connecting | Self::AtMarker(..) | Self::Closed => None,
+        }
+    }
+}
+
+impl Link {
+    /// A link that does `plan` first.
+    pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<Errand>>) -> Self {
+        let Greeting { protocol, address, mut role, .. } = greeting;
+        if protocol == Protocol::Resp2 {
+            // There the publisher asks for both.
+            role.end();
+        }
+        let reader = Reader::new(protocol);
+        Self { reader, out: Vec::new(), role, address, plan: plan.into(), under_way: None }
+    }
+
+    /// Sends an errand's commands; it has `response_timeout` for the answer.
+    pub(crate) fn send(&mut self, links: &mut Links, errand: Errand, now: Instant) {
+        debug_assert!(self.under_way.is_none(), "one errand at a time");
+        if matches!(errand, Errand::Probe) && links.placement.has_sharded() {
+            links.probe.rename(|channel| links.placement.node_of(channel) == links.node);
+        }
+        errand.write(links, self.reader.protocol(), &self.role, &mut self.out);
+        self.keep_under_way(links, errand, now);
+    }
+
+    /// Goes on with an errand that awaits further answers; it has `response_timeout` for the next.
+    pub(crate) fn keep_under_way(&mut self, links: &Links, errand: Errand, now: Instant) {
+        let deadline = Deadline::after(links.terms.response_timeout, now);
+        self.under_way = Some(UnderWay { errand, since: now, deadline });
+    }
+
+    /// The stream stood still: what is under way has all of its time again.
+    pub(crate) fn restart_deadline(&mut self, links: &Links, now: Instant) {
+        if let Some(under_way) = &mut self.under_way {
+            under_way.deadline = Deadline::after(links.terms.response_timeout, now);
+        }
+    }
+
+    /// Whether an answer did not come in time.
+    pub(crate) fn is_overdue(&mut self, now: Instant) -> bool {
+        self.under_way.as_mut().is_some_and(|under_way| under_way.deadline.has_passed(now))
+    }
+
+    /// Until when an answer may take, or else the soonest of `due`.
+    pub(crate) fn next_timeout(&self, due: [Option<Instant>; 2]) -> Option<Instant> {
+        match &self.under_way {
+            Some(under_way) => Some(under_way.deadline.at()),
+            None => due.into_iter().flatten().chain(self.role.next_at()).min(),
+        }
+    }
+}
+
+impl Audits {
+    /// The audits of a link on which all was just confirmed.
+    pub(crate) fn new(count: Count, now: Instant) -> Self {
+        Self { next_at: now + AUDIT_INTERVAL, complete_at: now, count }
+    }
+
+    /// Whether one is due; the next is later then.
+    pub(crate) fn take_due(&mut self, now: Instant) -> bool {
+        let is_due = self.next_at <= now;
+        if is_due {
+            self.next_at = now + AUDIT_INTERVAL;
+        }
+        is_due
+    }
+}

@@ -1,0 +1,261 @@
+//! What the two links of a worker to one node know together: wanted channels, gap, probe, marker, and what the worker
+//! is to be told. Their machines (`subscriber.rs`, `publisher.rs`) change it. May not enter: bytes, sockets.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::fault::LinkError;
+use super::health::Health;
+use super::marker::{Marker, Progress};
+use super::probe::Probe;
+use super::register::Register;
+use super::resp::Protocol;
+use super::role::{Rank, Watch};
+use super::transport::Place;
+use crate::broker::event::{Gap, Report};
+use crate::channel::Channel;
+use crate::placement::{NOWHERE, Node, Placement};
+
+/// A handshake is refused at once when the link has been away, or has owed an answer, for
+/// this long; before, it waits. Chosen: a lost connection is back within it, a lost or
+/// frozen server is not. Without it every handshake would wait `subscribe_timeout` for a
+/// frozen server, 64 at a time, and those behind would run out of time without an answer.
+const BLIP: Duration = Duration::from_secs(1);
+
+/// The pause before a channel or a message is tried again that a node did not take for now.
+pub(crate) const RETRY: Duration = Duration::from_millis(100);
+
+/// How long a node may not know yet what others have decided. Chosen: gossip between nodes takes some
+/// hundred milliseconds (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+pub(crate) const NEWS: Duration = Duration::from_secs(1);
+
+/// What is agreed about a node's links.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// The node's address, without its password.
+    pub(crate) server: String,
+    /// Its address in a marker's name.
+    pub(crate) marker_name: String,
+    pub(crate) response_timeout: Duration,
+    pub(crate) max_reconnect_delay: Duration,
+    /// Whether the topology of a cluster decides which node is a master.
+    pub(crate) is_in_cluster: bool,
+}
+
+/// A link that was greeted.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    pub(crate) protocol: Protocol,
+    /// The node's address, for log lines.
+    pub(crate) address: String,
+    /// The role of the node, which has been asked once.
+    pub(crate) role: Watch,
+    /// The master that the Sentinels named.
+    pub(crate) master: Option<Place>,
+}
+
+/// What becomes of a publication.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Sorted {
+    /// Sessions get it.
+    Publication,
+    /// It was the probe's, or a forged marker.
+    Own,
+    /// The stream stands still here.
+    Marker,
+}
+
+/// What the links of a worker to one node know.
+#[derive(Debug)]
+pub(crate) struct Links {
+    pub(crate) node: Node,
+    pub(crate) terms: Terms,
+    pub(crate) health: Arc<Health>,
+    pub(crate) placement: Placement,
+    pub(crate) channels: Register,
+    pub(crate) probe: Probe,
+    pub(crate) marker: Option<Marker>,
+    /// Since when not all wanted channels are subscribed; `None` while they are.
+    pub(crate) deaf_since: Option<Instant>,
+    /// When all wanted channels were subscribed last.
+    pub(crate) subscribed_at: Instant,
+    /// Since when subscriptions are lost that were there: until the gap is told.
+    pub(crate) lost_since: Option<Instant>,
+    /// Since when channels cannot be subscribed here for now.
+    pub(crate) refused_since: Option<Instant>,
+    /// When to ask again for channels that could not be subscribed for now.
+    pub(crate) retry_at: Option<Instant>,
+    /// In a cluster: since when the node says that it is a replica.
+    demoted_since: Option<Instant>,
+    /// Whether the subscriber has to ask at once what its server is.
+    pub(crate) is_suspect: bool,
+    /// Whether the marker is to be published.
+    pub(crate) is_marker_due: bool,
+    /// The master that the subscriber is at, where Sentinels name it: messages go there and nowhere else, or they would
+    /// not come back.
+    pub(crate) subscriber_at: Option<Place>,
+    /// Whether messages of this node have to wait for others that are under way at other nodes.
+    pub(crate) is_behind_others: bool,
+    /// Until when the cluster was certainly as we know it.
+    pub(crate) topology_known_at: Option<Instant>,
+    /// Whether a node says something else than the topology.
+    pub(crate) doubts_topology: bool,
+    /// What the worker is to be told, in order.
+    pub(crate) events: VecDeque<Report>,
+}
+
+impl Links {
+    pub(crate) fn new(node: Node, terms: Terms, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
+        Self {
+            node,
+            terms,
+            health,
+            placement,
+            channels: Register::default(),
+            probe: Probe::new(now),
+            marker: None,
+            deaf_since: Some(now),
+            subscribed_at: now,
+            lost_since: None,
+            refused_since: None,
+            retry_at: None,
+            demoted_since: None,
+            is_suspect: false,
+            is_marker_due: false,
+            subscriber_at: None,
+            is_behind_others: false,
+            topology_known_at: None,
+            doubts_topology: false,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Whether this is where channels of a cluster are whose slot has no owner.
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.terms.is_in_cluster && self.node == NOWHERE
+    }
+
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.deaf_since.is_some()
+    }
+
+    /// Tells a publication of the worker's from one of the links' own.
+    pub(crate) fn sort(&mut self, channel: &[u8], payload: &[u8]) -> Sorted {
+        if let Some(marker) = self.marker.as_ref().filter(|marker| *marker.channel == *channel) {
+            if marker.is_sealed(payload) { Sorted::Marker } else { Sorted::Own }
+        } else if self.probe.takes(channel, payload) {
+            Sorted::Own
+        } else {
+            Sorted::Publication
+        }
+    }
+
+    pub(crate) fn is_marker(&self, channel: &[u8]) -> bool {
+        self.marker.as_ref().is_some_and(|marker| *marker.channel == *channel)
+    }
+
+    pub(crate) fn set_progress(&mut self, progress: Progress) {
+        if let Some(marker) = &mut self.marker {
+            marker.progress = progress;
+        }
+    }
+
+    /// Subscriptions are lost that were last known to be there at `since`.
+    pub(crate) fn lost(&mut self, since: Instant) {
+        self.lost_since = Some(self.lost_since.map_or(since, |before| before.min(since)));
+    }
+
+    /// Until when channels were certainly heard here that were here until `placed`.
+    pub(crate) fn heard_until(&self, placed: Instant) -> Instant {
+        if self.is_nowhere() {
+            return self.lost_since.unwrap_or(placed);
+        }
+        self.lost_since.unwrap_or(placed).min(placed).min(self.probe.heard_at())
+    }
+
+    /// Redis has ended the subscription to a sharded channel by itself.
+    pub(crate) fn dropped(&mut self, channel: &[u8], now: Instant) {
+        if self.probe.is_on(channel) {
+            // Another name is found at the next audit.
+            self.probe.lose();
+        } else if let Some(channel) = self.channels.lose(channel) {
+            let known = self.topology_known_at.and_then(|at| at.checked_sub(NEWS));
+            self.lost(self.heard_until(known.unwrap_or(now)));
+            self.events.push_back(Report::Dropped { node: self.node, channel });
+        } else {
+            return;
+        }
+        self.contradicted(now);
+    }
+
+    /// The node does not have what it should, for now; the topology is to be asked.
+    pub(crate) fn contradicted(&mut self, now: Instant) {
+        self.refused_since = self.refused_since.or(Some(now));
+        self.retry_at = Some(now + RETRY);
+        self.doubts_topology = true;
+    }
+
+    /// Tells of what was lost, once all is there again.
+    pub(crate) fn end_gap(&mut self, now: Instant) {
+        if self.lost_since.is_none() && self.refused_since.is_none() || !self.channels.is_complete() {
+            return;
+        }
+        self.refused_since = None;
+        if let Some(since) = self.lost_since.take() {
+            let length = now.saturating_duration_since(since);
+            self.events.push_back(Report::Gap(Gap { node: self.node, server: self.terms.server.clone(), length }));
+        }
+    }
+
+    /// What a node says that it is decides whether the link stays. In a cluster the topology does, and is asked.
+    ///
+    /// # Errors
+    /// The node is no master.
+    pub(crate) fn on_rank(&mut self, rank: Rank, address: &str, now: Instant) -> Result<(), LinkError> {
+        if !self.terms.is_in_cluster {
+            return if rank.is_wrong() { Err(LinkError::NoMaster(address.to_owned(), rank.fault())) } else { Ok(()) };
+        }
+        if rank.is_wrong() {
+            self.doubts_topology = true;
+            self.demoted_since = self.demoted_since.or(Some(now));
+        } else {
+            self.demoted_since = None;
+        }
+        Ok(())
+    }
+
+    /// Whether the link has not been without subscriptions, or without an answer since `unanswered_since`, for long.
+    pub(crate) fn is_reachable(&self, unanswered_since: Option<Instant>, now: Instant) -> bool {
+        let trouble = [self.deaf_since, unanswered_since];
+        trouble.into_iter().flatten().all(|since| now.saturating_duration_since(since) < BLIP)
+    }
+
+    /// What is wrong with the links of all workers to this node, or with this worker's channels there.
+    pub(crate) fn fault(&self, now: Instant) -> Option<String> {
+        let server = &self.terms.server;
+        let lasting = |since: Option<Instant>| {
+            let time = now.saturating_duration_since(since?);
+            (time > BLIP).then_some(time)
+        };
+        self.health.fault().or_else(|| {
+            if let Some(time) = lasting(self.demoted_since) {
+                return Some(format!(
+                    "{server} has been a replica for {time:.1?}, and the cluster names no other master"
+                ));
+            }
+            let time = lasting(self.refused_since)?;
+            Some(format!("{server} has refused some channels for {time:.1?}"))
+        })
+    }
+
+    /// The names of the channels that are sharded, and of those that are not.
+    pub(crate) fn split(&self, channels: Vec<Channel>) -> (Vec<Channel>, Vec<Channel>) {
+        if !self.placement.has_sharded() {
+            return (Vec::new(), channels);
+        }
+        channels.into_iter().partition(|channel| self.placement.is_sharded(channel))
+    }
+}

@@ -1,0 +1,269 @@
+//! A made publishing link: what is under way on it, and what follows from Redis' answers. May not enter: what is asked when
+//! (`publisher.rs`).
+
+use std::collections::{HashSet, VecDeque};
+
+use redis::{RedisResult, Value};
+use tokio::time::Instant;
+
+use super::fault::{LinkError, is_for_now, is_not_allowed, is_refusal};
+use super::links::{Greeting, Links, RETRY};
+use super::role::{Rank, Watch};
+use super::transport::Place;
+use crate::broker::event::Report;
+use crate::clock::Deadline;
+use crate::id::SessionKey;
+use crate::message::{ClientMessage, NotPublished, Origin, Refusal};
+
+/// Senders that a server's role puts in doubt at most. Chosen: far over those of a second; the messages of others
+/// are only counted.
+const MAX_DOUBTED: usize = 1 << 16;
+
+/// A link that was greeted.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    pub(crate) address: String,
+    pub(crate) master: Option<Place>,
+    pub(crate) role: Watch,
+    doubt: Doubt,
+    pub(crate) work: Work,
+    /// Since when nothing was sent.
+    pub(crate) idle_since: Instant,
+    /// Until when messages wait, because Redis refused some for now or the subscriber lacks channels.
+    pub(crate) paused_until: Option<Instant>,
+}
+
+/// What the link does: one thing at a time.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Idle,
+    /// The worker was told that there is room.
+    Asked,
+    /// A command's answer is awaited.
+    UnderWay {
+        question: Question,
+        sent: Instant,
+        deadline: Deadline,
+    },
+}
+
+/// What Redis was asked.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// Whether it is a master.
+    Role,
+    Marker,
+    /// The number.
+    Probe(u64),
+    Ping,
+    /// Each with an answer of its own.
+    Messages(VecDeque<ClientMessage>),
+}
+
+/// Messages that Redis took since it said last that it is a master; none where it does not say that, and in a
+/// cluster, where the topology decides.
+#[derive(Debug, Default)]
+pub(crate) struct Doubt {
+    is_asked: bool,
+    messages: u64,
+    sessions: HashSet<SessionKey>,
+}
+
+impl Doubt {
+    fn of(links: &Links, role: &Watch) -> Self {
+        Self::when(role.is_told() && !links.terms.is_in_cluster)
+    }
+
+    fn when(is_asked: bool) -> Self {
+        Self { is_asked, ..Self::default() }
+    }
+
+    fn add(&mut self, session: SessionKey) {
+        if self.is_asked {
+            self.messages += 1;
+            if self.sessions.len() < MAX_DOUBTED {
+                self.sessions.insert(session);
+            }
+        }
+    }
+}
+
+impl Outlet {
+    pub(crate) fn new(links: &Links, greeting: Greeting, now: Instant) -> Self {
+        let Greeting { address, master, role, .. } = greeting;
+        let doubt = Doubt::of(links, &role);
+        Self { address, master, role, doubt, work: Work::Idle, idle_since: now, paused_until: None }
+    }
+
+    /// The messages that Redis has not answered for.
+    pub(crate) fn under_way(&self) -> Option<&VecDeque<ClientMessage>> {
+        match &self.work {
+            Work::UnderWay { question: Question::Messages(messages), .. } => Some(messages),
+            Work::UnderWay { .. } | Work::Asked | Work::Idle => None,
+        }
+    }
+
+    /// The same, which are under way no more.
+    pub(crate) fn take_under_way(&mut self) -> VecDeque<ClientMessage> {
+        match std::mem::replace(&mut self.work, Work::Idle) {
+            Work::UnderWay { question: Question::Messages(messages), .. } => messages,
+            Work::UnderWay { .. } | Work::Asked | Work::Idle => VecDeque::new(),
+        }
+    }
+
+    /// The link is lost, and the answers of Redis with it; a node that is no master puts its last ones in doubt.
+    pub(crate) fn end(&mut self, links: &mut Links, error: &LinkError) {
+        for message in self.take_under_way() {
+            self.tell(links, message, Err(NotPublished::Unknown));
+        }
+        if matches!(error, LinkError::NoMaster(..)) {
+            let Doubt { sessions, messages, .. } = std::mem::take(&mut self.doubt);
+            // The subscriber's may be the same.
+            links.is_suspect = true;
+            links.events.push_back(Report::Doubt { sessions, messages });
+        }
+    }
+
+    /// Whether nothing may be published yet, and until when at the latest, if that is known.
+    pub(crate) fn wait(&mut self, links: &Links, now: Instant) -> Option<Option<Instant>> {
+        if links.is_deaf() || links.is_behind_others {
+            return Some(None);
+        }
+        // Twice the longest pause between attempts; a worker that cannot come back must not hold the others for longer.
+        let patience = links.subscribed_at + 2 * links.terms.max_reconnect_delay;
+        if now < patience && !links.health.do_all_hear() {
+            return Some(Some(patience));
+        }
+        if links.lost_since.is_some() {
+            // Of channels that are not subscribed for now, though the link is up, the others do not wait long.
+            self.paused_until = self.paused_until.or(Some(now + RETRY));
+        }
+        self.paused_until.filter(|until| now < *until).map(Some)
+    }
+
+    pub(crate) fn on_answer(
+        &mut self,
+        links: &mut Links,
+        question: &Question,
+        answer: RedisResult<Value>,
+        sent: Instant,
+        now: Instant,
+    ) -> Result<(), LinkError> {
+        match (question, answer) {
+            (Question::Role, answer) => {
+                let rank = self.role.on_answer(sent, answer).map_err(LinkError::Ended)?;
+                links.on_rank(rank, &self.address, now)?;
+                if rank == Rank::Master || !self.role.is_told() {
+                    self.doubt = Doubt::of(links, &self.role);
+                }
+                if !self.role.is_told() {
+                    links.health.role_is_unknown();
+                }
+            }
+            (Question::Probe(number), Ok(Value::Int(receivers))) => links.probe.on_published(*number, receivers, now),
+            (Question::Probe(_), Ok(other)) => {
+                tracing::debug!(?other, "Redis answers PUBLISH with {other:?} instead of a number");
+            }
+            (Question::Probe(_), Err(error)) if is_not_allowed(&error) => {
+                links.probe.refuse();
+                links.health.probe_is_refused(&error);
+            }
+            // It was not published, and that says nothing about the subscriber; where its slot has moved,
+            // the subscriber is told so as well.
+            (Question::Probe(_), Err(error)) if is_refusal(&error) => {
+                tracing::debug!(%error, "Redis refuses the probe: {error}");
+            }
+            // No link comes to it, then, and the hand-over ends.
+            (Question::Marker, Err(error)) if is_refusal(&error) => {
+                tracing::debug!(%error, "Redis refuses the hand-over's marker: {error}");
+            }
+            (Question::Marker | Question::Ping | Question::Messages(_), Ok(_)) => {}
+            (_, Err(error)) => return Err(LinkError::Ended(error)),
+        }
+        Ok(())
+    }
+
+    /// The answers to messages.
+    pub(crate) fn on_published(
+        &mut self,
+        links: &mut Links,
+        messages: VecDeque<ClientMessage>,
+        mut answers: Vec<Value>,
+        now: Instant,
+    ) {
+        debug_assert_eq!(messages.len(), answers.len(), "an answer for each");
+        answers.resize(messages.len(), Value::Nil);
+        let overtaken = overtaken(&messages, &answers);
+        let mut returned = Vec::new();
+        for ((message, answer), is_overtaken) in messages.into_iter().zip(answers).zip(overtaken) {
+            match answer {
+                Value::ServerError(error) if is_for_now(Some(error.code())) && !is_overtaken => returned.push(message),
+                Value::ServerError(error) => {
+                    let refusal = Refusal::new(error.code(), error.details());
+                    self.tell(links, message, Err(NotPublished::Refused(refusal)));
+                }
+                _ => self.tell(links, message, Ok(())),
+            }
+        }
+        if !returned.is_empty() {
+            give_back(links, returned);
+            links.contradicted(now);
+            self.paused_until = Some(now + RETRY);
+        }
+    }
+
+    fn tell(&mut self, links: &mut Links, message: ClientMessage, outcome: Result<(), NotPublished>) {
+        let bytes = message.cost();
+        if let (Ok(()), Origin::Session(key)) = (&outcome, &message.origin) {
+            self.doubt.add(*key);
+        }
+        links.events.push_back(Report::Published { origin: message.origin, bytes, outcome });
+    }
+}
+
+/// Messages that were certainly not published go back to the outbox.
+pub(crate) fn give_back(links: &mut Links, messages: Vec<ClientMessage>) {
+    if !messages.is_empty() {
+        links.events.push_back(Report::Returned(messages));
+    }
+}
+
+/// Of each message, whether one behind it on its channel was published: it cannot be tried again then,
+/// for it would come after that.
+fn overtaken(messages: &VecDeque<ClientMessage>, answers: &[Value]) -> Vec<bool> {
+    let is_taken = |answer: &Value| !matches!(answer, Value::ServerError(_));
+    if answers.iter().all(is_taken) {
+        return vec![false; answers.len()];
+    }
+    let mut published = HashSet::new();
+    let mut overtaken: Vec<_> = messages
+        .iter()
+        .zip(answers)
+        .rev()
+        .map(|(message, answer)| {
+            if is_taken(answer) {
+                published.insert(&message.channel);
+            }
+            published.contains(&message.channel)
+        })
+        .collect();
+    overtaken.reverse();
+    overtaken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubt_is_bounded_and_none_is_kept_where_the_role_is_not_told() {
+        let (mut asked, mut not_asked) = (Doubt::when(true), Doubt::when(false));
+        let count = u32::try_from(MAX_DOUBTED).unwrap() + 10;
+        for index in 0..count {
+            asked.add(SessionKey { index, generation: index });
+            not_asked.add(SessionKey { index, generation: index });
+        }
+        assert_eq!((asked.sessions.len(), asked.messages), (MAX_DOUBTED, u64::from(count)));
+        assert_eq!((not_asked.sessions.len(), not_asked.messages), (0, 0));
+    }
+}

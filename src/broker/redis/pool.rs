@@ -1,0 +1,383 @@
+//! Redis as a worker's broker: its links to all nodes (`station.rs`), polled by the worker, and what moves with a slot of
+//! a cluster. May not enter: bytes, sockets.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::cluster::{Cluster, Topology};
+use super::deployment::{Deployment, Kind};
+use super::links::NEWS;
+use super::marker::{Marker, Progress};
+use super::peer::Peer;
+use super::station::{Life, Station, Step};
+use crate::broker::event::{Event, Marking, Report, Request};
+use crate::broker::seal::Seal;
+use crate::channel::Channel;
+use crate::message::ClientMessage;
+use crate::placement::{Moved, NOWHERE, Node, Owners, Placement};
+
+/// A worker's links to all nodes.
+pub(crate) struct Pool {
+    placement: Placement,
+    /// By node. That of a node that is gone keeps its place until another takes it.
+    stations: Vec<Station>,
+    following: Option<Following>,
+    /// Nodes whose messages wait for batches at other nodes: their channels lived there before.
+    behind: Vec<Behind>,
+    /// The station that is polled next.
+    at: usize,
+    /// Whether nothing more was there at the last poll.
+    is_idle: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    waker: Option<Waker>,
+    now: Instant,
+}
+
+/// A cluster's topology that is followed.
+struct Following {
+    cluster: Arc<Cluster>,
+    /// Asks the cluster, if this worker does it for all.
+    watching: Pin<Box<dyn Future<Output = ()>>>,
+    /// The next topology.
+    next: NextTopology,
+    version: u64,
+    followed_at: Instant,
+    /// Until when the topology before it certainly held.
+    old_until: Instant,
+}
+
+type NextTopology = Pin<Box<dyn Future<Output = watch::Receiver<Arc<Topology>>>>>;
+
+/// The messages of a node wait for a batch at another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Behind {
+    node: Node,
+    other: Node,
+    batch: u64,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stations = self.stations.iter().map(|station| (&station.links, station.life));
+        f.debug_struct("Pool").field("stations", &stations.collect::<Vec<_>>()).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Links to all nodes, none of them made yet.
+    pub(crate) fn new(deployment: &Deployment, placement: Placement) -> Self {
+        let now = Instant::now();
+        let (peers, following): (Arc<[Peer]>, _) = match deployment.kind() {
+            Kind::Independent(peers) => (peers.clone(), None),
+            Kind::Cluster(cluster) => {
+                // Of NOWHERE, where there are no workers with links.
+                let nowhere = Peer::new(cluster.settings().clone(), 0);
+                ([nowhere].into(), Some(Following::new(cluster.clone(), now)))
+            }
+        };
+        let station = |(node, peer): (Node, &Peer)| Station::new(node, peer.clone(), placement.clone(), now);
+        let stations = placement.nodes().zip(peers.iter()).map(station).collect();
+        Self { placement, stations, following, behind: Vec::new(), at: 0, is_idle: true, timer: None, waker: None, now }
+    }
+
+    fn station(&self, Node(node): Node) -> &Station {
+        self.stations.get(node).expect("a placement is over these")
+    }
+
+    fn station_mut(&mut self, Node(node): Node) -> &mut Station {
+        self.stations.get_mut(node).expect("a placement is over these")
+    }
+
+    pub(crate) fn request(&mut self, request: Request) {
+        let now = Instant::now();
+        match request {
+            Request::Subscribe { node, channel } => {
+                let Station { subscriber, links, .. } = self.station_mut(node);
+                subscriber.subscribe(links, channel);
+            }
+            Request::Unsubscribe { node, channel } => {
+                let Station { subscriber, links, .. } = self.station_mut(node);
+                subscriber.unsubscribe(links, channel);
+            }
+            Request::Move(moved) => self.on_moved(moved),
+            Request::MessagesWait => self.messages_wait(),
+            Request::Publish { node, messages } => self.station_mut(node).publish(messages, now),
+            Request::SetMarker { name, seal } => self.set_marker(&name, seal),
+            Request::PublishMarker => {
+                let in_use = self.stations.iter_mut().filter(|station| station.is_in_use());
+                in_use.for_each(|station| station.links.is_marker_due = true);
+            }
+            Request::Release => {
+                for Station { subscriber, links, .. } in &mut self.stations {
+                    subscriber.release(links, now);
+                }
+            }
+            Request::LoseSince(since) => self.stations.iter_mut().for_each(|station| station.links.lost(since)),
+        }
+        // A station that was polled before may have something to do.
+        self.at = 0;
+        if self.is_idle
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// The messages that were taken and not answered for.
+    pub(crate) fn abandon(&mut self) -> Vec<ClientMessage> {
+        self.stations.iter_mut().flat_map(|station| station.publisher.abandon()).collect()
+    }
+
+    fn messages_wait(&mut self) {
+        self.stations.iter_mut().for_each(|station| station.publisher.on_messages_wait());
+    }
+
+    fn set_marker(&mut self, name: &str, seal: Option<Seal>) {
+        for station in self.stations.iter_mut().filter(|station| station.is_in_use()) {
+            let Station { subscriber, links, .. } = station;
+            links.marker = Some(Marker::new(name, &links.terms.marker_name, seal));
+            subscriber.set_marker();
+        }
+    }
+
+    /// What the worker is to be told next.
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<'_>> {
+        if std::mem::take(&mut self.is_idle) {
+            self.at = 0;
+            self.stations.iter_mut().for_each(Station::begin_turn);
+            self.tell_topology();
+        }
+        let (at, step) = loop {
+            if let Some(found) = self.poll_stations(cx) {
+                break found;
+            }
+            if self.poll_topology(cx) {
+                return Poll::Ready(Event::Report(Report::Placed));
+            }
+            if !self.forget_behind() && !self.is_timer_due(cx) {
+                self.is_idle = true;
+                self.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            self.at = 0;
+        };
+        Poll::Ready(match step {
+            Step::Report(report) => Event::Report(report),
+            Step::Paused => Event::Paused,
+            Step::Publication(channel, payload) => {
+                let publication = self.stations.get(at).and_then(|station| station.publication(&channel, &payload));
+                let (channel, payload) = publication.expect("it was just read there");
+                Event::Publication { channel, payload }
+            }
+        })
+    }
+
+    fn poll_stations(&mut self, cx: &mut Context<'_>) -> Option<(usize, Step)> {
+        while let Some(station) = self.stations.get_mut(self.at) {
+            let polled = station.poll(cx, &mut self.now);
+            if std::mem::take(&mut station.links.doubts_topology)
+                && let Some(Following { cluster, .. }) = &self.following
+            {
+                cluster.doubt();
+            }
+            match polled {
+                Poll::Ready(step) => return Some((self.at, step)),
+                Poll::Pending => self.at += 1,
+            }
+        }
+        None
+    }
+
+    /// Tells the stations what they have to know of the cluster.
+    fn tell_topology(&mut self) {
+        let Some(Following { cluster, .. }) = &self.following else { return };
+        let known_at = cluster.known_at();
+        for Station { links, .. } in &mut self.stations {
+            links.topology_known_at = known_at;
+            links.is_behind_others = self.behind.iter().any(|behind| behind.node == links.node);
+        }
+    }
+
+    /// Forgets the batches that were answered for; says whether there were any.
+    fn forget_behind(&mut self) -> bool {
+        let before = self.behind.len();
+        let batch = |Node(node): Node| self.stations.get(node).and_then(|station| station.publisher.batch());
+        self.behind.retain(|behind| batch(behind.other) == Some(behind.batch));
+        let has_changed = self.behind.len() < before;
+        if has_changed {
+            self.tell_topology();
+        }
+        has_changed
+    }
+
+    /// Whether a station has something to do by now. Otherwise, the task is woken when one has.
+    fn is_timer_due(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(next) = self.stations.iter().filter_map(Station::next_timeout).min() else { return false };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
+        if timer.deadline() != next {
+            timer.as_mut().reset(next);
+        }
+        timer.as_mut().poll(cx).is_ready()
+    }
+
+    /// Follows the next topology, if there is one.
+    fn poll_topology(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(following) = &mut self.following else { return false };
+        let watched = following.watching.as_mut().poll(cx);
+        debug_assert!(watched.is_pending(), "a cluster is watched for ever");
+        let Poll::Ready(mut topology) = following.next.as_mut().poll(cx) else { return false };
+        let now = topology.borrow_and_update().clone();
+        following.next = next_topology(topology);
+        following.on_topology(&now, Instant::now());
+        self.follow(&now);
+        true
+    }
+
+    /// Brings links to where the cluster has nodes now.
+    fn follow(&mut self, topology: &Topology) {
+        let nodes: Vec<_> = topology.nodes.iter().map(|peer| self.node_of(peer)).collect();
+        let owner = |node: &Option<usize>| node.and_then(|node| nodes.get(node)).copied().unwrap_or(NOWHERE);
+        let [slots, homes] = [&topology.owners, &topology.homes].map(|owners| owners.iter().map(owner).collect());
+        self.placement.set_owners(Owners { slots, homes, nodes: self.stations.len(), live: nodes.len() });
+        // Of nodes that are leaving as well.
+        for station in &self.stations {
+            let Some(batch) = station.publisher.batch() else { continue };
+            let other = station.links.node;
+            let to = station.publisher.under_way().map(|message| self.placement.node_of(&message.channel));
+            let to: HashSet<_> = to.filter(|node| *node != other).collect();
+            self.behind.extend(to.into_iter().map(|node| Behind { node, other, batch }));
+        }
+        for station in self.stations.iter_mut().filter(|station| station.is_in_use()) {
+            if !nodes.contains(&station.links.node) {
+                station.leave();
+            }
+        }
+        self.messages_wait();
+        self.tell_topology();
+    }
+
+    /// Subscribes channels where they live now.
+    fn on_moved(&mut self, moved: Vec<Moved>) {
+        let Some(Following { old_until, .. }) = &self.following else {
+            debug_assert!(moved.is_empty(), "only in a cluster do channels move");
+            return;
+        };
+        let old_until = *old_until;
+        for Moved { channel, from, to, was_heard } in moved {
+            let from = self.station_mut(from);
+            let heard_until = from.links.heard_until(old_until);
+            from.links.channels.forget(&channel);
+            let Station { subscriber, links, .. } = self.station_mut(to);
+            if was_heard {
+                links.lost(heard_until);
+            }
+            subscriber.subscribe(links, channel);
+        }
+        // Of NOWHERE no link tells that nothing is missing there any more.
+        let nowhere = &mut self.station_mut(NOWHERE).links;
+        if nowhere.channels.is_complete() {
+            nowhere.lost_since = None;
+        }
+    }
+
+    /// The node of a peer; it has links from now on.
+    fn node_of(&mut self, peer: &Peer) -> Node {
+        let known = self.stations.iter().find(|station| station.life == Life::Kept && station.peer.is(peer));
+        if let Some(station) = known {
+            return station.links.node;
+        }
+        let free = self.stations.iter().position(|station| station.life == Life::Gone);
+        let node = Node(free.unwrap_or(self.stations.len()));
+        let station = Station::new(node, peer.clone(), self.placement.clone(), Instant::now());
+        match self.stations.get_mut(node.0) {
+            Some(place) => *place = station,
+            None => self.stations.push(station),
+        }
+        node
+    }
+
+    pub(crate) fn is_reachable(&self, channel: &Channel) -> bool {
+        self.station(self.placement.node_of(channel)).is_reachable(Instant::now())
+    }
+
+    pub(crate) fn marking(&self) -> Marking {
+        let in_use = || self.stations.iter().filter(|station| station.is_in_use());
+        // What is missed must be told by the process that knows.
+        let misses = |station: &Station| station.links.lost_since.is_some() || station.links.refused_since.is_some();
+        if in_use().any(misses) {
+            return Marking::Lost;
+        }
+        let marking = |station: &Station| match station.links.marker.as_ref().map(|marker| marker.progress) {
+            None | Some(Progress::Lost) => Marking::Lost,
+            Some(_) if station.subscriber.is_at_marker() => Marking::Reached,
+            Some(Progress::Set) => Marking::Set,
+            Some(Progress::Asked) => Marking::Asked,
+        };
+        in_use().map(marking).min().unwrap_or(Marking::Lost)
+    }
+
+    /// How long subscriptions are away, if they are.
+    pub(crate) fn away_for(&self) -> Duration {
+        let now = Instant::now();
+        let lost = self.stations.iter().filter_map(|station| station.links.lost_since);
+        lost.map(|since| now.saturating_duration_since(since)).max().unwrap_or_default()
+    }
+
+    /// Why messages do not flow, if they do not, in any worker.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let now = Instant::now();
+        self.faults(|station| station.links.fault(now).or_else(|| station.links.health.refusal()))
+    }
+
+    /// What is wrong with the links themselves.
+    pub(crate) fn link_fault(&self) -> Option<String> {
+        let now = Instant::now();
+        self.faults(|station| station.links.fault(now))
+    }
+
+    fn faults(&self, of: impl Fn(&Station) -> Option<String>) -> Option<String> {
+        let kept = self.stations.iter().filter(|station| station.life == Life::Kept);
+        let of_cluster = self.following.iter().filter_map(|following| following.cluster.fault());
+        let faults: Vec<_> = of_cluster.chain(kept.filter_map(of)).collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
+}
+
+impl Following {
+    fn new(cluster: Arc<Cluster>, now: Instant) -> Self {
+        let watching = cluster.clone();
+        Self {
+            watching: Box::pin(async move { watching.watch().await }),
+            next: next_topology(cluster.topology()),
+            cluster,
+            version: 0,
+            followed_at: now,
+            old_until: now,
+        }
+    }
+
+    fn on_topology(&mut self, topology: &Topology, now: Instant) {
+        let is_next = topology.version == self.version + 1;
+        let old_until = topology.old_until.filter(|_| is_next).unwrap_or(self.followed_at);
+        self.old_until = old_until.checked_sub(NEWS).unwrap_or(old_until);
+        (self.version, self.followed_at) = (topology.version, now);
+    }
+}
+
+fn next_topology(mut topology: watch::Receiver<Arc<Topology>>) -> NextTopology {
+    Box::pin(async move {
+        if topology.changed().await.is_err() {
+            // Its sender is the cluster's, which outlives this.
+            return std::future::pending().await;
+        }
+        topology
+    })
+}

@@ -1,0 +1,112 @@
+//! The channels of a worker at one node: which are wanted, and which of them Redis has confirmed on the link that there
+//! is now. A new link subscribes all of them. May not enter: commands, links.
+
+use std::collections::HashMap;
+
+use crate::channel::Channel;
+
+/// Whether Redis has confirmed a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Asked,
+    Confirmed,
+}
+
+/// What came of a confirmation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Confirmed {
+    Wanted(Channel),
+    /// The worker does not want the channel (any more).
+    Unwanted,
+}
+
+/// The channels at one node.
+#[derive(Debug, Default)]
+pub(crate) struct Register {
+    channels: HashMap<Channel, Standing>,
+    confirmed: usize,
+}
+
+impl Register {
+    /// Wants `channel`, which has to be subscribed.
+    pub(crate) fn ask(&mut self, channel: Channel) {
+        let before = self.channels.insert(channel, Standing::Asked);
+        self.confirmed -= usize::from(before == Some(Standing::Confirmed));
+    }
+
+    /// Does not want `channel` any more.
+    pub(crate) fn forget(&mut self, channel: &[u8]) {
+        let before = self.channels.remove(channel);
+        self.confirmed -= usize::from(before == Some(Standing::Confirmed));
+    }
+
+    /// Redis has subscribed `channel`.
+    pub(crate) fn confirm(&mut self, channel: &[u8]) -> Confirmed {
+        let Some((name, _)) = self.channels.get_key_value(channel) else { return Confirmed::Unwanted };
+        let name = name.clone();
+        let before = self.channels.insert(name.clone(), Standing::Confirmed);
+        self.confirmed += usize::from(before == Some(Standing::Asked));
+        Confirmed::Wanted(name)
+    }
+
+    /// The subscription to `channel` is lost. Returns the channel if it was confirmed.
+    pub(crate) fn lose(&mut self, channel: &[u8]) -> Option<Channel> {
+        let standing = self.channels.get_mut(channel).filter(|standing| **standing == Standing::Confirmed)?;
+        *standing = Standing::Asked;
+        self.confirmed -= 1;
+        self.channels.get_key_value(channel).map(|(name, _)| name.clone())
+    }
+
+    /// All subscriptions are lost.
+    pub(crate) fn lose_all(&mut self) {
+        self.channels.values_mut().for_each(|standing| *standing = Standing::Asked);
+        self.confirmed = 0;
+    }
+
+    /// How many channels Redis has confirmed.
+    pub(crate) fn confirmed(&self) -> usize {
+        debug_assert!(self.confirmed <= self.channels.len(), "more are confirmed than wanted");
+        self.confirmed
+    }
+
+    /// Whether all are confirmed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.confirmed == self.channels.len()
+    }
+
+    /// Those that Redis has not confirmed.
+    pub(crate) fn unconfirmed(&self) -> Vec<Channel> {
+        let unconfirmed = self.channels.iter().filter(|(_, standing)| **standing == Standing::Asked);
+        unconfirmed.map(|(channel, _)| channel.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_confirmed_is_counted_and_lost() {
+        let [a, b] = [b"a", b"b"].map(|name| Channel::copy_from_slice(name));
+        let mut register = Register::default();
+        assert!(register.is_complete());
+        register.ask(a.clone());
+        register.ask(b.clone());
+        assert_eq!(register.confirm(b"a"), Confirmed::Wanted(a.clone()));
+        assert_eq!(register.confirm(b"a"), Confirmed::Wanted(a.clone()), "again");
+        assert_eq!(register.confirm(b"c"), Confirmed::Unwanted);
+        assert_eq!((register.confirmed(), register.unconfirmed()), (1, vec![b.clone()]));
+        assert_eq!((register.lose(b"b"), register.lose(b"a"), register.lose(b"a")), (None, Some(a.clone()), None));
+        register.confirm(b"a");
+        register.ask(a.clone());
+        assert_eq!(register.confirmed(), 0, "it has to be subscribed again");
+        register.confirm(b"a");
+        register.confirm(b"b");
+        assert!(register.is_complete());
+        register.forget(b"a");
+        register.forget(b"c");
+        assert_eq!(register.confirmed(), 1);
+        register.lose_all();
+        assert_eq!((register.confirmed(), register.unconfirmed()), (0, vec![b]));
+    }
+}

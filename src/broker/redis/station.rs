@@ -1,0 +1,353 @@
+//! The two links of a worker to one node, with their sockets: makes streams for the machines (`subscriber.rs`,
+//! `publisher.rs`) and moves bytes, answers and time between them. The publisher's stream is the redis crate's. May not
+//! enter: what bytes mean, other nodes (`pool.rs`).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, RedisResult, Value};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::connect::{Driver, Greeted, Purpose, multiplex};
+use super::fault::LinkError;
+use super::links::{Greeting, Links};
+use super::peer::Peer;
+use super::publisher::Publisher;
+use super::resp::Part;
+use super::subscriber::Subscriber;
+use super::transport::Transport;
+use crate::broker::event::Report;
+use crate::message::ClientMessage;
+use crate::placement::{Node, Placement};
+
+/// Reads before the worker's other tasks have their turn, however much Redis has to say.
+const READS_PER_TURN: usize = 8;
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// A worker's links to one node.
+pub(super) struct Station {
+    pub(super) peer: Peer,
+    pub(super) links: Links,
+    pub(super) subscriber: Subscriber,
+    pub(super) publisher: Publisher,
+    pub(super) life: Life,
+    ear: Ear,
+    mouth: Mouth,
+    /// Resolves when all workers have their subscriptions; there while they have not.
+    all_hear: Option<BoxFuture<()>>,
+    /// Reads of this turn.
+    reads: usize,
+    /// Whether publications were given out since the last pause.
+    is_flowing: bool,
+}
+
+/// How long a node has links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Kept,
+    /// The node is no part of the cluster any more; messages under way are waited for.
+    Leaving,
+    /// Another node may have its place.
+    Gone,
+}
+
+/// What a station has for the worker.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Channel and payload, parts of what was read.
+    Publication(Part, Part),
+    Report(Report),
+    Paused,
+}
+
+/// The subscriber's stream.
+enum Ear {
+    None,
+    Connecting(BoxFuture<Result<Greeted, LinkError>>),
+    Up {
+        transport: Box<dyn Transport>,
+        /// Resolves when the Sentinels name another master.
+        moved: BoxFuture<LinkError>,
+        is_flushed: bool,
+    },
+}
+
+/// The publisher's stream.
+enum Mouth {
+    None,
+    Connecting(BoxFuture<Result<(MultiplexedConnection, Driver, Greeting), LinkError>>),
+    Up { connection: MultiplexedConnection, driver: Driver, answers: Option<BoxFuture<RedisResult<Vec<Value>>>> },
+}
+
+/// Whether a poll changed anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Made,
+    None,
+}
+
+impl Station {
+    /// Links to a node, none of them made yet; no link is ever made where channels of a cluster are whose slot has no
+    /// owner.
+    pub(super) fn new(node: Node, peer: Peer, placement: Placement, now: Instant) -> Self {
+        let links = Links::new(node, peer.settings.terms(), peer.health.clone(), placement, now);
+        let delay = links.terms.max_reconnect_delay;
+        let (subscriber, publisher) = if links.is_nowhere() {
+            (Subscriber::closed(now), Publisher::closed(now))
+        } else {
+            (Subscriber::new(delay, now), Publisher::new(delay, now))
+        };
+        Self {
+            peer,
+            links,
+            subscriber,
+            publisher,
+            life: Life::Kept,
+            ear: Ear::None,
+            mouth: Mouth::None,
+            all_hear: None,
+            reads: 0,
+            is_flowing: false,
+        }
+    }
+
+    /// Whether links are made and kept.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.life == Life::Kept && !self.links.is_nowhere()
+    }
+
+    /// The node is no part of the cluster any more.
+    pub(super) fn leave(&mut self) {
+        self.life = Life::Leaving;
+        self.subscriber.close();
+        self.ear = Ear::None;
+    }
+
+    /// The worker's messages for this node.
+    pub(super) fn publish(&mut self, messages: Vec<ClientMessage>, now: Instant) {
+        if let Some(pipeline) = self.publisher.on_messages(&mut self.links, messages, now) {
+            self.send(pipeline);
+        }
+    }
+
+    pub(super) fn is_reachable(&self, now: Instant) -> bool {
+        self.links.is_reachable(self.subscriber.unanswered_since(), now)
+    }
+
+    /// When it has something to do at the latest.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.subscriber.next_timeout(&self.links).into_iter().chain(self.publisher.next_timeout()).min()
+    }
+
+    /// The worker's other tasks had their turn.
+    pub(super) fn begin_turn(&mut self) {
+        self.reads = 0;
+    }
+
+    /// The bytes of a publication that was just given out.
+    pub(super) fn publication(&self, channel: &Part, payload: &Part) -> Option<(&[u8], &[u8])> {
+        self.subscriber.publication(channel, payload)
+    }
+
+    /// What the worker is to be told next.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Poll<Step> {
+        loop {
+            if let Some(report) = self.links.events.pop_front() {
+                return Poll::Ready(Step::Report(report));
+            }
+            if let Some((channel, payload)) = self.subscriber.next(&mut self.links, *now) {
+                self.is_flowing = true;
+                return Poll::Ready(Step::Publication(channel, payload));
+            }
+            if !self.links.events.is_empty() {
+                continue;
+            }
+            *now = Instant::now();
+            self.subscriber.step(&mut self.links, *now);
+            let is_idle = self.poll_ear(cx, *now) == Progress::None && self.poll_mouth(cx, *now) == Progress::None;
+            if is_idle && self.links.events.is_empty() {
+                break;
+            }
+        }
+        if std::mem::take(&mut self.is_flowing) {
+            return Poll::Ready(Step::Paused);
+        }
+        if self.reads >= READS_PER_TURN {
+            // Not woken at once but behind the runtime's look at all other sockets and timers: a LocalSet would
+            // poll this 61 times before.
+            let yielded = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+            debug_assert!(yielded.is_pending(), "it wakes the task by itself, later");
+        }
+        Poll::Pending
+    }
+
+    fn poll_ear(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
+        let Self { subscriber, links, ear, .. } = self;
+        if !subscriber.is_up() && matches!(ear, Ear::Up { .. }) {
+            *ear = Ear::None;
+        }
+        if subscriber.wants_link(now) {
+            *ear = Ear::Connecting(connecting(&self.peer, Purpose::Subscriber));
+        }
+        match ear {
+            Ear::None => Progress::None,
+            Ear::Connecting(connecting) => {
+                let Poll::Ready(made) = connecting.as_mut().poll(cx) else { return Progress::None };
+                match made {
+                    Ok(Greeted { transport, greeting }) => {
+                        let (settings, master) = (self.peer.settings.clone(), greeting.master.clone());
+                        let moved = Box::pin(async move { settings.is_moved(master.as_ref()).await });
+                        *ear = Ear::Up { transport, moved, is_flushed: true };
+                        subscriber.on_connected(links, greeting, now);
+                    }
+                    Err(error) => {
+                        *ear = Ear::None;
+                        subscriber.on_not_connected(links, &error, now);
+                    }
+                }
+                Progress::Made
+            }
+            Ear::Up { transport, moved, is_flushed } => {
+                if let Poll::Ready(error) = moved.as_mut().poll(cx) {
+                    subscriber.fail(links, &error, now);
+                    return Progress::Made;
+                }
+                if poll_write(transport, subscriber, is_flushed, cx).is_err() {
+                    subscriber.fail(links, &LinkError::Closed, now);
+                    return Progress::Made;
+                }
+                if !subscriber.wants_bytes() || self.reads >= READS_PER_TURN {
+                    return Progress::None;
+                }
+                self.reads += 1;
+                let mut room = ReadBuf::new(subscriber.room());
+                match Pin::new(transport).poll_read(cx, &mut room) {
+                    Poll::Ready(Ok(())) if !room.filled().is_empty() => {
+                        let len = room.filled().len();
+                        subscriber.on_bytes(links, len, now);
+                    }
+                    Poll::Ready(_) => subscriber.fail(links, &LinkError::Closed, now),
+                    Poll::Pending => {
+                        self.reads -= 1;
+                        return Progress::None;
+                    }
+                }
+                Progress::Made
+            }
+        }
+    }
+
+    fn poll_mouth(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
+        if self.life == Life::Leaving {
+            self.publisher.close();
+            if self.publisher.is_closed() {
+                self.life = Life::Gone;
+                self.mouth = Mouth::None;
+            }
+        }
+        if !self.publisher.is_up() && matches!(self.mouth, Mouth::Up { .. }) {
+            self.mouth = Mouth::None;
+        }
+        if self.publisher.wants_link(now) {
+            let connecting = connecting(&self.peer, Purpose::Publisher);
+            self.mouth = Mouth::Connecting(Box::pin(async move {
+                let Greeted { transport, greeting } = connecting.await?;
+                let (connection, driver) = multiplex(transport).await?;
+                Ok((connection, driver, greeting))
+            }));
+        }
+        if let Some(pipeline) = self.publisher.step(&mut self.links, now) {
+            self.send(pipeline);
+        }
+        self.poll_all_hear(cx);
+        let Self { publisher, links, mouth, .. } = self;
+        match mouth {
+            Mouth::None => Progress::None,
+            Mouth::Connecting(connecting) => {
+                let Poll::Ready(made) = connecting.as_mut().poll(cx) else { return Progress::None };
+                match made {
+                    Ok((connection, driver, greeting)) => {
+                        *mouth = Mouth::Up { connection, driver, answers: None };
+                        publisher.on_connected(links, greeting, now);
+                    }
+                    Err(error) => {
+                        *mouth = Mouth::None;
+                        publisher.on_not_connected(links, &error, now);
+                    }
+                }
+                Progress::Made
+            }
+            Mouth::Up { driver, answers, .. } => {
+                if driver.as_mut().poll(cx).is_ready() {
+                    publisher.fail(links, &LinkError::Closed, now);
+                    return Progress::Made;
+                }
+                let Some(awaited) = answers else { return Progress::None };
+                let Poll::Ready(answered) = awaited.as_mut().poll(cx) else { return Progress::None };
+                *answers = None;
+                publisher.on_answers(links, answered, now);
+                Progress::Made
+            }
+        }
+    }
+
+    /// Is woken when all workers have their subscriptions: the publisher may wait for that.
+    fn poll_all_hear(&mut self, cx: &mut Context<'_>) {
+        if self.all_hear.is_none() && self.publisher.is_up() && !self.links.health.do_all_hear() {
+            let mut deaf = self.links.health.deaf();
+            self.all_hear = Some(Box::pin(async move {
+                // The sender is that of the peer's health, which outlives this.
+                drop(deaf.wait_for(|deaf| *deaf == 0).await);
+            }));
+        }
+        if self.all_hear.as_mut().is_some_and(|all_hear| all_hear.as_mut().poll(cx).is_ready()) {
+            self.all_hear = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn send(&mut self, pipeline: Pipeline) {
+        let Mouth::Up { connection, answers, .. } = &mut self.mouth else {
+            debug_assert!(false, "only a link that is up sends");
+            return;
+        };
+        let mut connection = connection.clone();
+        *answers = Some(Box::pin(async move {
+            let count = pipeline.cmd_iter().count();
+            connection.send_packed_commands(&pipeline, 0, count).await
+        }));
+    }
+}
+
+/// A stream to a node.
+fn connecting(peer: &Peer, purpose: Purpose) -> BoxFuture<Result<Greeted, LinkError>> {
+    let Peer { settings, health } = peer.clone();
+    Box::pin(async move { settings.connect(purpose, &|slow| health.attempt_failed(slow)).await })
+}
+
+/// Sends what waits to be sent.
+fn poll_write(
+    transport: &mut Box<dyn Transport>,
+    subscriber: &mut Subscriber,
+    is_flushed: &mut bool,
+    cx: &mut Context<'_>,
+) -> std::io::Result<()> {
+    while let Some(out) = subscriber.outgoing() {
+        match Pin::new(&mut *transport).poll_write(cx, out)? {
+            Poll::Ready(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Poll::Ready(len) => {
+                out.drain(..len);
+                *is_flushed = false;
+            }
+            Poll::Pending => return Ok(()),
+        }
+    }
+    if !*is_flushed {
+        *is_flushed = Pin::new(&mut *transport).poll_flush(cx)?.is_ready();
+    }
+    Ok(())
+}
