@@ -39,6 +39,8 @@ pub(super) fn on_confirmation(
         Confirmation::Subscribed if links.probe.is_on(channel) || links.is_marker(channel) => {}
         Confirmation::Subscribed => match links.channels.confirm(channel) {
             Confirmed::Wanted(channel) => links.events.push_back(Report::Subscribed { node: links.node, channel }),
+            // It was subscribed to look, and is given back.
+            Confirmed::Unwanted if matches!(errand, Some(Errand::LookAgain(looked)) if **looked == *channel) => {}
             Confirmed::Unwanted => return Some(Channel::copy_from_slice(channel)),
         },
         Confirmation::ShardUnsubscribed if !errand.is_some_and(|errand| errand.awaits_end_of(channel)) => {
@@ -64,7 +66,10 @@ pub(super) fn on_confirmed(links: &mut Links, errand: Errand) -> Outcome {
             return one_by_one(links, rest, tried);
         }
         Errand::TryAgain(_, error) => refusal::tell_one(&error),
-        Errand::LookAgain(channel) => links.health.subscription_is_taken(&channel),
+        Errand::LookAgain(channel) if !links.channels.is_wanted(&channel) => {
+            return Outcome::Next(Errand::GiveBack(channel));
+        }
+        Errand::LookAgain(channel) | Errand::GiveBack(channel) => links.health.subscription_is_taken(&channel),
         Errand::Marker(channel) => {
             if links.is_marker(&channel) {
                 links.set_progress(marker::Progress::Set);
@@ -125,7 +130,9 @@ pub(super) fn on_answer(
         Errand::TryAgain(_, refused) => links.health.subscription_is_refused(&refused),
         Errand::LookAgain(_) => {}
         Errand::Marker(_) | Errand::Unmark(_) => links.set_progress(marker::Progress::Lost),
-        Errand::Probe | Errand::Unsubscribe(_) | Errand::UnsubscribeSharded(_) => return Err(LinkError::Ended(error)),
+        Errand::Probe | Errand::GiveBack(_) | Errand::Unsubscribe(_) | Errand::UnsubscribeSharded(_) => {
+            return Err(LinkError::Ended(error));
+        }
         Errand::Role | Errand::Count(_) | Errand::Unconfirmed | Errand::EndAudit | Errand::BeginProbe => {
             debug_assert!(false, "these are not refused");
         }

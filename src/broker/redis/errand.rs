@@ -34,6 +34,8 @@ pub(super) enum Errand {
     TryAgain(Channel, String),
     /// The same at an audit, while Redis refuses all.
     LookAgain(Channel),
+    /// Unsubscribes a channel that was only subscribed to look; behind it, Redis is known to take subscriptions.
+    GiveBack(Channel),
     Unsubscribe(Progress),
     UnsubscribeSharded(Progress),
     /// Subscribes the marker's channel. Never sharded: at its node it is in one order with everything all the same.
@@ -136,6 +138,9 @@ impl Errand {
             Self::UnsubscribeSharded(progress) => {
                 out.extend(progress.channels.iter().flat_map(|channel| one("SUNSUBSCRIBE", channel)));
             }
+            Self::GiveBack(channel) => {
+                out.extend(one(if sharded(channel) { "SUNSUBSCRIBE" } else { "UNSUBSCRIBE" }, channel));
+            }
             Self::Marker(channel) => out.extend(one("SUBSCRIBE", channel)),
             Self::Unmark(channel) => out.extend(one("UNSUBSCRIBE", channel)),
             Self::Role => out.extend(role.question().get_packed_command()),
@@ -169,7 +174,10 @@ impl Errand {
                 Self::TryAgain(expected, _) | Self::LookAgain(expected) | Self::Marker(expected),
                 Confirmation::Subscribed,
             )
-            | (Self::Unmark(expected), Confirmation::Unsubscribed) => **expected == *channel,
+            | (Self::Unmark(expected), Confirmation::Unsubscribed)
+            | (Self::GiveBack(expected), Confirmation::Unsubscribed | Confirmation::ShardUnsubscribed) => {
+                **expected == *channel
+            }
             _ => false,
         }
     }

@@ -40,6 +40,11 @@ impl Register {
         self.confirmed -= usize::from(before == Some(Standing::Confirmed));
     }
 
+    /// Whether the worker wants `channel`.
+    pub(crate) fn is_wanted(&self, channel: &[u8]) -> bool {
+        self.channels.contains_key(channel)
+    }
+
     /// Redis has subscribed `channel`.
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> Confirmed {
         let Some((name, _)) = self.channels.get_key_value(channel) else { return Confirmed::Unwanted };

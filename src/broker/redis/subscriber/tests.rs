@@ -368,6 +368,36 @@ fn channels_that_are_refused_together_are_tried_one_by_one() {
 }
 
 #[test]
+fn a_channel_that_was_subscribed_only_to_look_is_given_back_before_redis_is_known_to_take_any() {
+    let mut stage = Stage::new(&[]);
+    stage.connect();
+    stage.commands();
+    stage.push("subscribe", "PROBE");
+    assert!(stage.duties(1).is_empty() && !stage.links.is_deaf());
+    for name in ["x", "y"] {
+        stage.subscribe(name);
+        stage.commands();
+        stage.say(b"-NOPERM no\r\n");
+        assert_eq!(stage.duties(1), [format!("SUBSCRIBE {name}")]);
+        stage.say(b"-NOPERM no\r\n");
+    }
+    assert_eq!(stage.take_told(), ["refused x", "refused y"]);
+    assert!(stage.links.health.refusal().is_some());
+    let mut looked = Vec::new();
+    while looked.is_empty() {
+        stage.pass(SECOND);
+        looked = stage.duties(1);
+    }
+    assert_eq!(looked, ["SUBSCRIBE y"]);
+    stage.push("subscribe", "y");
+    assert!(stage.links.health.refusal().is_some());
+    stage.expect_command("UNSUBSCRIBE y");
+    stage.push("unsubscribe", "y");
+    assert!(stage.links.health.refusal().is_none() && stage.take_told().is_empty());
+    assert!(stage.duties(1).is_empty());
+}
+
+#[test]
 fn what_is_refused_for_now_is_tried_again() {
     let mut stage = Stage::hearing();
     stage.subscribe("c");
