@@ -1,8 +1,8 @@
-//! The control socket: a line is asked, a line is answered. Only root and our own user may.
+//! The control socket: one line is a request, one line is the reply. Only root and webws' own user may use it.
 //!
-//! `upgrade` hands everything over to a new process, `suspend` leaves it to the next process, `log LEVEL`
-//! changes the log's level; the answer comes when that is done or has failed.
-//! May not enter: how that is done.
+//! `upgrade` hands everything over to a new process. `suspend` leaves the sessions to the process that is started
+//! next. `log LEVEL` changes the log's level. The reply comes when the request is done or has failed.
+//! May not enter: how a request is carried out.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -17,65 +17,65 @@ use tokio::task::JoinHandle;
 
 use crate::os::{self, socket_file::FileId};
 
-/// What is answered by a process that has handed over.
+/// The reply's first word from a process that has handed over.
 const ELSEWHERE: &str = "elsewhere";
 
-/// How long the next process may take to have a control socket.
+/// How long the new process may take to make its control socket.
 const NEXT: Duration = Duration::from_secs(5);
 
-/// Who may open it: its owner.
+/// The socket file's mode: its owner only.
 const MODE: u32 = 0o600;
 
-/// The longest line that is asked: a log filter may name several targets.
+/// The longest request: a log filter may name several targets.
 const MAX_LINE: u64 = 1024;
 
-/// How long an answer may take: longer than any hand-over, and than any standstill.
+/// How long a reply may take: longer than any hand-over, and than any standstill.
 pub(crate) const UPGRADING: Duration = Duration::from_secs(180);
 const SUSPENDING: Duration = Duration::from_secs(30);
 const SETTING: Duration = Duration::from_secs(5);
 
-/// What is asked first, and how long who listens may take to answer that.
+/// The first request, which shows that webws listens, and how long its reply may take.
 const IDENTIFYING_WORD: &str = "version";
 const IDENTIFYING: Duration = Duration::from_secs(3);
 
-/// How long somebody may take to read his answer.
-const SAYING: Duration = Duration::from_secs(1);
+/// How long the client may take to read the reply.
+const REPLYING: Duration = Duration::from_secs(1);
 
-/// What may be asked for.
+/// What a request asks the server to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum Operation {
     /// To hand over to a new process.
     Upgrade,
     /// To leave the sessions to systemd, and end.
     Suspend,
 }
 
-/// Somebody wishes something, and to hear what came of it.
+/// A request that waits for its reply.
 #[derive(Debug)]
 pub(crate) struct Request {
-    pub(crate) wish: Wish,
-    tell: oneshot::Sender<Outcome>,
+    pub(crate) operation: Operation,
+    tell: oneshot::Sender<Reply>,
     told: oneshot::Receiver<()>,
 }
 
 impl Request {
-    /// Tells what came of it; returns when that has been said.
-    pub(crate) async fn answer(self, outcome: Outcome) {
-        // Who asked may have gone.
-        drop(self.tell.send(outcome));
-        drop(tokio::time::timeout(SAYING, self.told).await);
+    /// Sends the reply; returns when it is written to the socket.
+    pub(crate) async fn answer(self, reply: Reply) {
+        // The client may have gone.
+        drop(self.tell.send(reply));
+        drop(tokio::time::timeout(REPLYING, self.told).await);
     }
 }
 
-/// What came of a request, in a line.
+/// The result of a request, as one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct Reply {
     /// The first word of the line.
     kind: &'static str,
     text: String,
 }
 
-impl Outcome {
+impl Reply {
     pub(crate) const BUSY: &str = "a hand-over is under way already: wait for it";
 
     pub(crate) fn busy() -> Self {
@@ -90,7 +90,7 @@ impl Outcome {
         Self { kind: "failed", text }
     }
 
-    /// Another process is asked from now on.
+    /// The client has to ask the new process.
     pub(crate) fn elsewhere() -> Self {
         Self { kind: ELSEWHERE, text: "another process serves now".to_owned() }
     }
@@ -104,17 +104,17 @@ impl Outcome {
     }
 }
 
-/// Listens until it is dropped; its file goes with it, unless another process has put its own there.
+/// Listens until dropped, and then removes its socket file, unless another process has replaced the file.
 #[derive(Debug)]
 pub(crate) struct Control {
     path: PathBuf,
-    /// None when it is left to another process.
+    /// None when the file is left to another process.
     file: Option<FileId>,
     accepting: JoinHandle<()>,
 }
 
 impl Control {
-    /// Listens no more, and leaves the file to another process.
+    /// Stops listening, and leaves the file to another process.
     pub(crate) fn leave(mut self) {
         self.file = None;
     }
@@ -129,10 +129,10 @@ impl Drop for Control {
     }
 }
 
-/// Passes what is asked at `path` on to `requests`.
+/// Listens at `path`, and passes on to `requests` what this room cannot carry out.
 ///
 /// # Errors
-/// When the socket cannot be made there.
+/// When the socket cannot be made at `path`.
 pub(crate) fn listen(path: &Path, requests: mpsc::Sender<Request>) -> io::Result<Control> {
     let (socket, file) = os::socket_file::bind_unix(path, MODE, None)?;
     os::socket::prepare_listener(socket.as_fd())?;
@@ -152,54 +152,54 @@ pub(crate) fn listen(path: &Path, requests: mpsc::Sender<Request>) -> io::Result
 }
 
 async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
-    // Its file's mode says the same, unless somebody has changed it.
+    // The file's mode says the same, unless an operator has changed the mode.
     let is_allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == os::limit::own_user());
     let mut stream = tokio::io::BufReader::new(stream);
     let mut line = String::new();
     let read = tokio::time::timeout(Duration::from_secs(5), (&mut stream).take(MAX_LINE).read_line(&mut line)).await;
     let (said, told) = oneshot::channel();
-    let outcome = match (read, line.trim_end()) {
+    let reply = match (read, line.trim_end()) {
         (Err(_) | Ok(Err(_)), _) => return,
         _ if !is_allowed => {
             tracing::warn!("a request on the control socket is refused: only root and webws' own user may ask");
-            Outcome::failed("only root and the user that webws runs as may ask".to_owned())
+            Reply::failed("only root and the user that webws runs as may ask".to_owned())
         }
         (_, word @ ("upgrade" | "suspend")) => {
-            let wish = if word == "upgrade" { Wish::Upgrade } else { Wish::Suspend };
-            let (tell, outcome) = oneshot::channel();
-            let ended = || Outcome::failed("the server stops".to_owned());
-            match requests.send(Request { wish, tell, told }).await {
-                Ok(()) => outcome.await.unwrap_or_else(|_| ended()),
+            let operation = if word == "upgrade" { Operation::Upgrade } else { Operation::Suspend };
+            let (tell, reply) = oneshot::channel();
+            let ended = || Reply::failed("the server stops".to_owned());
+            match requests.send(Request { operation, tell, told }).await {
+                Ok(()) => reply.await.unwrap_or_else(|_| ended()),
                 Err(_) => ended(),
             }
         }
-        (_, IDENTIFYING_WORD) => Outcome::done(format!("webws {}", env!("CARGO_PKG_VERSION"))),
+        (_, IDENTIFYING_WORD) => Reply::done(format!("webws {}", env!("CARGO_PKG_VERSION"))),
         (_, line) => match line.strip_prefix("log ").map(crate::log::set_level) {
             Some(Ok(done)) => {
                 tracing::info!("{done} (webws log)");
-                Outcome::done(done)
+                Reply::done(done)
             }
-            Some(Err(fault)) => Outcome::failed(fault),
-            None => Outcome::failed("unknown command: \"upgrade\", \"suspend\" and \"log LEVEL\" are known".to_owned()),
+            Some(Err(fault)) => Reply::failed(fault),
+            None => Reply::failed("unknown request: use \"upgrade\", \"suspend\" or \"log LEVEL\"".to_owned()),
         },
     };
-    // Who asked may have gone.
-    drop(stream.write_all(outcome.line().as_bytes()).await);
+    // The client may have gone.
+    drop(stream.write_all(reply.line().as_bytes()).await);
     said.send(()).ok();
 }
 
-/// Why a running webws did not do what it was asked for.
+/// Why a request to a running webws failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum AskError {
-    /// Its answer; for a hand-over, its log has the same sentence.
+pub enum ControlError {
+    /// The server's reply; for a hand-over, the server's log has the same sentence.
     #[error("{text}")]
     Answered {
         /// A sentence for the operator.
         text: String,
     },
-    /// It ended before it answered.
-    #[error("the server ended without an answer; its log says why")]
+    /// The server ended before it replied.
+    #[error("the server ended without a reply; its log says why")]
     Ended,
     /// Another program listens at the path.
     #[error(
@@ -207,62 +207,61 @@ pub enum AskError {
         path.display()
     )]
     Foreign {
-        /// Where the control socket was looked for.
+        /// The setting `control`.
         path: PathBuf,
     },
-    /// Nothing listens at the path, or nothing answers in time.
+    /// Nothing listens at the path, or no reply comes in time.
     #[error("{}", explain(path, source, *patience))]
     Unreachable {
-        /// Where the control socket was looked for.
+        /// The setting `control`.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
-        /// How long the answer was waited for.
+        /// How long the reply was waited for.
         patience: Duration,
     },
 }
 
-/// Asks the server whose control socket is at `path` to hand over to a new process; returns what it says
-/// when that is done.
+/// Makes the server with the control socket `path` hand over to a new process; returns the reply when done.
 ///
 /// # Errors
-/// Why it was not done.
-pub fn upgrade(path: &Path) -> Result<String, AskError> {
-    ask(path, "upgrade", UPGRADING)
+/// Why the hand-over failed.
+pub fn upgrade(path: &Path) -> Result<String, ControlError> {
+    request(path, "upgrade", UPGRADING)
 }
 
-/// Asks the server whose control socket is at `path` to leave its sessions to systemd, for the process that
-/// is started next, and to end; returns what it says.
+/// Makes the server with the control socket `path` leave its sessions to systemd, for the process that is started
+/// next, and end; returns the reply.
 ///
 /// # Errors
-/// Why it was not done. It serves on then.
-pub fn suspend(path: &Path) -> Result<String, AskError> {
-    ask(path, "suspend", SUSPENDING)
+/// Why the sessions could not be left. The server continues to serve then.
+pub fn suspend(path: &Path) -> Result<String, ControlError> {
+    request(path, "suspend", SUSPENDING)
 }
 
-/// Changes what the server whose control socket is at `path` logs, until it ends: a level, or a filter as
-/// `WEBWS_LOG`; returns what it says.
+/// Changes the log level of the server with the control socket `path`, until that server ends; returns the reply.
+/// `level` is a level, or a filter as in `WEBWS_LOG`.
 ///
 /// # Errors
-/// Why it was not done.
-pub fn log_level(path: &Path, level: &str) -> Result<String, AskError> {
-    ask(path, &format!("log {}", level.replace('\n', " ")), SETTING)
+/// Why the level was not changed.
+pub fn log_level(path: &Path, level: &str) -> Result<String, ControlError> {
+    request(path, &format!("log {}", level.replace('\n', " ")), SETTING)
 }
 
-fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, AskError> {
+fn request(path: &Path, line: &str, patience: Duration) -> Result<String, ControlError> {
     let since = Instant::now();
     loop {
-        // Who listens there is asked first: an answer to that takes no time, and one to the rest may.
-        let asked = say(path, IDENTIFYING_WORD, IDENTIFYING).and_then(|line| {
-            let is_ours = ["done ", "failed ", ELSEWHERE].iter().any(|start| line.starts_with(start));
+        // The version is asked first: its reply takes no time, so that a foreign listener is found at once.
+        let replied = exchange(path, IDENTIFYING_WORD, IDENTIFYING).and_then(|identity| {
+            let is_ours = ["done ", "failed ", ELSEWHERE].iter().any(|start| identity.starts_with(start));
             if is_ours {
-                say(path, word, patience).map_err(|fault| fault.after(patience))
+                exchange(path, line, patience).map_err(|fault| fault.after(patience))
             } else {
-                Err(Fault::Other(line))
+                Err(Fault::Other(identity))
             }
         });
-        // Right behind a hand-over there is none for a moment, or nobody who answers.
-        let is_between = match &asked {
+        // Right after a hand-over, the socket may be missing for a moment, or have no listener.
+        let is_between = match &replied {
             Ok(line) => line.is_empty() || line.starts_with(ELSEWHERE),
             Err(Fault::Other(line)) => line.is_empty(),
             Err(Fault::Io(error, _)) => {
@@ -274,22 +273,22 @@ fn ask(path: &Path, word: &str, patience: Duration) -> Result<String, AskError> 
             pause();
             continue;
         }
-        let line = asked.map_err(|fault| fault.at(path))?;
-        return match line.trim_end().split_once(' ') {
+        let reply = replied.map_err(|fault| fault.at(path))?;
+        return match reply.trim_end().split_once(' ') {
             Some(("done", text)) => Ok(text.to_owned()),
-            Some(("failed", text)) => Err(AskError::Answered { text: text.to_owned() }),
-            None if line.is_empty() => Err(AskError::Ended),
-            _ => Err(AskError::Foreign { path: path.to_owned() }),
+            Some(("failed", text)) => Err(ControlError::Answered { text: text.to_owned() }),
+            None if reply.is_empty() => Err(ControlError::Ended),
+            _ => Err(ControlError::Foreign { path: path.to_owned() }),
         };
     }
 }
 
-/// Why a control socket gives no answer.
+/// Why no reply came.
 #[derive(Debug)]
 enum Fault {
-    /// After how long, where it is silent.
+    /// The error, and for a timeout its length.
     Io(io::Error, Duration),
-    /// Something else listens there, and said this.
+    /// Another program listens, and sent this line.
     Other(String),
 }
 
@@ -301,16 +300,16 @@ impl Fault {
         }
     }
 
-    fn at(self, path: &Path) -> AskError {
+    fn at(self, path: &Path) -> ControlError {
         let path = path.to_owned();
         match self {
-            Self::Io(source, patience) => AskError::Unreachable { path, source, patience },
-            Self::Other(_) => AskError::Foreign { path },
+            Self::Io(source, patience) => ControlError::Unreachable { path, source, patience },
+            Self::Other(_) => ControlError::Foreign { path },
         }
     }
 }
 
-/// Why no answer came from `path`, and what to do.
+/// Why no reply came from `path`, and what to do.
 fn explain(path: &Path, error: &io::Error, patience: Duration) -> String {
     let path = path.display();
     match error.kind() {
@@ -330,20 +329,20 @@ fn explain(path: &Path, error: &io::Error, patience: Duration) -> String {
     }
 }
 
-/// Says a word at the socket, and returns the line that is answered.
-fn say(path: &Path, word: &str, patience: Duration) -> Result<String, Fault> {
-    let say = || -> io::Result<String> {
+/// Sends a request, and returns the line of the reply.
+fn exchange(path: &Path, request: &str, patience: Duration) -> Result<String, Fault> {
+    let exchange = || -> io::Result<String> {
         let mut stream = os::socket_file::connect_unix(path)?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(IDENTIFYING))?;
-        // Behind an empty line, a server of HTTP answers at once that this is none.
-        stream.write_all(format!("{word}\r\n\r\n").as_bytes())?;
+        // The empty line ends an HTTP request head: an HTTP server at this path refuses the request at once.
+        stream.write_all(format!("{request}\r\n\r\n").as_bytes())?;
         let mut line = Vec::new();
         BufReader::new(stream.take(1 << 16)).read_until(b'\n', &mut line)?;
         Ok(String::from_utf8_lossy(&line).into_owned())
     };
-    say().map_err(|error| Fault::Io(error, patience))
+    exchange().map_err(|error| Fault::Io(error, patience))
 }
 
 #[expect(clippy::disallowed_methods, reason = "this process does nothing else")]

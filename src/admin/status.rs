@@ -1,4 +1,4 @@
-//! The line that `systemctl status` shows, renewed while the process serves.
+//! The line that `systemctl status` shows, updated while the process serves.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) async fn renew(metrics: Metrics, workers: Vec<Mailbox>, max_sessions: usize) {
     let mut told = String::new();
     loop {
-        // With a deadline: the next update comes anyway.
+        // A worker that does not answer in time is asked again at the next update.
         if let Ok(Some(state)) = tokio::time::timeout(PATIENCE, state_of(&workers)).await {
             let text = text(metrics.sessions(), max_sessions, &state);
             if text != told && os::systemd::renew_status(&text).is_ok() {

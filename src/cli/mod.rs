@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
-use webws::binary::{self, AskError, Extra, Reading, ServiceError};
+use webws::binary::{self, ControlError, Extra, Reading, ServiceError};
 use webws::{Config, ConfigError, ServerError};
 
 use self::arguments::{Cli, Command, RunArgs};
@@ -120,7 +120,7 @@ enum Logged {
 
 /// Asks a running webws for something, and prints what it says.
 fn ask(
-    ask: impl FnOnce(&Path) -> Result<String, AskError>,
+    ask: impl FnOnce(&Path) -> Result<String, ControlError>,
     logged: Logged,
     config: Option<&Path>,
     control: Option<PathBuf>,
@@ -141,7 +141,7 @@ fn ask(
     };
     let told = ask(&control).map_err(|error| match error {
         // In `ExecReload=`: the server has logged it in the same journal.
-        AskError::Answered { .. } if logged == Logged::ByServer && logging::is_journal() => (1, String::new()),
+        ControlError::Answered { .. } if logged == Logged::ByServer && logging::is_journal() => (1, String::new()),
         error => (1, error.to_string()),
     })?;
     print(format!("{told}\n").as_bytes())

@@ -1,6 +1,6 @@
-//! The program that is to take over, and one attempt at it, which may be broken off from elsewhere.
+//! The program that takes over, and one attempt at a hand-over, which another task may break off.
 //!
-//! May not enter: what the two processes say to each other.
+//! May not enter: the messages of the two processes.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,7 +13,7 @@ use super::deadlines::{ENDING, STEP};
 use super::error::GiveError;
 use crate::os::process::Grandchild;
 
-/// What is started: the binary at the path it was started from, whatever stands there now.
+/// The program to start: the file that is now at the path from which this process was started.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     pub(super) path: PathBuf,
@@ -21,20 +21,21 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The binary that runs, with its arguments. Asked for at the start: later, its file may be another.
+    /// This process' program and arguments. Call it at the start: later, `current_exe` follows a file that was
+    /// replaced.
     ///
     /// # Errors
-    /// When the system does not say where it is.
+    /// When the system does not tell the program's path.
     pub(crate) fn own() -> io::Result<Self> {
         let mut arguments = std::env::args_os();
-        // As it was called, if that says where it is: a link may lead elsewhere by then.
+        // An absolute path as called is kept, so that a symbolic link is followed again at each hand-over.
         let called = arguments.next().map(PathBuf::from).filter(|path| path.is_absolute());
         let path = called.map_or_else(std::env::current_exe, Ok)?;
         Ok(Self { path, arguments: arguments.collect() })
     }
 }
 
-/// An attempt that may be broken off from elsewhere.
+/// A hand-over under way, which another task may break off.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Attempt(Arc<Mutex<Breakable>>);
 
@@ -45,7 +46,7 @@ struct Breakable {
     is_committed: bool,
 }
 
-/// Breaks an attempt off when whoever waits for it does not any more.
+/// Breaks an attempt off when dropped: when the task that waits for the attempt is cancelled.
 #[derive(Debug)]
 pub(crate) struct BreakOff(pub(crate) Attempt);
 
@@ -56,12 +57,12 @@ impl Drop for BreakOff {
 }
 
 impl Attempt {
-    /// Whether it was ended from elsewhere.
+    /// Whether another task has broken the attempt off.
     pub(super) fn is_broken_off(&self) -> bool {
         self.lock().is_broken_off
     }
 
-    /// Ends it, and all goes on here; unless it is nearly done: then it is waited for.
+    /// Ends the new process, so that this one resumes. Without effect on it once the attempt is committed.
     pub(crate) fn break_off(&self) {
         let mut this = self.lock();
         this.is_broken_off = true;
@@ -70,11 +71,11 @@ impl Attempt {
         }
     }
 
-    /// From here on it is not broken off.
+    /// Passes the point after which the attempt is not broken off.
     pub(super) fn commit(&self) -> Result<(), GiveError> {
         let mut this = self.lock();
         this.is_committed = !this.is_broken_off;
-        if this.is_committed { Ok(()) } else { Err(GiveError::Here("it was broken off".to_owned())) }
+        if this.is_committed { Ok(()) } else { Err(GiveError::Here("the hand-over was broken off".to_owned())) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Breakable> {
@@ -95,10 +96,10 @@ impl Attempt {
         }
     }
 
-    /// Ends the new process; returns how it ended, if it did so by itself.
+    /// Ends the new process; returns its exit status, if it ended by itself.
     pub(super) fn end(&self) -> Option<ExitStatus> {
         let mut program = self.lock().program.take()?;
-        // It may be about to end, and its status says more than that it was killed.
+        // A process about to end gets some time: its own exit status says more than a kill.
         let by_itself = ended_within(&mut program, ENDING);
         if by_itself.is_none() {
             program.end();
@@ -113,13 +114,13 @@ fn ended_within(program: &mut Grandchild, limit: Duration) -> Option<ExitStatus>
     let deadline = Instant::now() + limit;
     loop {
         match program.status() {
-            None if Instant::now() < deadline => rest(Duration::from_millis(5)),
+            None if Instant::now() < deadline => pause(Duration::from_millis(5)),
             status => return status,
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this thread serves nobody")]
-pub(super) fn rest(time: Duration) {
+#[expect(clippy::disallowed_methods, reason = "this thread serves no session")]
+pub(super) fn pause(time: Duration) {
     std::thread::sleep(time);
 }

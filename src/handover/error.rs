@@ -1,4 +1,4 @@
-//! Why a hand-over did not come about, as the old process sees it.
+//! Why a hand-over failed, as the old process sees it.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use super::protocol::{Message, ProtocolError};
 use crate::worker::Ended;
 
-/// Why all goes on here.
+/// Why the old process continues to serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GiveError {
     #[error("{} cannot be started: {source}", path.display())]
@@ -16,9 +16,9 @@ pub(crate) enum GiveError {
     Protocol(#[from] ProtocolError),
     #[error("the new process ended ({0}); what it wrote to the log says why")]
     Ended(ExitStatus),
-    /// In the streams of Redis, which may not be there.
+    /// The marker could not be set: Redis may be away.
     #[error("{0}")]
-    NoMark(Box<GiveError>),
+    NoMarker(Box<GiveError>),
     #[error("{0}; this process has lost Redis as well: systemctl restart keeps the WebSockets too, with a gap")]
     Away(Box<GiveError>),
     #[error("{0}")]
@@ -26,9 +26,9 @@ pub(crate) enum GiveError {
 }
 
 pub(super) fn out_of_turn(message: &Message) -> GiveError {
-    let words = format!("{message:?}");
-    let name = words.split([' ', '(', '{']).next().unwrap_or_default();
-    GiveError::Protocol(ProtocolError::Nonsense(format!("{name} is not what should come here")))
+    let text = format!("{message:?}");
+    let name = text.split([' ', '(', '{']).next().unwrap_or_default();
+    GiveError::Protocol(ProtocolError::Nonsense(format!("{name} is out of turn")))
 }
 
 impl From<Ended> for GiveError {

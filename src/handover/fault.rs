@@ -1,30 +1,31 @@
-//! Faults that tests ask for, in builds with the feature `internals` only: the file that the variable
-//! `HANDOVER_FAULT` names says at which point this process shall end, or stop, or speak as a version that
-//! does not exist.
+//! Faults that tests inject into a hand-over, in builds with the feature `internals` only.
+//!
+//! The variable `HANDOVER_FAULT` names a file. It holds `abort POINT`, `hang POINT`, or `format FORMAT OLDEST`, which
+//! makes this process announce another version of the protocol.
 
-/// Where a fault may be.
+/// A point of the new process' side at which a fault can be injected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// Connected and subscribed, and not said.
+    /// Links and subscriptions are made; the old process has not been told.
     Ready,
-    /// Said, and nothing taken.
+    /// The old process has been told; no session has been taken.
     AfterReady,
-    /// The first sessions have come.
+    /// A message with sessions has been taken, and not acknowledged.
     Sessions,
-    /// All have.
+    /// All sessions have been taken; the old process has not been told.
     Adopted,
-    /// Told to go on, and not said that it does.
+    /// The old process has said `Commit`; this one has not said `Serving`.
     Commit,
 }
 
-/// What the file says, word by word.
+/// The file's content, split at blanks.
 #[cfg(feature = "internals")]
 fn asked() -> Vec<String> {
     let text = std::env::var_os("HANDOVER_FAULT").and_then(|path| std::fs::read_to_string(path).ok());
     text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
-/// Has the fault that is asked for here, if one is.
+/// Injects the fault that the file names for this point, if any.
 #[cfg(feature = "internals")]
 pub(crate) fn at(point: Point) {
     let words = asked();
@@ -40,7 +41,7 @@ pub(crate) fn at(point: Point) {
     }
 }
 
-/// The format that is asked for instead of our own, with the oldest that it understands.
+/// The protocol format that the file names instead of our own, with the oldest format that it understands.
 #[cfg(feature = "internals")]
 pub(crate) fn format() -> Option<(u32, u32)> {
     match asked().as_slice() {

@@ -1,7 +1,7 @@
-//! The old process' side: starts the new one, hands everything over, and can go on at any moment until
-//! the other has said that it serves.
+//! The old process' side: starts the new one, and hands everything over.
 //!
-//! It runs on a thread of its own and waits; the workers go on meanwhile.
+//! Until the new process has said that it serves, the old one can resume at any step. This code blocks, on a thread of
+//! its own; the workers serve meanwhile. May not enter: how a worker is quiesced.
 
 use std::collections::HashSet;
 use std::os::fd::AsRawFd;
@@ -18,7 +18,7 @@ use super::attempt::{Attempt, Program};
 use super::deadlines::{HANDSHAKES, HELLO, LAST_WORD, MARKER, READY, STANDSTILL, STEP};
 use super::error::{GiveError, out_of_turn};
 use super::parcel::{NAME_COST, parts, say_worker};
-use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
+use super::protocol::{Hello, Line, ListenerSnapshot, Message, ProtocolError};
 use super::take::VARIABLE;
 use super::workers::tell_all;
 use crate::broker::Seal;
@@ -29,35 +29,35 @@ use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
 use crate::worker::{Answer, Collected, Command, Mailbox};
 
-/// What is handed over.
+/// Everything that a hand-over needs of a running server.
 #[derive(Debug, Clone)]
 pub(crate) struct Site {
     pub(crate) workers: Vec<Mailbox>,
-    pub(crate) listeners: Vec<(PortableListener, Lent)>,
+    pub(crate) listeners: Vec<(ListenerSnapshot, Lent)>,
     pub(crate) broker: String,
     pub(crate) control: Option<PathBuf>,
     pub(crate) deployment: Option<Deployment>,
     pub(crate) entrance: Arc<Entrance>,
 }
 
-/// A hand-over that is done.
+/// A successful hand-over.
 #[derive(Debug)]
 pub(crate) struct Done {
-    /// The new process.
+    /// The new process, and its version.
     pub(crate) pid: u32,
     pub(crate) version: String,
     pub(crate) sessions: usize,
-    /// How long nobody was served.
+    /// How long no session was served.
     pub(crate) standstill: Duration,
-    /// Open until this process ends: the other waits for that.
+    /// Open until this process ends: the new process waits for the end of this socket.
     pub(crate) line: Line,
 }
 
 impl Site {
-    /// Hands everything over to a new process of `program`. It waits; not for async code.
+    /// Hands everything over to a new process of `program`. Blocks; not for async code.
     ///
     /// # Errors
-    /// Why that was not possible. Everything goes on here then.
+    /// Why the hand-over failed. This process has resumed then.
     pub(crate) fn give(&self, program: &Program, attempt: &Attempt) -> Result<Done, GiveError> {
         if process::id() == 1 {
             return Err(GiveError::Here(
@@ -69,22 +69,22 @@ impl Site {
         let mut command = process::Command::new(&program.path);
         command.args(&program.arguments).env(VARIABLE, theirs.as_raw_fd().to_string());
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
-            // They speak of this process.
+            // These variables describe this process.
             command.env_remove(name);
         }
         attempt.started(Grandchild::spawn(&mut command, &theirs).map_err(start)?);
         drop(theirs);
         let line = Line::new(ours);
-        // A panic must not leave the workers at rest.
+        // A panic must not leave the workers quiesced.
         let talked = catch_unwind(AssertUnwindSafe(|| self.talk(&line, attempt)));
         match talked.unwrap_or_else(|_| Err(GiveError::Here("a panic; the log says where".to_owned()))) {
             Ok((Hello { version, pid, .. }, sessions, standstill)) => {
-                // Who stood between goes, and the new process is the service manager's child.
+                // The process in between ends, so that the new process becomes the service manager's child.
                 attempt.let_go();
                 Ok(Done { pid, version, sessions, standstill, line })
             }
             Err(error) => {
-                // It may have said why it ended, while we were talking.
+                // The new process may have sent its reason before it ended.
                 let last_word = match &error {
                     GiveError::Protocol(ProtocolError::Ended) => line.hear(LAST_WORD).err(),
                     _ => None,
@@ -100,42 +100,48 @@ impl Site {
                     (_, Some(status), GiveError::Protocol(ProtocolError::Ended)) => GiveError::Ended(status),
                     (.., error) => error,
                 };
-                let is_broker = matches!(error, GiveError::Protocol(ProtocolError::Broker(_)) | GiveError::NoMark(_));
+                let is_broker = matches!(error, GiveError::Protocol(ProtocolError::Broker(_)) | GiveError::NoMarker(_));
                 Err(if is_broker && self.is_away() { GiveError::Away(Box::new(error)) } else { error })
             }
         }
     }
 
-    /// Returns who the other is, how many sessions it has, and how long nobody was served.
+    /// Returns the new process' introduction, the number of its sessions, and how long no session was served.
     fn talk(&self, line: &Line, attempt: &Attempt) -> Result<(Hello, usize, Duration), GiveError> {
         let hello = match line.hear(HELLO)? {
             (Message::Hello(hello), _) => hello,
             (other, _) => return Err(out_of_turn(&other)),
         };
         hello.check()?;
-        // An earlier version does not say, and waits for a mark if it uses the same one.
+        // An earlier version does not name its broker. With the same broker, it waits for a marker.
         let shares_streams = hello.broker.as_ref().is_none_or(|broker| *broker == self.broker);
-        let mark = format!("webws:probe:{:016x}", fastrand::u64(..));
+        let marker = format!("webws:probe:{:016x}", fastrand::u64(..));
         let seal = Some(Seal::random());
         let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
         let homes = self.deployment.as_ref().map(Deployment::homes).unwrap_or_default();
-        let (hello_back, broker, to_mark) = (Hello::own(), self.broker.clone(), mark.clone());
-        let control = self.control.as_ref().map(|path| path.display().to_string());
-        let first = Message::Listeners { hello: hello_back, listeners, broker, mark: to_mark, seal, homes, control };
+        let first = Message::Listeners {
+            hello: Hello::own(),
+            listeners,
+            broker: self.broker.clone(),
+            marker: marker.clone(),
+            seal,
+            homes,
+            control: self.control.as_ref().map(|path| path.display().to_string()),
+        };
         line.say(&first, &sockets, STEP)?;
         let mut known = HashSet::new();
         self.say_channels(line, &mut known)?;
         expect_ready(line, READY)?;
         if shares_streams {
-            let set = self.set_marker(&mark, seal);
-            set.map_err(|error| GiveError::NoMark(Box::new(error)))?;
+            let set = self.set_marker(&marker, seal);
+            set.map_err(|error| GiveError::NoMarker(Box::new(error)))?;
         }
 
         let stood_still = self.quiesce()?;
         self.say_channels(line, &mut known)?;
         expect_ready(line, STEP)?;
         if shares_streams {
-            // One worker speaks for all: their streams are of the same servers.
+            // One worker publishes for all: their streams come from the same nodes.
             if let Some(worker) = self.workers.first() {
                 worker.blocking_send(Command::PublishMarker)?;
             }
@@ -143,7 +149,7 @@ impl Site {
         }
         line.say(&Message::Marked, &[], STEP)?;
         let mut sessions = 0;
-        // One after the other: what was not sent is copied, and may be much.
+        // One worker at a time: backlogs are copied, and may be large.
         for (worker, mailbox) in self.workers.iter().enumerate() {
             let collected = self.collect(mailbox)?;
             sessions += collected.sessions.len();
@@ -155,7 +161,7 @@ impl Site {
             (other, _) => return Err(out_of_turn(&other)),
         }
         if shares_streams {
-            // They stand where they stood, and their sessions are alive.
+            // Proves that this process' streams are still at the marker: this process could still resume.
             self.await_marker()?;
         }
         attempt.commit()?;
@@ -163,7 +169,7 @@ impl Site {
         match line.hear(STEP) {
             Ok((Message::Serving, _)) => {}
             heard => {
-                // It serves if it has said so by now, and cannot say so any more.
+                // The new process serves if it has said so by now; from now on, it cannot say so.
                 line.stop_hearing();
                 if !matches!(line.hear(STEP), Ok((Message::Serving, _))) {
                     return Err(heard.map_or_else(GiveError::Protocol, |(other, _)| out_of_turn(&other)));
@@ -175,7 +181,7 @@ impl Site {
 
     /// Quiesces everything; returns since when no session is served.
     pub(super) fn quiesce(&self) -> Result<Instant, GiveError> {
-        // No connections come any more, and those that came become sessions.
+        // No connection is accepted any more; accepted ones become sessions.
         self.entrance.set_open(false);
         self.all(|tell| Command::FinishHandshakes { within: HANDSHAKES, tell })?;
         let since = Instant::now();
@@ -183,7 +189,7 @@ impl Site {
         Ok(since)
     }
 
-    /// Lets all streams stop at a marker of that name.
+    /// Makes all streams stop at the marker called `name`.
     fn set_marker(&self, name: &str, seal: Option<Seal>) -> Result<(), GiveError> {
         self.all(|tell| Command::SetMarker { name: name.to_owned(), seal, within: MARKER, tell })
     }
@@ -199,7 +205,7 @@ impl Site {
         fault.flatten().is_some()
     }
 
-    /// Resumes as if nothing had been asked.
+    /// Resumes: workers serve, and connections are accepted.
     pub(crate) fn resume(&self) {
         // A worker that has ended ends the server.
         drop(self.all(Command::Resume));
@@ -211,7 +217,7 @@ impl Site {
         Ok(worker.blocking_ask(Command::Collect)?)
     }
 
-    /// Says which channels there are that are not `known` yet.
+    /// Sends the names of all channels that are not `known` yet.
     fn say_channels(&self, line: &Line, known: &mut HashSet<(usize, Channel)>) -> Result<(), GiveError> {
         for (worker, mailbox) in self.workers.iter().enumerate() {
             let names = mailbox.blocking_ask(Command::Channels)?;
@@ -224,7 +230,7 @@ impl Site {
         Ok(line.say(&Message::End, &[], STEP)?)
     }
 
-    /// Tells all workers the same, and waits for all of their answers.
+    /// Sends the same command to all workers, and waits for all answers.
     pub(super) fn all(&self, command: impl Fn(Answer) -> Command) -> Result<(), GiveError> {
         tell_all(&self.workers, command).map_err(GiveError::Here)
     }

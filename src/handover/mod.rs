@@ -1,16 +1,13 @@
 //! One process takes over from another while every WebSocket stays connected.
 //!
-//! The old process starts the new one (`give.rs`) and hands it its listeners and the names of its channels.
-//! The new one (`take.rs`) connects and subscribes everything while the old one serves. Then the old one
-//! rests; a mark in Redis' streams says up to where it delivers, and from where the other does; the
-//! sessions follow, each as words and its socket. Until the new process has said that it serves, the old
-//! one can go on as if nothing had been asked, and does when anything fails.
+//! The old process (`give.rs`) starts the new one, and sends the listeners and the names of all channels. The new
+//! process (`take.rs`) connects and subscribes while the old one serves. Then the old one quiesces. A marker divides
+//! each stream of publications between the two processes. The sessions follow, each as a snapshot and its socket.
+//! Until the new process has said that it serves, the old one can resume, and does when a step fails.
 //!
-//! Where there is a time without a process, as in `systemctl restart`, systemd keeps what was left
-//! (`store.rs`); what is published meanwhile is missing, in a gap that is reported.
-//!
-//! `protocol.rs` has the messages, `deadlines.rs` how long each step may take, `fault.rs` what tests let go wrong. May not enter: what a session is (`session/snapshot.rs`), how a worker
-//! rests (`worker/handover.rs`).
+//! For a time without a process (`systemctl restart`), systemd keeps the sessions (`store.rs`). Publications of that
+//! time are missing, and a gap reports them. `protocol.rs` has the messages, `deadlines.rs` each step's limit.
+//! May not enter: the content of a session (`session/snapshot.rs`), how a worker quiesces (`worker/handover.rs`).
 
 mod attempt;
 mod deadlines;

@@ -1,6 +1,6 @@
-//! What a worker hands over, in messages that are not too large.
+//! Splits what a worker hands over (sessions, client messages, channel names) into messages of bounded size.
 //!
-//! May not enter: when it is sent.
+//! May not enter: when a message is sent.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::os::descriptors::Lent;
 use crate::protocol::session::snapshot::SessionSnapshot;
 use crate::worker::{Collected, MessageSnapshot};
 
-/// Says a worker's sessions, so many at a time that few descriptors are under way: unread ones count
-/// against the limit of open files (unix(7), ETOOMANYREFS).
+/// Sends a worker's sessions, a bounded number at a time: descriptors that are sent and not received count against
+/// the limit of open files (unix(7), ETOOMANYREFS).
 pub(super) fn say_worker(line: &Line, worker: usize, collected: Collected) -> Result<(), GiveError> {
     for (sessions, sockets) in batches(collected.sessions) {
         line.say(&Message::Sessions { worker, sessions }, &sockets, STEP)?;
@@ -22,24 +22,34 @@ pub(super) fn say_worker(line: &Line, worker: usize, collected: Collected) -> Re
             (other, _) => return Err(out_of_turn(&other)),
         }
     }
-    for message in texts_of(worker, collected.texts, collected.away) {
+    for message in message_parts(worker, collected.texts, collected.away) {
         line.say(&message, &[], STEP)?;
     }
     Ok(())
 }
 
-/// A worker's texts as messages: one at least, which completes the worker.
-pub(super) fn texts_of(worker: usize, texts: Vec<MessageSnapshot>, away: Duration) -> impl Iterator<Item = Message> {
+/// A worker's client messages as [`Message::Messages`]: at least one, because the last one completes the worker.
+pub(super) fn message_parts(
+    worker: usize,
+    messages: Vec<MessageSnapshot>,
+    away: Duration,
+) -> impl Iterator<Item = Message> {
     let away_ms = millis(away);
-    let none = texts.is_empty().then(|| Message::Texts { worker, texts: Vec::new(), has_more: false, away_ms });
-    let some = parts(texts, MessageSnapshot::size);
-    none.into_iter().chain(some.map(move |(texts, has_more)| Message::Texts { worker, texts, has_more, away_ms }))
+    let none =
+        messages.is_empty().then(|| Message::Messages { worker, messages: Vec::new(), has_more: false, away_ms });
+    let some = parts(messages, MessageSnapshot::size);
+    none.into_iter().chain(some.map(move |(messages, has_more)| Message::Messages {
+        worker,
+        messages,
+        has_more,
+        away_ms,
+    }))
 }
 
-/// What a name counts for in a message beside its bytes.
+/// Bytes that a channel name counts for in a message, beside its own.
 pub(super) const NAME_COST: usize = 16;
 
-/// `items` in parts that are a message each, of about [`FULL_BYTES`], and whether more follow.
+/// Splits `items` into parts of about [`FULL_BYTES`], one message each; tells whether more parts follow.
 pub(super) fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> impl Iterator<Item = (Vec<T>, bool)> {
     let mut items = items.into_iter().peekable();
     std::iter::from_fn(move || {
@@ -54,7 +64,7 @@ pub(super) fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> impl Iterat
     })
 }
 
-/// Sessions in parts that are a message each.
+/// Splits sessions into parts, one message each.
 pub(super) fn batches(
     sessions: Vec<(SessionSnapshot, Lent)>,
 ) -> impl Iterator<Item = (Vec<SessionSnapshot>, Vec<Lent>)> {

@@ -1,6 +1,7 @@
-//! What two processes say to each other: a head of eight bytes, then a message of MessagePack, with
-//! descriptors at its first byte. Fields that are not known are passed over, and those that an
-//! older version does not send have defaults, so that neighbouring versions understand each other.
+//! The messages of a hand-over: a head of eight bytes, then MessagePack, with the descriptors at the first byte.
+//!
+//! Neighbouring versions understand each other: unknown fields are skipped, and fields that an older version does not
+//! send have defaults. May not enter: the order of the steps (`give.rs`, `take.rs`).
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -17,113 +18,117 @@ use crate::os::descriptors::{self, Lent};
 use crate::protocol::session::snapshot::SessionSnapshot;
 use crate::worker::MessageSnapshot;
 
-/// What this version speaks, and the oldest that it understands. A change that an older version would
-/// misunderstand, rather than pass over, raises both.
+/// The format of this version, and the oldest format that this version understands. A change that an older version
+/// would misunderstand, rather than skip, raises both.
 pub(crate) const FORMAT: u32 = 1;
 pub(crate) const OLDEST: u32 = 1;
 
-/// What every message starts with; its length and the number of its descriptors follow.
+/// The first bytes of every head; the message's length and the number of its descriptors follow.
 const MAGIC: [u8; 2] = *b"Wh";
 const HEAD_BYTES: usize = 8;
 
-/// Sessions in one message: one descriptor each.
+/// The most sessions in one message: one descriptor each.
 pub(crate) const MAX_SESSIONS: usize = descriptors::MAX_DESCRIPTORS;
 
-/// Bytes of a message beyond which no more sessions go into it.
+/// A message that has reached this many bytes takes no more sessions.
 pub(crate) const FULL_BYTES: usize = 4 << 20;
 
-/// The longest message. A session alone may have a gigabyte that was not sent, if it was configured so.
+/// The longest message. The settings allow a backlog of a gigabyte for a single session.
 const MAX_BYTES: usize = u32::MAX as usize;
 
 /// The messages, in the order in which they are sent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// The new process: who it is.
+    /// From the new process: its version.
     Hello(Hello),
-    /// The old one: its listeners, as descriptors in the same order.
+    /// From the old process: its listeners, with their descriptors in the same order.
     Listeners {
         hello: Hello,
-        listeners: Vec<PortableListener>,
+        listeners: Vec<ListenerSnapshot>,
         broker: String,
-        mark: String,
-        /// How the mark is told from what others publish on its channels. Earlier versions take anything for it.
+        /// The marker's name.
+        #[serde(rename = "mark")]
+        marker: String,
+        /// Proves that the marker is ours. Earlier versions take any publication on the marker's channel for it.
         #[serde(default)]
         seal: Option<Seal>,
         #[serde(default)]
         homes: Vec<Home>,
-        /// The control socket, which goes with the old process.
+        /// The path of the control socket, which the old process removes.
         #[serde(default)]
         control: Option<String>,
     },
-    /// Some names of a worker's channels, until [`Message::End`]: all while it serves, and the few that
-    /// came since when it rests.
+    /// From the old process: names of a worker's channels. [`Message::End`] ends the list. The first list, while the
+    /// worker serves, has all channels; the second, once the worker is quiesced, has those added since.
     Channels { worker: usize, names: Vec<ByteBuf> },
-    /// The new one, to each list of channels: they and the mark are subscribed.
+    /// From the new process, to each list: its channels and the marker are subscribed.
     Ready,
-    /// The old one: its streams stand at the mark, sessions follow.
+    /// From the old process: its streams have reached the marker, and sessions follow.
     Marked,
-    /// Some sessions of a worker, as descriptors in the same order.
+    /// From the old process: some sessions of a worker, with their descriptors in the same order.
     Sessions { worker: usize, sessions: Vec<SessionSnapshot> },
-    /// The texts of a worker that wait to be published, behind its sessions.
-    Texts {
+    /// From the old process: a worker's client messages, sent after its sessions.
+    #[serde(rename = "Texts")]
+    Messages {
         worker: usize,
-        texts: Vec<MessageSnapshot>,
-        /// Whether another message has more of them: a version that does not know this takes each for all.
+        #[serde(rename = "texts")]
+        messages: Vec<MessageSnapshot>,
+        /// Whether more of them follow. A version that does not know this field takes each part for all of them.
         #[serde(default)]
         has_more: bool,
-        /// How long its sessions have missed what was published.
+        /// How long the worker's sessions have missed publications.
         #[serde(default)]
         away_ms: u64,
     },
-    /// The new one, after each message with sessions: so many descriptors are not under way any more.
+    /// From the new process, after each message with sessions: their descriptors are received.
     Taken,
-    /// The old one: that was all, of channels or of sessions.
+    /// From the old process: the list of channels, or of sessions, is complete.
     End,
-    /// The new one: all of it is there, and its streams stand at the mark.
+    /// From the new process: it has all sessions, and its streams have reached the marker.
     Adopted,
-    /// The old one: go on.
+    /// From the old process: serve.
     Commit,
-    /// The new one: it serves.
+    /// From the new process: it serves.
     Serving,
-    /// The new one: it cannot.
+    /// From the new process: it cannot take over.
     Refused {
         why: String,
         /// Whether its broker is the reason.
         #[serde(default)]
         is_broker: bool,
     },
-    /// A process that ends before the next one starts: the first it leaves behind, before its sessions
-    /// ([`Message::Sessions`], [`Message::Texts`], [`Message::End`]). When that was, in milliseconds since
+    /// From a process that ends before the next one starts: the first message that it leaves, before
+    /// [`Message::Sessions`], [`Message::Messages`] and [`Message::End`]. `at_ms` is its time, in milliseconds since
     /// 1970.
     Left { hello: Hello, at_ms: u64 },
 }
 
-/// Who speaks.
+/// How a process introduces itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     format: u32,
     oldest: u32,
     pub(crate) version: String,
     pub(crate) pid: u32,
-    /// Which broker it uses, if it says so: with another one there is no mark.
+    /// The broker that the process uses, if known. Two processes with different brokers share no marker.
     #[serde(default)]
     pub(crate) broker: Option<String>,
-    /// Nobody knows this field; it is passed over.
+    /// A field that no version knows, for tests: it must be skipped.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     news: Option<String>,
 }
 
-/// A listener on its way.
+/// A listener as data for another process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PortableListener {
-    /// What was configured; none when systemd gave it.
+pub(crate) struct ListenerSnapshot {
+    /// The configured address; none when systemd passed the socket.
     pub(crate) address: Option<String>,
-    /// Device and inode of the socket file that we made.
+    /// Device and inode of the socket file, when webws created it.
     #[serde(default)]
     pub(crate) file: Option<(u64, u64)>,
 }
 
-/// Why the two do not understand each other.
+/// Why a message could not be exchanged. The texts are read behind "the new process: ".
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProtocolError {
     #[error("it ended")]
@@ -132,7 +137,7 @@ pub(crate) enum ProtocolError {
     Silent(Duration),
     #[error("{0}")]
     Io(io::Error),
-    #[error("what it said makes no sense: {0}")]
+    #[error("it sent what cannot be decoded: {0}")]
     Nonsense(String),
     #[error(
         "it is of version {version} and speaks another format (understands {oldest} to {format}, here it is {OLDEST} to {FORMAT})"
@@ -151,7 +156,7 @@ pub(crate) enum ProtocolError {
 impl Hello {
     pub(crate) fn own() -> Self {
         let (format, oldest) = fault::format().unwrap_or((FORMAT, OLDEST));
-        // What a version says that is newer than all others.
+        // A version newer than all others sends a field that they do not know.
         let news = (format > FORMAT).then(|| "unheard of".to_owned());
         Self {
             format,
@@ -163,12 +168,12 @@ impl Hello {
         }
     }
 
-    /// Of a process with that broker.
+    /// The introduction of a process that uses `broker`.
     pub(crate) fn using(broker: Option<&str>) -> Self {
         Self { broker: broker.map(str::to_owned), ..Self::own() }
     }
 
-    /// Whether one of the two understands the other's words.
+    /// Whether the other process and this one understand each other's format.
     pub(crate) fn check(&self) -> Result<(), ProtocolError> {
         if self.format >= OLDEST && self.oldest <= FORMAT {
             return Ok(());
@@ -178,7 +183,7 @@ impl Hello {
     }
 }
 
-/// The way between the two.
+/// The socket between the two processes.
 #[derive(Debug)]
 pub(crate) struct Line(UnixStream);
 
@@ -188,7 +193,7 @@ impl Line {
     }
 
     /// # Errors
-    /// When the other has ended, or takes nothing within `limit`.
+    /// When the other process has ended, or takes nothing within `limit`.
     pub(crate) fn say(&self, message: &Message, descriptors: &[Lent], limit: Duration) -> Result<(), ProtocolError> {
         let io = |error| ProtocolError::of(error, limit);
         let bytes = encode(message, descriptors.len())?;
@@ -199,7 +204,7 @@ impl Line {
     /// The next message and its descriptors.
     ///
     /// # Errors
-    /// When the other has ended, says nothing within `limit`, says nonsense, or refuses.
+    /// When the other process has ended, sends nothing within `limit`, sends what cannot be decoded, or refuses.
     pub(crate) fn hear(&self, limit: Duration) -> Result<(Message, Vec<OwnedFd>), ProtocolError> {
         let io = |error| ProtocolError::of(error, limit);
         self.0.set_read_timeout(Some(limit)).map_err(io)?;
@@ -216,22 +221,21 @@ impl Line {
         }
     }
 
-    /// Hears no more: what the other says from now on fails there. What it has said before is left to be
-    /// heard.
+    /// Makes every later `say` of the other process fail. Messages that are sent already can still be read.
     pub(crate) fn stop_hearing(&self) {
-        // If that fails, the other has ended.
+        // A failure means that the other process has ended.
         drop(self.0.shutdown(std::net::Shutdown::Read));
     }
 
-    /// Waits for the other to end.
+    /// Waits until the other process has ended.
     pub(crate) fn await_end(&self, limit: Duration) {
-        // However it ends, it has.
+        // An error is an end as well.
         drop(self.0.set_read_timeout(Some(limit)));
         while matches!((&self.0).read(&mut [0; 1024]), Ok(1..)) {}
     }
 }
 
-/// A message's bytes, announcing so many descriptors.
+/// A message's bytes; the head announces the number of `descriptors`.
 pub(crate) fn encode(message: &Message, descriptors: usize) -> Result<Vec<u8>, ProtocolError> {
     let nonsense = |what: &dyn std::fmt::Display| ProtocolError::Nonsense(what.to_string());
     let mut bytes = vec![0; HEAD_BYTES];
@@ -239,24 +243,24 @@ pub(crate) fn encode(message: &Message, descriptors: usize) -> Result<Vec<u8>, P
     let len = u32::try_from(bytes.len() - HEAD_BYTES).map_err(|error| nonsense(&error))?;
     let count = u16::try_from(descriptors).map_err(|error| nonsense(&error))?;
     let head = [&MAGIC[..], &len.to_be_bytes(), &count.to_be_bytes()].concat();
-    for (place, byte) in bytes.iter_mut().zip(head) {
-        *place = byte;
+    for (slot, byte) in bytes.iter_mut().zip(head) {
+        *slot = byte;
     }
     Ok(bytes)
 }
 
-/// The next message of a file, and how many descriptors belong to it.
+/// The next message of a file, and the number of its descriptors.
 pub(crate) fn next(mut file: impl Read) -> Result<(Message, usize), ProtocolError> {
     let mut head = [0; HEAD_BYTES];
     file.read_exact(&mut head).map_err(|error| ProtocolError::of(error, Duration::ZERO))?;
     read(head, file, Duration::ZERO)
 }
 
-/// What follows a head.
+/// Reads the message behind a head.
 fn read(head: [u8; HEAD_BYTES], rest: impl Read, limit: Duration) -> Result<(Message, usize), ProtocolError> {
     let (len, count) = lengths(head)?;
     let mut bytes = Vec::new();
-    // Grows with what comes, whatever was announced.
+    // Grows with the bytes that arrive, not to the length that is announced.
     let read = rest.take(len as u64).read_to_end(&mut bytes).map_err(|error| ProtocolError::of(error, limit))?;
     if read < len {
         return Err(ProtocolError::Ended);
@@ -267,7 +271,7 @@ fn read(head: [u8; HEAD_BYTES], rest: impl Read, limit: Duration) -> Result<(Mes
 fn lengths(head: [u8; HEAD_BYTES]) -> Result<(usize, usize), ProtocolError> {
     let [m0, m1, l0, l1, l2, l3, c0, c1] = head;
     if [m0, m1] != MAGIC {
-        return Err(ProtocolError::Nonsense("no message starts like that".to_owned()));
+        return Err(ProtocolError::Nonsense("no message starts with these bytes".to_owned()));
     }
     let (len, count) = (u32::from_be_bytes([l0, l1, l2, l3]) as usize, usize::from(u16::from_be_bytes([c0, c1])));
     if len > MAX_BYTES || count > MAX_SESSIONS {
@@ -276,7 +280,7 @@ fn lengths(head: [u8; HEAD_BYTES]) -> Result<(usize, usize), ProtocolError> {
     Ok((len, count))
 }
 
-/// A message's words; whatever they are, this ends with a message or an error.
+/// Decodes a message. Any bytes give a message or an error, never a panic.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Message, ProtocolError> {
     rmp_serde::from_slice(bytes).map_err(|error| ProtocolError::Nonsense(error.to_string()))
 }
@@ -331,17 +335,17 @@ mod tests {
         for (at, flip) in (0..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, 1 << bit))) {
             let mut bent = bytes.clone();
             bent[at] ^= flip;
-            // Whatever it is now, it is judged.
+            // A flipped bit gives another message or an error, never a panic.
             drop(heard(&bent));
         }
         for wrong in [&b"GET / HTTP/1.1\r\n"[..], b"Wh\0\0\0\x01\0\0\xc1", b"Wh\0\0\0\x01\xff\xff\x80"] {
             assert!(matches!(heard(wrong), Err(ProtocolError::Nonsense(_))), "{}", wrong.escape_ascii());
         }
-        // Announced descriptors have to come.
+        // Descriptors that are announced have to arrive.
         let mut alone = bytes.clone();
         alone[7] = 1;
         assert!(matches!(heard(&alone), Err(ProtocolError::Nonsense(_))));
-        // A length is no reason to take memory.
+        // An announced length allocates nothing.
         assert!(matches!(heard(b"Wh\xff\xff\xff\xff\0\0"), Err(ProtocolError::Ended)));
         assert!(matches!(
             heard(&said(&Message::Refused { why: "no".to_owned(), is_broker: false })),
@@ -363,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_nothing_is_not_waited_for_for_ever() {
+    fn a_silent_process_is_waited_for_until_the_limit() {
         let (line, _other) = lines();
         assert!(matches!(line.hear(Duration::from_millis(10)), Err(ProtocolError::Silent(_))));
     }

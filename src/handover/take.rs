@@ -1,5 +1,7 @@
-//! The new process' side: prepares everything while the old one serves, takes the sessions, and goes on
-//! when it is told to. Whatever fails before, it says so and ends: the old one goes on.
+//! The new process' side: prepares everything while the old one serves, takes the sessions, and serves when told to.
+//!
+//! When a step fails, this process reports the reason to the old one and ends; the old process resumes.
+//! May not enter: how a worker adopts a session.
 
 use std::cell::RefCell;
 use std::os::fd::{OwnedFd, RawFd};
@@ -11,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::deadlines::{LATE_SUBSCRIBING, LEAVING, LINKS, LONG_STEP, MARKER, STANDSTILL, STEP, SUBSCRIBING};
 use super::fault::{self, Point};
-use super::protocol::{Hello, Line, Message, PortableListener, ProtocolError};
+use super::protocol::{Hello, Line, ListenerSnapshot, Message, ProtocolError};
 use super::workers::{answer, tell_all, tell_each};
 use crate::broker::Seal;
 use crate::broker::redis::Home;
@@ -19,29 +21,30 @@ use crate::channel::Channel;
 use crate::os::descriptors;
 use crate::worker::{Adopted, Command, Mailbox, Missing};
 
-/// The variable with the number of the descriptor that leads to the old process.
+/// The variable with the number of the descriptor of the socket to the old process.
 pub(crate) const VARIABLE: &str = "WEBWS_HANDOVER";
 
-/// The process that everything is taken from.
+/// The old process.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     line: Line,
-    mark: String,
+    /// The marker's name.
+    marker: String,
     seal: Option<Seal>,
     broker: String,
     pub(crate) control: Option<PathBuf>,
     pub(crate) version: String,
 }
 
-/// Tells the process that started this one, if one did, that this one cannot take over. For a program that
-/// fails before [`crate::binary::run_service`].
+/// Tells the old process, if there is one, that this process cannot take over. For a program that fails before
+/// [`crate::binary::run_service`].
 pub fn refuse_hand_over(why: &str) {
     if let Ok(Some((predecessor, _))) = Predecessor::find(None) {
         predecessor.refuse(why);
     }
 }
 
-/// Whether the process that started this one has been told why this one cannot take over: it logs the reason.
+/// Whether the old process has been told why this process cannot take over: the old process logs the reason.
 pub fn has_refused_hand_over() -> bool {
     IS_REFUSED.load(Ordering::Relaxed)
 }
@@ -51,26 +54,25 @@ static IS_REFUSED: AtomicBool = AtomicBool::new(false);
 /// What the new process needs before it has workers.
 #[derive(Debug)]
 pub(crate) struct Heritage {
-    pub(crate) listeners: Vec<(PortableListener, OwnedFd)>,
+    pub(crate) listeners: Vec<(ListenerSnapshot, OwnedFd)>,
     pub(crate) homes: Vec<Home>,
 }
 
 impl Predecessor {
-    /// The process that started this one to take over from it, and what it begins with; `None` if none
-    /// did.
+    /// The old process and its heritage; `None` when this process was not started to take over.
     ///
     /// # Errors
-    /// When what it says cannot be understood.
+    /// When the old process cannot be reached or understood.
     pub(crate) fn find(broker: Option<&str>) -> Result<Option<(Self, Heritage)>, ProtocolError> {
         // Empty is unset, as for every variable.
         let Some(text) = std::env::var_os(VARIABLE).filter(|text| !text.is_empty()) else { return Ok(None) };
         let alien = |why: String| ProtocolError::Variable { value: text.display().to_string(), why };
         let number: Option<RawFd> = text.to_str().and_then(|number| number.parse().ok());
-        let number = number.ok_or_else(|| alien("it is no number".to_owned()))?;
+        let number = number.ok_or_else(|| alien("the value is not a number".to_owned()))?;
         let line = Line::new(descriptors::inherited(number).map_err(|error| alien(error.to_string()))?);
         line.say(&Message::Hello(Hello::using(broker)), &[], STEP)?;
         let (message, sockets) = line.hear(STEP)?;
-        let Message::Listeners { hello, listeners, broker, mark, seal, homes, control } = message else {
+        let Message::Listeners { hello, listeners, broker, marker, seal, homes, control } = message else {
             return Err(out_of_turn());
         };
         hello.check()?;
@@ -79,27 +81,26 @@ impl Predecessor {
         }
         let listeners = listeners.into_iter().zip(sockets).collect();
         let control = control.map(PathBuf::from);
-        Ok(Some((Self { line, mark, seal, broker, control, version: hello.version }, Heritage { listeners, homes })))
+        Ok(Some((Self { line, marker, seal, broker, control, version: hello.version }, Heritage { listeners, homes })))
     }
 
-    /// Says that this process cannot take over.
+    /// Tells the old process that this one cannot take over.
     pub(crate) fn refuse(&self, why: &str) {
         self.say_refusal(&Message::Refused { why: why.to_owned(), is_broker: false });
     }
 
     fn say_refusal(&self, refusal: &Message) {
-        // If the old one is gone, this process has to log it.
+        // If the old process is gone, this one logs the reason.
         if self.line.say(refusal, &[], STEP).is_ok() {
             IS_REFUSED.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Takes everything over into workers that rest; returns when they go on, with the number of
-    /// sessions.
-    /// It waits; not for async code.
+    /// Takes everything over into quiesced workers, and resumes them; returns the number of sessions. Blocks; not for
+    /// async code.
     ///
     /// # Errors
-    /// Why that was not possible. The old process goes on then, and this one must end.
+    /// Why the hand-over failed. The old process resumes then, and this one must end.
     pub(crate) fn take(&self, workers: &[Mailbox], broker: &str) -> Result<usize, ProtocolError> {
         let taken = self.try_take(workers, broker);
         match &taken {
@@ -112,21 +113,20 @@ impl Predecessor {
         taken
     }
 
-    /// Waits for it to be gone.
+    /// Waits until the old process has ended.
     pub(crate) fn await_end(&self) {
         self.line.await_end(LEAVING);
     }
 
     fn try_take(&self, workers: &[Mailbox], broker: &str) -> Result<usize, ProtocolError> {
-        // Another broker has another order of things: what is published meanwhile may be missing or come
-        // twice, and there is no mark to wait for.
+        // Two brokers share no streams, and so no marker: publications of the meantime may be missing or come twice.
         let shares_streams = broker == self.broker;
         let channels = self.hear_channels(workers, STEP)?;
-        // Whether there are channels or not: a broker that is not there is no reason to leave one that is.
+        // Even without channels: a process without a broker must not replace one that has its broker.
         tell_all(workers, |tell| Command::Connect { within: LINKS, tell }).map_err(ProtocolError::Broker)?;
         reserve(workers, channels, SUBSCRIBING)?;
         if shares_streams {
-            let set = |tell| Command::SetMarker { name: self.mark.clone(), seal: self.seal, within: MARKER, tell };
+            let set = |tell| Command::SetMarker { name: self.marker.clone(), seal: self.seal, within: MARKER, tell };
             tell_all(workers, set).map_err(ProtocolError::Refused)?;
         } else {
             tracing::warn!(
@@ -166,7 +166,7 @@ impl Predecessor {
         self.line.say(&Message::Adopted, &[], STEP)?;
         let (Message::Commit, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
         fault::at(Point::Commit);
-        // Behind this there is no way back.
+        // From here on the old process does not resume.
         self.line.say(&Message::Serving, &[], STEP)?;
         if !shares_streams {
             lose(workers, gathering.away.max(misses_since.elapsed()), Missing::OtherBroker);
@@ -175,14 +175,14 @@ impl Predecessor {
         Ok(gathering.sessions)
     }
 
-    /// Hears a list of channels, for each worker.
+    /// Receives a list of channels, by worker.
     fn hear_channels(&self, workers: &[Mailbox], limit: Duration) -> Result<Vec<Vec<Channel>>, ProtocolError> {
         let lists: Vec<RefCell<Vec<Channel>>> = workers.iter().map(|_| RefCell::default()).collect();
         loop {
             match self.line.hear(limit)?.0 {
                 Message::Channels { worker, names } => {
                     let names = names.into_iter().map(|name| Channel::from(name.into_vec()));
-                    place(&lists, worker)?.borrow_mut().extend(names);
+                    counterpart(&lists, worker)?.borrow_mut().extend(names);
                 }
                 Message::End => break,
                 _ => return Err(out_of_turn()),
@@ -192,7 +192,7 @@ impl Predecessor {
     }
 }
 
-/// Subscribes channels, of each worker its own.
+/// Subscribes each worker's channels.
 fn reserve(workers: &[Mailbox], channels: Vec<Vec<Channel>>, within: Duration) -> Result<(), ProtocolError> {
     let commands = channels.into_iter().map(|channels| move |tell| Command::Reserve { channels, within, tell });
     tell_each(workers, commands).map_err(ProtocolError::Refused)
@@ -203,22 +203,22 @@ fn await_marker(workers: &[Mailbox]) -> Result<(), ProtocolError> {
     tell_all(workers, |tell| Command::AwaitMarker { within: STANDSTILL, tell }).map_err(ProtocolError::Refused)
 }
 
-/// Makes workers what others were, one after the other.
+/// Collects each worker's snapshot from its messages, and gives it to a worker of this process.
 pub(super) struct Gathering<'a> {
     workers: &'a [Mailbox],
-    /// The one that is told of.
+    /// The snapshot of the worker that messages currently describe.
     adopted: Adopted,
-    /// Of those that are told of.
+    /// From the workers that have their snapshot.
     answers: Vec<oneshot::Receiver<Result<(), String>>>,
     pub(super) sessions: usize,
-    /// How long some of them have missed what was published.
+    /// The longest time for which sessions have missed publications.
     pub(super) away: Duration,
 }
 
-/// Lets workers report a gap of that length.
+/// Makes all workers report a gap of length `time`.
 pub(super) fn lose(workers: &[Mailbox], time: Duration, why: Missing) {
     for worker in workers {
-        // One that has ended ends the server.
+        // A worker that has ended ends the server.
         worker.blocking_send(Command::Lose(time, why)).ok();
     }
 }
@@ -228,7 +228,7 @@ impl<'a> Gathering<'a> {
         Self { workers, adopted: Adopted::default(), answers: Vec::new(), sessions: 0, away: Duration::ZERO }
     }
 
-    /// False when that was all.
+    /// Adds a message with its sockets; false when it was the last one.
     pub(super) fn add(&mut self, message: Message, sockets: Vec<OwnedFd>) -> Result<bool, ProtocolError> {
         match message {
             Message::Sessions { sessions, .. } => {
@@ -238,18 +238,18 @@ impl<'a> Gathering<'a> {
                 self.sessions += sessions.len();
                 self.adopted.sessions.extend(sessions.into_iter().zip(sockets));
             }
-            // With them a worker is complete.
-            Message::Texts { worker, texts, has_more, away_ms } => {
+            // The last part of the client messages completes a worker.
+            Message::Messages { worker, messages, has_more, away_ms } => {
                 self.away = self.away.max(Duration::from_millis(away_ms));
-                self.adopted.texts.extend(texts);
+                self.adopted.texts.extend(messages);
                 if has_more {
                     return Ok(true);
                 }
                 let adopted = std::mem::take(&mut self.adopted);
                 let (tell, told) = oneshot::channel();
-                // One that has ended does not answer.
-                place(self.workers, worker)?.blocking_send(Command::Adopt(adopted, tell)).ok();
-                // It does so while the next one is heard of.
+                // A worker that has ended does not answer.
+                counterpart(self.workers, worker)?.blocking_send(Command::Adopt(adopted, tell)).ok();
+                // The worker adopts its sessions while messages about the next worker arrive.
                 self.answers.push(told);
             }
             Message::End => {
@@ -262,8 +262,8 @@ impl<'a> Gathering<'a> {
     }
 }
 
-/// Which of ours does what a worker of theirs did: there may be more or fewer.
-fn place<T>(own: &[T], theirs: usize) -> Result<&T, ProtocolError> {
+/// Our counterpart of a worker of the old process, which may have more workers or fewer.
+fn counterpart<T>(own: &[T], theirs: usize) -> Result<&T, ProtocolError> {
     let count = own.len().max(1);
     own.get(theirs % count).ok_or_else(|| ProtocolError::Nonsense("there are no workers".to_owned()))
 }

@@ -1,4 +1,4 @@
-//! What a hand-over's thread tells all workers at once. It blocks; not for async code.
+//! Sends commands to all workers from the hand-over's thread. Blocks; not for async code.
 //!
 //! May not enter: the other process.
 
@@ -6,18 +6,18 @@ use tokio::sync::oneshot;
 
 use crate::worker::{Answer, Command, Ended, Mailbox};
 
-/// Tells all workers the same, and waits for all of their answers.
+/// Sends the same command to all workers, and waits for all answers.
 ///
 /// # Errors
-/// Why one of them could not obey.
+/// Why a worker could not carry out the command.
 pub(super) fn tell_all(workers: &[Mailbox], command: impl Fn(Answer) -> Command) -> Result<(), String> {
     tell_each(workers, workers.iter().map(|_| &command))
 }
 
-/// Tells each worker its own, and waits for all of their answers.
+/// Sends each worker its own command, and waits for all answers.
 ///
 /// # Errors
-/// Why one of them could not obey.
+/// Why a worker could not carry out its command.
 pub(super) fn tell_each<C: FnOnce(Answer) -> Command>(
     workers: &[Mailbox],
     commands: impl IntoIterator<Item = C>,
@@ -25,7 +25,7 @@ pub(super) fn tell_each<C: FnOnce(Answer) -> Command>(
     let mut answers = Vec::new();
     for (worker, command) in workers.iter().zip(commands) {
         let (tell, told) = oneshot::channel();
-        // One that has ended does not answer either.
+        // A worker that has ended does not answer either: `answer` reports it.
         worker.blocking_send(command(tell)).ok();
         answers.push(told);
     }
@@ -35,7 +35,7 @@ pub(super) fn tell_each<C: FnOnce(Answer) -> Command>(
 /// Waits for a worker's answer.
 ///
 /// # Errors
-/// Why it could not obey.
+/// Why the worker could not carry out the command.
 pub(super) fn answer(told: oneshot::Receiver<Result<(), String>>) -> Result<(), String> {
     told.blocking_recv().unwrap_or_else(|_| Err(Ended.to_string()))
 }

@@ -1,4 +1,4 @@
-//! Why a server does not start or ended, and what to do about an address.
+//! Why a server does not start, or ended; and what to do about an address.
 
 use std::io;
 
@@ -19,12 +19,12 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
-    /// A worker could not start or ended before its time.
+    /// A worker could not start, or ended before the server.
     #[error("worker {worker}: {source}")]
     Worker {
-        /// Its number, from 0.
+        /// The worker's number, from 0.
         worker: usize,
-        /// What ended it.
+        /// Why the worker ended.
         source: io::Error,
     },
 }
@@ -69,7 +69,7 @@ mod tests {
             let error = ServerError::Listen { address: address.to_owned(), source: kind.into() }.to_string();
             assert!(error.contains(address) && error.contains(expected), "{error}");
         }
-        // A socket's file has its own sentence for that.
+        // `os::socket_file` has its own sentence for a live socket.
         assert_eq!(advice("unix:/s", &io::ErrorKind::AddrInUse.into()), "");
         assert_eq!(advice("tcp:127.0.0.1:8080", &io::ErrorKind::PermissionDenied.into()), "");
     }

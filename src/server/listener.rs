@@ -1,6 +1,6 @@
 //! A listening socket, and the socket file that was made for it.
 //!
-//! May not enter: who is accepted.
+//! May not enter: accepted connections.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,11 +12,11 @@ use crate::os::{self, socket_file::FileId};
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) socket: OwnedFd,
-    /// What was configured; none when somebody gave it to us.
+    /// The configured address; none when the embedding program or systemd passed the socket.
     pub(super) listen: Option<Listen>,
-    /// The socket file that was made for it.
+    /// The socket file that webws made for the socket.
     pub(super) file: Option<(PathBuf, FileId)>,
-    /// Whether that is removed at the end: not while, or since, it is another process'.
+    /// Whether this process removes the file at its end: not while the file belongs to another process.
     pub(super) owns_file: bool,
 }
 

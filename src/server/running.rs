@@ -1,4 +1,4 @@
-//! A server whose workers run: until it drains, or leaves its sessions to another process.
+//! A server whose workers run, until the server drains or leaves its sessions to another process.
 //!
 //! May not enter: what connections say.
 
@@ -16,7 +16,7 @@ use crate::broker::redis;
 use crate::config::Config;
 use crate::front::acceptor::{Entrance, first};
 use crate::handover::Site;
-use crate::handover::protocol::PortableListener;
+use crate::handover::protocol::ListenerSnapshot;
 use crate::metrics::Shard;
 use crate::notice;
 use crate::os;
@@ -31,7 +31,7 @@ pub(crate) struct Running {
     pub(super) config: Arc<Config>,
     pub(super) deployment: Option<redis::Deployment>,
     pub(super) ends: Vec<End>,
-    /// The workers end when these are dropped.
+    /// A worker ends when its sender is dropped.
     pub(super) mailboxes: Vec<mpsc::Sender<Command>>,
     pub(super) entrance: Arc<Entrance>,
 }
@@ -43,12 +43,12 @@ pub(super) struct End {
     pub(super) thread: JoinHandle<()>,
 }
 
-/// How a server ends that was not broken.
+/// How a server ends without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It closes its sessions.
+    /// The server closes its sessions.
     Drain,
-    /// Another process has them.
+    /// Another process has the sessions.
     Leave,
 }
 
@@ -64,16 +64,16 @@ impl Running {
         self.entrance.shards()
     }
 
-    /// What can be handed over, for as long as this runs.
+    /// Everything that a hand-over needs, valid while the server runs.
     pub(crate) fn site(&self) -> Site {
-        let portable = |listener: &Listener| {
+        let snapshot = |listener: &Listener| {
             let address = listener.listen.as_ref().map(ToString::to_string);
             let file = listener.file.as_ref().map(|(_, id)| (id.device, id.inode));
-            (PortableListener { address, file }, Lent::from(&listener.socket))
+            (ListenerSnapshot { address, file }, Lent::from(&listener.socket))
         };
         Site {
             workers: self.mailboxes.iter().map(Mailbox::of).collect(),
-            listeners: self.listeners.iter().map(portable).collect(),
+            listeners: self.listeners.iter().map(snapshot).collect(),
             broker: self.config.broker.to_string(),
             control: self.config.control.clone(),
             deployment: self.deployment.clone(),
@@ -81,8 +81,7 @@ impl Running {
         }
     }
 
-    /// The process that this one took over from is gone: its listeners are ours, and those that are not
-    /// configured any more are closed.
+    /// Owns the listeners, because the old process has ended. Listeners that are no longer configured are closed.
     pub(crate) fn own_listeners(&mut self) {
         self.listeners.iter_mut().chain(&mut self.leftover).for_each(|listener| listener.owns_file = true);
         for (path, id) in self.listeners.iter().filter_map(|listener| listener.file.as_ref()) {
@@ -111,17 +110,17 @@ impl Running {
         if ending == Ending::Leave {
             self.listeners.iter_mut().for_each(|listener| listener.owns_file = false);
         }
-        // Nobody new; what waits in the backlog stays there for the next process when the
-        // socket is systemd's, and is refused by the kernel when it was ours.
+        // No new connection. One in the listener's queue waits for the next process when the socket is systemd's, and
+        // is refused by the kernel otherwise.
         self.listeners.clear();
         for worker in &self.mailboxes {
             let command = if ending == Ending::Drain { Command::Drain } else { Command::Leave };
-            // One that has ended is found out below.
+            // A worker that has ended is noticed below.
             drop(worker.send(command).await);
         }
         for (worker, End { ended, thread }) in self.ends.into_iter().enumerate() {
             let result = End::result(ended.await);
-            // To tell its end was the thread's last act.
+            // The thread has sent its result, so it ends now.
             drop(thread.join());
             result.map_err(|source| ServerError::Worker { worker, source })?;
         }
@@ -134,7 +133,7 @@ async fn first_end(ends: &mut [End]) -> ServerError {
     let ended = ends.iter_mut().enumerate().map(|(worker, end)| {
         Box::pin(async move {
             let result = End::result((&mut end.ended).await);
-            let source = result.err().unwrap_or_else(|| io::Error::other("it ended before its time"));
+            let source = result.err().unwrap_or_else(|| io::Error::other("the worker ended before the server"));
             ServerError::Worker { worker, source }
         })
     });

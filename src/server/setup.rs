@@ -22,8 +22,8 @@ use crate::metrics::{Metrics, Shard};
 use crate::os::{self, socket_file::FileId};
 use crate::worker::{self, BrokerSeed, Command, Handshakes, Mailbox, Publisher, WorkerSeed};
 
-/// Descriptors of connections that are not for sessions: who comes when all places are taken is told so. Listeners,
-/// links and epolls are among them.
+/// Descriptors besides those of sessions: listeners, links, epolls, and connections that are refused because the
+/// server is full.
 pub(crate) const NO_SESSIONS: usize = 88;
 
 /// A WebSocket server on listeners of its own or yours. Made with [`Server::bind`] or
@@ -57,9 +57,9 @@ pub struct Server {
     pages: Pages,
     /// Each worker's.
     mailboxes: Vec<(mpsc::Sender<Command>, mpsc::Receiver<Command>)>,
-    /// The Redis that it uses, if it does.
+    /// The Redis deployment; none with the embedded broker.
     deployment: Option<redis::Deployment>,
-    /// Whether its workers begin frozen, because another process' sessions are to come.
+    /// Whether the workers start quiesced, because sessions of another process follow.
     awaits_sessions: bool,
     /// Listeners of another process that are not configured here.
     leftover: Vec<Listener>,
@@ -85,9 +85,8 @@ impl Server {
         Ok(server)
     }
 
-    /// A server that takes over from another process with these listeners: those that systemd gave, or
-    /// those that are still configured; what is configured and not among them is bound. Its workers
-    /// rest, and nobody is accepted.
+    /// A server that takes over the listeners of another process. Sockets from systemd are all kept. Of others, those
+    /// still configured are kept, and missing ones are bound. The workers are quiesced, and no connection is accepted.
     pub(crate) fn taking_over(config: Config, heritage: Heritage) -> Result<Self, ServerError> {
         let mut server = Self::on(config, Vec::new())?;
         server.awaits_sessions = true;
@@ -95,9 +94,9 @@ impl Server {
             deployment.inherit(heritage.homes);
         }
         let mut given = Vec::new();
-        for (portable, socket) in heritage.listeners {
-            let address = portable.address.as_deref().map(str::parse::<Listen>).transpose()?;
-            let file = match (&address, portable.file) {
+        for (snapshot, socket) in heritage.listeners {
+            let address = snapshot.address.as_deref().map(str::parse::<Listen>).transpose()?;
+            let file = match (&address, snapshot.file) {
                 (Some(Listen::Unix(path)), Some((device, inode))) => Some((path.clone(), FileId { device, inode })),
                 _ => None,
             };
@@ -108,23 +107,22 @@ impl Server {
             return Ok(server);
         }
         for listen in server.config.listen.clone() {
-            let place = given.iter().position(|listener| listener.listen.as_ref() == Some(&listen));
-            let listener = match place {
-                Some(place) => Ok(given.swap_remove(place)),
+            let index = given.iter().position(|listener| listener.listen.as_ref() == Some(&listen));
+            let listener = match index {
+                Some(index) => Ok(given.swap_remove(index)),
                 None => bind(&listen, &server.config),
             };
             server
                 .listeners
                 .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
         }
-        // What is not configured any more is closed when the old process has gone: until then, it may
-        // need it.
+        // Listeners that are no longer configured are closed after the old process' end: it may still resume.
         server.leftover = given;
         Ok(server)
     }
 
-    /// Checks a configuration as far as it can be without starting: the settings, and what they
-    /// name (the password's and the certificates' files, the socket's group).
+    /// Checks a configuration without starting a server: the settings, and what they name (files of passwords and
+    /// certificates, the socket's group).
     ///
     /// # Errors
     /// All faults, one sentence each.
@@ -134,7 +132,7 @@ impl Server {
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new(faults)) }
     }
 
-    /// What the settings name.
+    /// Checks what the settings name.
     fn check_surroundings(config: &Config, faults: &mut Vec<ConfigFault>) {
         if config.listen.is_empty() {
             faults.push("listen is empty: write one address at least".to_owned().into());
@@ -198,13 +196,13 @@ impl Server {
         Ok(server)
     }
 
-    /// Its workers begin frozen, and no connection is accepted, because another process' sessions are to come.
+    /// Starts with quiesced workers and accepts no connection, because sessions of another process follow.
     pub(crate) fn awaiting_sessions(self) -> Self {
         Self { awaits_sessions: true, ..self }
     }
 
-    /// Serves the test page at `/` as well, and publishes what is posted to `/dev/publish`. Requests from other
-    /// machines' pages, or for other names than this machine's, are refused with 403 then.
+    /// Serves the test page at `/` as well, and publishes what is posted to `/dev/publish`. Refuses requests from pages
+    /// of other machines, or for other names than this machine's, with 403.
     pub(crate) fn with_test_page(mut self) -> Self {
         self.pages = Some(Arc::new(TestPage::new(&self.config, self.publisher())));
         self
@@ -222,7 +220,7 @@ impl Server {
         self.metrics.clone()
     }
 
-    /// How many workers it has.
+    /// The number of workers.
     pub fn workers(&self) -> usize {
         self.seeds.len()
     }
@@ -236,7 +234,7 @@ impl Server {
         self.deployment.as_ref().map_or(0, |deployment| deployment.links(self.seeds.len()))
     }
 
-    /// How many sessions it admits: the setting, or what the descriptor limit allows.
+    /// The most sessions that are admitted: the setting, or what the descriptor limit allows.
     pub(crate) fn max_sessions(&self) -> usize {
         let possible = self.for_connections().saturating_sub(NO_SESSIONS).max(1);
         match self.config.limits.max_sessions {
@@ -253,20 +251,20 @@ impl Server {
         }
     }
 
-    /// Where it listens, for a log line.
+    /// The addresses of all listeners, for a log line.
     pub(crate) fn addresses(&self) -> String {
         let addresses = self.listeners.iter().map(|listener| os::socket::address(listener.socket.as_fd()));
         addresses.collect::<Vec<_>>().join(", ")
     }
 
-    /// Serves until `shutdown` resolves, then drains: accepts no more, closes the sessions
-    /// with 1001 spread over `drain_time`, and ends. Needs a tokio runtime with I/O and time.
+    /// Serves until `shutdown` resolves, then drains: accepts no more connections, closes the sessions with 1001 spread
+    /// over `drain_time`, and ends. Needs a tokio runtime with I/O and time.
     ///
     /// # Errors
-    /// When a worker cannot start or ends before its time.
+    /// When a worker cannot start, or ends before the server.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the server at once: all connections are closed without a word.
+    /// Dropping the future ends the server at once: all connections are closed without a close frame.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let drain = async {
             shutdown.await;
@@ -319,7 +317,7 @@ impl Server {
     }
 }
 
-/// Checks a configuration that may have faults: lists those and what [`Server::check`] finds.
+/// Checks a configuration that was read, perhaps with faults: lists the faults of reading and of [`Server::check`].
 ///
 /// # Errors
 /// All faults, one sentence each.

@@ -1,8 +1,8 @@
-//! Runs what waits on a thread made for waiting.
+//! Runs code that blocks on a thread of its own.
 
 use tokio::task::JoinError;
 
-/// Runs what waits on a thread for that.
+/// Runs `act`, which blocks, on a thread for blocking code.
 pub(super) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     tokio::task::spawn_blocking(act).await
 }

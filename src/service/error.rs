@@ -1,4 +1,4 @@
-//! Why a service does not start or ended.
+//! Why a service does not start, or ended.
 
 use std::error::Error;
 use std::io;
@@ -28,7 +28,7 @@ pub enum ServiceError {
          FileDescriptorName={SOCKET_NAME} in the .socket unit"
     )]
     ForeignSocket {
-        /// Its `FileDescriptorName=`.
+        /// The socket's `FileDescriptorName=`.
         name: String,
     },
     /// This process was started to take over from another, and could not: the other process continues.

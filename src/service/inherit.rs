@@ -1,4 +1,4 @@
-//! What a server begins with: systemd's sockets or its own, and the sessions of another process.
+//! A server's start: listeners from systemd or its own, and the sessions of another process.
 //!
 //! May not enter: how connections are served.
 
@@ -13,7 +13,7 @@ use crate::handover::{Legacy, Predecessor};
 use crate::os;
 use crate::server::{Running, Server};
 
-/// A server on systemd's sockets or those of the settings, and what systemd kept for it.
+/// A server on systemd's sockets, or else on those of the settings. `legacy` gets the sessions that systemd kept.
 pub(super) fn listen(config: Config, legacy: &mut Option<Legacy>) -> Result<Server, ServiceError> {
     let mut handed_over = os::systemd::take_descriptors().map_err(ServiceError::Activation)?;
     *legacy = Legacy::among(&mut handed_over);
@@ -32,7 +32,7 @@ fn listen_on(config: Config, handed_over: Vec<(OwnedFd, String)>) -> Result<Serv
     Ok(Server::on(config, handed_over.into_iter().map(|(socket, _)| socket).collect())?)
 }
 
-/// Takes everything over from another process; returns how many sessions, when that one has gone.
+/// Takes everything over from the old process; returns the number of sessions once the old process has ended.
 pub(super) async fn take_over(
     running: &mut Running,
     predecessor: Arc<Predecessor>,
@@ -51,7 +51,7 @@ pub(super) async fn take_over(
     Ok(sessions)
 }
 
-/// Goes on with the sessions that were left by a process that has ended.
+/// Resumes the sessions that a process left before its end.
 pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), ServiceError> {
     let site = running.site();
     let taken = blocking(move || {
@@ -59,7 +59,7 @@ pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), 
         site.resume();
         Ok::<_, ProtocolError>(taken)
     });
-    // With a part of it nobody would know what is missing: all end, the clients come back, and so do we.
+    // Part of the sessions is worse than none: this process ends with all of them, and is started again without.
     let sessions = taken.await.map_err(ServiceError::hand_over)?.map_err(ServiceError::hand_over)?;
     tracing::info!(sessions, "took up {sessions} sessions that the previous process left with systemd");
     running.own_listeners();

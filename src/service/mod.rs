@@ -1,4 +1,4 @@
-//! A server as a systemd service, and how it is handed over to another process.
+//! A server as a service: start, signals, the watchdog, hand-over to another process, end.
 //!
 //! Works the same without systemd. May not enter: how connections are served.
 

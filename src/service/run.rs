@@ -1,6 +1,6 @@
-//! Runs a server as the binary does: sockets and signals in, READY, STOPPING and WATCHDOG out.
+//! Runs a server as the binary does: sockets and signals in; READY, STOPPING and WATCHDOG out.
 //!
-//! Works the same without systemd. May not enter: how connections are served, and how they are handed over (`giver.rs`).
+//! Works the same without systemd. May not enter: how connections are served, how they are handed over (`giver.rs`).
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,31 +19,32 @@ use crate::os;
 use crate::server::{Ending, Server, ServerError};
 use crate::signals::{HangUp, Signals};
 
-/// Requests to hand over that may wait: one is tried, and the others are told so.
+/// Requests to hand over that may wait: one is carried out, and the others get the reply that it is under way.
 const MAX_REQUESTS: usize = 8;
 
-/// What the service does beside its endpoints.
+/// What the service offers besides its endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Extra {
     /// Nothing.
     None,
-    /// It serves the test page at `/`.
+    /// The test page at `/`.
     TestPage,
 }
 
-/// Runs a server as the binary does: on the sockets that systemd handed over, else on
-/// `config.listen`; until SIGTERM, SIGINT or SIGQUIT, then drains. A second one ends it at once. SIGHUP, SIGUSR2
-/// or `upgrade` on the control socket start the binary again and hand everything over to it.
-/// Other signals are ignored.
+/// Runs a server as the binary does: on the sockets that systemd passed, else on `config.listen`.
+///
+/// At SIGTERM, SIGINT or SIGQUIT the server drains and ends; at a second one, it ends at once. SIGHUP, SIGUSR2 and
+/// `upgrade` on the control socket start the binary again, and hand everything over to the new process. Other signals
+/// are ignored.
 ///
 /// # Errors
-/// As [`Server::bind`] and [`Server::run`], when the sockets handed over are not ours, and when this
+/// As [`Server::bind`] and [`Server::run`]; when the sockets that systemd passed have another name; and when this
 /// process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceError> {
     let on_hang_up = if extra == Extra::TestPage { HangUp::Stop } else { HangUp::HandOver };
     let mut signals = Signals::try_new(on_hang_up).map_err(ServiceError::Signals)?;
-    // Now: later, another file may stand there.
+    // At the start: later, another file may be at the program's path.
     let program = Program::own();
     let broker = config.broker.to_string();
     let control = config.control.clone();
@@ -52,7 +53,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
     let (predecessor, server) = match found {
         None => (None, listen(config, &mut legacy)),
         Some((predecessor, heritage)) => {
-            // What a start would refuse, at the latest.
+            // Settings that a start would refuse are refused now, while the old process still serves.
             let server = Server::check(&config).map_err(ServerError::from);
             let server = server.and_then(|()| Server::taking_over(config, heritage));
             (Some(Arc::new(predecessor)), server.map_err(ServiceError::from))
@@ -108,12 +109,12 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
         show_page(&addresses);
     }
     let (requests, mut requested) = mpsc::channel(MAX_REQUESTS);
-    // Dropped last: the process that takes over waits for that. And who that is.
+    // The socket to the new process, and its id. Dropped last: the new process waits for the socket's end.
     let farewell = OnceCell::new();
     let control =
         control.map(|path| control::listen(&path, requests.clone()).map_err(|error| (path, error))).transpose();
     let control = match control {
-        // Sessions were taken over and are served, whatever else is wrong.
+        // Sessions that were taken over are served, even without a control socket.
         Err((path, error)) if has_sessions => {
             let path = path.display();
             tracing::error!(
@@ -145,16 +146,16 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
             tracing::info!(sessions, "stopping: accepting no new connections, closing {sessions} sessions with 1001");
             os::systemd::notify_stopping("closing connections");
         }
-        // The streams themselves: a second signal may be in them already.
+        // The same streams, because a second signal may wait in them already.
         tell.send((signals, giver.is_suspended.get())).ok();
         ending
     });
     tokio::select! {
         biased;
         () = second_signal(told) => {
-            if let Some((_, heir)) = farewell.get() {
-                // It is meant for whoever serves.
-                os::process::terminate(*heir);
+            if let Some((_, successor)) = farewell.get() {
+                // The signal is meant for the process that serves.
+                os::process::terminate(*successor);
                 return Ok(());
             }
             let sessions = metrics.sessions();
@@ -162,10 +163,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
             Ok(())
         }
         ended = serving => {
-            match farewell.get() {
-                Some((_, pid)) => tracing::info!(pid, "stopped, process {pid} serves on: {metrics}"),
-                None => tracing::info!("stopped: {metrics}"),
-            }
+            metrics.log_stopped(farewell.get().map(|(_, pid)| *pid));
             ended.map_err(ServiceError::from)
         }
         () = watchdog => Ok(()),
@@ -173,7 +171,7 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
     }
 }
 
-/// As many descriptors as the settings ask for, where the process may: a reload keeps the limits of the process before.
+/// Raises the descriptor limit to what the settings need, if possible. A reload keeps the limits of the old process.
 fn raise_limits(wanted: usize) {
     if let Err(error) = os::limit::raise_descriptors(wanted) {
         let limit = os::limit::descriptors();
@@ -187,7 +185,7 @@ fn raise_limits(wanted: usize) {
     }
 }
 
-/// Says where a browser finds the test page, as an address that a terminal makes clickable.
+/// Logs the address of the test page, in a form that a terminal makes clickable.
 fn show_page(addresses: &str) {
     let listened = addresses.split(", ").filter_map(|address| address.strip_prefix("tcp:")?.parse::<SocketAddr>().ok());
     for mut address in listened {

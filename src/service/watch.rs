@@ -1,4 +1,4 @@
-//! What runs beside the server: systemd's watchdog, and the second signal to stop.
+//! Tasks beside the server: systemd's watchdog, and the second signal to stop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::metrics::Shard;
 use crate::os;
 use crate::signals::Signals;
 
-/// Resolves at the second signal to stop. Behind `suspend` systemd sends the first one.
+/// Resolves at the second signal to stop. After `suspend`, systemd sends the first one.
 pub(super) async fn second_signal(told: oneshot::Receiver<(Signals, bool)>) {
     let Ok((mut signals, is_suspended)) = told.await else { return std::future::pending().await };
     if is_suspended {
@@ -18,11 +18,11 @@ pub(super) async fn second_signal(told: oneshot::Receiver<(Signals, bool)>) {
     signals.stop().await;
 }
 
-/// Feeds systemd's watchdog while every worker makes progress; resolves never.
+/// Feeds systemd's watchdog while every worker makes progress; never resolves.
 pub(super) async fn watchdog(shards: Vec<Arc<Shard>>) {
     let Some(period) = os::systemd::watchdog_period() else { return std::future::pending().await };
     let mut seen: Vec<u64> = shards.iter().map(|shard| shard.beats()).collect();
-    // Who took over may have begun long before it was listened to.
+    // systemd listens to a process that takes over only from the hand-over on: the first notification is due at once.
     os::systemd::notify_watchdog();
     loop {
         tokio::time::sleep((period / 3).max(Duration::from_millis(200))).await;
