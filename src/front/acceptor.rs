@@ -1,7 +1,7 @@
-//! Where connections come in: accepted on all listeners, dealt out to the workers, refused where too
-//! many wait already.
+//! Accepts connections on all listeners, gives each to the worker with the lowest load, and refuses those beyond the
+//! limit.
 //!
-//! May not enter: what connections say.
+//! May not enter: the bytes of a connection.
 
 use std::future::Future;
 use std::io;
@@ -24,22 +24,22 @@ use crate::os;
 use crate::throttle::Throttle;
 use crate::worker::Handshakes;
 
-/// Connections accepted before the others have their turn.
+/// Connections accepted on one listener before the next listener has its turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
-/// Connections that may wait for their refusal; beyond, they are closed without one.
+/// The most connections that wait for their refusal; further ones are closed without an answer.
 const MAX_REFUSING: usize = 1_024;
 
-/// What they are told.
+/// The reason in the refusal.
 const OVERFLOWING: &str = "too many handshakes wait: try again in a while";
 
 /// How long a refused client may take to send its request.
 const REFUSING: Duration = Duration::from_secs(1);
 
-/// Between two looks at whether a descriptor is free.
-const LOOK: Duration = Duration::from_millis(100);
+/// The time between two checks for a free descriptor.
+const RECHECK: Duration = Duration::from_millis(100);
 
-/// Where connections go into a worker.
+/// The queue of connections for one worker.
 #[derive(Debug)]
 pub(crate) struct Inlet {
     pub(crate) queue: mpsc::Sender<Accepted>,
@@ -47,22 +47,22 @@ pub(crate) struct Inlet {
     pub(crate) handshakes: Arc<Handshakes>,
 }
 
-/// The way into all workers; it can be shut.
+/// The inlets of all workers, which can be shut.
 #[derive(Debug)]
 pub(crate) struct Entrance {
-    /// Held while connections are accepted and dealt out.
+    /// Locked while connections are accepted and given to workers.
     is_open: Mutex<bool>,
     opened: watch::Sender<bool>,
     inlets: Vec<Inlet>,
-    /// The first descriptor that is not for connections: links to the broker need some when they are lost, and
-    /// whoever connects and says nothing must not have them.
+    /// The first descriptor number that is not for connections. Links that are made again need descriptors, which
+    /// silent connections must not use up.
     reserved_from: usize,
     /// The answer to connections beyond `limits.max_handshakes`.
     overflow: Bytes,
 }
 
 impl Inlet {
-    /// Sessions it has and connections that wait to become one.
+    /// The worker's sessions, and connections in its queue.
     fn load(&self) -> u64 {
         self.shard.sessions() + (self.queue.max_capacity() - self.queue.capacity()) as u64
     }
@@ -80,8 +80,7 @@ impl Entrance {
         self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens or shuts it. When that is done, no connection is on its way in but those that a worker counts among its
-    /// [`Handshakes`].
+    /// Opens or shuts the entrance. Afterwards, every accepted connection is counted among a worker's [`Handshakes`].
     pub(crate) fn set_open(&self, is_open: bool) {
         *self.lock() = is_open;
         self.opened.send_replace(is_open);
@@ -92,8 +91,8 @@ impl Entrance {
         self.inlets.iter().map(|inlet| inlet.shard.clone()).collect()
     }
 
-    /// Accepts on all `listeners`, while it is open; returns only when one cannot be used any more: where
-    /// that is, and why.
+    /// Accepts on all `listeners` while the entrance is open. Returns only when a listener has become unusable: its
+    /// address, and why.
     pub(crate) async fn accept(&self, listeners: &[BorrowedFd<'_>]) -> (String, io::Error) {
         let mut refusing = JoinSet::new();
         let mut sockets = Vec::new();
@@ -107,14 +106,14 @@ impl Entrance {
             return std::future::pending().await;
         }
         for turn in (0..sockets.len()).cycle() {
-            // Each of them is the first in its turn: one that is always ready must not keep the others waiting.
+            // Each listener is the first in its turn: one that is always ready must not keep the others waiting.
             let readable =
                 sockets.iter().cycle().skip(turn).take(sockets.len()).map(|socket| Box::pin(socket.readable()));
             let mut guard = match first(readable.collect()).await {
                 Ok(guard) => guard,
                 Err(error) => return ("a listener".to_owned(), error),
             };
-            // Its sender is ours.
+            // Never an error: `self` has the sender.
             drop(self.opened.subscribe().wait_for(|is_open| *is_open).await);
             let accepted = self.accept_some(guard.get_inner().as_fd(), &mut refusing);
             match accepted {
@@ -131,7 +130,7 @@ impl Entrance {
         unreachable!("there is a listener, so there is always another turn")
     }
 
-    /// Says whether nobody else waits there.
+    /// Accepts a turn's connections; true when the listener has no more of them.
     fn accept_some(&self, listener: BorrowedFd<'_>, refusing: &mut JoinSet<()>) -> io::Result<bool> {
         let is_open = self.lock();
         for _ in 0..if *is_open { ACCEPTS_PER_TURN } else { 0 } {
@@ -144,7 +143,7 @@ impl Entrance {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                // The peer was faster.
+                // The client closed the connection before it was accepted.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
                 }
                 Err(error) => return Err(error),
@@ -153,18 +152,18 @@ impl Entrance {
         Ok(false)
     }
 
-    /// Out of descriptors or memory: the backlog keeps what comes until there is room.
+    /// Waits while descriptors or memory are short; connections wait in the listener's queue.
     async fn wait_for_room(&self, listener: BorrowedFd<'_>, error: &io::Error) {
         static NO_ROOM: Throttle = Throttle::per_minute();
         if NO_ROOM.allows() {
             tracing::error!(
                 %error,
-                "no connection can be accepted ({error}), so connections wait in the backlog: raise LimitNOFILE or \
-                 lower limits.max_sessions"
+                "no connection can be accepted ({error}), so connections wait in the kernel's queue: raise LimitNOFILE \
+                 or lower limits.max_sessions"
             );
         }
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(RECHECK).await;
             if os::limit::has_room(listener, self.reserved_from) {
                 return;
             }
@@ -199,10 +198,10 @@ pub(crate) async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
     .await
 }
 
-/// Answers whatever the request is.
+/// Sends `answer`, whatever the request is.
 async fn refuse(socket: OwnedFd, answer: Bytes) {
     let Ok(socket) = os::readiness::readable(socket) else { return };
-    // The request is read first: closing with unread bytes would reset the connection.
+    // The request is read first: a close with unread bytes would reset the connection.
     let request = async {
         let mut buffer = [0; 4096];
         let mut guard = socket.readable().await?;

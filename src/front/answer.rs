@@ -1,4 +1,4 @@
-//! What a request is answered with: the test page, our health, a session, or a refusal and its reason.
+//! The answer to a request: a session, a refusal with its reason, the server's health, or the test page.
 //!
 //! May not enter: sockets, a session's life after its 101.
 
@@ -29,14 +29,14 @@ pub(super) struct Admitted {
     pub(super) head: Bytes,
 }
 
-/// An answer that is not a 101: a status and one line that says why.
-struct Refused {
+/// An answer that is not a 101: a status, and one line with the reason.
+struct RefusedHandshake {
     status: StatusCode,
     why: String,
     header: Option<(HeaderName, HeaderValue)>,
 }
 
-impl Refused {
+impl RefusedHandshake {
     fn new(status: StatusCode, why: impl Into<String>) -> Self {
         Self { status, why: why.into(), header: None }
     }
@@ -47,16 +47,16 @@ impl Refused {
     }
 }
 
-/// A request: its target as it came, and what hyper read of the rest.
-pub(super) struct Asked<'a> {
-    /// `None` when hyper saw the target as well, which it does in a head that it refuses.
+/// A request: its target in the client's bytes, and hyper's reading of the rest.
+pub(super) struct RawRequest<'a> {
+    /// `None` when the target could not be taken out of the head: then hyper sees the target, too.
     pub(super) target: Option<&'a Target>,
     pub(super) request: &'a Request<Incoming>,
-    /// Where it came from.
+    /// The connection, for a log line.
     pub(super) socket: BorrowedFd<'a>,
 }
 
-impl Asked<'_> {
+impl RawRequest<'_> {
     fn path(&self) -> &[u8] {
         self.target.map_or(b"", Target::path)
     }
@@ -64,38 +64,39 @@ impl Asked<'_> {
 
 pub(super) async fn answer(
     worker: &Handle,
-    asked: &Asked<'_>,
+    raw: &RawRequest<'_>,
     deadline: Instant,
     pages: &Pages,
     admitted: &Cell<Option<Admitted>>,
 ) -> Response<Full<Bytes>> {
-    let foreign = pages.as_ref().and_then(|page| page.refusal(asked.request.headers()));
-    if let (None, Some(page), Some(target)) = (&foreign, pages, asked.target)
-        && let Some(response) = page.answer(asked.request.method(), target.path(), target.query()).await
+    let foreign = pages.as_ref().and_then(|page| page.refusal(raw.request.headers()));
+    if let (None, Some(page), Some(target)) = (&foreign, pages, raw.target)
+        && let Some(response) = page.answer(raw.request.method(), target.path(), target.query()).await
     {
         return response;
     }
-    if let Some(response) = health(worker, asked) {
+    if let Some(response) = health(worker, raw) {
         return response;
     }
-    let outcome = match foreign {
-        Some(why) => Err(Refused::new(StatusCode::FORBIDDEN, why)),
-        None => handshake(worker, asked, deadline).await,
+    let result = match foreign {
+        Some(why) => Err(RefusedHandshake::new(StatusCode::FORBIDDEN, why)),
+        None => handshake(worker, raw, deadline).await,
     };
-    let refused = match outcome {
+    let refused = match result {
         Ok(success) => {
             admitted.set(Some(success));
-            // Whoever polls hyper sees it at once and takes the connection away.
+            // `negotiate` finds `admitted` set at its next poll, and takes the connection away from hyper.
             return std::future::pending().await;
         }
         Err(refused) => refused,
     };
-    let sender = Sender::in_headers(asked.request.headers());
-    note_refused(&worker.shard, refused.status, &refused.why, asked.socket, &sender);
+    let sender = Sender::in_headers(raw.request.headers());
+    note_refused(&worker.shard, refused.status, &refused.why, raw.socket, &sender);
     if pages.is_some() {
-        // A developer wants to see it.
-        let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(asked.path()));
-        tracing::info!(status, %path, "refused {path} with {status}: {}", refused.why);
+        // A developer wants to see each refusal.
+        let (status, path) = (refused.status.as_u16(), String::from_utf8_lossy(raw.path()));
+        let why = &refused.why;
+        tracing::info!(status, %path, why, "refused {path} with {status}: {why}");
     }
     let mut response = line_response(refused.status, &refused.why);
     response.headers_mut().extend(refused.header);
@@ -112,11 +113,11 @@ fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
     response
 }
 
-/// The answer to a question about our health: alive, or ready, which is that messages flow.
-fn health(worker: &Handle, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
-    let path = asked.path();
+/// The answer to `/healthz` (the process lives) and `/readyz` (messages flow).
+fn health(worker: &Handle, raw: &RawRequest<'_>) -> Option<Response<Full<Bytes>>> {
+    let path = raw.path();
     let is_asked = matches!(path, b"/healthz" | b"/readyz")
-        && matches!(*asked.request.method(), Method::GET | Method::HEAD)
+        && matches!(*raw.request.method(), Method::GET | Method::HEAD)
         && !worker.endpoints.iter().any(|endpoint| endpoint.is_at(path));
     if !is_asked {
         return None;
@@ -128,33 +129,35 @@ fn health(worker: &Handle, asked: &Asked<'_>) -> Option<Response<Full<Bytes>>> {
     })
 }
 
-/// A path on which nginx and this program could disagree.
+/// The refusal of a path that nginx and webws could read differently.
 const AMBIGUOUS: &str =
     "the path has a segment '.' or '..', an empty one, a backslash, an encoded slash, or an endpoint's name encoded";
 
-/// A proxy's location that is not the endpoint's, by the header that the shipped nginx location sets.
+/// The refusal of a request from another endpoint's location: the shipped nginx locations set `X-Webws-Endpoint`.
 const OTHER_LOCATION: &str = "the path belongs to another endpoint than the proxy's location";
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
-async fn handshake(worker: &Handle, asked: &Asked<'_>, deadline: Instant) -> Result<Admitted, Refused> {
-    let bad = |why: String| Refused::new(StatusCode::BAD_REQUEST, why);
-    let Asked { target: Some(target), request, .. } = asked else {
+async fn handshake(worker: &Handle, raw: &RawRequest<'_>, deadline: Instant) -> Result<Admitted, RefusedHandshake> {
+    let bad = |why: String| RefusedHandshake::new(StatusCode::BAD_REQUEST, why);
+    let RawRequest { target: Some(target), request, .. } = raw else {
         return Err(bad("the request's target is no path".to_owned()));
     };
     let endpoint = Endpoint::serving(&worker.endpoints, target.path())
-        .ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
+        .ok_or_else(|| RefusedHandshake::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
     if endpoint.is_ambiguous(&worker.endpoints, target.path()) {
         return Err(bad(AMBIGUOUS.to_owned()));
     }
-    // The rules for access that nginx applied are those of the location, so the endpoint must be the location's.
+    // nginx applied the access rules of its location, so the endpoint must be the one of that location.
     let mut locations = request.headers().get_all("x-webws-endpoint").iter();
     if locations.any(|path| path.as_bytes() != endpoint.config.path.as_bytes()) {
         return Err(bad(OTHER_LOCATION.to_owned()));
     }
     if request.method() != Method::GET {
         let why = "a WebSocket is opened with GET";
-        return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET")));
+        return Err(
+            RefusedHandshake::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET"))
+        );
     }
     if request.version() != Version::HTTP_11 {
         return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)".to_owned()));
@@ -168,7 +171,7 @@ async fn handshake(worker: &Handle, asked: &Asked<'_>, deadline: Instant) -> Res
         WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
     };
     let head = handshake::accept(request.headers(), spoken).map_err(|why| match why {
-        HandshakeError::Version => Refused::new(StatusCode::UPGRADE_REQUIRED, why.to_string())
+        HandshakeError::Version => RefusedHandshake::new(StatusCode::UPGRADE_REQUIRED, why.to_string())
             .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         _ => bad(why.to_string()),
     })?;
@@ -178,7 +181,7 @@ async fn handshake(worker: &Handle, asked: &Asked<'_>, deadline: Instant) -> Res
     }
 }
 
-fn unavailable(worker: &Handle, why: &Refusal) -> Refused {
+fn unavailable(worker: &Handle, why: &Refusal) -> RefusedHandshake {
     let seconds = worker.config.limits.retry_after.as_secs().max(1);
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
+    RefusedHandshake::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
 }

@@ -1,8 +1,8 @@
 //! A request's head: received whole, and split before hyper reads it.
 //!
 //! nginx passes on targets and field values that hyper refuses, such as `?channel="zhang"`. So the target's raw bytes
-//! stay here, and hyper reads `/` instead. The channel's rules judge the target (`endpoint.rs`), hyper judges
-//! everything else. May not enter: the meaning of the target and the fields.
+//! stay here, and hyper reads `/` instead. The endpoint's channel rule decodes the target (`endpoint.rs`), hyper
+//! decodes everything else. May not enter: the meaning of the target and the fields.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,19 +14,19 @@ use crate::os;
 /// passes on.
 pub(crate) const MAX_HEAD_BYTES: usize = 32 << 10;
 
-/// Fields that decide about the handshake or the framing: hyper gets their values as they came.
+/// Fields that decide about the handshake or the framing: hyper gets their values unchanged.
 const OURS: [&str; 6] = ["connection", "content-length", "expect", "host", "transfer-encoding", "upgrade"];
 
-/// What was received of a request, and is read by hyper from here: the socket itself need not be
-/// registered anywhere for a handshake that is there at once.
+/// The received bytes of a request, from which hyper reads. A request that arrives at once needs no registration of its
+/// socket.
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     bytes: Vec<u8>,
-    /// Of those, what hyper has read.
+    /// How many of `bytes` hyper has read.
     read: usize,
 }
 
-/// What a request asks for, in the bytes that came.
+/// A request's target, in the client's bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     path: Vec<u8>,
@@ -34,18 +34,18 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Everything before the `?`; starts with `/`.
+    /// The part before the `?`; starts with `/`.
     pub(crate) fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// Everything behind the `?`, without a fragment.
+    /// The part after the `?`, without a fragment.
     pub(crate) fn query(&self) -> &[u8] {
         &self.query
     }
 
-    /// Reads the origin form (`/path?query`) or the absolute form (`http://host/path?query`), RFC 9112
-    /// §3.2. `None` for the other forms, and for blanks and control bytes, which nginx refuses too.
+    /// Decodes the origin form (`/path?query`) or the absolute form (`http://host/path?query`), RFC 9112 §3.2. `None`
+    /// for the other forms, and for blanks and control bytes, which nginx refuses too.
     fn parse(bytes: &[u8]) -> Option<Self> {
         if bytes.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
             return None;
@@ -60,14 +60,14 @@ impl Target {
 }
 
 impl Head {
-    /// A head that was received already.
+    /// A head that has been received.
     #[cfg(any(test, feature = "internals"))]
     pub(crate) fn of(bytes: Vec<u8>) -> Self {
         Self { bytes, read: 0 }
     }
 
-    /// Receives what there is. True when it can be judged: the head is whole or too large, or the
-    /// client sends nothing more.
+    /// Receives the available bytes. True when the head can be decoded: it is complete or too large, or the client has
+    /// sent FIN.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -78,7 +78,7 @@ impl Head {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 received => received?,
             };
-            // An end is looked for where it can be new.
+            // The head's end can only be among the new bytes, or begin in the last three before them.
             let from = self.bytes.len().saturating_sub(3);
             self.bytes.extend_from_slice(scratch.get(..received).unwrap_or_default());
             let is_cut = received == 0 || self.bytes.len() >= MAX_HEAD_BYTES;
@@ -88,7 +88,7 @@ impl Head {
         }
     }
 
-    /// Waits until it can be judged.
+    /// Receives until the head can be decoded.
     ///
     /// # Errors
     /// As [`Head::receive`], or when the socket cannot be waited for.
@@ -103,8 +103,8 @@ impl Head {
         }
     }
 
-    /// Takes the target out and leaves a head that hyper reads. `None`, with nothing changed, when
-    /// the head is not whole or does not start with a request line: hyper refuses it then.
+    /// Takes the target out, and leaves a head that hyper accepts. `None`, with nothing changed, when the head is
+    /// incomplete or starts with no request line: hyper refuses such a head.
     pub(crate) fn take_target(&mut self) -> Option<Target> {
         let end = end_of_head(&self.bytes, 0).filter(|end| *end <= MAX_HEAD_BYTES)?;
         let (head, behind) = self.bytes.split_at_checked(end)?;
@@ -114,12 +114,12 @@ impl Head {
         Some(target)
     }
 
-    /// All that was received.
+    /// All received bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Bytes that hyper has not read, at most `len` of them, which it has from now on.
+    /// Takes the next bytes for hyper, at most `len`.
     pub(crate) fn read(&mut self, len: usize) -> &[u8] {
         let unread = self.bytes.get(self.read..).unwrap_or_default();
         let step = unread.get(..len).unwrap_or(unread);
@@ -127,13 +127,13 @@ impl Head {
         step
     }
 
-    /// What came behind the request: what hyper has read of it, and the rest.
+    /// The bytes after the request: `read`, which hyper has taken already, and the rest.
     pub(crate) fn read_ahead(&self, read: &[u8]) -> Vec<u8> {
         [read, self.bytes.get(self.read..).unwrap_or_default()].concat()
     }
 }
 
-/// The value of the first field called `name` in a head, whole or not, well-formed or not: for a log line.
+/// The value of the first field called `name`, for a log line. The head may be malformed or incomplete.
 pub(crate) fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let fields = head.split(|byte| *byte == b'\n').skip(1).map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let mut fields = fields.take_while(|line| !line.is_empty()).filter_map(|line| split(line, b':'));
@@ -142,8 +142,8 @@ pub(crate) fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     value.bytes().all(|byte| byte.is_ascii_graphic()).then_some(value)
 }
 
-/// Where the head ends: behind the empty line, looked for at and behind `from`. hyper takes a bare LF
-/// for a line's end too, and skips empty lines before the request line (RFC 9112 §2.2).
+/// The index after the empty line that ends the head; the search starts at `from`. As hyper does, takes a bare LF for a
+/// line's end, and skips empty lines before the request line (RFC 9112 §2.2).
 fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
     let from = from.max(start);
@@ -155,8 +155,8 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     })
 }
 
-/// The target of a whole head, and the head with `/` in its place and with no field that hyper
-/// refuses although nobody reads it.
+/// The target of a complete head, and the head for hyper: with `/` as the target, and without fields that hyper would
+/// refuse although webws does not read them.
 fn take_apart(head: &[u8]) -> Option<(Target, Vec<u8>)> {
     let start = head.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
     let mut lines = head.get(start..)?.split_inclusive(|byte| *byte == b'\n');
@@ -173,11 +173,11 @@ fn take_apart(head: &[u8]) -> Option<(Target, Vec<u8>)> {
     Some((target, clean))
 }
 
-/// Appends a field's line as hyper takes it.
+/// Appends a field's line in a form that hyper accepts.
 ///
-/// nginx ignores a field whose name has a character that no token has, and passes on values with
-/// control bytes. hyper refuses the whole request over either. What breaks the line structure
-/// (blanks in a name, a folded line, NUL, CR) is left for hyper to refuse.
+/// nginx ignores a field whose name has a character that no token has, and passes on values with control bytes. hyper
+/// refuses the whole request in both cases. Lines that break the line structure (blanks in a name, a folded line, NUL,
+/// CR) stay, so that hyper refuses them.
 fn put_field(line: &[u8], out: &mut Vec<u8>) {
     let (name, value) = split(line, b':').unwrap_or((line, &[]));
     let is_visible = |byte: &u8| *byte > b' ' && *byte != 0x7f;
@@ -199,7 +199,7 @@ fn is_ours(name: &[u8]) -> bool {
     starts(b"sec-websocket-") || OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_bytes()))
 }
 
-/// What is behind `scheme://authority` of an absolute form.
+/// The part after `scheme://authority` of an absolute form.
 fn behind_authority(bytes: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = split(bytes, b':')?;
     let rest = rest.strip_prefix(b"//")?;
@@ -209,8 +209,8 @@ fn behind_authority(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 fn split(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
-    let place = bytes.iter().position(|byte| *byte == at)?;
-    let (before, rest) = bytes.split_at_checked(place)?;
+    let index = bytes.iter().position(|byte| *byte == at)?;
+    let (before, rest) = bytes.split_at_checked(index)?;
     Some((before, rest.get(1..)?))
 }
 
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_not_whole_is_left_as_it_is() {
+    fn an_incomplete_head_is_not_changed() {
         for bytes in
             [&b""[..], b"\r\n\r\n", b"GET /\"\" HTTP/1.1\r\nHost: x\r\n", b"GET /\"\" HTTP/1.1", b"GET\r\n\r\n"]
         {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_nobody_reads_cost_no_handshake() {
+    fn a_malformed_field_that_webws_does_not_read_costs_no_handshake() {
         let put = |line: &[u8]| {
             let mut out = Vec::new();
             put_field(line, &mut out);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, what is behind the head stays, and no byte of the target reaches hyper.
+        /// For any bytes: those after the head stay, and no byte of the target reaches hyper.
         #[test]
         fn what_is_behind_the_head_is_not_touched(before in "[ -~\r\n]{0,60}", behind in any::<Vec<u8>>()) {
             let bytes = [b"GET /\xff\"", before.as_bytes(), b" HTTP/1.1\r\n\r\n", &behind].concat();

@@ -1,5 +1,5 @@
-//! From an accepted connection to a session: connections dealt out to workers, the request's head, the handshake,
-//! refusals, the test page.
+//! From an accepted connection to a session: the choice of a worker, the request's head, the handshake, refusals, the
+//! test page.
 //!
 //! May not enter: frames, publications, Redis.
 

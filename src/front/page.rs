@@ -1,9 +1,9 @@
-//! The test page of `webws dev`: its files, publishing from a shell, and who may ask for anything.
+//! The test page of `webws dev`: its files, publishing from a shell, and which requests are served.
 //!
-//! A developer's browser opens any web page, and any web page may connect to a port of this machine. So a
-//! server with a test page answers requests for its own names only (a name of another's that resolves to
-//! us is DNS rebinding), and WebSockets only to pages of this machine: with `--broker` they reach Redis.
-//! May not enter: handshakes and what is behind them.
+//! Any web page in a developer's browser may connect to a port of this machine. So a server with a test page serves
+//! only requests for its own names (a foreign name that resolves to this machine is DNS rebinding). It accepts
+//! WebSockets only from pages of this machine, because with `--broker` they reach Redis.
+//! May not enter: handshakes, sessions.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,25 +21,25 @@ use crate::worker::Publisher;
 /// The test page, on a server that has one.
 pub(crate) type Pages = Option<Arc<TestPage>>;
 
-/// Where `curl` publishes.
+/// The path to which `curl` posts.
 const PUBLISH: &str = "/dev/publish";
 
 const INDEX: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
-/// What the page's file says of endpoints; the real ones take its place.
+/// The marks around the example endpoints in the page's file, which the configured endpoints replace.
 const SHIPPED_ENDPOINTS: (&str, &str) = ("<!-- endpoints -->", "<!-- /endpoints -->");
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What a listener on all addresses (`0.0.0.0`, `[::]`) says of one address.
+/// Whether an address matches a listener on all addresses (`0.0.0.0`, `[::]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wildcard {
-    /// Each may be ours: a request that arrived here was sent to one of them.
+    /// Yes: a request that arrived here was sent to an address of this machine.
     IsAny,
-    /// Nothing: a page at some address is on another machine.
+    /// No: a page at some address may be on another machine.
     IsNone,
 }
 
@@ -62,7 +62,7 @@ impl TestPage {
         Self { index: index(config), addresses, publisher }
     }
 
-    /// Why a request is none of ours: another host's name, or a page of another site.
+    /// Why a request is not served: it is for another host's name, or from a page of another site.
     pub(crate) fn refusal(&self, headers: &HeaderMap) -> Option<String> {
         let mut hosts = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
         let host = hosts.next().unwrap_or_default();
@@ -81,7 +81,7 @@ impl TestPage {
         Some(format!("webws dev answers its own page and pages of localhost, not pages of '{origin}'"))
     }
 
-    /// Whether `HOST:PORT` is this machine, as nobody else can name his own.
+    /// Whether `HOST:PORT` names this machine in a form that no other machine can have: `localhost` or an address.
     fn is_ours(&self, authority: &str, wildcard: Wildcard) -> bool {
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port),
@@ -94,13 +94,13 @@ impl TestPage {
             return true;
         }
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        // An address that was typed as one is nobody's name.
+        // An IP address is no name that DNS could resolve to this machine.
         let is_own = |own: &IpAddr, ip| if own.is_unspecified() { wildcard == Wildcard::IsAny } else { *own == ip };
         let is_listened = |ip: IpAddr| self.addresses.iter().any(|own| is_own(own, ip));
         bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback() || is_listened(ip))
     }
 
-    /// The answer to a request that is no endpoint's.
+    /// The answer to a request for the page or for publishing; `None` for other paths.
     pub(crate) async fn answer(&self, method: &Method, path: &[u8], query: &[u8]) -> Option<Response<Full<Bytes>>> {
         if path == PUBLISH.as_bytes() {
             return Some(self.publish(method, query).await);
@@ -121,7 +121,8 @@ impl TestPage {
         Some(response)
     }
 
-    /// POST, because an image of any page is a GET without Origin; without a body, because none is read.
+    /// Publishes at a POST, because any page can make the browser GET an image without an Origin header. The query has
+    /// the channel and the message, because no body is read.
     async fn publish(&self, method: &Method, query: &[u8]) -> Response<Full<Bytes>> {
         let line = |status, line: &str| response(status, "text/plain; charset=utf-8", format!("{line}\n").into());
         if method != Method::POST {
@@ -147,7 +148,7 @@ impl TestPage {
     }
 }
 
-/// As much of a client's text as a log line or an answer repeats.
+/// The beginning of a client's text, short enough for a log line or an answer.
 fn beginning(text: &str) -> String {
     const MAX_CHARACTERS: usize = 100;
     let mut beginning: String = text.chars().take(MAX_CHARACTERS).collect();
@@ -207,7 +208,7 @@ fn option(endpoint: &EndpointConfig) -> String {
     format!("<option{attributes}>{} ({wire})</option>", escaped(&endpoint.path))
 }
 
-/// How to reach the broker from a shell; a password is masked. None where one command line does not do.
+/// The `redis-cli` command for the broker, with a masked password. `None` where one command line is not enough.
 fn redis_cli(broker: &Broker) -> Option<String> {
     let Broker::Redis(urls) = broker else { return None };
     let [url] = urls.as_slice() else { return None };
@@ -222,7 +223,7 @@ fn redis_cli(broker: &Broker) -> Option<String> {
     }
 }
 
-/// As a value of an attribute.
+/// Escapes the value of an HTML attribute.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_ours_only_when_nobody_else_can_have_them() {
+    fn hosts_are_ours_only_when_no_other_machine_can_have_them() {
         let page = page("tcp:192.0.2.7:8080");
         for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "[::1]", "192.0.2.7:1"]
         {

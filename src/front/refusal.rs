@@ -1,4 +1,4 @@
-//! Refusals that hyper does not write, and the lingering close behind every refusal.
+//! Refusals that hyper does not write, and the lingering close after every refusal.
 //!
 //! May not enter: why a request is refused.
 
@@ -17,15 +17,14 @@ use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os;
 
-/// How long a refused client may take to read its answer and go.
+/// How long a refused client may take to read the answer and close.
 const LINGER: Duration = Duration::from_secs(1);
 
 pub(super) const TIMED_OUT: &str = "the handshake was not complete in time";
 
 const MALFORMED: &str = "the request is no well-formed HTTP/1.1";
 
-/// An answer for who cannot be given one by hyper: `head` is the status line and further
-/// headers, `why` the line that says why.
+/// An answer that hyper does not write: `head` is the status line and further headers, `why` the body's one line.
 pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
     let length = why.len() + 1;
     let answer = format!(
@@ -35,7 +34,7 @@ pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
     answer.into()
 }
 
-/// Counts a refused handshake, and logs it for the person that looks for this one.
+/// Counts a refused handshake, and logs it.
 pub(super) fn note_refused(shard: &Shard, status: StatusCode, why: &str, socket: BorrowedFd<'_>, sender: &Sender<'_>) {
     shard.add(Counter::HandshakesRefused, 1);
     let status = status.as_u16();
@@ -43,7 +42,8 @@ pub(super) fn note_refused(shard: &Shard, status: StatusCode, why: &str, socket:
     sender.log_refused(status, why, socket);
 }
 
-/// hyper's answer to what is no proper request, its reason, and the two with words; empty when it has none to give.
+/// The status of hyper's answer to a malformed request, the reason, and our answer with both; no bytes when hyper gives
+/// no answer.
 pub(super) fn malformed(answer: &[u8]) -> (StatusCode, &'static str, Bytes) {
     let answer = std::str::from_utf8(answer).unwrap_or_default();
     let Some(status) = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.lines().next()) else {
@@ -58,10 +58,10 @@ pub(super) fn malformed(answer: &[u8]) -> (StatusCode, &'static str, Bytes) {
     (code.parse().unwrap_or(StatusCode::BAD_REQUEST), why, plain_answer(status, why))
 }
 
-/// Sends a refused client its answer and lets it read it: closing with unread bytes would reset
-/// the connection, and a reset can destroy the answer on its way.
-pub(super) async fn see_off(socket: OwnedFd, answer: &[u8]) {
-    let seen_off = async {
+/// Sends a refused client the answer, and closes lingeringly: a close with unread bytes would reset the connection, and
+/// a reset can destroy the answer on its way.
+pub(super) async fn linger(socket: OwnedFd, answer: &[u8]) {
+    let lingered = async {
         let mut stream = stream_of(socket)?;
         stream.write_all(answer).await?;
         stream.shutdown().await?;
@@ -69,7 +69,7 @@ pub(super) async fn see_off(socket: OwnedFd, answer: &[u8]) {
         while stream.read(&mut sink).await? > 0 {}
         Ok::<_, io::Error>(())
     };
-    if !matches!(tokio::time::timeout(LINGER, seen_off).await, Ok(Ok(()))) {
+    if !matches!(tokio::time::timeout(LINGER, lingered).await, Ok(Ok(()))) {
         tracing::trace!("a refused client did not close its connection in time");
     }
 }

@@ -1,7 +1,7 @@
 //! The client of a request that is refused, as nginx names it, and the one log line about it.
 //!
-//! Reads headers where there are some, and bytes where hyper had nothing to parse.
-//! May not enter: why a request is refused, and what its client is told.
+//! Reads hyper's headers, or the bytes of a head that hyper did not parse.
+//! May not enter: why a request is refused, and the answer to its client.
 
 use std::os::fd::BorrowedFd;
 
@@ -25,12 +25,12 @@ impl<'a> Sender<'a> {
         Self { address: value("x-real-ip"), request_id: value("x-request-id") }
     }
 
-    /// From the bytes of a head that is not well-formed, or not whole.
+    /// From the bytes of a head that is malformed or incomplete.
     pub(crate) fn in_head(head: &'a [u8]) -> Self {
         Self { address: head::field(head, "x-real-ip"), request_id: head::field(head, "x-request-id") }
     }
 
-    /// One refused handshake, at debug, for the person that looks for this one.
+    /// Logs one refused handshake at debug, for an operator who looks for one client.
     pub(crate) fn log_refused(&self, status: u16, why: &str, socket: BorrowedFd<'_>) {
         if !tracing::enabled!(tracing::Level::DEBUG) {
             return;

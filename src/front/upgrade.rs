@@ -1,8 +1,7 @@
-//! From an accepted connection to a session or a refusal: hyper reads the request, this room
-//! answers it and takes the raw socket back.
+//! From an accepted connection to a session or a refusal: hyper reads the request, and the socket stays ours.
 //!
-//! hyper reads the request from memory: a handshake costs no registration before its session's.
-//! `waiting_room.rs` says whose handshake is worked on, `answer.rs` what comes of it.
+//! hyper reads the request from memory: a handshake registers nothing with the reactor before its session does.
+//! `waiting_room.rs` bounds the handshakes at work, `answer.rs` makes the answer.
 //! May not enter: a session's life after its 101.
 
 use std::cell::Cell;
@@ -21,10 +20,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use super::answer::{Admitted, Asked, answer};
+use super::answer::{Admitted, RawRequest, answer};
 use super::head::{Head, MAX_HEAD_BYTES};
 use super::page::Pages;
-use super::refusal::{TIMED_OUT, malformed, note_refused, plain_answer, see_off};
+use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer};
 use super::sender::Sender;
 use super::waiting_room::{Accepted, WaitingRoom};
 use crate::metrics::Counter;
@@ -32,21 +31,21 @@ use crate::notice;
 use crate::throttle::Throttle;
 use crate::worker::{Admission, Handle};
 
-/// Header fields of a request. Chosen: browsers send some 15, the wire contract tests 120.
+/// The most header fields of a request. Chosen: browsers send some 15, the wire contract tests 120.
 const MAX_HEADERS: usize = 256;
 
-/// Turns a worker's connections into sessions until the server is gone.
+/// Turns a worker's connections into sessions, until the server ends.
 pub(crate) async fn serve(worker: Handle, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
     let worker = Rc::new(worker);
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
-    // The place first: what waits, waits as a descriptor in the queue.
-    while let Some((place, connection)) = waiting_room.next(&mut accepted).await {
+    // The permit first: a connection waits as a descriptor in the queue.
+    while let Some((permit, connection)) = waiting_room.next(&mut accepted).await {
         let (upgrade, waiting_room) = (Upgrade(worker.clone()), waiting_room.clone());
         let pages = pages.clone();
-        // It ends by itself within its deadline; until then the worker waits for it.
-        tokio::task::spawn_local(async move { upgrade.run(&waiting_room, place, connection, &pages).await });
+        // The task ends within the handshake's deadline; a worker that ends waits for the task.
+        tokio::task::spawn_local(async move { upgrade.run(&waiting_room, permit, connection, &pages).await });
     }
-    // Connections come no more; the worker goes on with its sessions.
+    // No more connections come; the worker still has its sessions.
     std::future::pending::<()>().await;
 }
 
@@ -57,21 +56,23 @@ impl Drop for Upgrade {
     fn drop(&mut self) {
         static PANICKED: Throttle = Throttle::per_minute();
         if std::thread::panicking() && PANICKED.allows() {
-            tracing::error!("a panic in one handshake: its connection is closed, the others go on; please report it");
+            tracing::error!(
+                "a panic in one handshake: its connection is closed, and all others continue; please report the panic"
+            );
         }
     }
 }
 
 impl Upgrade {
-    async fn run(&self, waiting_room: &WaitingRoom, place: OwnedSemaphorePermit, accepted: Accepted, pages: &Pages) {
+    async fn run(&self, waiting_room: &WaitingRoom, permit: OwnedSemaphorePermit, accepted: Accepted, pages: &Pages) {
         let worker = &self.0;
         let Accepted { socket, at, handshake: _counted } = accepted;
         let deadline = at + worker.config.limits.handshake_timeout;
-        let (place, answered) = match waiting_room.head_of(&socket, deadline, place).await {
-            // Boxed, so that those who wait for their head are small.
-            Ok((place, head)) => {
+        let (permit, answered) = match waiting_room.head_of(&socket, deadline, permit).await {
+            // Boxed, so that a task that waits for its head is small.
+            Ok((permit, head)) => {
                 let negotiated = Box::pin(negotiate(worker, head, socket.as_fd(), deadline, pages)).await;
-                (Some(place), negotiated)
+                (Some(permit), negotiated)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 note_refused(&worker.shard, StatusCode::REQUEST_TIMEOUT, TIMED_OUT, socket.as_fd(), &Sender::default());
@@ -88,9 +89,9 @@ impl Upgrade {
                 admission.attach(socket, &head, &read_ahead).await;
             }
             Answered::Refused(answer) => {
-                drop(place);
-                // Boxed: most handshakes are no refusals.
-                Box::pin(see_off(socket, &answer)).await;
+                drop(permit);
+                // Boxed, because most handshakes are not refused.
+                Box::pin(linger(socket, &answer)).await;
             }
         }
     }
@@ -98,16 +99,16 @@ impl Upgrade {
 
 /// How a request is answered.
 enum Answered {
-    /// By a session that waits for its socket; `head` is its 101.
+    /// With a session that waits for its socket; `head` is its 101.
     Admitted { admission: Admission, head: Bytes, read_ahead: Vec<u8> },
-    /// By a refusal, or a file.
+    /// With a refusal, or a file of the test page.
     Refused(Bytes),
 }
 
 /// Answers the one request of a connection.
 ///
-/// The 101 is not hyper's to write: the session sends it, after it was attached to its
-/// audience, and hyper would add `close` to its `Connection` when the client said so.
+/// hyper does not write the 101: the session sends its 101 once it is attached to its audience. hyper would also copy a
+/// client's `Connection: close` into the answer.
 async fn negotiate(
     worker: &Rc<Handle>,
     mut head: Head,
@@ -121,12 +122,12 @@ async fn negotiate(
         let (worker, admitted, target) = (worker.clone(), admitted.clone(), target.clone());
         let pages = pages.clone();
         Box::pin(async move {
-            let asked = Asked { target: target.as_ref().as_ref(), request: &request, socket };
-            Ok::<_, Infallible>(answer(&worker, &asked, deadline, &pages, &admitted).await)
+            let raw = RawRequest { target: target.as_ref().as_ref(), request: &request, socket };
+            Ok::<_, Infallible>(answer(&worker, &raw, deadline, &pages, &admitted).await)
         })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
-        // The head is there.
+        // The head is complete, so no timeout applies.
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
@@ -147,7 +148,7 @@ async fn negotiate(
             Answered::Admitted { admission, head, read_ahead: request.read_ahead(&parts.read_buf) }
         }
         Ok(None) => Answered::Refused(answer.into()),
-        // hyper's own refusals have no words.
+        // hyper's own refusals have no body: ours says the reason.
         Err(error) => {
             tracing::debug!(%error, "a request is not well-formed: {error}");
             let (status, why, answer) = malformed(&answer);
@@ -157,8 +158,7 @@ async fn negotiate(
     }
 }
 
-/// A connection as hyper sees it: the head that was received, and an answer that is held back
-/// until it is known what becomes of the connection.
+/// A connection as hyper sees it: the received head, and an answer that is held back, because a session sends its own.
 struct Exchange {
     head: Head,
     answer: Vec<u8>,
@@ -166,7 +166,7 @@ struct Exchange {
 
 impl AsyncRead for Exchange {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Behind its bytes comes an end, so that hyper never waits for more: not for a body either.
+        // An end of file follows the head's bytes, so that hyper never waits for more bytes, nor for a body.
         let room = buffer.remaining();
         buffer.put_slice(self.head.read(room));
         Poll::Ready(Ok(()))

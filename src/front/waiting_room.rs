@@ -1,9 +1,8 @@
-//! Where connections wait for one of the places at which handshakes are worked on.
+//! Bounds the handshakes that are worked on at a time: each holds a permit.
 //!
-//! Few handshakes are worked on at a time; the others wait as bare descriptors, because
-//! thousands of half-read requests at once leave memory behind that is never given back.
-//! A request is worked on when its whole head is there, so that the silent keep nobody out.
-//! May not enter: what a request says.
+//! Other connections wait as bare descriptors, because thousands of half-read requests at once leave memory behind that
+//! the allocator never gives back. A connection needs no permit while its head is incomplete, so that silent clients do
+//! not block others. May not enter: the content of a request.
 
 use std::cell::RefCell;
 use std::io;
@@ -27,61 +26,62 @@ const MAX_NEGOTIATING: usize = 64;
 pub(crate) struct Accepted {
     pub(crate) socket: OwnedFd,
     pub(crate) at: Instant,
-    /// Counts it until it is answered.
+    /// Counts the connection until its request is answered.
     pub(crate) handshake: Handshake,
 }
 
-/// Who may have one of the places at work.
+/// The permits of one worker.
 pub(super) struct WaitingRoom {
-    places: Arc<Semaphore>,
-    /// Connections that may be silent beside those at work.
+    /// For handshakes that are worked on.
+    permits: Arc<Semaphore>,
+    /// For connections with an incomplete head.
     silent: Arc<Semaphore>,
-    /// Where bytes are received.
+    /// The buffer into which heads are received.
     scratch: RefCell<Vec<u8>>,
 }
 
 impl WaitingRoom {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(MAX_NEGOTIATING)),
+            permits: Arc::new(Semaphore::new(MAX_NEGOTIATING)),
             silent: Arc::new(Semaphore::new(limits.max_handshakes)),
             scratch: RefCell::new(vec![0; MAX_HEAD_BYTES]),
         }
     }
 
-    /// The next connection, when there is a place for it.
+    /// The next connection, when a permit is free.
     pub(super) async fn next(
         &self,
         accepted: &mut mpsc::Receiver<Accepted>,
     ) -> Option<(OwnedSemaphorePermit, Accepted)> {
-        let place = self.places.clone().acquire_owned().await.ok()?;
-        Some((place, accepted.recv().await?))
+        let permit = self.permits.clone().acquire_owned().await.ok()?;
+        Some((permit, accepted.recv().await?))
     }
 
-    /// Receives a connection's request head, and gives the place back while it is not there.
+    /// Receives a connection's request head, and gives the permit back while the head is incomplete.
     ///
     /// # Errors
-    /// `TimedOut` when it did not come in time; else the connection is gone.
+    /// `TimedOut` when the head did not arrive in time; else the connection is gone.
     pub(super) async fn head_of(
         &self,
         socket: &OwnedFd,
         deadline: Instant,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> io::Result<(OwnedSemaphorePermit, Head)> {
         let mut head = Head::default();
         if head.receive(socket.as_fd(), &self.scratch)? {
-            return Ok((place, head));
+            return Ok((permit, head));
         }
-        // When so many are silent already, one more may as well keep its place.
+        // At the limit of silent connections, this one keeps its permit: fewer connections are taken from the queue.
         let silent = self.silent.clone().try_acquire_owned().ok();
-        let place = silent.is_none().then_some(place);
+        let permit = silent.is_none().then_some(permit);
         clock::timeout_at(deadline, head.arrives(socket.as_fd(), &self.scratch)).await??;
-        match place {
-            Some(place) => Ok((place, head)),
+        match permit {
+            Some(permit) => Ok((permit, head)),
             None => {
                 drop(silent);
-                let place = clock::timeout_at(deadline, self.places.clone().acquire_owned()).await?;
-                Ok((place.map_err(io::Error::other)?, head))
+                let permit = clock::timeout_at(deadline, self.permits.clone().acquire_owned()).await?;
+                Ok((permit.map_err(io::Error::other)?, head))
             }
         }
     }
