@@ -1,6 +1,6 @@
-//! The name of a Pub/Sub channel, and what a broker says of one.
+//! The name of a Pub/Sub channel, and the refusal of its subscription.
 //!
-//! On the vocabulary's floor: every room above may name a channel. May not enter: how a request names one.
+//! Every room may name a channel. May not enter: how a request names its channel (`protocol/endpoint.rs`).
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -20,7 +20,7 @@ impl Channel {
         Self(Bytes::from_static(name))
     }
 
-    /// A name whose bytes belong to somebody else.
+    /// A name whose bytes are borrowed.
     pub(crate) fn copy_from_slice(name: &[u8]) -> Self {
         Self(Bytes::copy_from_slice(name))
     }
@@ -70,14 +70,14 @@ impl From<Vec<u8>> for Channel {
     }
 }
 
-/// Readable, with escapes for what is not ASCII.
+/// Readable, with escapes for bytes that are not ASCII.
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
 }
 
-/// Why the broker does not let a worker subscribe to a channel: a sentence for an operator.
+/// Why the broker refuses the subscription of a channel: a sentence for an operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct SubscriptionRefused(pub(crate) Rc<str>);

@@ -1,8 +1,8 @@
-//! Every way a session ends, in one table: what the peer is told, how it is
-//! counted, and whether the client should come back.
+//! Every reason for which a session ends, in one table: close code and text, metric label, and whether the client
+//! should connect again.
 //!
 //! Close codes are those of RFC 6455 §7.4.1 and the IANA registry (1012, 1013).
-//! May not enter: when a session ends (`session.rs` decides that).
+//! May not enter: when a session ends (`protocol/session`).
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,29 +13,29 @@ pub(crate) enum CloseReason {
     ClientGone,
     /// The client broke RFC 6455.
     ProtocolError,
-    /// A text was not UTF-8 (RFC 6455 §8.1).
+    /// A text message was not UTF-8 (RFC 6455 §8.1).
     InvalidText,
     /// A frame or message was longer than the endpoint allows.
     TooBig,
-    /// A message on an endpoint whose clients may not publish.
+    /// The client sent a message on an endpoint whose clients may not publish.
     PublishDenied,
-    /// A binary message on an endpoint that takes none.
+    /// The client sent a binary message on an endpoint that takes none.
     BinaryRefused,
     /// More bytes waited for the client than the endpoint allows.
     SlowConsumer,
     /// The client's socket took nothing for `stall_timeout`.
     Stalled,
-    /// Not a byte from the client for `idle_timeout`.
+    /// The client sent no byte for `idle_timeout`.
     Silent,
-    /// A text of the client could not be published in time, or nobody knows whether it was.
+    /// A message of the client could not be published in time, or its fate is unknown.
     NotPublished,
-    /// The broker does not let us subscribe to the channel any more.
+    /// The broker no longer allows the subscription of the channel.
     SubscriptionLost,
-    /// Messages may be missing, and the endpoint's clients want to know.
+    /// Publications may be missing, and the endpoint closes its sessions for that (`on_gap`).
     Gap,
     /// The sidecar stops.
     GoingAway,
-    /// A fault of ours.
+    /// A fault in webws.
     Internal,
 }
 
@@ -49,8 +49,7 @@ pub(crate) struct CloseRow {
     pub(crate) text: &'static str,
     /// The metric label.
     pub(crate) label: &'static str,
-    /// Whether a client does well to connect again. Documentation for clients,
-    /// shown in the README's table.
+    /// Whether a client should connect again. Documentation for clients, shown in the README's table.
     pub(crate) come_back: bool,
 }
 

@@ -1,17 +1,17 @@
-//! How a worker's rooms name a session and a subscriber without knowing them.
+//! Keys by which the rooms of a worker name a session or a subscriber without its type.
 
-/// Which session of a worker. A key is never used twice.
+/// The key of a session in its worker. A key is never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub(crate) struct SessionKey {
     pub(crate) index: u32,
     pub(crate) generation: Generation,
 }
 
-/// Sessions of a worker in the order in which they came; wraps.
+/// Numbers a worker's sessions in the order in which they were made; wraps.
 pub(crate) type Generation = u32;
 
 impl SessionKey {
-    /// Whether it came not after `newest`.
+    /// Whether the session was made at `newest` or before.
     pub(crate) fn is_up_to(self, newest: Generation) -> bool {
         newest.wrapping_sub(self.generation) <= Generation::MAX / 2
     }

@@ -1,6 +1,6 @@
-//! Doors into the hot rooms for benchmarks and fuzzers, behind the feature `internals`.
+//! Access to the hot rooms for benchmarks and fuzzers, behind the feature `internals`.
 //!
-//! Not part of the library's promises. May not enter: anything the sidecar uses.
+//! Not part of the library's promises. May not enter: code that the sidecar uses.
 
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ pub fn channel(query: &[u8]) -> Option<Bytes> {
     Endpoint::new(EndpointConfig::default()).channel(b"/webws", query).ok().map(|(channel, _)| channel.into_bytes())
 }
 
-/// The target of a request that starts with a whole head, as `path?query`, and what hyper gets.
+/// The target of a request that starts with a whole head, as `path?query`, and the head that hyper gets.
 pub fn take_apart(request: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut head = Head::of(request.to_vec());
     let target = head.take_target()?;
@@ -39,7 +39,7 @@ pub fn is_config(text: &str) -> bool {
     Config::read("fuzz", text, []).is_ok_and(|config| config.validate().is_ok())
 }
 
-/// What a subscribing link's stream has: the messages' payloads, and the replies that are none.
+/// Splits a subscribing link's stream into the payloads of publications, and all other replies.
 pub fn split(stream: &[u8]) -> (Vec<&[u8]>, Vec<&[u8]>) {
     crate::broker::redis::split(stream)
 }
@@ -49,13 +49,12 @@ pub fn encode(channel: &[u8], payload: &[u8], out: &mut BytesMut) {
     Encoding::Lua { name_at: 5 }.encode(channel, payload, out);
 }
 
-/// What one client sends, judged.
+/// Decodes the bytes of one client.
 #[derive(Debug, Default)]
-pub struct Judge(Reader);
+pub struct Decoder(Reader);
 
-impl Judge {
-    /// Judges the bytes that come next; the whole texts among them, or that the client broke
-    /// the protocol.
+impl Decoder {
+    /// Decodes the next bytes; returns the whole text messages, or `None` when the client broke the protocol.
     pub fn feed(&mut self, bytes: &mut [u8]) -> Option<Vec<String>> {
         let mut texts = Vec::new();
         let flow = self.0.feed(bytes, 65_535, |incoming| {
@@ -93,7 +92,7 @@ impl Fanout {
         self.hub.append(channel, payload);
     }
 
-    /// Puts the batches into the queues; returns the frames handed out.
+    /// Puts the batches into the queues; returns the number of delivered frames.
     pub fn flush(&mut self) -> u64 {
         self.hub.flush(&mut Queues(&mut self.queues)).frames
     }
@@ -111,11 +110,11 @@ impl Fanout {
     }
 }
 
-/// What a process does with a message of one that claims to hand over to it: a session for each that it
-/// makes sense of, with a socket of its own, read and written once. Returns how many.
+/// Decodes a message of a hand-over as the new process does, and adopts each valid session, with a socket that is read
+/// and written once. Returns the number of sessions.
 #[must_use]
-pub fn adopt(words: &[u8]) -> usize {
-    let Ok(Message::Sessions { sessions, .. }) = protocol::decode(words) else { return 0 };
+pub fn adopt(message: &[u8]) -> usize {
+    let Ok(Message::Sessions { sessions, .. }) = protocol::decode(message) else { return 0 };
     let adopted = sessions.into_iter().filter_map(|snapshot| {
         let mut socket = MemorySocket::roomy();
         let endpoint = Rc::new(Endpoint::new(EndpointConfig::default()));

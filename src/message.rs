@@ -1,6 +1,6 @@
-//! A client's message on its way to the broker, and why one was not published.
+//! A client message on its way to the broker, and why a message was not published.
 //!
-//! On the vocabulary's floor: the outbox holds messages, the broker publishes them. May not enter: sessions, links.
+//! The outbox holds messages, the broker publishes them. May not enter: sessions, links.
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -9,13 +9,13 @@ use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::SessionKey;
 
-/// A client's message on its way to the broker.
+/// A message on its way to the broker.
 #[derive(Debug)]
 pub(crate) struct ClientMessage {
     pub(crate) channel: Channel,
     pub(crate) payload: Bytes,
     pub(crate) origin: Origin,
-    /// When it entered the outbox.
+    /// When the message entered the outbox.
     pub(crate) since: Millis,
 }
 
@@ -49,7 +49,7 @@ pub enum NotPublished {
     Refused(#[source] Refusal),
     /// The link broke before the answer came. The message may have been published or not,
     /// so webws does not send it again.
-    #[error("the link to the broker broke before it answered: nobody knows whether the message was published")]
+    #[error("the link to the broker broke before the broker answered: the message may have been published or not")]
     Unknown,
     /// The message waited too long for a broker that is away.
     #[error("the broker was away for too long; the message was not published")]

@@ -1,4 +1,4 @@
-//! What is counted, as an enum; one shard per worker, so that counting costs a plain add.
+//! All counters, as an enum; one shard per worker, so that counting costs a plain add.
 //!
 //! May not enter: work on the message path beyond that add.
 
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::close::CloseReason;
 
-/// Everything that is counted.
+/// A counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counter {
     /// Sessions that got their 101.
@@ -19,24 +19,24 @@ pub(crate) enum Counter {
     PublicationsReceived,
     /// Frames handed to sessions.
     FramesDelivered,
-    /// Clients' texts that the broker took.
+    /// Client messages that the broker took.
     TextsPublished,
-    /// Clients' texts that the broker did not take, or nobody knows.
+    /// Client messages that the broker did not take, or whose fate is unknown.
     TextsLost,
-    /// Clients' binary messages that were taken to be published; the broker's answer counts them among the
-    /// texts.
+    /// Clients' binary messages that entered the outbox. The broker's answer counts them once more, as published or
+    /// lost.
     BinariesTaken,
     /// Clients' binary messages that the `lua` wire ignored.
     BinariesIgnored,
     /// Clients' binary messages over which the WebSocket was closed.
     BinariesRefused,
-    /// Publications that were not UTF-8 and that somebody was subscribed to.
+    /// Publications that were not UTF-8, on channels with subscribers.
     PublicationsNotUtf8,
-    /// Channels that were cut off from Redis for a while, each time.
+    /// Subscriptions of channels that ended with their link.
     SubscriptionsLost,
-    /// Times in which a worker's subscriptions were away.
+    /// Gaps of a worker's subscriptions.
     Gaps,
-    /// Their length, in milliseconds.
+    /// The gaps' length, in milliseconds.
     GapMillis,
     /// Sessions that ended, by reason.
     SessionsClosed(CloseReason),
@@ -81,7 +81,7 @@ impl Counter {
     }
 }
 
-/// One worker's counts. Only its worker adds; everybody may read.
+/// One worker's counts. Only the worker adds; any thread may read.
 #[derive(Debug)]
 pub(crate) struct Shard {
     counts: [AtomicU64; Counter::COUNT],
@@ -157,6 +157,50 @@ impl Metrics {
     fn get(&self, counter: Counter) -> u64 {
         self.shards.iter().map(|shard| shard.get(counter)).sum()
     }
+
+    /// Logs the end of the service with all counters, in the text and as fields. `successor` is the process that
+    /// serves now, if any.
+    pub(crate) fn log_stopped(&self, successor: Option<u32>) {
+        let closed = |reason| Some(self.get(Counter::SessionsClosed(reason))).filter(|count| *count > 0);
+        let text = match successor {
+            Some(pid) => format!("stopped, process {pid} continues to serve: {self}"),
+            None => format!("stopped: {self}"),
+        };
+        tracing::info!(
+            pid = successor,
+            sessions = self.sessions(),
+            log_lines_dropped = crate::log::dropped_lines(),
+            sessions_opened = self.get(Counter::SessionsOpened),
+            handshakes_refused = self.get(Counter::HandshakesRefused),
+            publications_received = self.get(Counter::PublicationsReceived),
+            frames_delivered = self.get(Counter::FramesDelivered),
+            texts_published = self.get(Counter::TextsPublished),
+            texts_lost = self.get(Counter::TextsLost),
+            subscriptions_lost = self.get(Counter::SubscriptionsLost),
+            gaps = self.get(Counter::Gaps),
+            gap_ms = self.get(Counter::GapMillis),
+            binaries_taken = self.get(Counter::BinariesTaken),
+            binaries_ignored = self.get(Counter::BinariesIgnored),
+            binaries_refused = self.get(Counter::BinariesRefused),
+            publications_not_utf8 = self.get(Counter::PublicationsNotUtf8),
+            closed_client_closed = closed(CloseReason::ClientClosed),
+            closed_client_gone = closed(CloseReason::ClientGone),
+            closed_protocol_error = closed(CloseReason::ProtocolError),
+            closed_invalid_text = closed(CloseReason::InvalidText),
+            closed_too_big = closed(CloseReason::TooBig),
+            closed_publish_denied = closed(CloseReason::PublishDenied),
+            closed_binary_refused = closed(CloseReason::BinaryRefused),
+            closed_slow_consumer = closed(CloseReason::SlowConsumer),
+            closed_stalled = closed(CloseReason::Stalled),
+            closed_silent = closed(CloseReason::Silent),
+            closed_not_published = closed(CloseReason::NotPublished),
+            closed_subscription_lost = closed(CloseReason::SubscriptionLost),
+            closed_gap = closed(CloseReason::Gap),
+            closed_going_away = closed(CloseReason::GoingAway),
+            closed_internal = closed(CloseReason::Internal),
+            "{text}"
+        );
+    }
 }
 
 impl fmt::Display for Metrics {
@@ -180,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_counter_has_a_place_of_its_own() {
+    fn every_counter_has_an_index_of_its_own() {
         let shard = Shard::new();
         let all = PLAIN.map(|(counter, _)| counter).into_iter();
         let all: Vec<_> = all.chain(CloseReason::ALL.map(Counter::SessionsClosed)).collect();

@@ -102,13 +102,14 @@ const SUMMED_UP: Duration = Duration::from_secs(60);
 /// Maximum of different reasons in one line. The rest count as others, because reasons can quote Redis.
 const MAX_REASONS: usize = 16;
 
-static REFUSED: Mutex<Refused> = Mutex::new(Refused { since: None, counts: BTreeMap::new(), others: 0 });
+static REFUSALS: Mutex<Refusals> = Mutex::new(Refusals { since: None, counts: BTreeMap::new(), others: 0 });
 
-struct Refused {
+/// Refused handshakes.
+struct Refusals {
     /// When the first of these was refused.
     since: Option<Instant>,
     counts: Counts,
-    /// Those for which there was no place in `counts`.
+    /// Refusals with a reason beyond the first [`MAX_REASONS`].
     others: u64,
 }
 
@@ -117,7 +118,7 @@ type Counts = BTreeMap<(u16, String), u64>;
 
 /// Counts a refused handshake. `status` is 0 when the connection ended before an answer.
 pub(crate) fn handshake_refused(status: u16, why: &str) {
-    lock(&REFUSED).add(status, why);
+    lock(&REFUSALS).add(status, why);
 }
 
 /// The extent of a gap.
@@ -135,7 +136,7 @@ const GATHERED: Duration = Duration::from_millis(500);
 
 static GAPS: Mutex<Gaps> = Mutex::new(Gaps { since: None, missed: BTreeMap::new() });
 
-/// Gaps caused by a restart, by server.
+/// Gaps caused by a restart, by node.
 struct Gaps {
     /// When the first of these was added.
     since: Option<Instant>,
@@ -194,7 +195,7 @@ pub(crate) fn tell_due() {
         gaps.tell();
     }
     drop(gaps);
-    let mut refused = lock(&REFUSED);
+    let mut refused = lock(&REFUSALS);
     if refused.since.is_some_and(|since| since.elapsed() >= SUMMED_UP) {
         refused.tell();
     }
@@ -204,14 +205,14 @@ pub(crate) fn tell_due() {
 pub(crate) fn tell_all() {
     ALL.iter().for_each(|notice| notice.tell());
     lock(&GAPS).tell();
-    lock(&REFUSED).tell();
+    lock(&REFUSALS).tell();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Refused {
+impl Refusals {
     fn add(&mut self, status: u16, why: &str) {
         self.since.get_or_insert_with(Instant::now);
         let key = (status, why.to_owned());
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_stand_by_their_frequency() {
+    fn reasons_are_sorted_by_their_frequency() {
         let counts =
             [((404, "nothing there".to_owned()), 1), ((503, "full".to_owned()), 12), ((0, "gone".to_owned()), 2)];
         let counts = BTreeMap::from(counts);
@@ -276,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn reasons_beyond_those_told_apart_are_other_reasons_whatever_their_answer() {
-        let mut refused = Refused { since: None, counts: BTreeMap::new(), others: 0 };
+    fn reasons_beyond_the_limit_are_other_reasons_whatever_their_status() {
+        let mut refused = Refusals { since: None, counts: BTreeMap::new(), others: 0 };
         for reason in 0..MAX_REASONS + 3 {
             refused.add(503, &reason.to_string());
         }

@@ -1,10 +1,10 @@
-//! Which node a channel lives on.
+//! The node of each channel.
 //!
-//! Over several independent servers, producers have to compute the same, so it is simple and documented:
-//! the channel's name hashed by 64-bit FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>), the hash
-//! placed by jump consistent hashing (Lamping, Veach: A Fast, Minimal Memory, Consistent Hash
-//! Algorithm, 2014). A server that is added at the list's end takes its share from all others, and
-//! nothing else moves. In a Redis Cluster the channel's slot has an owner, and it may change
+//! With several independent nodes, producers must compute the same node, so the rule is simple and documented. The
+//! channel's name is hashed by 64-bit FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>). Jump consistent hashing
+//! (Lamping, Veach: A Fast, Minimal Memory, Consistent Hash Algorithm, 2014) turns the hash into a node. A node added
+//! at the list's end takes its share from all others, and no other channel moves. In a Redis Cluster, the channel's
+//! slot has an owner, which may change
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 
 use std::cell::RefCell;
@@ -12,101 +12,100 @@ use std::rc::Rc;
 
 use crate::channel::Channel;
 
-/// One of the Redis servers that a worker has links to, by its index.
+/// A Redis server that a worker has links to, by its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) usize);
 
-/// Where channels of a cluster live whose slot nobody owns, as far as we know.
+/// The node of channels in a cluster whose slot has no known owner.
 pub(crate) const NOWHERE: Node = Node(0);
 
 /// Slots of a Redis Cluster.
 pub(crate) const SLOTS: u16 = 16_384;
 
-/// How a worker's channels are spread; its clones are one.
+/// How a worker's channels are spread over nodes; clones share one state.
 #[derive(Debug, Clone)]
 pub(crate) struct Placement(Rc<Spread>);
 
 #[derive(Debug)]
 enum Spread {
-    /// Over so many independent servers.
-    Servers(usize),
+    /// Over so many independent nodes.
+    Independent(usize),
     Cluster {
         owners: RefCell<Owners>,
-        /// What names start with that are published and subscribed within their slot only.
+        /// Prefixes of channels that are published and subscribed within their slot only.
         sharded: Vec<String>,
     },
 }
 
-/// Who owns what in a cluster.
+/// The nodes of a cluster's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owners {
-    /// Of each slot.
+    /// The owner of each slot.
     pub(crate) slots: Vec<Node>,
-    /// Of each slot, where its channels are that are not sharded.
+    /// The home of each slot: the node of its channels that are not sharded.
     pub(crate) homes: Vec<Node>,
-    /// Places in the list of nodes, whether taken or not.
+    /// The number of indices in the list of nodes, in use or not.
     pub(crate) nodes: usize,
-    /// How many of them are there.
+    /// The number of nodes in use.
     pub(crate) live: usize,
 }
 
-/// A channel that lives elsewhere now.
+/// A channel whose node has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) channel: Channel,
     pub(crate) from: Node,
     pub(crate) to: Node,
-    /// Whether it was subscribed, or had been before a gap that lasts.
+    /// Whether the channel was subscribed, or had been before a gap that has not ended.
     pub(crate) was_heard: bool,
 }
 
 impl Placement {
-    /// Over so many independent servers.
+    /// Over so many independent nodes.
     pub(crate) fn over(nodes: usize) -> Self {
-        Self(Rc::new(Spread::Servers(nodes.max(1))))
+        Self(Rc::new(Spread::Independent(nodes.max(1))))
     }
 
-    /// In a cluster of which nothing is known yet; channels that start with one of `sharded` are
-    /// sharded.
+    /// In a cluster whose owners are not known yet. Channels that start with one of `sharded` are sharded.
     pub(crate) fn in_cluster(sharded: Vec<String>) -> Self {
         let slots = vec![NOWHERE; SLOTS.into()];
         let owners = Owners { slots: slots.clone(), homes: slots, nodes: 1, live: 0 };
         Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), sharded }))
     }
 
-    /// The cluster has other owners now. Who keeps state by node has to follow.
+    /// Sets the cluster's owners. Hub and outbox, which keep state by node, have to follow.
     pub(crate) fn set_owners(&self, new: Owners) {
         if let Spread::Cluster { owners, .. } = &*self.0 {
             owners.replace(new);
         }
     }
 
-    /// How many places the list of nodes has.
+    /// The number of indices in the list of nodes.
     pub(crate) fn count(&self) -> usize {
         match &*self.0 {
-            Spread::Servers(nodes) => *nodes,
+            Spread::Independent(nodes) => *nodes,
             Spread::Cluster { owners, .. } => owners.borrow().nodes,
         }
     }
 
-    /// All of them.
+    /// All indices in the list of nodes.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
         (0..self.count()).map(Node)
     }
 
-    /// Over how many servers channels are spread now, one at least.
+    /// The number of nodes over which channels are spread now, at least one.
     pub(crate) fn live(&self) -> usize {
         match &*self.0 {
-            Spread::Servers(nodes) => *nodes,
+            Spread::Independent(nodes) => *nodes,
             Spread::Cluster { owners, .. } => owners.borrow().live.max(1),
         }
     }
 
-    /// Where `channel` lives.
+    /// The node of `channel`.
     pub(crate) fn node_of(&self, channel: &[u8]) -> Node {
         match &*self.0 {
-            Spread::Servers(1) => Node(0),
-            Spread::Servers(nodes) => Node(jump(fnv_1a(channel), *nodes)),
+            Spread::Independent(1) => Node(0),
+            Spread::Independent(nodes) => Node(jump(fnv_1a(channel), *nodes)),
             Spread::Cluster { owners, .. } => {
                 let owners = owners.borrow();
                 let nodes = if self.is_sharded(channel) { &owners.slots } else { &owners.homes };
@@ -118,19 +117,18 @@ impl Placement {
     /// Whether `channel` is published and subscribed within its slot only.
     pub(crate) fn is_sharded(&self, channel: &[u8]) -> bool {
         match &*self.0 {
-            Spread::Servers(_) => false,
+            Spread::Independent(_) => false,
             Spread::Cluster { sharded, .. } => sharded.iter().any(|prefix| channel.starts_with(prefix.as_bytes())),
         }
     }
 
-    /// Whether any channel is.
+    /// Whether any channel can be sharded.
     pub(crate) fn has_sharded(&self) -> bool {
         matches!(&*self.0, Spread::Cluster { sharded, .. } if !sharded.is_empty())
     }
 }
 
-/// The slot of a channel or key: of what stands between the first `{` and the next `}`, if anything
-/// does.
+/// The slot of a channel or key: that of the hash tag, the text between the first `{` and the next `}`, if not empty.
 fn slot_of(name: &[u8]) -> u16 {
     let tag = name.iter().position(|byte| *byte == b'{').and_then(|open| {
         let behind = name.get(open + 1..)?;
@@ -140,7 +138,7 @@ fn slot_of(name: &[u8]) -> u16 {
     crc16(tag.unwrap_or(name)) % SLOTS
 }
 
-/// CRC-16/XMODEM, as the cluster's specification has it.
+/// CRC-16/XMODEM, as in the cluster's specification.
 fn crc16(bytes: &[u8]) -> u16 {
     #[expect(clippy::indexing_slicing, reason = "there is no other way in a constant; it would not compile")]
     const TABLE: [u16; 256] = {
@@ -184,7 +182,7 @@ mod tests {
     /// Computed by another implementation, and in the README for producers.
     #[test]
     fn channels_are_where_the_documentation_says() {
-        for (channel, places) in [
+        for (channel, nodes) in [
             ("chat:zhang", [0, 1, 1, 1, 6]),
             ("chat:li", [0, 1, 1, 1, 1]),
             ("chat:", [0, 0, 0, 0, 6]),
@@ -192,11 +190,11 @@ mod tests {
             ("chat:中文", [0, 0, 0, 3, 3]),
         ] {
             let found = [1, 2, 3, 5, 10].map(|nodes| Placement::over(nodes).node_of(channel.as_bytes()).0);
-            assert_eq!(found, places, "{channel}");
+            assert_eq!(found, nodes, "{channel}");
         }
     }
 
-    /// From the cluster's specification, and what `CLUSTER KEYSLOT` says of a Redis 7.
+    /// From the cluster's specification, and from `CLUSTER KEYSLOT` of a Redis 7.
     #[test]
     fn slots_are_those_of_redis_cluster() {
         assert_eq!(crc16(b"123456789"), 0x31C3);
@@ -213,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sharded_is_at_its_owner_and_all_else_at_its_home() {
+    fn a_sharded_channel_is_at_its_owner_and_others_at_their_home() {
         let placement = Placement::in_cluster(vec!["live:".to_owned()]);
         let both = || [&b"chat:a"[..], b"live:a"].map(|name| placement.node_of(name));
         assert_eq!(both(), [NOWHERE, NOWHERE]);
@@ -223,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn a_server_at_the_end_takes_its_share_and_nothing_else_moves() {
+    fn a_node_at_the_end_takes_its_share_and_no_other_channel_moves() {
         let names: Vec<_> = (0..9_000).map(|n| format!("chat:c{n}")).collect();
-        let place = |nodes| {
+        let spread = |nodes| {
             let placement = Placement::over(nodes);
             names.iter().map(|name| placement.node_of(name.as_bytes())).collect::<Vec<_>>()
         };
-        let (three, four) = (place(3), place(4));
+        let (three, four) = (spread(3), spread(4));
         let moved: Vec<_> = three.iter().zip(&four).filter(|(before, after)| before != after).collect();
         assert!(moved.iter().all(|(_, after)| **after == Node(3)));
         assert!((2_000..2_500).contains(&moved.len()), "{}", moved.len());

@@ -1,4 +1,4 @@
-//! Descriptors on their way to another process (unix(7), SCM_RIGHTS).
+//! Sends and receives descriptors (unix(7), SCM_RIGHTS), and takes those that exec(2) left open.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};
@@ -13,18 +13,18 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, 
 /// The most that one message can carry (the kernel's SCM_MAX_FD; 254 are refused with EINVAL).
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
-/// A descriptor that stays open elsewhere while its number is used here.
+/// A descriptor's number. The owner keeps the descriptor open meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lent(RawFd);
 
 impl Lent {
-    /// Whoever lends it has to keep it open until it is used no more.
+    /// The owner of `descriptor` must keep it open until the number has been used.
     pub(crate) fn from(descriptor: &OwnedFd) -> Self {
         Self(descriptor.as_raw_fd())
     }
 }
 
-/// Sends all of `bytes`, with `descriptors` arriving at the first of them.
+/// Sends all of `bytes`. The descriptors arrive with the first byte.
 ///
 /// # Errors
 /// When the other end is gone, or more than [`MAX_DESCRIPTORS`] are sent.
@@ -45,7 +45,7 @@ pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[Lent]) -> i
     Ok(())
 }
 
-/// Whether nobody has the other end of `stream` open.
+/// Whether the other end of `stream` is closed in all processes.
 pub(crate) fn is_abandoned(stream: &UnixStream) -> bool {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
     let is_told = poll(&mut polled, PollTimeout::ZERO).is_ok();
@@ -64,8 +64,7 @@ pub(crate) fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
 /// Fills `buffer`, and returns the descriptors that arrived with it.
 ///
 /// # Errors
-/// When the other end is gone or silent for the stream's timeout, or this process may not have so many
-/// descriptors.
+/// When the other end is closed, or silent for the stream's timeout, or the descriptor limit of this process is reached.
 #[expect(unsafe_code, reason = "descriptors arrive as numbers")]
 pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
     let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
@@ -83,7 +82,7 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
         }
         for received in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(numbers) = received {
-                // SAFETY: the kernel has just opened these for us, and nobody else knows them.
+                // SAFETY: the kernel has just opened these for us, and no other code knows them.
                 descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
             }
         }
@@ -96,17 +95,17 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
     Ok(descriptors)
 }
 
-/// Checks that descriptor `number` is open and came from the process before us: all that this process opens is
-/// CLOEXEC, and what came through exec(2) is not.
+/// Checks that descriptor `number` is open and was passed through exec(2). Every descriptor that this process opens is
+/// CLOEXEC; one that was passed through exec(2) is not.
 ///
 /// # Errors
-/// Why nobody can have left it for us.
+/// Why the descriptor cannot have been passed to this process.
 #[expect(unsafe_code, reason = "a descriptor arrives as a number")]
 pub(crate) fn check_inherited(number: RawFd) -> io::Result<()> {
     if number <= 2 {
         return Err(io::Error::other(format!("{number} is no descriptor that could be handed over")));
     }
-    // SAFETY: not negative, and only looked at.
+    // SAFETY: the number is not negative, and the descriptor is only inspected.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     let flags = fcntl(borrowed, FcntlArg::F_GETFD)
         .map_err(|_| io::Error::other(format!("no descriptor {number} was handed over")))?;
@@ -116,24 +115,24 @@ pub(crate) fn check_inherited(number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the stream that was inherited under `number`.
+/// Takes the stream that was passed through exec(2) as `number`.
 ///
 /// # Errors
-/// When there is none.
+/// When `number` is no such stream.
 ///
 /// Call it once: each call takes ownership of the same descriptor.
 #[expect(unsafe_code, reason = "a descriptor arrives as a number")]
 pub(crate) fn inherited(number: RawFd) -> io::Result<UnixStream> {
     check_inherited(number)?;
-    // SAFETY: it is open, and only looked at.
+    // SAFETY: the descriptor is open (checked above), and only inspected.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     if nix::sys::socket::getsockopt(&borrowed, nix::sys::socket::sockopt::SockType)?
         != nix::sys::socket::SockType::Stream
     {
-        return Err(io::Error::other("it is no stream socket"));
+        return Err(io::Error::other(format!("descriptor {number} is no stream socket")));
     }
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    // SAFETY: it is open, and was inherited for this.
+    // SAFETY: the descriptor is open (checked above), and this call takes ownership.
     Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) }))
 }
 
@@ -166,7 +165,7 @@ mod tests {
         assert_eq!(receive(&theirs, &mut bytes).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
     #[test]
-    fn only_what_came_through_exec_is_taken() {
+    fn only_a_descriptor_that_came_through_exec_is_taken() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         for number in [-1, RawFd::MIN, 0, 2, RawFd::MAX, ours.as_raw_fd()] {
             assert!(inherited(number).is_err(), "{number}");

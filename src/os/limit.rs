@@ -17,7 +17,7 @@ pub(crate) fn descriptors() -> usize {
 /// making them.
 pub(crate) fn for_connections(links: usize) -> usize {
     let all = descriptors();
-    // Twice, for attempts at several addresses; and never so many that nobody could connect.
+    // Twice, for attempts at several addresses. At most a quarter, so that connections always have the most.
     all.saturating_sub((MAKING_LINKS + 2 * links).min(all / 4)).max(1)
 }
 

@@ -1,5 +1,6 @@
-//! System calls that std has no safe wrapper for: the only room that names nix
-//! or rustix, or needs `unsafe`. It does as it is told; decisions are taken elsewhere.
+//! System calls without a safe wrapper in std: the only room that names nix or rustix, or needs `unsafe`.
+//!
+//! May not enter: decisions.
 
 pub(crate) mod descriptors;
 pub(crate) mod limit;

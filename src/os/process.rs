@@ -1,8 +1,8 @@
-//! Starts a process that can outlive this one: as a grandchild, so that a service manager gets it for
-//! its own child as soon as the one between is gone, and not when we are.
+//! Starts a process that can outlive this one: as a grandchild.
 //!
-//! systemd takes a main process that is nobody's child of its own for an alien: it kills it right behind
-//! SIGTERM, and does not wait for it (`main_pid_alien` in its src/core/service.c; seen with systemd 252).
+//! When the process in between ends, the service manager becomes the parent of the grandchild, while this process still
+//! runs. systemd kills a main process that is not its child right after SIGTERM, and does not wait for its end
+//! (`main_pid_alien` in systemd's src/core/service.c; seen with systemd 252).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,7 +17,7 @@ use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A program, and who stands between it and us.
+/// A program, and the process between the program and this process.
 #[derive(Debug)]
 pub(crate) struct Grandchild {
     between: Child,
@@ -31,16 +31,16 @@ pub(crate) fn terminate(pid: u32) {
     }
 }
 
-/// In the process between: the program.
+/// In the process in between: the program's process id.
 static PROGRAM: AtomicI32 = AtomicI32::new(0);
 
 impl Grandchild {
-    /// Spawns `command` with `stream` open under its number here. When this thread ends, so does the
-    /// program, until it is let go.
+    /// Spawns `command` with `stream` open under the same descriptor number. When this thread ends, the program ends,
+    /// too, until [`Grandchild::let_go`].
     ///
     /// # Errors
     /// When the program cannot be started.
-    #[expect(unsafe_code, reason = "what runs between fork and exec must be async-signal-safe")]
+    #[expect(unsafe_code, reason = "code between fork and exec must be async-signal-safe")]
     pub(crate) fn spawn(command: &mut Command, stream: &UnixStream) -> io::Result<Self> {
         let number = stream.as_raw_fd();
         let split = move || -> io::Result<()> {
@@ -49,7 +49,7 @@ impl Grandchild {
             unsafe {
                 let program = check(libc::fork())?;
                 if program != 0 {
-                    stand_between(program);
+                    wait_in_between(program);
                 }
                 let stream = BorrowedFd::borrow_raw(number);
                 fcntl(stream, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -61,7 +61,7 @@ impl Grandchild {
         Ok(Self { between: command.spawn()? })
     }
 
-    /// How the program ended, if it did.
+    /// The program's exit status, if the program has ended.
     pub(crate) fn status(&mut self) -> Option<std::process::ExitStatus> {
         self.between.try_wait().ok().flatten()
     }
@@ -82,18 +82,18 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     Ok(Errno::result(result)?)
 }
 
-/// Waits for `program`, and ends as it does; SIGTERM ends it.
-#[expect(unsafe_code, reason = "nothing but system calls is allowed here")]
-fn stand_between(program: libc::pid_t) -> ! {
+/// Waits for `program`, and ends with the same status. At SIGTERM, kills the program first.
+#[expect(unsafe_code, reason = "only system calls are allowed after fork")]
+fn wait_in_between(program: libc::pid_t) -> ! {
     PROGRAM.store(program, Ordering::Relaxed);
-    // SAFETY: system calls; nobody in this process uses a descriptor any more.
+    // SAFETY: system calls; no code in this process uses a descriptor any more.
     unsafe {
         let end_program: extern "C" fn(libc::c_int) = end_program;
         libc::signal(libc::SIGTERM, end_program as libc::sighandler_t);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-        // Among them is the pipe by which the parent is told of the exec.
+        // Closes all descriptors. One is the pipe that tells the parent of the exec: an open copy would block it.
         if libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) < 0 {
-            // Linux before 5.9, or a filter.
+            // Linux before 5.9, or a seccomp filter.
             let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
             (0..libc::c_int::try_from(limit.rlim_cur).unwrap_or(libc::c_int::MAX)).for_each(|fd| {
@@ -111,7 +111,7 @@ fn stand_between(program: libc::pid_t) -> ! {
     }
 }
 
-#[expect(unsafe_code, reason = "a signal handler may do nothing but system calls")]
+#[expect(unsafe_code, reason = "a signal handler may only make system calls")]
 extern "C" fn end_program(_: libc::c_int) {
     // SAFETY: a system call without memory.
     unsafe { libc::kill(PROGRAM.load(Ordering::Relaxed), libc::SIGKILL) };

@@ -1,4 +1,4 @@
-//! Waits for descriptors with tokio.
+//! Waits with tokio until a descriptor is readable.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -15,7 +15,7 @@ impl KeepsOpen for mio::Poll {}
 /// Registers `inner` with the current runtime, for reading.
 ///
 /// # Errors
-/// When the kernel refuses, or the descriptor cannot be waited for.
+/// When the kernel refuses, or epoll does not support the descriptor.
 #[expect(unsafe_code, reason = "tokio asks for a promise about the descriptor")]
 pub(crate) fn readable<T: KeepsOpen>(inner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: by its trait, `inner` keeps the descriptor open, and the AsyncFd keeps `inner`.

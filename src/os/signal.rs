@@ -7,7 +7,7 @@ use nix::libc;
 /// SIGTSTP (Ctrl-Z) and SIGXCPU (a CPU limit) intend the default action. The runtime handles the program's signals.
 ///
 /// Processes that this one starts inherit the ignored signals.
-#[expect(unsafe_code, reason = "signal(2) may replace a handler that somebody relies on")]
+#[expect(unsafe_code, reason = "signal(2) may replace a handler that other code relies on")]
 pub(crate) fn ignore_bystanders() {
     let named = [
         libc::SIGPIPE,

@@ -7,11 +7,10 @@ use std::path::Path;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, accept4, getpeername, getsockname, shutdown};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
-/// Makes a listener that came from elsewhere non-blocking, and its connections, when they are of
-/// TCP, send at once: on Linux they inherit `TCP_NODELAY`.
+/// Makes a listener non-blocking. Sets `TCP_NODELAY` on a TCP listener, which its connections inherit on Linux.
 ///
 /// # Errors
-/// When it is no open descriptor.
+/// When the descriptor is not open.
 pub(crate) fn prepare_listener(listener: BorrowedFd<'_>) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL)?);
@@ -27,7 +26,7 @@ pub(crate) fn is_listening(socket: BorrowedFd<'_>) -> bool {
     nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::AcceptConn).unwrap_or(false)
 }
 
-/// Whether `socket` is of the TCP family rather than a Unix socket.
+/// Whether `socket` is a TCP socket rather than a Unix socket.
 pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     use nix::sys::socket::{SockaddrLike, SockaddrStorage};
     getsockname::<SockaddrStorage>(socket.as_raw_fd())
@@ -36,7 +35,7 @@ pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
         .is_some_and(|family| family != AddressFamily::Unix)
 }
 
-/// Where a listener listens, in the notation of the configuration.
+/// A listener's address, in the notation of the configuration.
 pub(crate) fn address(socket: BorrowedFd<'_>) -> String {
     use nix::sys::socket::SockaddrStorage;
     match getsockname::<SockaddrStorage>(socket.as_raw_fd()) {
@@ -48,7 +47,7 @@ pub(crate) fn address(socket: BorrowedFd<'_>) -> String {
     }
 }
 
-/// Where a connection comes from; behind a Unix socket all peers look alike.
+/// The peer's address, for a log line. Peers on a Unix socket have none.
 pub(crate) fn peer(socket: BorrowedFd<'_>) -> String {
     use nix::sys::socket::SockaddrStorage;
     match getpeername::<SockaddrStorage>(socket.as_raw_fd()) {
@@ -65,19 +64,19 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> String {
 #[expect(unsafe_code, reason = "accept4 returns a number")]
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-    // SAFETY: accept4 succeeded, so this is a new descriptor that nobody else owns.
+    // SAFETY: accept4 succeeded, so this is a new descriptor that no other code owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Sends what the socket takes of `bytes`.
+/// Sends as much of `bytes` as the socket takes; returns the number of bytes.
 ///
 /// # Errors
-/// `WouldBlock` when it takes nothing now; else the connection is gone.
+/// `WouldBlock` when the socket takes nothing now; else the connection is gone.
 pub(crate) fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
 }
 
-/// Sends what the socket takes of `slices`, in order.
+/// Sends as much of `slices`, in order, as the socket takes; returns the number of bytes.
 ///
 /// # Errors
 /// As [`send_bytes`].
@@ -89,12 +88,12 @@ pub(crate) fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io:
 /// Receives into `buffer`; 0 is the peer's FIN.
 ///
 /// # Errors
-/// `WouldBlock` when nothing is there; else the connection is gone.
+/// `WouldBlock` when no bytes have arrived; else the connection is gone.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(socket, buffer, RecvFlags::DONTWAIT)?.0)
 }
 
-/// Bytes that were sent and that the other end has not read (Unix) or not acknowledged (TCP).
+/// Bytes that were sent, and that the peer has not read (Unix) or not acknowledged (TCP).
 #[expect(
     unsafe_code,
     clippy::cast_possible_truncation,
@@ -110,7 +109,7 @@ pub(crate) fn untaken_bytes(socket: BorrowedFd<'_>) -> usize {
 
 /// Sends FIN.
 pub(crate) fn finish_sending(socket: &OwnedFd) {
-    // ENOTCONN: the peer was faster.
+    // ENOTCONN: the peer closed first.
     if let Err(error) = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Write) {
         tracing::trace!(%error, "a socket cannot be shut down: {error}");
     }
@@ -122,7 +121,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn what_the_other_end_has_not_read_is_known() {
+    fn bytes_that_the_peer_has_not_read_are_counted() {
         use std::io::Read;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         assert_eq!(untaken_bytes(ours.as_fd()), 0);

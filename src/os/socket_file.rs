@@ -22,7 +22,7 @@ use nix::unistd::{Gid, Group, UnlinkatFlags, fchownat, geteuid, unlinkat};
 /// nginx answers 502. Chosen: `somaxconn`'s default, the most the kernel grants.
 const BACKLOG: i32 = 4096;
 
-/// The identity of a socket file we made, so that only ours is removed at the end.
+/// The identity of a socket file that webws made, so that webws removes no other file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileId {
     pub(crate) device: u64,
@@ -52,8 +52,8 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
         Occupant::Nothing => {}
         Occupant::DeadSocket => place.remove()?,
         Occupant::LiveSocket => return Err(refusal("another process listens on it: stop that one first")),
-        Occupant::OtherSocket => return Err(refusal("a socket of another kind is there: remove or rename it")),
-        Occupant::OtherFile => return Err(refusal("a file that is no socket stands there: remove or rename it")),
+        Occupant::OtherSocket => return Err(refusal("the file is a socket of another kind: remove or rename it")),
+        Occupant::OtherFile => return Err(refusal("the file is no socket: remove or rename it")),
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -61,7 +61,7 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
     let file = place.file()?.filter(SocketFile::is_new).ok_or_else(|| {
         refusal("another user replaced the socket's file: choose a directory that only trusted users can write to")
     })?;
-    // Nobody can connect before listen(), so there is no moment with wrong permissions.
+    // No client can connect before listen(2), so wrong permissions have no effect.
     if let Err(error) = file.grant(mode, group) {
         remove_own(path, file.id());
         return Err(error);
@@ -97,7 +97,7 @@ pub(crate) fn grant(path: &Path, id: FileId, mode: u32, group: Option<&str>) -> 
 pub(crate) fn remove_dead(path: &Path) {
     let Ok(place) = Place::open(path) else { return };
     if matches!(place.occupant(path), Ok(Occupant::DeadSocket)) {
-        // It may be gone by now.
+        // The file may be gone already.
         drop(place.remove());
     }
 }
@@ -112,12 +112,12 @@ pub(crate) fn remove_own(path: &Path, id: FileId) {
     }
 }
 
-/// Whether a socket's file is at `path`.
+/// Whether the file at `path` is a socket.
 pub(crate) fn is_socket(path: &Path) -> bool {
     Place::open(path).and_then(|place| place.file()).is_ok_and(|file| file.is_some())
 }
 
-/// Whether the system knows a group of that name.
+/// Whether the system has a group called `name`.
 pub(crate) fn has_group(name: &str) -> bool {
     find_group(name).is_ok()
 }
@@ -157,7 +157,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The socket there.
+    /// The file at the name, if it is a socket.
     fn file(&self) -> io::Result<Option<SocketFile>> {
         Ok(self.open_file()?.filter(SocketFile::is_socket))
     }
@@ -170,7 +170,7 @@ impl<'a> Place<'a> {
         }
         match connect_unix(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Occupant::DeadSocket),
-            // EAGAIN is a full backlog: somebody listens.
+            // EAGAIN is a full backlog: a process listens.
             Ok(_) => Ok(Occupant::LiveSocket),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Occupant::LiveSocket),
             Err(error) if error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) => Ok(Occupant::OtherSocket),

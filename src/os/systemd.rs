@@ -1,5 +1,5 @@
-//! What systemd hands over and wants to hear: sockets (sd_listen_fds(3)), READY,
-//! STOPPING, WATCHDOG and FDSTORE (sd_notify(3)), credentials (systemd.exec(5), LoadCredential=).
+//! The interfaces of systemd: sockets (sd_listen_fds(3)), notifications such as READY, STOPPING, WATCHDOG and FDSTORE
+//! (sd_notify(3)), credentials (systemd.exec(5), LoadCredential=).
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,19 +15,19 @@ use sd_notify::NotifyState;
 
 use super::descriptors;
 
-/// Where the descriptors that are handed over begin (sd_listen_fds(3)).
+/// The first descriptor that systemd passes (sd_listen_fds(3)).
 const FIRST_DESCRIPTOR: RawFd = 3;
 
-/// The descriptors handed over: listening sockets, and what was stored; with the names from `FileDescriptorName=`.
+/// The descriptors that systemd passed, with their names: listening sockets, and those from the descriptor store.
 ///
 /// # Errors
-/// When `LISTEN_PID`, `LISTEN_FDS` or `LISTEN_FDNAMES` makes no sense or a descriptor was not handed over.
+/// When `LISTEN_PID`, `LISTEN_FDS` or `LISTEN_FDNAMES` is invalid, or a descriptor was not passed.
 ///
 /// Call it once: each call takes ownership of the same descriptors.
 #[expect(unsafe_code, reason = "descriptors arrive as numbers")]
 pub(crate) fn take_descriptors() -> io::Result<Vec<(OwnedFd, String)>> {
     let (Some(owner), Some(count)) = (number("LISTEN_PID")?, number("LISTEN_FDS")?) else { return Ok(Vec::new()) };
-    // sd-notify takes names without sockets for a fault; a parent's variables leave that behind.
+    // sd-notify takes names without sockets for a fault; a parent's variables can leave such names.
     if owner != u64::from(std::process::id()) || count == 0 {
         return Ok(Vec::new());
     }
@@ -42,8 +42,8 @@ pub(crate) fn take_descriptors() -> io::Result<Vec<(OwnedFd, String)>> {
     })?;
     Ok(received
         .map(|(raw, name)| {
-            // SAFETY: it is open and came through exec (checked above; LISTEN_PID is ours), so nothing else in
-            // the process owns it.
+            // SAFETY: the descriptor is open and came through exec (checked above; LISTEN_PID is ours), so no other
+            // code in the process owns it.
             (unsafe { OwnedFd::from_raw_fd(raw) }, name)
         })
         .collect())
@@ -65,7 +65,7 @@ fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|text| !text.is_empty())
 }
 
-/// What is wrong with variables that systemd sets and that nothing else complains of.
+/// Faults in variables from systemd that no other code reports.
 pub(crate) fn oddities() -> Vec<String> {
     let mut oddities = Vec::new();
     for name in ["WATCHDOG_USEC", "WATCHDOG_PID"] {
@@ -84,7 +84,7 @@ pub(crate) fn oddities() -> Vec<String> {
     oddities
 }
 
-/// How long a manager that does not read is waited for, where it must hear.
+/// How long to wait for a manager that does not read, when the notification must reach it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Tells systemd that the sidecar serves.
@@ -101,24 +101,24 @@ pub(crate) fn notify_main_process(pid: u32) {
     notify(&[NotifyState::MainPid(pid)]);
 }
 
-/// Gives `descriptor` to systemd, which keeps it until this service is started again or has stopped for
-/// good (`FileDescriptorStoreMax=`).
+/// Stores `descriptor` with systemd, which keeps it until this service is started again or is stopped
+/// (`FileDescriptorStoreMax=`).
 ///
 /// # Errors
-/// When systemd cannot be told.
+/// When the notification cannot be sent.
 pub(crate) fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    // Without FDPOLL=0 a socket is thrown away as soon as its other end is closed.
+    // Without FDPOLL=0, systemd drops a socket as soon as its other end is closed.
     let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
     sd_notify::notify_with_fds(&state, &[descriptor])
 }
 
-/// Lets systemd forget what it keeps under a name.
+/// Removes the descriptors called `name` from systemd's store.
 pub(crate) fn forget(name: &str) {
     notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 
-/// Waits until systemd has dealt with everything that it was told (sd_notify_barrier(3)). False when it
-/// does not, or when nobody listens.
+/// Waits until systemd has processed all notifications (sd_notify_barrier(3)). False when `limit` passes first, or when
+/// there is no systemd.
 pub(crate) fn has_heard(limit: Duration) -> bool {
     let Ok((reading, writing)) = io::pipe() else { return false };
     if variable("NOTIFY_SOCKET").is_none()
@@ -129,14 +129,14 @@ pub(crate) fn has_heard(limit: Duration) -> bool {
     drop(writing);
     let mut polled = [PollFd::new(reading.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    // systemd closes its copy: that is the answer.
+    // systemd answers by closing its copy of the pipe.
     poll(&mut polled, limit).is_ok_and(|ready| ready > 0)
 }
 
-/// Tells systemd how things stand; never waits for it.
+/// Sends systemd a new status line; never waits.
 ///
 /// # Errors
-/// When it has not been told: `WouldBlock` when it does not read at the moment.
+/// When the notification cannot be sent: `WouldBlock` when systemd does not read at the moment.
 pub(crate) fn renew_status(status: &str) -> io::Result<()> {
     send(&[NotifyState::Status(status)], None)
 }
@@ -146,34 +146,34 @@ pub(crate) fn notify_stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Tells the watchdog that all workers make progress; never waits for it.
+/// Tells the watchdog that all workers make progress; never waits.
 pub(crate) fn notify_watchdog() {
-    // A manager that does not read finds those before it when it does.
+    // A manager that does not read now finds earlier notifications when it reads again.
     if let Err(error) = send(&[NotifyState::Watchdog], None) {
         tracing::debug!(%error, "systemd's watchdog cannot be notified: {error}");
     }
 }
 
-/// How often the watchdog wants to hear from us at the latest (`WatchdogSec=`).
+/// The longest time between two notifications that the watchdog accepts (`WatchdogSec=`).
 pub(crate) fn watchdog_period() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }
 
-/// The file of the credential called `name`, when systemd passed any.
+/// The file of the credential called `name`, if systemd passed that credential.
 pub(crate) fn credential(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(variable("CREDENTIALS_DIRECTORY")?).join(name);
-    // One that cannot be looked at is there: reading it says why.
+    // A file that cannot be inspected counts as present: reading the file reports the reason.
     path.try_exists().unwrap_or(true).then_some(path)
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    // A manager that does not listen is no reason to stop; `notify_ready` has said so.
+    // A manager that does not listen is no reason to stop; `notify_ready` has logged the fault.
     if let Err(error) = send(state, Some(PATIENCE)) {
         tracing::debug!(%error, "systemd cannot be notified: {error}");
     }
 }
 
-/// Sends what sd-notify's own `notify` would, which waits without end for a manager that does not read.
+/// Sends notifications as sd-notify's own `notify` does, but does not wait forever for a manager that does not read.
 fn send(state: &[NotifyState<'_>], patience: Option<Duration>) -> io::Result<()> {
     let Some(path) = variable("NOTIFY_SOCKET") else { return Ok(()) };
     let message: String = state.iter().map(|state| format!("{state}\n")).collect();

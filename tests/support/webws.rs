@@ -155,14 +155,13 @@ impl Webws {
         ledger::gaps(&self.log())
     }
 
-    /// A counter of the process that stopped last, whose last line has all of them; those that are 0 may be absent.
+    /// A counter of the process that stopped last, whose last line has all counters as fields; one that is 0 may be
+    /// absent.
     pub(crate) fn counter(&self, name: &str) -> u64 {
         let entries = self.entries();
-        let texts = entries.iter().rev().filter_map(|entry| entry["message"].as_str());
-        let stopped = texts.into_iter().find(|text| text.contains(" sessions_opened="));
+        let stopped = entries.iter().rev().find(|entry| entry["sessions_opened"].is_u64());
         let stopped = stopped.unwrap_or_else(|| panic!("no counters in {entries:?}"));
-        let value = stopped.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        value.map_or(0, |value| value.parse().unwrap())
+        stopped[name].as_u64().unwrap_or_default()
     }
 
     /// Resident memory (proc(5), VmRSS).
