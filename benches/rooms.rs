@@ -6,7 +6,7 @@
 use bytes::{BufMut, BytesMut};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use webws::internals::{Fanout, Judge, channel, encode};
+use webws::internals::{Decoder, Fanout, channel, encode};
 
 fn main() {
     divan::main();
@@ -44,19 +44,19 @@ fn client_frame(size: usize) -> Vec<u8> {
 }
 
 #[divan::bench(args = [16, 128, 4096, 65_535])]
-fn judge_a_text(bencher: Bencher<'_, '_>, size: usize) {
+fn decode_a_text(bencher: Bencher<'_, '_>, size: usize) {
     let frame = client_frame(size);
-    let mut judge = Judge::default();
+    let mut decoder = Decoder::default();
     bencher
         .counter(BytesCount::new(size))
         .with_inputs(|| frame.clone())
-        .bench_local_values(|mut bytes| judge.feed(&mut bytes).unwrap().len());
+        .bench_local_values(|mut bytes| decoder.feed(&mut bytes).unwrap().len());
 }
 
 #[divan::bench]
-fn judge_a_pong(bencher: Bencher<'_, '_>) {
-    let mut judge = Judge::default();
-    bencher.bench_local(|| judge.feed(&mut [0x8a, 0x80, 0, 0, 0, 0]).unwrap().len());
+fn decode_a_pong(bencher: Bencher<'_, '_>) {
+    let mut decoder = Decoder::default();
+    bencher.bench_local(|| decoder.feed(&mut [0x8a, 0x80, 0, 0, 0, 0]).unwrap().len());
 }
 
 #[divan::bench(args = [1, 1_000, 100_000])]

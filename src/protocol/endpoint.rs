@@ -1,6 +1,6 @@
 //! From a request's path and query to an endpoint and a channel.
 //!
-//! An [`Endpoint`] is a configured path with everything its sessions need to know.
+//! An [`Endpoint`] is a configured path with the settings of its sessions.
 //! May not enter: sockets, headers, subscriptions.
 
 use std::borrow::Cow;
@@ -17,7 +17,7 @@ pub(crate) struct Endpoint {
     pub(crate) config: EndpointConfig,
 }
 
-/// Why a request names no channel: what a client reads in the 400.
+/// Why a request names no channel. The text is the body of the 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoChannel {
     #[error("the query does not name the channel, as ?channel=…")]
@@ -38,7 +38,7 @@ pub(crate) enum NoChannel {
     Reserved(&'static str, &'static str),
 }
 
-/// Numbers too long for a double share channels: worth a line, not one per handshake.
+/// Numbers that are too long for a double share channels: logged, but not for each handshake.
 static LOST_PRECISION: Throttle = Throttle::per_minute();
 
 impl Endpoint {
@@ -46,14 +46,14 @@ impl Endpoint {
         Self { config }
     }
 
-    /// The endpoint that a request for `path` belongs to: the one with the longest path.
+    /// The endpoint that serves `path`: of several, the one with the longest path.
     pub(crate) fn serving<'a>(endpoints: &'a [Rc<Self>], path: &[u8]) -> Option<&'a Rc<Self>> {
         endpoints.iter().filter(|endpoint| endpoint.serves(path)).max_by_key(|endpoint| endpoint.config.path.len())
     }
 
-    /// Whether `path` could lead elsewhere when it is read as nginx reads it. nginx chooses a location, and with it
-    /// the rules for access, by the decoded path without dot segments and doubled slashes; then `proxy_pass`
-    /// without a path sends the path as it came. A path as configured has one reading.
+    /// Whether nginx may read `path` as another endpoint's. nginx chooses a location, with its access rules, by the
+    /// decoded path without dot segments and doubled slashes. Then `proxy_pass` without a path sends the original path.
+    /// A path equal to the configured one is unambiguous.
     pub(crate) fn is_ambiguous(&self, endpoints: &[Rc<Self>], path: &[u8]) -> bool {
         if self.is_at(path) {
             return false;
@@ -67,14 +67,14 @@ impl Endpoint {
             || !Self::serving(endpoints, &decoded).is_some_and(|other| std::ptr::eq(&**other, self))
     }
 
-    /// Whether `path` is what was configured, and not only below it.
+    /// Whether `path` is the configured path itself, and not below it.
     pub(crate) fn is_at(&self, path: &[u8]) -> bool {
         path == self.config.path.as_bytes()
     }
 
-    /// Whether a request for `path` may belong here. Below a path is what follows it and a `/`: nginx'
-    /// `location /webws` serves `/webws/` and `/webws/foo` as well. It also serves `/webwsfoo`, which is
-    /// refused here: a mistyped path, or one whose endpoint was removed, joins no other's channels.
+    /// Whether this endpoint serves `path`: the configured path, or a path that continues it after a `/`, as nginx'
+    /// `location /webws` serves `/webws/foo`. nginx also serves `/webwsfoo` there; webws refuses that path. So a mistyped
+    /// path, or one whose endpoint was removed, does not join the channels of another endpoint.
     fn serves(&self, path: &[u8]) -> bool {
         match self.config.channel {
             ChannelRule::Json | ChannelRule::Plain => {
@@ -91,10 +91,10 @@ impl Endpoint {
         (!name.is_empty() && !name.contains(&b'/')).then_some(name)
     }
 
-    /// The channel that a request for `path?query` names, and how its payloads look.
+    /// The channel that a request for `path?query` names, and its encoding.
     ///
     /// # Errors
-    /// Why there is none, in words for the client.
+    /// Why the request names no channel, as a sentence for the client.
     pub(crate) fn channel(&self, path: &[u8], query: &[u8]) -> Result<(Channel, Encoding), NoChannel> {
         let name = match self.config.channel {
             ChannelRule::Path => {
@@ -137,12 +137,12 @@ impl Endpoint {
         }
     }
 
-    /// The value of our argument in `query`, decoded as nginx' Lua module does:
-    /// `+` is a blank, a malformed `%` stays, names are decoded too.
+    /// The value of the endpoint's argument in `query`, decoded as nginx' Lua module does: `+` is a blank, a malformed
+    /// `%` stays, names are decoded too.
     ///
-    /// A check in nginx reads `$arg_NAME`: the first argument of that name in any case, as it stands.
-    /// So a second one is refused whatever its case, for nginx would have checked the other. A name
-    /// that is percent-encoded is none to nginx; the contract of the JSON rule takes it all the same.
+    /// A check in nginx reads `$arg_NAME`: the undecoded value of the first argument of that name, in any case. So a
+    /// second argument is refused whatever its case, because nginx checked only the first. nginx does not recognise a
+    /// percent-encoded name; the wire contract of the JSON rule still accepts it.
     fn argument(&self, query: &[u8]) -> Result<String, NoChannel> {
         let ours = self.config.argument.as_bytes();
         let mut named = query
@@ -231,7 +231,7 @@ mod tests {
         }
         assert_eq!(plain("%63hannel=1"), Err(NoChannel::Encoded));
         assert_eq!(json("%63hannel=1").as_deref(), Ok("chat:1"));
-        // What others are called is nothing to us, nor what they say.
+        // The names and values of other arguments do not matter.
         assert_eq!(plain("xchannel=1&channelx=2&a=\u{ff}%FF&channel=3").as_deref(), Ok("chat:3"));
     }
 

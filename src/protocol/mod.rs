@@ -1,5 +1,5 @@
-//! Pure protocol: what bytes from clients mean, which session hears which channel, how publications look to
-//! clients, and which client messages leave when.
+//! The protocol without I/O: decodes clients' bytes, knows each channel's subscribers, encodes publications, and orders
+//! client messages.
 //!
 //! No task and no clock: time is an argument. May not enter: the broker, links, listeners, HTTP.
 

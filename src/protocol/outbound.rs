@@ -1,6 +1,6 @@
-//! What a session could not send yet: slices of shared batches, in order.
+//! A session's backlog: bytes that its socket has not taken yet, as slices of shared batches.
 //!
-//! Bounded by its session, which asks for [`Outbound::backlog`]. May not enter: what to do about a slow client.
+//! The session bounds the backlog by [`Outbound::backlog`]. May not enter: the treatment of a slow client.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -11,15 +11,15 @@ use crate::clock::Millis;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::socket::Socket;
 
-/// Memory of a waiting slice beside its bytes: its place in the queue and a share of the
-/// batch's counter. Counted, so that many tiny frames cannot pass the limit unseen.
+/// Memory of a waiting slice besides its bytes: its entry in the queue, and a share of the batch's reference count.
+/// Counted, so that many tiny frames cannot pass the limit unseen.
 const SLICE_COST: usize = 64;
 
 /// Slices per system call. Chosen: well under IOV_MAX (1024), on the stack.
 const MAX_SLICES: usize = 32;
 
-/// Whole frames on their way to several sockets. The sessions whose sockets do not take them all share one copy of
-/// exactly their size: the hub's buffer is larger and serves again.
+/// Whole frames on their way to several sockets. Sessions whose sockets do not take all bytes share one copy of exactly
+/// that size: the hub's buffer is larger and is used again.
 #[derive(Debug)]
 pub(crate) struct Batch<'a> {
     bytes: &'a [u8],
@@ -35,7 +35,7 @@ impl<'a> Batch<'a> {
         self.bytes
     }
 
-    /// The copy that is shared.
+    /// The shared copy, made at the first call.
     pub(crate) fn share(&mut self) -> Bytes {
         self.shared.get_or_insert_with(|| Bytes::copy_from_slice(self.bytes)).clone()
     }
@@ -45,11 +45,10 @@ impl<'a> Batch<'a> {
 #[derive(Debug)]
 pub(crate) struct Outbound {
     slices: VecDeque<Bytes>,
-    /// Bytes of the frame being sent that are still to go, when it was begun: a frame
-    /// cannot be taken back once its first byte left.
+    /// Unsent bytes of a frame whose first byte has left: such a frame cannot be taken back. 0 between frames.
     begun_frame_bytes: usize,
     cost: usize,
-    /// When the socket took something last.
+    /// When the socket last took a byte.
     pub(crate) progress_at: Millis,
 }
 
@@ -59,21 +58,22 @@ impl Outbound {
         Self { slices: VecDeque::new(), begun_frame_bytes: 0, cost: 0, progress_at: now }
     }
 
-    /// A queue that starts with what a socket left of `frames` after taking `sent` bytes of it.
+    /// A queue that starts with `frames`, of which the socket has taken `sent` bytes.
     pub(crate) fn with_rest(frames: Bytes, sent: usize, encoding: Encoding, now: Millis) -> Self {
-        debug_assert!(sent < frames.len(), "what was sent whole does not wait");
+        debug_assert!(sent < frames.len(), "frames that were sent whole do not wait");
         let mut queue = Self::new(now);
         queue.push(frames);
         queue.consume(sent, encoding);
         queue
     }
 
-    /// All that waits, and how many bytes of it belong to a frame that has begun to leave.
+    /// For a snapshot: all unsent bytes, and how many of them belong to a frame whose first byte has left.
     pub(crate) fn parts(&self) -> (Vec<u8>, usize) {
         (self.slices.iter().flatten().copied().collect(), self.begun_frame_bytes)
     }
 
-    /// Goes on where another stopped; `None` when `unsent` is no rest of a frame and whole frames.
+    /// A queue that continues from another's [`Outbound::parts`]; `None` unless `unsent` is the rest of a frame followed
+    /// by whole frames.
     pub(crate) fn from_parts(
         unsent: Bytes,
         begun_frame_bytes: usize,
@@ -92,18 +92,18 @@ impl Outbound {
 
     /// Appends whole frames.
     pub(crate) fn push(&mut self, frames: Bytes) {
-        debug_assert!(!frames.is_empty(), "an empty slice would wait for a progress that cannot come");
+        debug_assert!(!frames.is_empty(), "an empty slice would never be sent");
         self.cost += frames.len() + SLICE_COST;
         self.slices.push_back(frames);
     }
 
-    /// What waits behind the slice that is being sent, in bytes of memory. One batch, however large, makes no client a
-    /// slow reader by itself, and its memory is shared by all sessions that wait with it.
+    /// The memory that waits after the slice being sent, in bytes. A single batch, however large, makes no client a slow
+    /// consumer, and all waiting sessions share its memory.
     pub(crate) fn backlog(&self) -> usize {
         self.cost - self.slices.front().map_or(0, |first| first.len() + SLICE_COST)
     }
 
-    /// Sends what the socket takes. True when nothing is left.
+    /// Sends as much as the socket takes. True when the queue is empty.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -154,8 +154,8 @@ impl Outbound {
         }
     }
 
-    /// Drops everything but the rest of the frame that is half sent, so that a close frame
-    /// can follow. Returns whether anything was dropped.
+    /// Drops all but the rest of a frame whose first byte has left, so that a close frame can follow. True when bytes
+    /// were dropped.
     pub(crate) fn keep_begun_frame(&mut self) -> bool {
         let before = self.slices.iter().map(Bytes::len).sum::<usize>();
         let begun = self.begun_frame_bytes;
@@ -218,7 +218,7 @@ mod tests {
         }
     }
     #[test]
-    fn what_ends_within_a_frame_is_no_queue() {
+    fn bytes_that_end_within_a_frame_are_no_queue() {
         let frames = [&frame(300)[200..], &frame(2), &frame(70_000)].concat();
         let parts = |len: usize, begun| {
             let unsent = Bytes::copy_from_slice(&frames[..len]);

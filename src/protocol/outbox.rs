@@ -1,10 +1,9 @@
-//! A worker's outbox: client messages that wait for the broker. The messages of one client leave in the order they
-//! came, the clients take turns (`turns.rs`).
+//! A worker's outbox: client messages that wait for the broker. The messages of one client leave in the client's order,
+//! and the clients take turns (`turns.rs`).
 //!
-//! Bounded per worker, and shared: what a session may have waiting shrinks as the room fills up
-//! ([`Outbox::allowance`]), so that a few floods never fill the outbox. A message outlives a session
-//! whose client merely left: what was sent is published. If the client was told otherwise, the message is dropped
-//! ([`Outbox::abandon`]).
+//! The outbox is bounded per worker. A session's share shrinks as the outbox fills up ([`Outbox::allowance`]), so that a
+//! few floods never fill it. The messages of a client that left are still published. If the client was told that its
+//! messages are lost, they are dropped ([`Outbox::abandon`]). May not enter: sessions, links.
 
 mod turns;
 
@@ -29,14 +28,14 @@ pub(crate) struct Outbox {
     placement: Placement,
     /// One for each node, so that a node that is away does not hold up the others.
     queues: PerNode<Turns>,
-    /// What may wait for all nodes.
+    /// Bytes that may wait for all nodes together.
     max_bytes: usize,
-    /// Sessions whose messages must not be published if the broker gives them back: their clients were told so.
-    /// Empty while nothing is in flight.
+    /// Sessions whose clients were told that their messages are lost: messages that the broker gives back are dropped.
+    /// Empty while no message is in flight.
     abandoned: HashSet<SessionKey>,
     /// Messages that the broker has taken and not answered for.
     in_flight: usize,
-    /// Messages that were dropped because their clients were told so, since the last [`Outbox::take_dropped`].
+    /// Messages dropped by [`Outbox::abandon`] since the last [`Outbox::take_dropped`].
     dropped: u64,
 }
 
@@ -56,12 +55,12 @@ impl Outbox {
         self.queues.at(node).bytes()
     }
 
-    /// What may wait for one node.
+    /// Bytes that may wait for one node.
     fn share(&self) -> usize {
         (self.max_bytes / self.placement.live()).max(1)
     }
 
-    /// How many bytes one session may have waiting for `node`, at the moment.
+    /// The bytes that one session may have waiting for `node` now.
     pub(crate) fn allowance(&self, node: Node) -> usize {
         self.share().saturating_sub(self.bytes(node)) / SHARE_OF_FREE
     }
@@ -76,12 +75,12 @@ impl Outbox {
         self.bytes(node) <= self.share() / 2
     }
 
-    /// Whether nothing waits.
+    /// Whether no message waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting() == 0
     }
 
-    /// The broker has answered for a message that it took.
+    /// Notes that the broker has answered for a message.
     pub(crate) fn answered(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.forget_abandoned();
@@ -97,7 +96,7 @@ impl Outbox {
         self.queues.iter().flat_map(Turns::iter)
     }
 
-    /// No message could be taken for `time`: it counts against none.
+    /// Adds `time`, in which no message could be taken, to the deadline of each message.
     pub(crate) fn rested(&mut self, time: Millis) {
         self.queues.iter_mut().flat_map(|(_, queue)| queue.iter_mut()).for_each(|message| message.since += time);
     }
@@ -140,14 +139,14 @@ impl Outbox {
         self.queues.at_mut(self.placement.node_of(&message.channel))
     }
 
-    /// Channels have moved to other nodes: their messages follow.
+    /// Moves messages to the nodes that their channels have now.
     pub(crate) fn follow_placement(&mut self) {
         self.queues.grow(self.placement.count(), |_| Turns::default());
         let mut messages = Vec::new();
         for (_, queue) in self.queues.iter_mut() {
             messages.extend(std::iter::from_fn(|| queue.pop()));
         }
-        // The messages of a channel were all in one queue, and stay in their order.
+        // All messages of a channel were in one queue, and the stable sort keeps their order.
         messages.sort_by_key(|message| message.since);
         messages.into_iter().for_each(|message| self.push(message));
     }
@@ -160,14 +159,14 @@ impl Outbox {
         }
     }
 
-    /// With nothing in flight, nothing can come back.
+    /// Forgets abandoned sessions while no message is in flight: none can come back then.
     fn forget_abandoned(&mut self) {
         if self.in_flight == 0 && !self.abandoned.is_empty() {
             self.abandoned = HashSet::new();
         }
     }
 
-    /// The next messages for `node`, about `max_bytes` of them.
+    /// Takes the next messages for `node`, of about `max_bytes` in all.
     pub(crate) fn take(&mut self, node: Node, max_bytes: usize) -> Vec<ClientMessage> {
         let mut taken = Vec::new();
         let mut bytes = 0;
@@ -181,8 +180,8 @@ impl Outbox {
         taken
     }
 
-    /// Drops the messages that have waited since before `since`. Returns the session of each: the session may be gone,
-    /// or its messages may have moved all the time, too slowly.
+    /// Drops the messages that have waited since before `since`. Returns the session of each message; the session may be
+    /// gone. Its other messages may have moved all the time, but too slowly.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
         let expired: Vec<_> = self.queues.iter_mut().flat_map(|(_, queue)| queue.expire(since)).collect();
         let mut lost = Vec::new();
@@ -241,13 +240,13 @@ mod tests {
         assert_eq!((queue.take_dropped(), queue.unsettled()), (2, 1));
         queue.answered();
         assert_eq!(queue.unsettled(), 0);
-        // The key may be used again once nothing of the old session waits.
+        // The key may be used again once no message of the old session waits.
         queue.push(message(1, b"d"));
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"d"]);
     }
 
     #[test]
-    fn what_waited_too_long_is_dropped_and_its_session_named() {
+    fn a_message_that_waited_too_long_is_dropped_and_its_session_named() {
         let mut queue = Outbox::new(1_000, Placement::over(1));
         queue.push(message(1, b"a"));
         queue.push(at(10, 1, b"b"));
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_published_after_all_is_first_again_and_moves_with_its_channel() {
+    fn a_message_that_the_broker_gives_back_is_first_again_and_moves_with_its_channel() {
         let placement = Placement::in_cluster(Vec::new());
         let mut queue = Outbox::new(1_000, placement.clone());
         for payload in [b"a", b"b", b"c"] {

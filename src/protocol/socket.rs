@@ -1,6 +1,6 @@
 //! A session's socket as the protocol sees it: a byte stream that never blocks.
 //!
-//! The worker implements it over a descriptor, tests and the simulator in memory. Calls are direct and
+//! The worker implements [`Socket`] over a descriptor, tests and the simulator in memory. Calls are direct and
 //! monomorphised: a delivery is one `send`. May not enter: system calls, readiness.
 
 #[cfg(any(test, feature = "internals"))]
@@ -25,7 +25,7 @@ pub(crate) trait Socket {
     /// Receives into `buffer`; 0 is the peer's FIN.
     ///
     /// # Errors
-    /// `WouldBlock` when no byte is there; `Interrupted`; else the connection is gone.
+    /// `WouldBlock` when no byte has arrived; `Interrupted`; else the connection is gone.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// The number of sent bytes that the peer has not taken.

@@ -1,8 +1,8 @@
-//! The Lua handler's channel rule: a JSON string or number names the channel, as
-//! lua-cjson 2.1 and LuaJIT read and write it.
+//! The Lua handler's channel rule: a JSON string or number names the channel, as lua-cjson 2.1 and LuaJIT read and write
+//! it.
 //!
-//! Strict JSON but for one thing the original allowed: control bytes 0x01 to 0x1f
-//! stand in a string as they are. May not enter: queries and percent signs (`endpoint.rs`).
+//! Strict JSON with one exception from the original: a string may contain the control bytes 0x01 to 0x1f unescaped. May
+//! not enter: queries and percent signs (`endpoint.rs`).
 
 /// Why a value names no channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,14 +13,14 @@ pub(crate) enum NotAName {
     OtherKind,
 }
 
-/// A channel's name, and whether it lost digits on the way (then distinct numbers share a channel).
+/// A channel's name, and whether digits were lost in the conversion, so that distinct numbers share a channel.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Name {
     pub(crate) text: String,
     pub(crate) lost_precision: bool,
 }
 
-/// Reads `value` as the original did.
+/// Decodes `value` as the Lua handler did.
 ///
 /// # Errors
 /// When `value` is neither a JSON string nor a JSON number.
@@ -39,7 +39,7 @@ pub(crate) fn parse_name(value: &str) -> Result<Name, NotAName> {
     }
 }
 
-/// The inside of a JSON string; `None` when it is none.
+/// Decodes the part of a JSON string between its quotes; `None` when malformed.
 fn unescape(inner: &str) -> Option<String> {
     let mut out = String::with_capacity(inner.len());
     let mut chars = inner.chars();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_string_or_number_is_refused() {
+    fn a_value_that_is_no_json_string_or_number_is_refused() {
         for value in [
             "",
             "zhang",

@@ -1,9 +1,8 @@
-//! How a connection looks to its client: how publications are framed, pings, close frames, where a unit ends.
+//! How a connection looks to its client: the frames of publications, pings and close frames, and where a unit ends.
 //!
-//! An [`Encoding`] is a value and the key of an audience: subscribers of one channel with equal encodings share their
-//! bytes. A further one (SSE, a multiplexed protocol) is a further value here. What is peculiar to the Lua handler
-//! (the suffix, its JSON channel rule, its close reply) lives in here and leaks nowhere else. May not enter: sockets,
-//! sessions.
+//! An [`Encoding`] is a value, and the key of an audience: subscribers of one channel with equal encodings share their
+//! bytes. A new encoding (SSE, a multiplexed protocol) is a new value. All peculiarities of the Lua handler (the suffix,
+//! the JSON channel rule, the close reply) are in this room. May not enter: sockets, sessions.
 
 pub(crate) mod json;
 
@@ -13,26 +12,25 @@ use serde::{Deserialize, Serialize};
 use crate::config::NotUtf8Policy;
 use crate::protocol::websocket::frame;
 
-/// How publications look to a client of one channel, and what else is said on its connection.
+/// How publications on one channel look to a client, and the other bytes of its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Encoding {
-    /// The payload and, right behind it, the channel's name: what follows the first
-    /// `name_at` bytes (the prefix) of the channel.
+    /// The payload followed by the channel's name without the prefix.
     Lua {
-        /// Where the name starts in the channel.
+        /// The index in the channel at which the name starts: the prefix' length.
         name_at: u32,
     },
-    /// The payload unchanged: as a text, or as a binary message where it is not UTF-8.
+    /// The unchanged payload: as a text message, or as a binary message when the payload is not UTF-8.
     Plain,
-    /// The payload as a text always.
+    /// The payload, always as a text message.
     ///
-    /// In the snapshot of a session it is [`Encoding::Plain`], and the endpoint of the process that goes on
-    /// says which of the two it becomes: a reload changes it, and an older version knows it.
+    /// A snapshot has [`Encoding::Plain`] instead, which an older version knows, too. The endpoint of the new process
+    /// decides between the two, so that a reload changes the encoding.
     #[serde(skip)]
     PlainText,
 }
 
-/// What a payload turned out to be.
+/// Whether a payload is UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoded {
     Utf8,
@@ -40,8 +38,8 @@ pub(crate) enum Encoded {
 }
 
 impl Encoding {
-    /// Appends the frame for `payload` on `channel`. In a text each byte that is not UTF-8 becomes
-    /// U+FFFD: a text frame must be valid (RFC 6455 §5.6), and a browser would end the connection over it.
+    /// Appends the frame for `payload` on `channel`. In a text message, each byte that is not UTF-8 becomes U+FFFD: a
+    /// text frame must be valid (RFC 6455 §5.6), and a browser would end the connection otherwise.
     pub(crate) fn encode(self, channel: &[u8], payload: &[u8], out: &mut BytesMut) -> Encoded {
         let suffix = match self {
             Self::Lua { .. } => {
@@ -73,7 +71,7 @@ impl Encoding {
         }
     }
 
-    /// The bytes that keep an idle connection open, or find out that it is dead.
+    /// The bytes that keep an idle connection open, and to which a live client answers.
     pub(crate) fn ping(self) -> &'static [u8] {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText => frame::PING,
@@ -87,15 +85,15 @@ impl Encoding {
         }
     }
 
-    /// The last bytes of a connection that we close.
+    /// The close frame of a connection that the server closes.
     pub(crate) fn close(self, code: u16, reason: &str) -> Bytes {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText => frame::close(Some(code), reason),
         }
     }
 
-    /// The length of the unit that `bytes` starts with, which cannot be taken back once its first byte is sent;
-    /// `None` when `bytes` are too few to tell. Only for bytes that an encoding made.
+    /// The length of the unit that `bytes` starts with; `None` when `bytes` are too few. A unit cannot be taken back once
+    /// its first byte is sent. Only for bytes that an encoding made.
     pub(crate) fn unit_len(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText => frame::len_of_first(bytes),
@@ -107,12 +105,12 @@ impl Encoding {
         matches!(self, Self::Lua { .. })
     }
 
-    /// How it is written in the snapshot of a session.
+    /// The encoding as a session's snapshot has it.
     pub(crate) fn snapshot(self) -> Self {
         if self == Self::PlainText { Self::Plain } else { self }
     }
 
-    /// What an encoding out of a snapshot becomes at an endpoint that treats payloads so.
+    /// The encoding of a session from a snapshot, at an endpoint with the policy `not_utf8`.
     pub(crate) fn adopted(self, not_utf8: NotUtf8Policy) -> Self {
         match (self, not_utf8) {
             (Self::Plain, NotUtf8Policy::Replace) => Self::PlainText,
@@ -175,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plain_encoding_delivers_what_is_not_utf8_as_a_binary_message_unchanged() {
+    fn the_plain_encoding_delivers_a_payload_that_is_not_utf8_as_a_binary_message() {
         assert_eq!(encoded(Encoding::Plain, b"a\xe4\xb8z"), b"\x82\x04a\xe4\xb8z");
         let long = encoded(Encoding::Plain, &[0xff; 70_000]);
         assert_eq!(long[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0x11, 0x70]);

@@ -1,4 +1,4 @@
-//! What the broker says of channels: confirmed, refused, lost, moved; and what it has to be asked for.
+//! The broker's events about channels (confirmed, refused, lost, moved), and the channels to request from it.
 
 use super::entry::ChannelEntry;
 use super::state::Hub;
@@ -7,7 +7,7 @@ use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::placement::{Moved, Node};
 
 impl Hub {
-    /// Whether what is published on `channel` arrives already.
+    /// Whether publications on `channel` arrive already.
     pub(crate) fn is_confirmed(&self, channel: &Channel) -> bool {
         self.names
             .find(&self.channels, channel)
@@ -15,8 +15,8 @@ impl Hub {
             .is_some_and(|entry| entry.is_confirmed)
     }
 
-    /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell of it; `None` when the
-    /// channel is not wanted there any more.
+    /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell; `None` when the channel is no
+    /// longer wanted at `node`.
     pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> Option<Vec<(SessionKey, SubscriberId)>> {
         let entry = self.named(channel).filter(|entry| entry.node == node)?;
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
@@ -25,11 +25,11 @@ impl Hub {
         Some(awaiting)
     }
 
-    /// Notes that the broker refused `channel`; returns the sessions that now hear nothing.
+    /// Notes that the broker refused `channel`; returns its sessions, which get no publications now.
     pub(crate) fn refuse(&mut self, channel: &[u8]) -> Vec<SessionKey> {
         let Some(entry) = self.named(channel) else { return Vec::new() };
         let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
-        entry.is_asked = false;
+        entry.is_requested = false;
         entry.awaiting = Vec::new();
         let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
         let (members, node) = (members.collect(), entry.node);
@@ -37,14 +37,14 @@ impl Hub {
         members
     }
 
-    /// How many channels are confirmed at a node.
+    /// The number of channels confirmed at `node`.
     #[cfg(test)]
     pub(crate) fn confirmed(&self, node: Node) -> usize {
         *self.confirmed.at(node)
     }
 
-    /// Notes that the link to a server is lost: nothing there is confirmed until the broker says so
-    /// again, and sessions up to `newest` miss what is published. Returns how many channels were.
+    /// Notes that the link to `node` is lost: no channel there is confirmed, and sessions up to `newest` miss
+    /// publications. Returns the number of channels that were confirmed.
     pub(crate) fn unconfirm_all(&mut self, node: Node, newest: Generation) -> usize {
         for entry in self.of_node(node) {
             entry.unconfirm(newest);
@@ -52,7 +52,7 @@ impl Hub {
         std::mem::take(self.confirmed.at_mut(node))
     }
 
-    /// The same of one channel; says whether it was confirmed there.
+    /// As [`Hub::unconfirm_all`], for one channel; true when it was confirmed at `node`.
     pub(crate) fn unconfirm(&mut self, node: Node, channel: &[u8], newest: Generation) -> bool {
         let was_confirmed =
             self.named(channel).filter(|entry| entry.node == node).is_some_and(|entry| entry.unconfirm(newest));
@@ -60,7 +60,7 @@ impl Hub {
         was_confirmed
     }
 
-    /// Channels live elsewhere now. Returns those that were asked for and have to be asked for there.
+    /// Moves channels to the nodes of the placement. Returns those that were requested, to be requested at the new node.
     pub(crate) fn follow_placement(&mut self, newest: Generation) -> Vec<Moved> {
         self.confirmed.grow(self.placement.count(), |_| 0);
         let mut all = Vec::new();
@@ -73,22 +73,22 @@ impl Hub {
             let was_confirmed = entry.unconfirm(newest);
             *self.confirmed.at_mut(from) -= usize::from(was_confirmed);
             entry.node = to;
-            if entry.is_asked {
+            if entry.is_requested {
                 all.push(Moved { channel: entry.name.clone(), from, to, was_heard: entry.missed_by.is_some() });
             }
         }
         all
     }
 
-    /// Notes that sessions up to `newest` miss what was published on all channels.
+    /// Notes that sessions up to `newest` missed publications on all channels.
     pub(crate) fn miss_all(&mut self, newest: Generation) {
         for (_, entry) in &mut self.channels {
             entry.missed_by = Some(newest);
         }
     }
 
-    /// How many channels at a server were lost and are there again, and their sessions that may have
-    /// missed something, each with the newest of them.
+    /// The number of channels at `node` that were lost and are back, and their sessions. A session may have missed
+    /// publications if it is not younger than the generation beside it.
     pub(crate) fn take_missed(&mut self, node: Node) -> (usize, Vec<(SessionKey, Generation)>) {
         let (mut channels, mut sessions) = (0, Vec::new());
         for entry in self.of_node(node) {
@@ -104,10 +104,10 @@ impl Hub {
         self.channels.iter_mut().map(|(_, entry)| entry).filter(move |entry| entry.node == node)
     }
 
-    /// The channels at a node that were asked for and are not confirmed.
+    /// The channels at `node` that were requested and are not confirmed.
     #[cfg(test)]
     pub(crate) fn unconfirmed(&mut self, node: Node) -> Vec<Channel> {
-        let unconfirmed = self.of_node(node).filter(|entry| entry.is_asked && !entry.is_confirmed);
+        let unconfirmed = self.of_node(node).filter(|entry| entry.is_requested && !entry.is_confirmed);
         unconfirmed.map(|entry| entry.name.clone()).collect()
     }
 }

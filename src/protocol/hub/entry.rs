@@ -11,22 +11,21 @@ use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::placement::Node;
 use crate::protocol::encoding::Encoding;
 
-/// One channel. What a publication needs lies together: a channel with one audience of one
-/// member, the commonest of all, has no other memory than this.
+/// One channel. The data that a publication needs are close together: a channel with one audience of one member, the
+/// most frequent case, has no further memory.
 #[derive(Debug)]
 pub(super) struct ChannelEntry {
     pub(super) name: Channel,
     pub(super) node: Node,
-    /// Whether the broker was asked to subscribe it and has not refused.
-    pub(super) is_asked: bool,
+    /// Whether the subscription was requested from the broker, and not refused.
+    pub(super) is_requested: bool,
     pub(super) is_confirmed: bool,
-    /// After its subscription was lost: the newest session that missed something. Until the gap is
-    /// reported.
+    /// From the loss of the subscription until the gap is reported: the newest session that may have missed publications.
     pub(super) missed_by: Option<Generation>,
     pub(super) audiences: SmallVec<[Audience; 1]>,
     pub(super) subscribers: usize,
     pub(super) given_up_at: Option<Millis>,
-    /// Subscribers that joined before the confirmation, to be told of it. Some may have left since.
+    /// Subscribers to tell of the confirmation, because they joined before. Some may have left since.
     pub(super) awaiting: Vec<(SessionKey, SubscriberId)>,
 }
 
@@ -37,7 +36,7 @@ pub(super) struct Audience {
     pub(super) batch: BytesMut,
     /// Frames in the batch.
     pub(super) frames: usize,
-    /// Until when it may be held back.
+    /// Until when the batch may be held back.
     pub(super) held_until: Option<Instant>,
 }
 
@@ -46,7 +45,7 @@ impl ChannelEntry {
         Self {
             name,
             node,
-            is_asked: false,
+            is_requested: false,
             is_confirmed: false,
             missed_by: None,
             audiences: SmallVec::new(),
@@ -56,18 +55,13 @@ impl ChannelEntry {
         }
     }
 
-    /// Notes that it is wanted; says whether the broker has to be asked for it.
-    pub(super) fn is_new_wish(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_asked, true)
+    /// Notes that the channel is wanted; true when its subscription has to be requested now.
+    pub(super) fn request(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_requested, true)
     }
 
-    /// Adds a member to the audience for `encoding`; returns where it is.
-    pub(super) fn place(
-        &mut self,
-        encoding: Encoding,
-        subscriber: SubscriberId,
-        session: SessionKey,
-    ) -> (usize, usize) {
+    /// Adds a member to the audience for `encoding`; returns the indices of the audience and of the member.
+    pub(super) fn add(&mut self, encoding: Encoding, subscriber: SubscriberId, session: SessionKey) -> (usize, usize) {
         self.subscribers += 1;
         self.given_up_at = None;
         let index = self.audiences.iter().position(|audience| audience.encoding == encoding).unwrap_or_else(|| {
@@ -80,7 +74,7 @@ impl ChannelEntry {
         (index, audience.members.len() - 1)
     }
 
-    /// Says whether it was confirmed.
+    /// Notes the loss of the subscription; true when it was confirmed.
     pub(super) fn unconfirm(&mut self, newest: Generation) -> bool {
         let was_confirmed = std::mem::replace(&mut self.is_confirmed, false);
         if was_confirmed {

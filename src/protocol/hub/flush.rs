@@ -1,4 +1,5 @@
-//! The hot path: publications become batches, batches go to sessions, and a slow audience is waited for a little.
+//! The hot path: publications become batches, batches go to sessions, and the batch of a slow audience is held back for
+//! a moment.
 
 use std::time::{Duration, Instant};
 
@@ -8,55 +9,55 @@ use crate::id::SessionKey;
 use crate::protocol::encoding::Encoded;
 use crate::protocol::outbound::Batch;
 
-/// A batch of this many bytes is flushed without waiting for the broker's pause. Chosen:
-/// two of nginx' buffers as shipped; a larger one only adds latency.
+/// A batch of this many bytes is flushed although the link has more to read. Chosen: two of nginx' buffers as shipped; a
+/// larger batch only adds latency.
 pub(super) const MAX_BATCH_BYTES: usize = 64 << 10;
 
-/// Batch buffers kept for the next publications, and how large one may be to be kept.
+/// The number of empty buffers kept for the next publications, and the largest capacity of one.
 const MAX_SPARE: usize = 16;
 const MAX_SPARE_BYTES: usize = 2 * MAX_BATCH_BYTES;
 
-/// So many bytes in all batches are flushed without waiting for the broker's pause or for anybody
-/// to catch up: many channels with a little each are much, too. Chosen: stays in a core's cache.
+/// All batches are flushed at this many bytes in total, although the link has more to read and audiences are behind.
+/// Chosen: stays in a core's cache.
 pub(super) const MAX_PENDING_BYTES: usize = 4 * MAX_BATCH_BYTES;
 
-/// Audiences of fewer members are flushed at once always: at 10 µs a member, with nginx, that is a
-/// quarter of a millisecond, and a shorter wait than [`ASK_AGAIN`] there is not.
+/// Smaller audiences are always flushed at once. At 10 µs a member, with nginx, their flush takes a quarter of a
+/// millisecond, less than the shortest wait ([`RECHECK`]).
 const PACED_MEMBERS: usize = 25;
 
-/// Members asked whether they have caught up, of which most have to.
+/// Members that are checked: an audience has caught up when at least half of them have.
 const SAMPLE: usize = 4;
 
-/// How soon they are asked again. Chosen: tokio's timers tick once a millisecond.
-const ASK_AGAIN: Duration = Duration::from_millis(1);
+/// The time between two checks. Chosen: tokio's timers tick once a millisecond.
+const RECHECK: Duration = Duration::from_millis(1);
 
-/// Where batches go.
+/// Takes batches for sessions.
 pub(crate) trait Outlet {
-    /// Hands a batch to a session.
+    /// Gives a batch to a session.
     fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>);
-    /// Whether the other end has not taken all that was delivered to a session.
+    /// Whether the session's peer has not taken all delivered bytes.
     fn is_behind(&mut self, session: SessionKey) -> bool;
     /// The time, which passes while a large audience is served.
     fn now(&self) -> Instant;
 }
 
-/// What came of [`Hub::flush`].
+/// The result of [`Hub::flush`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flushed {
-    /// Frames handed out.
+    /// Frames given to sessions.
     pub(crate) frames: u64,
     /// Publications since the last flush that were not UTF-8.
     pub(crate) not_utf8: u64,
-    /// When to flush what is held back.
+    /// When to flush the batches that are held back.
     pub(crate) next: Option<Instant>,
 }
 
 /// Whether a batch should be flushed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Batching {
-    /// It can wait for more.
+    /// No: the batch can wait for more publications.
     Wait,
-    /// It has reached its size.
+    /// Yes: the batch has reached its size.
     Full,
 }
 
@@ -85,7 +86,7 @@ impl Hub {
         batching
     }
 
-    /// Holds nothing back any more: sessions are about to be closed.
+    /// Stops holding batches back, because sessions are about to be closed.
     pub(crate) fn stop_pacing(&mut self) {
         self.pace = Duration::ZERO;
         for (_, entry) in &mut self.channels {
@@ -93,19 +94,19 @@ impl Hub {
         }
     }
 
-    /// Holds back for at most `pace` from now on.
+    /// Sets how long a batch may be held back.
     pub(crate) fn set_pace(&mut self, pace: Duration) {
         self.pace = pace;
     }
 
-    /// Whether anything waits to be flushed.
+    /// Whether a batch waits to be flushed.
     pub(crate) fn has_batches(&self) -> bool {
         !self.touched.is_empty()
     }
 
-    /// Hands the waiting batches to their subscribers, but for those whose audience has not caught
-    /// up with its last one: it would get to them no sooner, and one send of many frames costs
-    /// little more than of one, here and in nginx.
+    /// Gives the waiting batches to their subscribers. Holds a batch back while its audience has not caught up with the
+    /// last one. The clients lose nothing by that, and one send of many frames costs little more than of one frame, both
+    /// here and in nginx.
     pub(crate) fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = Flushed { frames: 0, not_utf8: std::mem::take(&mut self.not_utf8), next: None };
         let now = outlet.now();
@@ -120,7 +121,7 @@ impl Hub {
                 && audience.is_behind(outlet)
             {
                 self.touched.push((channel, index));
-                let next = until.min(now + ASK_AGAIN);
+                let next = until.min(now + RECHECK);
                 flushed.next = Some(flushed.next.map_or(next, |first: Instant| first.min(next)));
                 continue;
             }
@@ -144,8 +145,8 @@ impl Hub {
 }
 
 impl Audience {
-    /// Whether most have not taken all that was delivered to them. nginx takes in the order of
-    /// delivery, more or less, so those who are asked stand evenly along it, the last among them.
+    /// Whether most members have not taken all delivered bytes. nginx takes bytes roughly in the order of delivery. So
+    /// the members that are checked are spread evenly along that order, up to the last member.
     fn is_behind(&self, outlet: &mut impl Outlet) -> bool {
         let behind = (1..=SAMPLE).filter(|nth| {
             let member = self.members.get((self.members.len() * nth / SAMPLE).saturating_sub(1));

@@ -1,9 +1,9 @@
-//! A worker's channels: which session hears which, and one batch of frames for the sessions that get the same bytes.
+//! A worker's channels and their subscribers, with one batch of frames for all sessions that get the same bytes.
 //!
-//! channel → audiences (one per encoding) → subscribers. A publication is framed once per audience, appended to its
-//! batch, and a flush hands every batch to each subscriber. A channel stays subscribed for a short linger after its
-//! last subscriber left. May not enter: sockets, the broker, tasks. It says what to subscribe and which sessions have
-//! to be told of a confirmation; the worker does both.
+//! channel → audiences (one per encoding) → subscribers. A publication is framed once per audience and appended to the
+//! audience's batch; a flush gives every batch to each subscriber. A channel stays subscribed for a short linger after
+//! its last subscriber has left. The hub decides what to subscribe and which sessions to tell of a confirmation; the
+//! worker does both. May not enter: sockets, the broker, tasks.
 
 mod confirm;
 mod entry;

@@ -7,7 +7,7 @@ use slab::Slab;
 
 use super::entry::ChannelEntry;
 
-/// Which channel has a name; the name itself is in its entry.
+/// The id of each channel by its name; the name itself is in the channel's entry.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     ids: HashTable<usize>,

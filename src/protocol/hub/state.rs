@@ -1,4 +1,4 @@
-//! The hub and its subscribers: they join, leave, and a channel without any lingers.
+//! The hub and its subscribers: they join and leave, and a channel without subscribers lingers.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::per_node::PerNode;
 use crate::placement::{Node, Placement};
 use crate::protocol::encoding::Encoding;
 
-/// What came of [`Hub::join`].
+/// The result of [`Hub::join`].
 #[derive(Debug)]
 pub(crate) struct Joined {
     pub(crate) subscriber: SubscriberId,
-    /// The channel's name, of which everybody's is a share.
+    /// The channel's name, shared by all subscribers.
     pub(crate) channel: Channel,
-    /// Where the channel lives.
+    /// The channel's node.
     pub(crate) node: Node,
-    /// Whether the broker has to be asked to subscribe.
+    /// Whether the subscription has to be requested from the broker.
     pub(crate) is_first: bool,
     /// Whether the broker has confirmed the channel; else [`Hub::confirm`] or [`Hub::refuse`] names the session.
     pub(crate) is_confirmed: bool,
 }
 
-/// What came of [`Hub::reserve`]: as [`Joined`].
+/// The result of [`Hub::reserve`]; fields as in [`Joined`].
 #[derive(Debug)]
 pub(crate) struct Reserved {
     pub(crate) node: Node,
@@ -43,33 +43,34 @@ pub(crate) struct Hub {
     pub(super) names: Names,
     pub(super) channels: Slab<ChannelEntry>,
     pub(super) subscribers: Slab<Subscriber>,
-    /// Audiences with something in their batch, as (channel, audience).
+    /// Audiences with publications in their batch, as (channel, audience).
     pub(super) touched: Vec<(usize, usize)>,
     pub(super) placement: Placement,
-    /// Channels that are confirmed, at each of the broker's servers.
+    /// The number of confirmed channels.
     pub(super) confirmed: PerNode<usize>,
     /// Bytes in all batches.
     pub(super) pending: usize,
     /// Publications that were not UTF-8, since the last flush.
     pub(super) not_utf8: u64,
     pub(super) spare: Vec<BytesMut>,
-    /// Channels without subscribers and when they are given up, in that order.
+    /// Channels without subscribers, and when each is given up; sorted by that time.
     pub(super) lingering: VecDeque<(usize, Millis)>,
     pub(super) linger: Millis,
-    /// For how long after a flush the next may be held back.
+    /// How long after a flush the next batch may be held back.
     pub(super) pace: Duration,
 }
 
+/// A subscriber's indices: of its channel, of its audience there, and of its member there.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     channel: usize,
     audience: usize,
-    place: usize,
+    member: usize,
 }
 
 impl Hub {
-    /// A hub that keeps an unused channel subscribed for `linger`, and holds back what is for an
-    /// audience that has not caught up for at most `pace`.
+    /// A hub that keeps an unused channel subscribed for `linger`, and holds the batch of an audience that is behind back
+    /// for at most `pace`.
     pub(crate) fn new(linger: Millis, pace: Duration, placement: Placement) -> Self {
         Self {
             names: Names::default(),
@@ -87,31 +88,31 @@ impl Hub {
         }
     }
 
-    /// Makes `session` a subscriber of `channel`; it gets publications from now on.
+    /// Makes `session` a subscriber of `channel`: from now on, the session gets its publications.
     pub(crate) fn join(&mut self, channel: &Channel, encoding: Encoding, session: SessionKey) -> Joined {
         let id = self.entry_of(channel);
         let subscriber = u32::try_from(self.subscribers.vacant_key());
         let subscriber = SubscriberId(subscriber.expect("each subscriber has a descriptor, and those are fewer"));
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
-        let (audience, place) = entry.place(encoding, subscriber, session);
-        self.subscribers.insert(Subscriber { channel: id, audience, place });
-        let (is_first, is_confirmed) = (entry.is_new_wish(), entry.is_confirmed);
+        let (audience, member) = entry.add(encoding, subscriber, session);
+        self.subscribers.insert(Subscriber { channel: id, audience, member });
+        let (is_first, is_confirmed) = (entry.request(), entry.is_confirmed);
         if !is_confirmed {
             entry.awaiting.push((session, subscriber));
         }
         Joined { subscriber, channel: entry.name.clone(), node: entry.node, is_first, is_confirmed }
     }
 
-    /// Wants `channel` for sessions that are to come, until [`Hub::free`].
+    /// Keeps `channel` subscribed for sessions of a hand-over, until [`Hub::free`].
     pub(crate) fn reserve(&mut self, channel: &Channel) -> Reserved {
         let id = self.entry_of(channel);
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
         entry.subscribers += 1;
         entry.given_up_at = None;
-        Reserved { node: entry.node, is_first: entry.is_new_wish(), is_confirmed: entry.is_confirmed }
+        Reserved { node: entry.node, is_first: entry.request(), is_confirmed: entry.is_confirmed }
     }
 
-    /// The entry of a channel, which has one from now on.
+    /// The id of the channel's entry, which is made if missing.
     fn entry_of(&mut self, channel: &Channel) -> usize {
         self.names.find(&self.channels, channel).unwrap_or_else(|| {
             let id = self.channels.insert(ChannelEntry::new(channel.clone(), self.placement.node_of(channel)));
@@ -120,7 +121,7 @@ impl Hub {
         })
     }
 
-    /// Ends what [`Hub::reserve`] began; a channel to which nobody came lingers.
+    /// Ends a [`Hub::reserve`]; a channel without subscribers lingers then.
     pub(crate) fn free(&mut self, channel: &[u8], now: Millis) {
         let Some(id) = self.names.find(&self.channels, channel) else { return };
         if let Some(entry) = self.channels.get_mut(id) {
@@ -129,25 +130,25 @@ impl Hub {
         self.linger_if_unused(id, now);
     }
 
-    /// The channels that somebody listens to.
+    /// The channels with subscribers or reservations.
     pub(crate) fn channels_in_use(&self) -> Vec<Channel> {
         let used = self.channels.iter().filter(|(_, entry)| entry.subscribers > 0);
         used.map(|(_, entry)| entry.name.clone()).collect()
     }
 
-    /// Ends a subscription. Its channel lingers if it was the last.
+    /// Removes a subscriber. The channel of the last one lingers.
     pub(crate) fn leave(&mut self, subscriber: SubscriberId, now: Millis) {
         let left = self.subscribers.try_remove(subscriber.0 as usize);
         debug_assert!(left.is_some(), "a subscriber leaves once");
-        let Some(Subscriber { channel, audience, place }) = left else { return };
+        let Some(Subscriber { channel, audience, member: index }) = left else { return };
         let entry = self.channels.get_mut(channel).expect("a channel with subscribers has an entry");
         let members = &mut entry.audiences.get_mut(audience).expect("a subscriber has an audience").members;
-        debug_assert!(members.get(place).is_some_and(|(member, _)| *member == subscriber));
-        members.swap_remove(place);
-        if let Some((moved, _)) = members.get(place)
+        debug_assert!(members.get(index).is_some_and(|(member, _)| *member == subscriber));
+        members.swap_remove(index);
+        if let Some((moved, _)) = members.get(index)
             && let Some(moved) = self.subscribers.get_mut(moved.0 as usize)
         {
-            moved.place = place;
+            moved.member = index;
         }
         entry.subscribers -= 1;
         self.linger_if_unused(channel, now);
@@ -161,16 +162,15 @@ impl Hub {
         }
     }
 
-    /// Forgets the channels whose linger is over; those to unsubscribe go to `unsubscribe`.
+    /// Removes the channels whose linger is over; calls `unsubscribe` for those that are confirmed.
     pub(crate) fn expire(&mut self, now: Millis, mut unsubscribe: impl FnMut(Node, Channel)) {
         while let Some((id, at)) = self.lingering.front().copied().filter(|(_, at)| *at <= now) {
             self.lingering.pop_front();
-            // Somebody came back, or left again later: that has an entry of its own.
+            // A subscriber has come back. If the last one has left once more, `lingering` has a later entry.
             let Some(entry) = self.channels.get_mut(id).filter(|entry| entry.given_up_at == Some(at)) else { continue };
-            if entry.is_asked && !entry.is_confirmed {
-                // Until its confirmation has come it must not be forgotten: another SUBSCRIBE and
-                // an UNSUBSCRIBE might follow, and which of them a confirmation belongs to
-                // could not be told.
+            if entry.is_requested && !entry.is_confirmed {
+                // The entry stays until the confirmation. Otherwise an UNSUBSCRIBE and another SUBSCRIBE could follow,
+                // and a confirmation could belong to either SUBSCRIBE.
                 let given_up_at = now + self.linger.max(1);
                 entry.given_up_at = Some(given_up_at);
                 self.lingering.push_back((id, given_up_at));

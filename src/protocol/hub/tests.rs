@@ -1,4 +1,4 @@
-//! Channels, audiences and batches, with sessions that keep what they get.
+//! Channels, audiences and batches, with sessions that keep their bytes.
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ fn channel() -> Channel {
     Channel::from_static(b"c:a")
 }
 
-/// Sessions that keep what they get.
+/// Sessions that keep their bytes.
 #[derive(Default)]
 struct Kept {
     batches: Vec<(u32, Vec<u8>)>,
-    /// Those from here on have not caught up.
+    /// Sessions from this index on have not caught up.
     behind_from: Option<u32>,
 }
 
@@ -64,7 +64,7 @@ fn each_encoding_gets_its_own_bytes_and_what_is_ready_together_leaves_together()
 }
 
 #[test]
-fn a_subscription_is_asked_for_once_and_all_that_wait_are_told_once() {
+fn a_subscription_is_requested_once_and_all_waiting_subscribers_are_told_once() {
     let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
     let first = hub.join(&channel(), LUA, key(1));
     let second = hub.join(&channel(), Encoding::Plain, key(2));
@@ -113,11 +113,11 @@ fn an_unconfirmed_channel_is_kept_until_it_is_confirmed() {
     let mut gone = 0;
     hub.expire(2, |_, _| gone += 1);
     assert_eq!(gone, 1);
-    assert!(hub.confirm(Node(0), b"c:a").is_none(), "nobody knows it any more");
+    assert!(hub.confirm(Node(0), b"c:a").is_none(), "the hub has forgotten it");
 }
 
 #[test]
-fn a_refused_channel_is_asked_for_again_by_who_comes_next() {
+fn a_refused_channel_is_requested_again_for_the_next_subscriber() {
     let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
     hub.join(&channel(), LUA, key(1));
     assert_eq!(hub.refuse(b"c:a"), [key(1)]);
@@ -139,18 +139,18 @@ fn an_audience_that_has_not_caught_up_collects_and_one_that_has_does_not_wait() 
         let mut kept = Kept { behind_from, ..Kept::default() };
         (hub.flush(&mut kept), kept.batches.pop().map(|(_, batch)| batch))
     };
-    let (all, nobody) = (Some(0), None);
+    let (all, none) = (Some(0), None);
     assert_eq!(
         flush(&mut hub, b"0", all),
         (Flushed { frames: 100, not_utf8: 0, next: None }, Some(b"\x81\x010".to_vec()))
     );
-    // The last quarter alone is nobody to wait for.
+    // An audience does not wait for its last quarter alone.
     assert_eq!(flush(&mut hub, b"1", Some(75)).0.frames, 100);
     let (held, batch) = flush(&mut hub, b"2", Some(25));
     assert!(held.frames == 0 && batch.is_none() && held.next.is_some_and(|next| next > Instant::now()));
     assert!(hub.has_batches());
-    assert_eq!(flush(&mut hub, b"3", nobody).1, Some(b"\x81\x012\x81\x013".to_vec()));
-    // Enough is enough: a full batch leaves all the same.
+    assert_eq!(flush(&mut hub, b"3", none).1, Some(b"\x81\x012\x81\x013".to_vec()));
+    // A full batch leaves although the audience is behind.
     assert_eq!(flush(&mut hub, b"4", all).1, None);
     assert_eq!(flush(&mut hub, &[b'x'; MAX_BATCH_BYTES], all).0.frames, 200);
     hub.stop_pacing();
@@ -174,7 +174,7 @@ fn many_channels_with_a_little_each_are_flushed_when_it_is_much_together() {
 }
 
 #[test]
-fn members_that_change_places_can_still_leave() {
+fn members_that_get_another_index_can_still_leave() {
     let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
     let ids: Vec<_> = (0..5).map(|n| hub.join(&channel(), LUA, key(n)).subscriber).collect();
     for left in [0, 3, 4, 1] {
@@ -185,7 +185,7 @@ fn members_that_change_places_can_still_leave() {
 }
 
 #[test]
-fn who_missed_something_is_known_until_the_gap_is_reported() {
+fn sessions_that_missed_publications_are_known_until_the_gap_is_reported() {
     let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
     hub.join(&channel(), LUA, key(1));
     hub.join(&Channel::from_static(b"c:b"), LUA, key(2));

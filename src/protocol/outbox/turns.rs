@@ -1,9 +1,8 @@
 //! Messages that wait for one node. The messages of one source keep their order; the sources take turns.
 //!
 //! Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) by bytes: in a round each source sends about
-//! [`QUANTUM`] bytes. So a client that floods delays only itself, and a client that sends now and then waits for
-//! one round at most. A source without messages owns no memory here. May not enter: limits, messages in flight at
-//! the broker.
+//! [`QUANTUM`] bytes. So a client that floods delays only itself, and a client that sends rarely waits for one round at
+//! most. A source without messages owns no memory. May not enter: limits, messages in flight at the broker.
 
 use std::collections::VecDeque;
 
@@ -59,7 +58,7 @@ struct Line {
     credit: usize,
 }
 
-/// Which end of an order something joins.
+/// The end of an order at which a message or a line joins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Front,
@@ -74,7 +73,7 @@ pub(super) struct Turns {
     ids: HashTable<usize>,
     /// The ids of all lines; the first has its turn.
     order: VecDeque<usize>,
-    /// Empty, for the lines to come.
+    /// Empty queues, for new lines.
     spare: Vec<VecDeque<ClientMessage>>,
     len: usize,
     bytes: usize,
@@ -86,7 +85,7 @@ impl Turns {
         self.len
     }
 
-    /// Their total cost.
+    /// The total cost of the waiting messages.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -172,7 +171,7 @@ impl Turns {
         expired
     }
 
-    /// Drops the messages of a session; returns how many there were.
+    /// Drops the messages of a session; returns their number.
     pub(super) fn remove(&mut self, session: SessionKey) -> usize {
         let source = Source::Session(session);
         let is_its = |id: &usize| self.lines.get(*id).is_some_and(|line| line.source == source);
@@ -189,8 +188,8 @@ impl Turns {
         removed
     }
 
-    /// Takes the first message of a line, and whether it was the last: then the line goes. Its place in the order is
-    /// the caller's to take out.
+    /// Takes the first message of a line; tells whether it was the last. The last one removes the line, and the caller
+    /// removes the line's id from the order.
     fn pop_of(&mut self, id: usize) -> (ClientMessage, bool) {
         let line = self.lines.get_mut(id).expect("the caller has the id of a line");
         let message = line.messages.pop_front().expect("a line is never empty");
@@ -208,7 +207,7 @@ impl Turns {
         (message, is_last)
     }
 
-    /// A flood must not leave its memory behind.
+    /// Gives the memory of a flood back.
     fn shrink(&mut self) {
         if self.len == 0 {
             debug_assert!(self.bytes == 0 && self.order.is_empty() && self.ids.is_empty());
@@ -244,10 +243,10 @@ mod tests {
             turns.push(message(1, Vec::new(), number));
         }
         turns.push(message(2, b"hello".to_vec(), 10_000));
-        let place = std::iter::from_fn(|| turns.pop()).position(|message| session_of(&message) == 2).unwrap();
+        let before = std::iter::from_fn(|| turns.pop()).position(|message| session_of(&message) == 2).unwrap();
         assert!(
-            place <= QUANTUM / message(1, Vec::new(), 0).cost(),
-            "its one message left behind {place} of the flood"
+            before <= QUANTUM / message(1, Vec::new(), 0).cost(),
+            "the one message left after {before} of the flood"
         );
     }
 

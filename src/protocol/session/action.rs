@@ -1,5 +1,5 @@
-//! What a session asks of its owner: an [`Action`] after each transition, and [`Publish`] for the messages of its
-//! client, which are too many to be collected first.
+//! What a session asks of its owner, the worker: an [`Action`] after each transition, and [`Publish`] for client
+//! messages, which are too many to be collected first.
 
 use crate::channel::Channel;
 use crate::close::CloseReason;
@@ -10,17 +10,17 @@ use crate::close::CloseReason;
 pub(crate) enum Action {
     /// Nothing.
     Stay,
-    /// Give each of its subscriptions an entry in the hub (`Session::next_to_join`), then call `Session::on_joined`.
+    /// Give each subscription an entry in the hub (`Session::next_to_join`), then call `Session::on_joined`.
     Subscribe,
-    /// All its subscriptions are confirmed: give it its socket and its 101 (`Session::open`).
+    /// All subscriptions are confirmed: call `Session::open` with the socket and the 101.
     Upgrade,
-    /// Its handshake fails: answer with this refusal, and drop the session.
+    /// The handshake fails: answer with this refusal, and drop the session.
     Refuse(Denial),
-    /// The socket may have more to read: call `Session::on_readable` when other sessions had their turn.
+    /// The socket may have more bytes: call `Session::on_readable` after other sessions had their turn.
     ReadAgain,
-    /// It closes for this reason: end its subscriptions, and read on until it is over.
+    /// The session closes for this reason: end its subscriptions, and continue to read its socket.
     Close(CloseReason),
-    /// It is over: drop it.
+    /// The session has ended: drop it.
     End(CloseReason),
 }
 
@@ -42,7 +42,7 @@ pub(crate) trait Publish {
     fn reject(&mut self, rejected: Rejected);
 }
 
-/// What a message of a client carries.
+/// The payload of a client message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Payload<'a> {
     /// A text message, UTF-8.
@@ -51,20 +51,20 @@ pub(crate) enum Payload<'a> {
     Binary(&'a [u8]),
 }
 
-/// What becomes of a message that is not published.
+/// Why a client message is not published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rejected {
-    /// A binary message that the endpoint's encoding reads and ignores.
+    /// The encoding ignores binary messages.
     IgnoredBinary,
     /// The session closes for this reason.
     Closes(CloseReason),
 }
 
-/// What a message counts for in the owner's queue.
+/// The cost of a message in the outbox, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Queued {
-    /// Its cost while it waits.
+    /// The message's cost while it waits.
     pub(crate) bytes: usize,
-    /// The cost that the session may have waiting.
+    /// The cost of all messages that the session may have waiting.
     pub(crate) allowance: usize,
 }

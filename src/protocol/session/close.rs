@@ -1,4 +1,4 @@
-//! The end of a session: the close frame, the client's, FIN.
+//! The end of a session: our close frame, the client's close frame, FIN.
 
 use bytes::Bytes;
 
@@ -10,17 +10,17 @@ use crate::protocol::outbound::Batch;
 use crate::protocol::socket::Socket;
 use crate::protocol::websocket::reader::Reader;
 
-/// How long a client's close frame is awaited after ours, and then its FIN after ours.
+/// How long a session waits for the client's close frame after its own, and then for the client's FIN after its own.
 /// Chosen: a browser answers within a round trip; the wire contract allows 2.5 s in all.
 const CLOSE_WAIT: Millis = 1_000;
 
 impl Session {
-    /// Closes it, unless a close is under way: the frame that `reason` says, then FIN.
+    /// Closes the session, unless a close is under way: sends the close frame for `reason`, then FIN.
     pub(crate) fn close(&mut self, reason: CloseReason, socket: &mut impl Socket, now: Millis) -> Action {
         if self.is_closing() { Action::Stay } else { self.fault(reason, socket, now) }
     }
 
-    /// As [`Session::close`]; but one that is being closed ends: its client breaks the protocol or stalls.
+    /// As [`Session::close`]; but a session that is closing ends: its client breaks the protocol or stalls.
     pub(super) fn fault(&mut self, reason: CloseReason, socket: &mut impl Socket, now: Millis) -> Action {
         let row = reason.row();
         match (self.phase, row.code) {
@@ -32,7 +32,7 @@ impl Session {
         }
     }
 
-    /// The client's close frame came.
+    /// The client's close frame has arrived.
     pub(super) fn on_client_close(&mut self, code: Option<u16>, socket: &mut impl Socket, now: Millis) -> Action {
         if let Phase::Closing { awaits_reply, .. } = &mut self.phase {
             *awaits_reply = false;
@@ -49,10 +49,10 @@ impl Session {
         if matches!(reason, CloseReason::SlowConsumer | CloseReason::Stalled | CloseReason::ClientClosed)
             && let Some(queue) = &mut self.outbound
         {
-            // The client would not read what waits. The frame that is half sent has to be finished.
+            // The client would not read the backlog. A frame whose first byte has left must be finished.
             queue.keep_begun_frame();
         }
-        // A client that broke the protocol is not waited for (RFC 6455 §7.1.7).
+        // The session does not wait for a client that broke the protocol (RFC 6455 §7.1.7).
         let awaits_reply = !matches!(
             reason,
             CloseReason::ClientClosed | CloseReason::ProtocolError | CloseReason::InvalidText | CloseReason::TooBig

@@ -1,4 +1,4 @@
-//! The beginning of a session: its subscriptions, the broker's confirmation, its 101.
+//! The start of a session: its subscriptions, the broker's confirmation, its 101.
 
 use super::action::{Action, Denial};
 use super::state::{Phase, Session};
@@ -22,13 +22,13 @@ impl Session {
         self.subscriptions.iter_mut().find(|subscription| subscription.is_to_join())
     }
 
-    /// All its subscriptions have their entries in the hub.
+    /// All subscriptions have their entries in the hub.
     pub(crate) fn on_joined(&mut self) -> Action {
         debug_assert!(self.next_to_join().is_none());
         self.upgrade_if_subscribed()
     }
 
-    /// The broker confirmed the channel of one of its subscriptions.
+    /// The broker has confirmed a subscription's channel.
     pub(crate) fn on_subscribed(&mut self, subscriber: SubscriberId) -> Action {
         self.subscriptions.iter_mut().for_each(|subscription| subscription.on_confirmed(subscriber));
         self.upgrade_if_subscribed()
@@ -43,7 +43,7 @@ impl Session {
         Action::Upgrade
     }
 
-    /// The broker does not allow one of its channels.
+    /// The broker has refused a subscription.
     pub(crate) fn on_refused(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
         match self.phase {
             Phase::Subscribing { .. } => Action::Refuse(Denial::NotAllowed),
@@ -51,23 +51,23 @@ impl Session {
         }
     }
 
-    /// Gives it a socket. `head`, the 101, is sent first, then the publications that wait.
+    /// Opens the session on a socket. Sends `head`, the 101, and then the waiting publications.
     pub(crate) fn open(&mut self, head: &[u8], socket: &mut impl Socket, now: Millis) -> Action {
         debug_assert_eq!(self.phase, Phase::Opening, "the 101 leaves once, after the confirmation");
-        // A socket that has not sent a byte takes the few of a head, or it is broken.
+        // A socket that has not sent a byte takes a whole head, or is broken.
         if socket.send(head).ok() != Some(head.len()) {
             return Action::End(CloseReason::ClientGone);
         }
         self.phase = Phase::Open;
         (self.heard_at, self.pinged_at, self.alive_at) = (now, now, now);
         if let Some(queue) = &mut self.outbound {
-            // Until now there was no socket that could take anything.
+            // No socket could take bytes before, so the client has not stalled.
             queue.progress_at = now;
         }
         self.on_writable(socket, now)
     }
 
-    /// Takes its entries in the hub, which has none for it from now on.
+    /// Takes the session's entries in the hub, for the caller to remove from the hub.
     pub(crate) fn unsubscribe(&mut self) -> impl Iterator<Item = SubscriberId> {
         self.subscriptions.iter_mut().filter_map(Subscription::take_subscriber)
     }

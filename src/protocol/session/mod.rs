@@ -1,9 +1,9 @@
 //! One browser connection as a state machine: bytes, events and time go in, [`Action`]s come out.
 //!
-//! Between two calls a session (`state`) is complete and portable (`snapshot`). It begins with a `handshake`, publishes
-//! what it can `receive`, can `send` what is published, acts when the `time` has come, and ends with a `close`. It is
-//! handed its socket with each call that may use it, and owns none; `now` is an argument. May not enter: system calls,
-//! clocks, tasks, the broker, the hub, other sessions.
+//! Between two calls a session (`state`) is complete, and can become a `snapshot`. A session begins with a `handshake`,
+//! `receive`s client messages, `send`s publications, keeps deadlines (`time`), and ends with a `close`. Each call that
+//! may use the socket gets the socket as an argument, and the time as `now`. May not enter: system calls, clocks, tasks,
+//! the broker, the hub, other sessions.
 
 mod action;
 mod close;

@@ -63,7 +63,7 @@ impl Run {
             idle_timeout: Duration::from_secs(rng.u64(0..40)),
             ..config
         };
-        let mut stage = Stage::asked(config, encoding);
+        let mut stage = Stage::subscribing(config, encoding);
         stage.socket.room = HEAD.len() + rng.usize(..500);
         Self {
             rng,

@@ -1,4 +1,4 @@
-//! The receiving half of a session: bytes become client messages, and a client that sends too much is paused.
+//! The receiving half of a session: bytes become client messages, and a client that sends too fast is paused.
 
 use std::io;
 
@@ -17,11 +17,11 @@ use crate::protocol::websocket::reader::{Flow, Incoming, Reader};
 /// buffer per worker, not per session.
 const SCRATCH_BYTES: usize = 66 << 10;
 
-/// Where sessions receive bytes, one session after the other.
+/// The buffer into which sessions receive bytes, one session after the other.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     bytes: Vec<u8>,
-    /// Bytes that were received, for the owner's account of work.
+    /// Bytes received in this turn: the owner bounds the work of a turn.
     pub(crate) work: usize,
 }
 
@@ -32,8 +32,7 @@ impl Default for Scratch {
 }
 
 impl Session {
-    /// The socket has bytes, or its end, which `hung_up` announces. One read of them, so that other sessions have
-    /// their turn soon.
+    /// Reads the socket once, so that other sessions have their turn soon. `hung_up`: the reactor has reported the end.
     pub(crate) fn on_readable(
         &mut self,
         socket: &mut impl Socket,
@@ -47,7 +46,7 @@ impl Session {
             return Action::Stay;
         }
         if self.reader.was_interrupted() {
-            // What its last turn left comes first.
+            // Bytes that the last turn left come first.
             return again_if_idle(self.decode(&mut [], socket, now, outbox));
         }
         let read = match socket.receive(&mut scratch.bytes) {
@@ -60,14 +59,14 @@ impl Session {
         scratch.work += read;
         self.heard_at = now;
         self.alive_at = now;
-        // A short read left nothing behind (epoll(7), Q&A 9), so the next edge tells.
+        // After a short read the socket is empty (epoll(7), Q&A 9), so the next edge announces new bytes.
         let is_drained = read < scratch.bytes.len() && !hung_up;
         let bytes = scratch.bytes.get_mut(..read).expect("a socket receives no more than the buffer holds");
         let action = self.decode(bytes, socket, now, outbox);
         if is_drained { action } else { again_if_idle(action) }
     }
 
-    /// Decodes bytes that came behind the request, or that were kept while the session was paused.
+    /// Decodes bytes: those just received, those that followed the request, or those kept while the session was paused.
     pub(crate) fn decode(
         &mut self,
         bytes: &mut [u8],
@@ -80,7 +79,7 @@ impl Session {
             Phase::Open | Phase::Closing { awaits_reply: true, .. } => {}
             Phase::Subscribing { .. } | Phase::Opening => return Action::Stay,
             Phase::Closing { .. } | Phase::Ending { .. } => {
-                // Read off, and never decoded.
+                // A lingering close reads bytes off, and decodes none.
                 self.reader = Reader::default();
                 return Action::Stay;
             }
@@ -90,7 +89,7 @@ impl Session {
             config,
             encoding: self.encoding,
             subscription: self.subscriptions.first().expect("a session has a channel"),
-            // What a client sends before it saw that we go away is published all the same.
+            // Messages that the client sent before it received the 1001 are still published.
             takes_messages: matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. }),
             unpublished: &mut self.unpublished,
             is_paused: &mut self.is_paused,
@@ -116,8 +115,8 @@ impl Session {
         }
     }
 
-    /// The broker took one of its messages, of which the cost was `bytes`. It may be read again when no more than
-    /// half of `allowance` waits.
+    /// The broker has answered for a message with a cost of `bytes`. A paused session may be read again when at most half
+    /// of `allowance` waits.
     pub(crate) fn on_published(&mut self, bytes: usize, allowance: usize, now: Millis) -> Action {
         let unpublished = &mut self.unpublished;
         debug_assert!(unpublished.messages > 0 && unpublished.bytes >= bytes, "the broker answers once for a message");
@@ -127,26 +126,26 @@ impl Session {
         if self.may_resume(allowance) { Action::ReadAgain } else { Action::Stay }
     }
 
-    /// Stops reading until [`Session::resume`], because the owner has no room for its messages.
+    /// Stops reading until [`Session::resume`], because the outbox is full.
     pub(crate) fn pause(&mut self) {
-        debug_assert!(self.is_open(), "a session is read until it is over once it closes");
+        debug_assert!(self.is_open(), "a closing session is read until its end");
         self.is_paused = true;
     }
 
-    /// Whether a pause can end: half of the `allowance` that it may have waiting is free again.
+    /// Whether a pause can end: half of `allowance` is free again.
     pub(crate) fn may_resume(&self, allowance: usize) -> bool {
         let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
         self.is_paused && self.unpublished.bytes <= room / 2
     }
 
-    /// Ends a pause. What was read and kept comes first.
+    /// Ends a pause, and decodes the bytes that were kept.
     pub(crate) fn resume(&mut self, socket: &mut impl Socket, now: Millis, outbox: &mut impl Publish) -> Action {
         self.is_paused = false;
         self.alive_at = now;
         if self.reader.has_unread() { self.decode(&mut [], socket, now, outbox) } else { Action::Stay }
     }
 
-    /// Whether the broker has not answered for all of its messages.
+    /// Whether the broker has not answered for all of the session's messages.
     pub(crate) fn has_unpublished(&self) -> bool {
         self.unpublished.messages > 0
     }
@@ -156,7 +155,7 @@ fn again_if_idle(action: Action) -> Action {
     if action == Action::Stay { Action::ReadAgain } else { action }
 }
 
-/// What the messages of one [`Session::decode`] work on.
+/// The state that the messages of one [`Session::decode`] work on.
 struct Turn<'a, P> {
     config: &'a EndpointConfig,
     encoding: Encoding,
@@ -207,7 +206,7 @@ impl<P: Publish> Turn<'_, P> {
         }
     }
 
-    /// Why a message is not published, if it is not.
+    /// Why a message is not published; `None` when it is.
     fn rejection(&self, payload: Payload<'_>) -> Option<Rejected> {
         let is_binary = matches!(payload, Payload::Binary(_));
         if is_binary && self.encoding.ignores_binary() {

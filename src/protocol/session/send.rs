@@ -1,4 +1,4 @@
-//! The sending half of a session: publications, its backlog, a socket that takes bytes again.
+//! The sending half of a session: publications, the backlog, a socket that takes bytes again.
 
 use std::io;
 
@@ -9,17 +9,17 @@ use crate::close::CloseReason;
 use crate::protocol::outbound::{Batch, Outbound};
 use crate::protocol::socket::Socket;
 
-/// Why frames are not on their way.
+/// Why frames were neither sent nor queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsent {
-    /// The client takes nothing any more.
+    /// The connection is gone.
     Gone,
     /// The backlog is longer than the endpoint allows.
     TooMuch,
 }
 
 impl Session {
-    /// Sends whole frames, or queues what the socket does not take.
+    /// Sends whole frames, or queues the bytes that the socket does not take.
     pub(crate) fn deliver(&mut self, frames: &mut Batch<'_>, socket: &mut impl Socket, now: Millis) -> Action {
         if self.is_closing() {
             // The close frame is the last.
@@ -56,13 +56,13 @@ impl Session {
         if self.has_too_much() { Err(Unsent::TooMuch) } else { Ok(()) }
     }
 
-    /// Carries out what a failed [`Session::push`] means.
+    /// Reacts to a failed [`Session::push`].
     #[cold]
     pub(super) fn on_unsent(&mut self, unsent: Unsent, socket: &mut impl Socket, now: Millis) -> Action {
         match (unsent, self.phase) {
             (Unsent::TooMuch, _) => self.fault(CloseReason::SlowConsumer, socket, now),
-            // What the client sent before it went is still in the socket and is read first: the read that finds the
-            // end ends the session.
+            // Bytes that the client sent before it left are still in the socket, and are read first. The read that
+            // finds the end ends the session.
             (Unsent::Gone, Phase::Open) => {
                 self.outbound = None;
                 Action::ReadAgain
@@ -79,7 +79,7 @@ impl Session {
         }
     }
 
-    /// Sends of the backlog what the socket takes.
+    /// Sends as much of the backlog as the socket takes.
     pub(super) fn drain(&mut self, socket: &mut impl Socket, now: Millis) -> Result<(), Unsent> {
         if self.is_in_handshake() {
             return Ok(());
@@ -95,12 +95,12 @@ impl Session {
         Ok(())
     }
 
-    /// Bytes of memory that wait for its client, behind those that are being sent.
+    /// Bytes of memory that wait for the client, after the slice that is being sent.
     pub(crate) fn backlog(&self) -> usize {
         self.outbound.as_ref().map_or(0, |queue| queue.backlog())
     }
 
-    /// Whether its socket has to tell when it takes bytes again.
+    /// Whether the session has to be told when its socket takes bytes again.
     pub(crate) fn has_unsent(&self) -> bool {
         self.outbound.is_some() && !self.is_in_handshake()
     }

@@ -1,5 +1,6 @@
-//! A session as data for another process: everything but its socket. Times are ages in milliseconds, for the other
-//! process has another clock.
+//! A session as data for another process: everything but its socket.
+//!
+//! Times are ages in milliseconds, because the other process has another clock. May not enter: the hand-over's messages.
 
 use std::rc::Rc;
 
@@ -16,24 +17,24 @@ use crate::protocol::endpoint::Endpoint;
 use crate::protocol::outbound::Outbound;
 use crate::protocol::websocket::reader::Reader;
 
-/// What a session is between two reads.
+/// A session between two reads, as data. Other versions read these names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SessionSnapshot {
-    /// The path of its endpoint.
+    /// The path of the session's endpoint.
     pub(crate) endpoint: String,
     pub(crate) channel: ByteBuf,
     #[serde(rename = "wire")]
     encoding: Encoding,
-    /// Why it is being closed, if it is.
+    /// The close under way, if any.
     #[serde(default)]
     closing: Option<Closing>,
-    /// Bytes that were read and not decoded.
+    /// Bytes that were received and not decoded.
     #[serde(default)]
     unread: ByteBuf,
-    /// A message whose last frame has not come.
+    /// A message whose last frame has not arrived.
     #[serde(default)]
     unfinished: Option<Unfinished>,
-    /// Bytes that were not sent, and how many of them belong to a frame that has begun to leave.
+    /// The backlog, and how many of its bytes belong to a frame whose first byte has left.
     #[serde(default)]
     unsent: ByteBuf,
     #[serde(default)]
@@ -43,7 +44,7 @@ pub(crate) struct SessionSnapshot {
     heard_ago: Millis,
     pinged_ago: Millis,
     alive_ago: Millis,
-    /// Since when there was no progress with its messages.
+    /// How long ago the broker last made progress with the session's messages.
     #[serde(default)]
     unpublished_ago: Millis,
     #[serde(default)]
@@ -55,9 +56,9 @@ struct Closing {
     /// A label of [`CloseReason`].
     reason: String,
     left: Millis,
-    /// Whether the client's close frame is to come.
+    /// Whether the client's close frame has not come.
     awaits_reply: bool,
-    /// Whether our FIN is sent.
+    /// Whether our FIN has been sent.
     is_ending: bool,
 }
 
@@ -67,17 +68,17 @@ struct Unfinished {
     payload: ByteBuf,
 }
 
-/// Why a session cannot be made of what came.
+/// Why a snapshot is no session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotASession {
-    #[error("its channel's name is shorter than the prefix that its encoding leaves out")]
+    #[error("the channel's name is shorter than the prefix that the encoding leaves out")]
     Encoding,
-    #[error("what it has to send is not the rest of a frame and whole frames")]
+    #[error("the backlog is not the rest of a frame and whole frames")]
     Unsent,
 }
 
 impl SessionSnapshot {
-    /// Bytes of memory, more or less.
+    /// The snapshot's memory, approximately, in bytes.
     pub(crate) fn size(&self) -> usize {
         let unfinished = self.unfinished.as_ref().map_or(0, |message| message.payload.len());
         size_of::<Self>() + self.channel.len() + self.unread.len() + unfinished + self.unsent.len()
@@ -85,7 +86,7 @@ impl SessionSnapshot {
 }
 
 impl Session {
-    /// What it is now, its messages that wait for the broker apart; `None` while its handshake is not over.
+    /// The session as data, without its messages in the outbox; `None` during the handshake.
     pub(crate) fn snapshot(&self, now: Millis) -> Option<SessionSnapshot> {
         let ago = |at: Millis| now.saturating_sub(at);
         let closing = match self.phase {
@@ -122,7 +123,7 @@ impl Session {
         })
     }
 
-    /// Goes on with what another process had. Its messages follow ([`Session::adopt_message`]).
+    /// Makes a session of another process' snapshot. The session's messages follow ([`Session::adopt_message`]).
     ///
     /// # Errors
     /// When the snapshot contradicts itself.
@@ -163,7 +164,7 @@ impl Session {
         Ok(session)
     }
 
-    /// One of its messages waits for the broker, at a cost of `bytes`.
+    /// Counts a message in the outbox, with a cost of `bytes`.
     pub(crate) fn adopt_message(&mut self, bytes: usize) {
         self.unpublished.messages += 1;
         self.unpublished.bytes += bytes;
@@ -185,7 +186,7 @@ mod tests {
         Rc::new(Endpoint::new(config))
     }
 
-    /// What the session is in another process, whose clock shows `there`.
+    /// Moves the session to another process, whose clock shows `there`.
     fn moved(stage: &mut Stage, there: Millis) {
         let snapshot = stage.session.snapshot(stage.now).unwrap();
         let bytes = rmp_serde::to_vec_named(&snapshot).unwrap();
@@ -207,7 +208,7 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever it is cut, each half read by another process, the same messages come out.
+        /// The stream is cut anywhere, and another process reads the second part: the same messages come out.
         #[test]
         fn what_a_client_sends_is_read_on_byte_by_byte(cut in 0_usize..78) {
             let stream = [
@@ -224,7 +225,7 @@ mod tests {
             let mut stage = Stage::open(plain(), Encoding::Plain);
             let (before, behind) = stream.split_at(cut.min(stream.len()));
             for part in [before, behind] {
-                // What it brought comes first, and has a turn of its own.
+                // Bytes from the snapshot come first, in a turn of their own.
                 let mut action = stage.read(part);
                 if action == Action::ReadAgain {
                     action = stage.read(b"");
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_has_not_read_is_sent_on_from_the_byte_where_it_stopped() {
+    fn a_backlog_is_sent_from_the_byte_where_the_other_process_stopped() {
         let mut stage = Stage::lua();
         stage.socket.room = 70_000;
         let mut expected = Vec::new();
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn its_clock_and_its_closing_go_on() {
+    fn timers_and_a_close_continue_in_the_other_process() {
         let mut stage = Stage::lua();
         let due = stage.session.next_due() - NOW;
         stage.now += 1_000;
@@ -303,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_handshake_has_no_snapshot() {
-        let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+        let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
         assert_eq!(stage.session.snapshot(NOW), None);
         assert_eq!(stage.session.on_subscribed(super::super::stage::SUBSCRIBER), Action::Upgrade);
         assert_eq!(stage.session.snapshot(NOW), None);

@@ -1,4 +1,4 @@
-//! A session on a stage, for tests: its socket lies in memory, its clock is a number, its outbox keeps what it gets.
+//! A session with its surroundings, for tests: a socket in memory, a number as the clock, an outbox that keeps messages.
 
 use std::rc::Rc;
 
@@ -19,12 +19,12 @@ pub(super) const CHANNEL: &[u8] = b"chat:a";
 pub(super) const LUA: Encoding = Encoding::Lua { name_at: 5 };
 pub(super) const SUBSCRIBER: SubscriberId = SubscriberId(7);
 
-/// An outbox that keeps what it gets.
+/// An outbox that keeps all messages.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) messages: Vec<(&'static str, Vec<u8>)>,
     pub(super) rejected: Vec<Rejected>,
-    /// What one message counts for, and what a session may have waiting.
+    /// The cost of one message, and of all messages that a session may have waiting.
     pub(super) cost: usize,
     pub(super) allowance: usize,
 }
@@ -44,7 +44,7 @@ impl Publish for Kept {
     }
 }
 
-/// A session and all that its transitions touch.
+/// A session, and everything that its transitions touch.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) session: Session,
@@ -55,8 +55,8 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// A session whose handshake has begun, with a subscription that is asked for.
-    pub(super) fn asked(config: EndpointConfig, encoding: Encoding) -> Self {
+    /// A session in its handshake, with a subscription that is not confirmed.
+    pub(super) fn subscribing(config: EndpointConfig, encoding: Encoding) -> Self {
         let now = 1_000_000;
         let endpoint = Rc::new(Endpoint::new(config));
         let mut session = Session::new(endpoint, Channel::from_static(CHANNEL), encoding, now + 5_000, now);
@@ -69,9 +69,9 @@ impl Stage {
         Self { session, socket: MemorySocket::roomy(), outbox, scratch: Scratch::default(), now }
     }
 
-    /// A session that is open; its 101 is taken out of the way.
+    /// A session that is open; its 101 is taken.
     pub(super) fn open(config: EndpointConfig, encoding: Encoding) -> Self {
-        let mut stage = Self::asked(config, encoding);
+        let mut stage = Self::subscribing(config, encoding);
         assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
         assert_eq!(stage.session.open(b"101", &mut stage.socket, stage.now), Action::Stay);
         assert_eq!(stage.sent(), b"101");
@@ -83,13 +83,13 @@ impl Stage {
         Self::open(EndpointConfig::default(), LUA)
     }
 
-    /// What was sent since the last call, all of which the client takes.
+    /// The bytes sent since the last call; the client takes all of them.
     pub(super) fn sent(&mut self) -> Vec<u8> {
         self.socket.taken = 0;
         std::mem::take(&mut self.socket.sent)
     }
 
-    /// The client sends `bytes`, which are read once.
+    /// The client sends `bytes`, and the session reads once.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Action {
         self.socket.inbound.extend(bytes);
         let Self { session, socket, outbox, scratch, now } = self;
@@ -123,8 +123,7 @@ impl Stage {
         self.session.on_writable(&mut self.socket, self.now)
     }
 
-    /// `time` passes, and nothing happens but what is due. Returns what comes of the first timer that asks for
-    /// something.
+    /// Lets `time` pass with its timers. Returns the first action that is not [`Action::Stay`].
     pub(super) fn pass(&mut self, time: Millis) -> Action {
         let end = self.now + time;
         while self.session.next_due() <= end {

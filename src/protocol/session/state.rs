@@ -1,4 +1,4 @@
-//! What a session is between two calls.
+//! A session's state between two calls.
 
 use std::rc::Rc;
 
@@ -13,29 +13,29 @@ use crate::protocol::endpoint::Endpoint;
 use crate::protocol::outbound::Outbound;
 use crate::protocol::websocket::reader::Reader;
 
-/// Where a session is in its life.
+/// The phase of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The handshake waits for the broker to confirm the subscriptions, until then.
+    /// The handshake waits, until `until`, for the broker to confirm the subscriptions.
     Subscribing { until: Millis },
     /// Subscribed; the 101 has not left. Publications are queued.
     Opening,
     /// Messages go both ways.
     Open,
-    /// The close frame is the last unit that we send. `awaits_reply`: the client's close frame is to come.
+    /// The close frame is sent or queued as the last unit. With `awaits_reply`, the client's close frame has not come.
     Closing { reason: CloseReason, until: Millis, awaits_reply: bool },
-    /// FIN is sent. What the client still sends is read off: to close a socket with unread bytes resets it, and a
-    /// reset can destroy the close frame on its way.
+    /// FIN is sent, and the lingering close reads off the bytes that the client still sends. A close with unread bytes
+    /// would reset the connection, and a reset can destroy the close frame on its way.
     Ending { reason: CloseReason, until: Millis },
 }
 
 /// A client's messages that the broker has not answered for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Unpublished {
-    /// Their cost.
+    /// The messages' cost.
     pub(super) bytes: usize,
     pub(super) messages: usize,
-    /// When the first of them came, or the broker answered for one last.
+    /// When the first of the messages arrived, or the broker last answered for one.
     pub(super) since: Millis,
 }
 
@@ -43,20 +43,20 @@ pub(super) struct Unpublished {
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) endpoint: Rc<Endpoint>,
-    /// How units are framed on this connection: pings, close frames, where one ends.
+    /// The encoding of pings and close frames on this connection.
     pub(super) encoding: Encoding,
-    /// Its channels: one today.
+    /// One per channel; a session has one channel.
     pub(super) subscriptions: SmallVec<[Subscription; 1]>,
     pub(super) phase: Phase,
     pub(super) reader: Reader,
     pub(super) outbound: Option<Box<Outbound>>,
-    /// When the client sent something last, and when it was last pinged.
+    /// When the client last sent a byte, and when it was last pinged.
     pub(super) heard_at: Millis,
     pub(super) pinged_at: Millis,
-    /// When it gave a sign of life: sent something, or took something of a backlog.
+    /// When the client last sent a byte, or took a byte of the backlog.
     pub(super) alive_at: Millis,
     pub(super) unpublished: Unpublished,
-    /// Whether its socket is not read, because too many messages wait for the broker.
+    /// Whether the socket is not read, because too many messages wait for the broker.
     pub(super) is_paused: bool,
 }
 
@@ -85,13 +85,13 @@ impl Session {
         }
     }
 
-    /// The channel that its client publishes on.
+    /// The channel on which the client publishes.
     pub(crate) fn channel(&self) -> &Channel {
         let first = self.subscriptions.first();
-        &first.expect("a session has a channel from its beginning, and drops none").channel
+        &first.expect("a session has a channel from its start, and drops none").channel
     }
 
-    /// Whether its handshake waits for the broker.
+    /// Whether the handshake waits for the broker.
     pub(crate) fn is_subscribing(&self) -> bool {
         matches!(self.phase, Phase::Subscribing { .. })
     }
@@ -106,7 +106,7 @@ impl Session {
         matches!(self.phase, Phase::Closing { .. } | Phase::Ending { .. })
     }
 
-    /// Whether its handshake is not over: nothing may be sent.
+    /// Whether the handshake has not ended, so that nothing may be sent.
     pub(super) fn is_in_handshake(&self) -> bool {
         matches!(self.phase, Phase::Subscribing { .. } | Phase::Opening)
     }

@@ -5,7 +5,7 @@ use crate::config::EndpointConfig;
 use crate::id::SubscriberId;
 use crate::protocol::encoding::Encoding;
 
-/// A channel that a session takes part in.
+/// A channel of a session.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     pub(crate) channel: Channel,
@@ -21,19 +21,19 @@ pub(crate) struct Rights {
     pub(crate) may_publish: bool,
 }
 
-/// How far a subscription has come.
+/// The state of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The hub has no entry for it.
+    /// Without an entry in the hub.
     Apart,
-    /// The hub has one; the broker has not confirmed the channel.
-    Asked(SubscriberId),
-    /// The broker has confirmed it. A later loss of the broker's subscription is a gap, not a state of the session.
+    /// In the hub; the broker has not confirmed the channel.
+    Requested(SubscriberId),
+    /// In the hub; the broker has confirmed the channel. If the broker loses it later, that is a gap, not a state here.
     Confirmed(SubscriberId),
 }
 
 impl Rights {
-    /// What an endpoint grants to its clients.
+    /// The rights that an endpoint grants to its clients.
     pub(crate) fn of(config: &EndpointConfig) -> Self {
         Self { may_receive: config.subscribe, may_publish: config.publish }
     }
@@ -44,35 +44,35 @@ impl Subscription {
         Self { channel, encoding, rights, state: State::Apart }
     }
 
-    /// The hub has an entry for it now. `channel` is the name of which all subscribers have a share.
+    /// The hub has made an entry. `channel` is the channel's name, shared by all subscribers.
     pub(crate) fn on_joined(&mut self, subscriber: SubscriberId, channel: Channel, is_confirmed: bool) {
         debug_assert_eq!(self.state, State::Apart, "a subscription has one entry in the hub");
         debug_assert_eq!(self.channel, channel);
         self.channel = channel;
-        self.state = if is_confirmed { State::Confirmed(subscriber) } else { State::Asked(subscriber) };
+        self.state = if is_confirmed { State::Confirmed(subscriber) } else { State::Requested(subscriber) };
     }
 
-    /// The broker confirmed the channel of `subscriber`, which may be this one.
+    /// The broker has confirmed the channel of `subscriber`, which may be this subscription.
     pub(super) fn on_confirmed(&mut self, subscriber: SubscriberId) {
-        if self.state == State::Asked(subscriber) {
+        if self.state == State::Requested(subscriber) {
             self.state = State::Confirmed(subscriber);
         }
     }
 
-    /// Takes its entry in the hub: it has none from now on.
+    /// Takes the key of the entry in the hub, for the caller to remove the entry.
     pub(super) fn take_subscriber(&mut self) -> Option<SubscriberId> {
         match std::mem::replace(&mut self.state, State::Apart) {
             State::Apart => None,
-            State::Asked(subscriber) | State::Confirmed(subscriber) => Some(subscriber),
+            State::Requested(subscriber) | State::Confirmed(subscriber) => Some(subscriber),
         }
     }
 
-    /// Whether it waits for an entry in the hub.
+    /// Whether the subscription waits for an entry in the hub.
     pub(super) fn is_to_join(&self) -> bool {
         self.rights.may_receive && self.state == State::Apart
     }
 
-    /// Whether nothing has to happen before its publications arrive.
+    /// Whether publications arrive, or none are wanted.
     pub(super) fn is_settled(&self) -> bool {
         !self.rights.may_receive || matches!(self.state, State::Confirmed(_))
     }

@@ -25,7 +25,7 @@ fn an_idle_session_is_small_and_owns_no_memory_but_its_channel() {
 
 #[test]
 fn the_101_leaves_after_the_confirmation_and_publications_wait_for_it() {
-    let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+    let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     assert_eq!(stage.session.on_subscribed(crate::id::SubscriberId(99)), Action::Stay, "another one's");
     assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
     assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Stay, "it is told once");
@@ -40,7 +40,7 @@ fn the_101_leaves_after_the_confirmation_and_publications_wait_for_it() {
 #[test]
 fn time_in_which_the_session_had_no_socket_does_not_count_as_a_stall() {
     let config = EndpointConfig { stall_timeout: Duration::from_secs(2), ..EndpointConfig::default() };
-    let mut stage = Stage::asked(config, LUA);
+    let mut stage = Stage::subscribing(config, LUA);
     assert_eq!(stage.deliver(b"1"), Action::Stay);
     assert_eq!(stage.pass(4_000), Action::Stay);
     assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
@@ -53,7 +53,7 @@ fn time_in_which_the_session_had_no_socket_does_not_count_as_a_stall() {
 
 #[test]
 fn a_101_that_the_socket_does_not_take_ends_the_session() {
-    let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+    let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
     stage.socket.room = 2;
     let opened = stage.session.open(b"101", &mut stage.socket, stage.now);
@@ -71,10 +71,10 @@ fn a_session_that_receives_nothing_waits_for_no_subscription() {
 
 #[test]
 fn a_subscription_that_is_confirmed_late_or_refused_refuses_the_handshake() {
-    let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+    let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     assert_eq!(stage.pass(4_999), Action::Stay);
     assert_eq!(stage.pass(1), Action::Refuse(Denial::TimedOut));
-    let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+    let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     let refused = stage.session.on_refused(&mut stage.socket, stage.now);
     assert_eq!((refused, stage.sent()), (Action::Refuse(Denial::NotAllowed), Vec::new()));
     // One that has its 101 is closed instead, and one that has not yet ends.
@@ -82,7 +82,7 @@ fn a_subscription_that_is_confirmed_late_or_refused_refuses_the_handshake() {
     let refused = stage.session.on_refused(&mut stage.socket, stage.now);
     assert_eq!(refused, Action::Close(CloseReason::SubscriptionLost));
     assert_eq!(stage.sent(), close_frame(CloseReason::SubscriptionLost));
-    let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+    let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
     let refused = stage.session.on_refused(&mut stage.socket, stage.now);
     assert_eq!(refused, Action::End(CloseReason::SubscriptionLost));
@@ -90,7 +90,7 @@ fn a_subscription_that_is_confirmed_late_or_refused_refuses_the_handshake() {
 
 #[test]
 fn a_handshake_with_too_many_publications_ends() {
-    let mut stage = Stage::asked(EndpointConfig { max_queue_bytes: 300, ..EndpointConfig::default() }, LUA);
+    let mut stage = Stage::subscribing(EndpointConfig { max_queue_bytes: 300, ..EndpointConfig::default() }, LUA);
     // The first alone is never too much.
     assert_eq!((stage.deliver(&[b'x'; 500]), stage.deliver(&[b'x'; 100])), (Action::Stay, Action::Stay));
     assert_eq!(stage.deliver(&[b'x'; 100]), Action::End(CloseReason::SlowConsumer));
@@ -288,7 +288,7 @@ fn a_text_is_refused_where_clients_may_not_publish() {
 }
 
 #[test]
-fn messages_that_nobody_answers_for_close_the_session_and_progress_puts_it_off() {
+fn messages_without_an_answer_close_the_session_and_progress_puts_it_off() {
     let mut stage = Stage::lua();
     assert_eq!(stage.read(&[frame(TEXT, b"1"), frame(TEXT, b"2")].concat()), Action::Stay);
     assert!(stage.session.has_unpublished());
@@ -347,7 +347,7 @@ fn time_in_which_the_owner_stands_still_counts_against_no_deadline() {
     stage.session.quiesced(3_000);
     let after = [stage.session.silent_at(), stage.session.stalled_at(), stage.session.unpublished_at()];
     assert_eq!(after, before.map(|at| at + 3_000));
-    let mut stage = Stage::asked(EndpointConfig::default(), LUA);
+    let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     let due = stage.session.next_due();
     stage.session.quiesced(3_000);
     assert_eq!(stage.session.next_due(), due + 3_000);

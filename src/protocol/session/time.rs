@@ -1,4 +1,4 @@
-//! What time does to a session: pings, and every deadline after which it closes or ends.
+//! A session's timers: pings, and all deadlines after which the session closes or ends.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::protocol::outbound::Batch;
 use crate::protocol::socket::Socket;
 
 impl Session {
-    /// Carries out what is due at `now`.
+    /// Handles every timer that is due at `now`.
     pub(crate) fn on_tick(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
         match self.phase {
             Phase::Subscribing { until } if now >= until => Action::Refuse(Denial::TimedOut),
             Phase::Closing { reason, until, awaits_reply } if now >= until => {
                 if awaits_reply && self.outbound.is_none() {
-                    // The reply does not come; FIN may end the connection in order all the same.
+                    // No reply came in time; FIN may still end the connection in order.
                     self.phase = Phase::Closing { reason, until, awaits_reply: false };
                     self.finish_if_sent(socket, now);
                     return Action::Stay;
@@ -31,8 +31,8 @@ impl Session {
 
     fn on_tick_while_open(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
         if self.stalled_at() <= now {
-            // A Unix socket is reported as writable when three quarters of its buffer are free (the kernel's
-            // unix_writable). What a slow reader took is found by trying.
+            // The kernel reports a Unix socket as writable only when three quarters of its buffer are free
+            // (unix_writable). A send finds out whether a slow reader has taken bytes.
             if let Err(unsent) = self.drain(socket, now) {
                 return self.on_unsent(unsent, socket, now);
             }
@@ -71,7 +71,7 @@ impl Session {
     }
 
     pub(super) fn silent_at(&self) -> Millis {
-        // A client that is not read cannot show that it lives.
+        // While the session is paused, bytes of the client are not seen.
         if self.is_paused { Millis::MAX } else { after(self.alive_at, self.endpoint.config.idle_timeout) }
     }
 
@@ -84,7 +84,7 @@ impl Session {
         after(self.heard_at.max(self.pinged_at), self.endpoint.config.ping_interval)
     }
 
-    /// The owner did not read, tick or publish for `time`: no deadline passed meanwhile.
+    /// Moves all deadlines by `time`, in which the quiesced worker did not read, tick or publish.
     pub(crate) fn quiesced(&mut self, time: Millis) {
         self.alive_at = self.alive_at.saturating_add(time);
         self.unpublished.since = self.unpublished.since.saturating_add(time);
@@ -99,7 +99,7 @@ impl Session {
     }
 }
 
-/// `limit` after `since`; a limit of zero is switched off.
+/// `limit` after `since`; a limit of zero never passes.
 fn after(since: Millis, limit: Duration) -> Millis {
     if limit.is_zero() { Millis::MAX } else { since.saturating_add(millis(limit)) }
 }

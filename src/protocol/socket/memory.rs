@@ -5,22 +5,22 @@ use std::io::{self, IoSlice};
 
 use super::Socket;
 
-/// A socket whose other end is in the hands of a test.
+/// A socket whose peer is a test.
 #[derive(Debug, Default)]
 pub(crate) struct MemorySocket {
-    /// Bytes that the peer has sent and that were not received.
+    /// Bytes that the peer has sent, and that were not received.
     pub(crate) inbound: VecDeque<u8>,
-    /// Whether the peer has sent FIN behind them.
+    /// Whether the peer has sent FIN after them.
     pub(crate) is_peer_finished: bool,
     /// All bytes that were sent, in order.
     pub(crate) sent: Vec<u8>,
-    /// Bytes that it takes before it blocks.
+    /// Bytes that the socket takes before it blocks.
     pub(crate) room: usize,
     /// How many of the sent bytes the peer has taken.
     pub(crate) taken: usize,
     /// Whether FIN was sent.
     pub(crate) is_finished: bool,
-    /// Whether the peer is gone: nothing more can be sent.
+    /// Whether the peer is gone: every send fails.
     pub(crate) is_broken: bool,
 }
 
@@ -56,8 +56,8 @@ impl Socket for MemorySocket {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let count = buffer.len().min(self.inbound.len());
-        for (place, byte) in buffer.iter_mut().zip(self.inbound.drain(..count)) {
-            *place = byte;
+        for (slot, byte) in buffer.iter_mut().zip(self.inbound.drain(..count)) {
+            *slot = byte;
         }
         Ok(count)
     }

@@ -1,6 +1,6 @@
-//! Builds server frames: FIN set, no RSV bit, never masked, the shortest length
-//! form (RFC 6455 §5.2). Server frames are the same bytes for every subscriber,
-//! which is why they are built once and shared.
+//! Builds server frames: FIN set, no RSV bit, never masked, the shortest form of the length (RFC 6455 §5.2).
+//!
+//! A server frame has the same bytes for every subscriber, so it is built once and shared. May not enter: sockets.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -66,8 +66,8 @@ fn control(first: u8, payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// The length of the server frame that `bytes` starts with; `None` when even its
-/// header is not complete. Only for bytes that this module built.
+/// The length of the server frame that `bytes` starts with; `None` when its header is incomplete. Only for bytes that
+/// this module built.
 pub(crate) fn len_of_first(bytes: &[u8]) -> Option<usize> {
     let short = usize::from(*bytes.get(1)?);
     match short {

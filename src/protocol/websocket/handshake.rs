@@ -25,12 +25,12 @@ pub(crate) enum HandshakeError {
     Version,
 }
 
-/// Which of the subprotocols that a client offers is answered.
+/// Which of the subprotocols that a client offers is selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subprotocols<'a> {
-    /// The first of the first header, whatever it is: the contract of the `lua` wire.
+    /// The first one in the first header, whatever its name: the contract of the `lua` wire.
     First,
-    /// The first that is in this list.
+    /// The first one that is in this list.
     Listed(&'a [String]),
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn accept(request: &HeaderMap, spoken: Subprotocols<'_>) -> Result<By
     if !has_token(request, &CONNECTION, "upgrade") {
         return Err(HandshakeError::NoConnectionUpgrade);
     }
-    // RFC 9112 §3.2: exactly one; and a WebSocket's URL always has a host.
+    // RFC 9112 §3.2: exactly one Host field; and a WebSocket's URL always has a host.
     if only(request, &HOST).is_none_or(<[u8]>::is_empty) {
         return Err(HandshakeError::Host);
     }
@@ -74,7 +74,7 @@ fn put_header(head: &mut Vec<u8>, name: &str, value: &[u8]) {
     }
 }
 
-/// Whether any of the headers of that name lists `token`, in any case (RFC 9110 §5.6.1).
+/// Whether any of the headers called `name` lists `token`, in any case (RFC 9110 §5.6.1).
 fn has_token(request: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     request
         .get_all(name)
@@ -83,14 +83,14 @@ fn has_token(request: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .any(|listed| listed.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// The header's value when there is exactly one of that name, without blanks around it.
+/// The header's value without surrounding blanks, when exactly one header has that name.
 fn only<'a>(request: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
     let mut values = request.get_all(name).iter();
     let value = values.next()?;
     values.next().is_none().then(|| value.as_bytes().trim_ascii())
 }
 
-/// Whether it is 16 bytes in base64 (RFC 6455 §4.1): 22 characters and the padding.
+/// Whether `key` is 16 bytes in base64 (RFC 6455 §4.1): 22 characters and the padding.
 fn is_key(key: &[u8]) -> bool {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     key.strip_suffix(b"==").is_some_and(|digits| digits.len() == 22 && digits.iter().all(is_digit))
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn a_missing_header_is_named() {
         assert_eq!(answer(&[("upgrade", "")]), Err(HandshakeError::NoUpgrade));
         assert_eq!(answer(&[("connection", "keep-alive")]), Err(HandshakeError::NoConnectionUpgrade));
         assert_eq!(answer(&[("sec-websocket-key", "")]), Err(HandshakeError::NoKey));

@@ -1,5 +1,4 @@
-//! RFC 6455 on the server's side: the handshake's checks, judging what a client
-//! sends, and building what we send.
+//! RFC 6455 on the server's side: checks a handshake, decodes a client's frames, builds the server's frames.
 //!
 //! The only room that names tungstenite. May not enter: sockets, channels, Redis.
 

@@ -1,10 +1,9 @@
-//! Judges what a client sends (RFC 6455 §5, §7, §8) and hands over whole messages.
+//! Decodes a client's frames (RFC 6455 §5, §7, §8) into whole messages.
 //!
-//! A [`Reader`] is the portable half of a session's reading side: the bytes of a frame
-//! that is not complete, and the payload of a message that is not complete. An idle
-//! reader owns no memory. tungstenite parses the headers and knows the close codes; its
-//! context is not used, because the unfinished message inside it could not be moved
-//! to another process. That both judge alike is shown by `agrees_with_tungstenite`.
+//! A [`Reader`] keeps the bytes of an incomplete frame and the payload of an incomplete message; both go into a
+//! session's snapshot. An idle reader owns no memory. tungstenite parses headers and checks close codes. Its context is
+//! not used, because the unfinished message inside cannot move to another process. The test `agrees_with_tungstenite`
+//! compares the two decoders. May not enter: sockets, what becomes of a message.
 
 use std::io::Cursor;
 
@@ -13,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Control
 
 use crate::close::CloseReason;
 
-/// What a client sent, whole and unmasked.
+/// A whole message or control frame of a client, unmasked.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming<'a> {
     /// A text message.
@@ -22,33 +21,33 @@ pub(crate) enum Incoming<'a> {
     Binary(&'a [u8]),
     /// A ping and its payload, at most 125 bytes.
     Ping(&'a [u8]),
-    /// A pong, asked for or not.
+    /// A pong, solicited or not.
     Pong,
-    /// A close frame and its code, when it has one.
+    /// A close frame and its code, if any.
     Close(Option<u16>),
 }
 
 /// Whether the caller wants the next message now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
-    /// Go on.
+    /// Yes.
     Continue,
-    /// Keep what follows for later: there is no room for it now.
+    /// No: the reader keeps the bytes that follow, because the caller has no room for more messages.
     Pause,
-    /// Nothing that follows is to be read (RFC 6455 §5.5.1).
+    /// No: the bytes that follow are dropped (RFC 6455 §5.5.1).
     Stop,
-    /// The reader's own word: [`FRAMES_PER_TURN`] were judged, and others have their turn before the rest.
+    /// Only from the reader: [`FRAMES_PER_TURN`] frames were decoded, and other sessions have their turn first.
     Interrupt,
 }
 
-/// Bytes that unread bytes may own beyond what they need. Chosen: a page.
+/// Capacity that the buffer of unread bytes may keep beyond its length, in bytes. Chosen: a page.
 const KEPT_ROOM: usize = 4 << 10;
 
-/// Frames judged at a time. Chosen: a read of the smallest frames holds eleven times as many, and these take
-/// some 30 µs, or 200 µs as messages.
+/// Frames decoded in one turn. Chosen: a read of the smallest frames holds eleven times as many. A turn takes some
+/// 30 µs, or 200 µs when each frame is a message.
 const FRAMES_PER_TURN: usize = 1_024;
 
-/// A message whose last frame has not come.
+/// A message whose last frame has not arrived.
 #[derive(Debug, Default)]
 struct Unfinished {
     is_text: bool,
@@ -59,40 +58,40 @@ struct Unfinished {
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     unread: Vec<u8>,
-    /// Whether `unread` may begin with a whole frame, because a turn was over.
+    /// Whether `unread` may begin with a whole frame, because a turn ended.
     was_interrupted: bool,
     unfinished: Option<Box<Unfinished>>,
 }
 
 impl Reader {
-    /// Whether bytes wait that were read and not judged.
+    /// Whether bytes wait that were received and not decoded.
     pub(crate) fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
 
-    /// Whether its last turn ended before what was read did: call [`Reader::feed`] again, without fresh bytes.
+    /// Whether the last turn ended before the received bytes did: call [`Reader::feed`] again, without fresh bytes.
     pub(crate) fn was_interrupted(&self) -> bool {
         self.was_interrupted
     }
 
-    /// Its bytes that were read and not judged, and the message whose last frame has not come: whether
-    /// it is a text, and its payload so far.
+    /// For a snapshot: the bytes that were received and not decoded, and the unfinished message. Of the latter: whether
+    /// it is a text message, and its payload so far.
     pub(crate) fn parts(&self) -> (&[u8], Option<(bool, &[u8])>) {
         (&self.unread, self.unfinished.as_ref().map(|message| (message.is_text, &*message.payload)))
     }
 
-    /// Goes on where another stopped.
+    /// A reader that continues from another's [`Reader::parts`].
     pub(crate) fn from_parts(unread: Vec<u8>, unfinished: Option<(bool, Vec<u8>)>) -> Self {
         let unfinished = unfinished.map(|(is_text, payload)| Box::new(Unfinished { is_text, payload }));
         Self { was_interrupted: !unread.is_empty(), unread, unfinished }
     }
 
-    /// Judges `fresh`, the bytes just read, after those kept from before, and hands each
-    /// whole message to `on` until it says [`Flow::Pause`] or [`Flow::Stop`].
-    /// `fresh` is unmasked in place. Messages may have `max_message_bytes`.
+    /// Decodes the bytes kept from before, then `fresh`, the bytes just received. Passes each whole message to `on`,
+    /// until `on` returns [`Flow::Pause`] or [`Flow::Stop`]. Unmasks `fresh` in place. A message may have
+    /// `max_message_bytes`.
     ///
     /// # Errors
-    /// The reason to close the session with; what follows in the stream must not be read.
+    /// The reason to close the session with; the bytes that follow must not be read.
     pub(crate) fn feed(
         &mut self,
         fresh: &mut [u8],
@@ -101,7 +100,7 @@ impl Reader {
     ) -> Result<Flow, CloseReason> {
         self.was_interrupted = false;
         if self.unread.is_empty() {
-            let (flow, used) = self.judge(fresh, max_message_bytes, &mut on)?;
+            let (flow, used) = self.decode(fresh, max_message_bytes, &mut on)?;
             self.was_interrupted = flow == Flow::Interrupt;
             if flow != Flow::Stop {
                 self.unread.extend_from_slice(fresh.get(used..).unwrap_or_default());
@@ -110,12 +109,12 @@ impl Reader {
         }
         let mut kept = std::mem::take(&mut self.unread);
         kept.extend_from_slice(fresh);
-        let (flow, used) = self.judge(&mut kept, max_message_bytes, &mut on)?;
+        let (flow, used) = self.decode(&mut kept, max_message_bytes, &mut on)?;
         self.was_interrupted = flow == Flow::Interrupt;
         if flow != Flow::Stop && used < kept.len() {
             kept.drain(..used);
             if kept.capacity() > 4 * kept.len() + KEPT_ROOM {
-                // What a flood needed is not kept for the beginning of a frame.
+                // The capacity that a flood needed is not kept for the start of one frame.
                 kept.shrink_to_fit();
             }
             self.unread = kept;
@@ -123,8 +122,8 @@ impl Reader {
         Ok(flow)
     }
 
-    /// Judges the frames in `bytes`; returns how many bytes they took.
-    fn judge(
+    /// Decodes the frames in `bytes`; returns the number of bytes that they took.
+    fn decode(
         &mut self,
         bytes: &mut [u8],
         max_message_bytes: usize,
@@ -149,7 +148,7 @@ impl Reader {
         Ok((Flow::Interrupt, used))
     }
 
-    /// What can be said before the payload is there, and of a header that is not whole.
+    /// Checks a header before its payload has arrived; the header itself may be incomplete.
     fn check(&self, frame: &Frame, max_message_bytes: usize) -> Result<(), CloseReason> {
         match frame.opcode {
             OpCode::Control(_) if !frame.is_final || frame.payload_bytes > 125 => Err(CloseReason::ProtocolError),
@@ -181,20 +180,20 @@ impl Reader {
             OpCode::Data(data) => data,
         };
         if data != Data::Continue && frame.is_final {
-            return hand_over(data == Data::Text, payload, on);
+            return pass_on(data == Data::Text, payload, on);
         }
         let message = self
             .unfinished
             .get_or_insert_with(|| Box::new(Unfinished { is_text: data == Data::Text, payload: Vec::new() }));
         message.payload.extend_from_slice(payload);
         match frame.is_final.then(|| self.unfinished.take()).flatten() {
-            Some(whole) => hand_over(whole.is_text, &whole.payload, on),
+            Some(whole) => pass_on(whole.is_text, &whole.payload, on),
             None => Ok(Flow::Continue),
         }
     }
 }
 
-fn hand_over(is_text: bool, payload: &[u8], on: &mut impl FnMut(Incoming<'_>) -> Flow) -> Result<Flow, CloseReason> {
+fn pass_on(is_text: bool, payload: &[u8], on: &mut impl FnMut(Incoming<'_>) -> Flow) -> Result<Flow, CloseReason> {
     if !is_text {
         return Ok(on(Incoming::Binary(payload)));
     }
@@ -202,7 +201,7 @@ fn hand_over(is_text: bool, payload: &[u8], on: &mut impl FnMut(Incoming<'_>) ->
     Ok(on(Incoming::Text(text)))
 }
 
-/// A frame's header, checked as far as it can be alone.
+/// A frame's header, checked without regard to the frames before.
 struct Frame {
     opcode: OpCode,
     is_final: bool,
@@ -214,16 +213,16 @@ struct Frame {
 /// The longest header of a client's frame: 2 bytes, a 64-bit length and the mask.
 const MAX_HEADER_BYTES: usize = 14;
 
-/// Reads a header of which two bytes are there. What has not come reads as zeros, so that a frame is
-/// judged as soon as its first bytes or its length tell enough: a client need not send a mask to learn
-/// that its message is too long. Its payload is not there before its header is.
+/// Parses a header of which at least two bytes have arrived, with zeros for missing bytes. So a fault is found as soon
+/// as its bytes arrive: the length of a message that is too long comes before the mask. With a part of the header
+/// missing, the payload is missing, too, so zeros never become a frame.
 fn parse_header(bytes: &[u8]) -> Result<Option<Frame>, CloseReason> {
     if bytes.len() < 2 {
         return Ok(None);
     }
     let mut padded = [0; MAX_HEADER_BYTES];
     let header = if bytes.len() < MAX_HEADER_BYTES {
-        padded.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+        padded.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
         &padded
     } else {
         bytes
@@ -231,7 +230,7 @@ fn parse_header(bytes: &[u8]) -> Result<Option<Frame>, CloseReason> {
     let mut cursor = Cursor::new(header);
     let parsed = FrameHeader::parse(&mut cursor).map_err(|_| CloseReason::ProtocolError)?;
     let Some((header, length)) = parsed else { return Ok(None) };
-    // No extension was agreed on, so every RSV bit is a fault (§5.2); a client masks (§5.1).
+    // No extension is negotiated, so each RSV bit is a fault (§5.2); a client must mask (§5.1).
     let (false, Some(mask)) = (header.rsv1 || header.rsv2 || header.rsv3, header.mask) else {
         return Err(CloseReason::ProtocolError);
     };
@@ -240,7 +239,7 @@ fn parse_header(bytes: &[u8]) -> Result<Option<Frame>, CloseReason> {
         is_final: header.is_final,
         mask,
         header_bytes: usize::try_from(cursor.position()).map_err(|_| CloseReason::TooBig)?,
-        // Above isize::MAX the sum with the header could overflow; nothing that long is allowed.
+        // Above isize::MAX the sum with the header's length could overflow; no endpoint allows such a message.
         payload_bytes: isize::try_from(length).map_err(|_| CloseReason::TooBig)?.unsigned_abs(),
     }))
 }
@@ -260,13 +259,13 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
     }
 }
 
-/// RFC 6455 §5.3. Eight bytes at a time: the compiler makes vector code of it.
+/// RFC 6455 §5.3. Eight bytes at a time, which the compiler turns into vector code.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    let (words, tail) = payload.as_chunks_mut::<8>();
-    for word in words {
-        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    let (chunks, tail) = payload.as_chunks_mut::<8>();
+    for chunk in chunks {
+        *chunk = (u64::from_ne_bytes(*chunk) ^ wide).to_ne_bytes();
     }
     for (byte, key) in tail.iter_mut().zip(mask.iter().cycle()) {
         *byte ^= key;
@@ -291,7 +290,7 @@ mod tests {
     const PONG: u8 = 0x8a;
     const NOT_LAST: u8 = 0x7f;
 
-    /// An [`Incoming`] that was kept.
+    /// An [`Incoming`] that owns its payload.
     #[derive(Debug, Clone, PartialEq, Eq)]
     enum Event {
         Text(String),
@@ -301,10 +300,10 @@ mod tests {
         Close(Option<u16>),
     }
 
-    /// How reading a whole stream went.
+    /// The result of reading a whole stream.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum End {
-        /// Nothing was wrong; more may follow.
+        /// No fault; more bytes may follow.
         Open,
         Closed,
         Fault(CloseReason),
@@ -336,7 +335,7 @@ mod tests {
         }
     }
 
-    /// Feeds `chunks`; before each message `pauses` says whether it is the last for now.
+    /// Feeds `chunks`; after each message, `pauses` tells whether the reader pauses.
     fn read(chunks: &[Vec<u8>], mut pauses: impl FnMut() -> bool) -> (Vec<Event>, End) {
         let mut reader = Reader::default();
         let mut events = Vec::new();
@@ -371,7 +370,7 @@ mod tests {
     fn assert_refused(frames: &[Vec<u8>], reason: CloseReason) {
         let bytes = frames.concat();
         assert_eq!(read_whole(&bytes), (vec![], End::Fault(reason)));
-        // And as soon as its bytes are there, one by one.
+        // The same when the bytes arrive one by one.
         let single: Vec<_> = bytes.iter().map(|byte| vec![*byte]).collect();
         assert_eq!(read(&single, || false), (vec![], End::Fault(reason)));
     }
@@ -449,8 +448,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_big_is_refused_before_it_is_there() {
-        // As soon as the length is there, which is before the mask.
+    fn a_message_that_is_too_big_is_refused_before_it_arrives() {
+        // As soon as the length has arrived, which is before the mask.
         assert_refused(&[frame(TEXT, &[b'x'; MAX + 1])[..4].to_vec()], CloseReason::TooBig);
         assert_refused(&[frame(BINARY, &[b'x'; MAX + 1])[..4].to_vec()], CloseReason::TooBig);
         let half = frame(TEXT & NOT_LAST, &[b'x'; MAX / 2]);
@@ -465,12 +464,12 @@ mod tests {
     }
 
     #[test]
-    fn what_two_bytes_tell_is_judged_when_they_are_there() {
+    fn a_fault_in_the_first_two_bytes_is_found_when_they_arrive() {
         for bytes in [[TEXT | 0x40, 0x81], [0x83, 0x80], [TEXT, 1], [PING & NOT_LAST, 0x80], [0x80, 0x80], [0x00, 0xfe]]
         {
             assert_refused(&[bytes.to_vec()], CloseReason::ProtocolError);
         }
-        // A control frame's length is in its second byte, or it is too long as soon as that is there.
+        // A control frame whose length is not in its second byte is too long.
         assert_refused(&[vec![PING, 0xfe, 0, 126]], CloseReason::ProtocolError);
         assert_refused(&[vec![CLOSE, 0xff, 0, 0, 0, 0, 0, 0, 1, 0]], CloseReason::ProtocolError);
     }
@@ -500,14 +499,14 @@ mod tests {
         assert_eq!(one(&mut reader, &mut bytes), Ok(Flow::Pause));
         assert!(reader.has_unread());
         assert_eq!(one(&mut reader, &mut []), Ok(Flow::Pause));
-        // The third is not whole.
+        // The third message is incomplete.
         assert_eq!(one(&mut reader, &mut []), Ok(Flow::Continue));
         assert_eq!(one(&mut reader, &mut rest.clone()), Ok(Flow::Pause));
         assert!(!reader.has_unread());
         assert_eq!(texts, ["1", "2", "3"].map(|text| Event::Text(text.to_owned())));
     }
 
-    /// What tungstenite found wrong.
+    /// What tungstenite found.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Theirs {
         Open,
@@ -517,7 +516,7 @@ mod tests {
         Capacity,
     }
 
-    /// Gives the chunks one by one, and takes what is written.
+    /// A stream that gives the chunks one by one, and takes everything that is written.
     struct Chunks(VecDeque<Vec<u8>>);
 
     impl Read for Chunks {
@@ -542,7 +541,7 @@ mod tests {
         }
     }
 
-    /// What tungstenite makes of `chunks`, and then of `more`.
+    /// What tungstenite decodes from `chunks`, and then from `more`.
     fn read_by_tungstenite(chunks: &[Vec<u8>], more: &[u8]) -> (Vec<Event>, Theirs, Theirs) {
         let config = WebSocketConfig::default().max_message_size(Some(MAX)).max_frame_size(Some(MAX));
         let mut context = WebSocketContext::new(Role::Server, Some(config));
@@ -570,7 +569,7 @@ mod tests {
         let mut second = first;
         if first == Theirs::Open {
             stream.0.push_back(more.to_vec());
-            // What it reads in the filling beyond the end of the frame is of no interest.
+            // Messages that it decodes from the filling behind the frame do not count.
             second = end(&mut Vec::new(), &mut stream);
         }
         (events, first, second)
@@ -651,14 +650,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-        /// Both find the same messages and end in the same way, but for what is allowed to differ:
+        /// Both decoders find the same messages and end in the same way, except for these differences:
         ///
-        /// - We judge a header when it is there, tungstenite when its payload is there as well; so it
-        ///   gets filling for the frame that we have refused already.
-        /// - A control frame or a wrong fragment that is also too long is a protocol error for us,
-        ///   and too big for tungstenite, which looks at the length first.
-        /// - tungstenite looks at the UTF-8 of each fragment, we at that of the message.
-        /// - A close frame with a forbidden code is a fault for us; tungstenite hands it on as 1002.
+        /// - This reader refuses a header when it arrives, tungstenite when the payload has arrived, too. So
+        ///   tungstenite gets filling for the frame that this reader has refused.
+        /// - A control frame or a wrong fragment that is also too long is a protocol error here, and too big for
+        ///   tungstenite, which checks the length first.
+        /// - tungstenite checks the UTF-8 of each fragment, this reader checks the whole message.
+        /// - A close frame with a forbidden code is a fault here; tungstenite passes it on as 1002.
         #[test]
         fn agrees_with_tungstenite(
             bytes in stream(),
@@ -671,7 +670,7 @@ mod tests {
             let (mut theirs, at_first, with_filling) = read_by_tungstenite(&chunks, &[0; MAX + 200]);
             match (end, at_first) {
                 (_, Theirs::Utf8) if end != End::Fault(CloseReason::InvalidText) || ours != theirs => {
-                    // They found it in a fragment: until its message ends we hear control frames only.
+                    // tungstenite found the fault in a fragment. Until that message ends, only control frames come here.
                     prop_assert!(ours.starts_with(&theirs), "{ours:?} {theirs:?}");
                     let rest = &ours[theirs.len()..];
                     let is_control = |event: &Event| !matches!(event, Event::Text(_) | Event::Binary(_));
