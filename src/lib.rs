@@ -166,6 +166,9 @@ mod protocol;
 mod server;
 mod service;
 mod signals;
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
 mod throttle;
 mod worker;
 

@@ -122,7 +122,7 @@ impl Shard {
         self.beats.load(Ordering::Relaxed)
     }
 
-    fn get(&self, counter: Counter) -> u64 {
+    pub(crate) fn get(&self, counter: Counter) -> u64 {
         self.counts.get(counter.index()).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 }

@@ -58,7 +58,20 @@ impl Core {
             );
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
-        slot.connection = Connection::Socket(socket);
+        self.open(key, Connection::Socket(socket), head, read_ahead, now);
+    }
+
+    /// Opens a session on its connection.
+    pub(super) fn open(
+        &mut self,
+        key: SessionKey,
+        connection: Connection,
+        head: &[u8],
+        read_ahead: &[u8],
+        now: Millis,
+    ) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        slot.connection = connection;
         let mut action = slot.session.open(head, &mut slot.connection, now);
         if action == Action::Stay && !read_ahead.is_empty() {
             let mut outgoing = Outgoing { outbox: &mut self.outbox, shard: &self.shard, key, now };
@@ -140,10 +153,10 @@ impl Core {
     fn watch(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let wants = slot.wants();
-        if wants != slot.registered
-            && let Some(socket) = slot.connection.socket()
-        {
-            if let Err(error) = self.registrar.change(socket.as_fd(), key, wants) {
+        if wants != slot.registered {
+            if let Some(socket) = slot.connection.socket()
+                && let Err(error) = self.registrar.change(socket.as_fd(), key, wants)
+            {
                 tracing::warn!(%error, "a WebSocket cannot be watched any more ({error}) and is closed");
                 return self.apply(key, Action::End(CloseReason::Internal), now);
             }

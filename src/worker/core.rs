@@ -16,6 +16,7 @@ use super::slots::{Slot, Slots};
 use super::wheel::Wheel;
 use crate::channel::{Channel, SubscriptionRefused};
 use crate::clock::{self, Millis, millis};
+use crate::close::CloseReason;
 use crate::config::{Config, GapPolicy};
 use crate::id::SessionKey;
 use crate::metrics::{Counter, Shard};
@@ -281,6 +282,13 @@ impl Core {
         if !slot.is_held {
             self.apply(key, action, now);
         }
+    }
+
+    /// The broker did not take a message, or its fate is unknown. The session closes, if no close is under way, and its
+    /// later messages are dropped: an unknown message may still be published, and would be behind them.
+    pub(super) fn on_not_published(&mut self, key: SessionKey, now: Millis) {
+        self.outbox.abandon(key);
+        self.close(key, CloseReason::NotPublished, now);
     }
 
     /// Lets held sessions be read when there is room again.

@@ -21,6 +21,9 @@ mod publisher;
 mod pump;
 pub(crate) mod reactor;
 mod seed;
+#[cfg(test)]
+#[path = "../../tests/simulation/worker.rs"]
+pub(crate) mod simulated;
 mod slots;
 mod snapshot;
 mod spread;

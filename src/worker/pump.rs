@@ -147,7 +147,7 @@ impl Worker {
             if NOT_PUBLISHED.allows() {
                 tracing::warn!(%error, "a client's message was not published ({error}): its WebSocket is closed with 1013");
             }
-            self.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
+            self.guarded(key, now, |core| core.on_not_published(key, now));
         } else {
             self.core.on_published(key, bytes, now);
         }

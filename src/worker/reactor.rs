@@ -68,6 +68,15 @@ pub(crate) fn new() -> io::Result<(Reactor, Registrar)> {
 }
 
 impl Registrar {
+    /// One that no reactor listens to.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    #[cfg(test)]
+    pub(super) fn apart() -> io::Result<Self> {
+        Ok(Self(Poll::new()?.registry().try_clone()?))
+    }
+
     /// Registers a socket. What is ready already is reported.
     ///
     /// # Errors

@@ -9,6 +9,8 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::reactor::Wants;
+#[cfg(test)]
+use super::simulated::SharedSocket;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey};
 use crate::os;
@@ -46,6 +48,9 @@ pub(super) enum Connection {
     Handshake(Option<oneshot::Sender<Result<(), Denial>>>),
     /// The session has it.
     Socket(OwnedFd),
+    /// The session has one in memory: in the simulation.
+    #[cfg(test)]
+    Memory(SharedSocket),
 }
 
 impl Slots {
@@ -88,6 +93,11 @@ impl Slots {
 }
 
 impl Slot {
+    /// Whether its session has its socket.
+    pub(super) fn has_socket(&self) -> bool {
+        !matches!(self.connection, Connection::Handshake(_))
+    }
+
     /// What its socket should be registered for.
     pub(super) fn wants(&self) -> Wants {
         if self.session.has_unsent() { Wants::ReadAndWrite } else { Wants::Read }
@@ -97,8 +107,8 @@ impl Slot {
 impl Connection {
     pub(super) fn socket(&self) -> Option<&OwnedFd> {
         match self {
-            Self::Handshake(_) => None,
             Self::Socket(socket) => Some(socket),
+            _ => None,
         }
     }
 
@@ -120,25 +130,44 @@ impl Connection {
 
 impl Socket for Connection {
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Self::Memory(socket) = self {
+            return socket.send(bytes);
+        }
         os::socket::send_bytes(self.connected()?, bytes)
     }
 
     fn send_slices(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Self::Memory(socket) = self {
+            return socket.send_slices(slices);
+        }
         os::socket::send_slices(self.connected()?, slices)
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Self::Memory(socket) = self {
+            return socket.receive(buffer);
+        }
         os::socket::receive(self.connected()?, buffer)
     }
 
     fn untaken_bytes(&self) -> usize {
+        #[cfg(test)]
+        if let Self::Memory(socket) = self {
+            return socket.untaken_bytes();
+        }
         // In a handshake nothing was sent.
         self.socket().map_or(0, |socket| os::socket::untaken_bytes(socket.as_fd()))
     }
 
     fn finish_sending(&mut self) {
-        if let Self::Socket(socket) = self {
-            os::socket::finish_sending(socket);
+        match self {
+            Self::Handshake(_) => {}
+            Self::Socket(socket) => os::socket::finish_sending(socket),
+            #[cfg(test)]
+            Self::Memory(socket) => socket.finish_sending(),
         }
     }
 }

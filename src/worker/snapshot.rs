@@ -63,27 +63,50 @@ impl Core {
     pub(super) fn adopt(&mut self, adopted: Adopted, endpoints: &[Rc<Endpoint>], now: Millis) -> io::Result<()> {
         self.adopted.clear();
         for (snapshot, socket) in adopted.sessions {
-            let known = endpoints.iter().find(|endpoint| endpoint.config.path == snapshot.endpoint).cloned();
-            let is_known = known.is_some();
-            let endpoint = known.unwrap_or_else(|| {
-                // Of a path that is not served any more: it ends when all goes on.
-                let path = snapshot.endpoint.clone();
-                Rc::new(Endpoint::new(EndpointConfig { path, ..EndpointConfig::default() }))
-            });
-            let mut session = Session::adopt(snapshot, endpoint, now).map_err(io::Error::other)?;
-            let action = if is_known { session.begin() } else { Action::Stay };
-            let key = self.insert(session);
-            self.adopted.push(key);
-            if !is_known {
-                self.orphaned.insert(key);
-            }
-            let slot = self.slots.get_mut(key).expect("it was inserted");
-            slot.registered = slot.wants();
-            self.registrar.add(socket.as_fd(), key, slot.registered)?;
-            slot.connection = Connection::Socket(socket);
-            self.apply(key, action, now);
+            self.adopt_session(snapshot, endpoints, Connection::Socket(socket), now)?;
         }
-        for MessageSnapshot { session, channel, payload, ago } in adopted.texts {
+        self.adopt_messages(adopted.texts, now);
+        Ok(())
+    }
+
+    /// Makes a session of one that another process had; it stands still.
+    ///
+    /// # Errors
+    /// As [`Core::adopt`].
+    pub(super) fn adopt_session(
+        &mut self,
+        snapshot: SessionSnapshot,
+        endpoints: &[Rc<Endpoint>],
+        connection: Connection,
+        now: Millis,
+    ) -> io::Result<SessionKey> {
+        let known = endpoints.iter().find(|endpoint| endpoint.config.path == snapshot.endpoint).cloned();
+        let is_known = known.is_some();
+        let endpoint = known.unwrap_or_else(|| {
+            // Of a path that is not served any more: it ends when all goes on.
+            let path = snapshot.endpoint.clone();
+            Rc::new(Endpoint::new(EndpointConfig { path, ..EndpointConfig::default() }))
+        });
+        let mut session = Session::adopt(snapshot, endpoint, now).map_err(io::Error::other)?;
+        let action = if is_known { session.begin() } else { Action::Stay };
+        let key = self.insert(session);
+        self.adopted.push(key);
+        if !is_known {
+            self.orphaned.insert(key);
+        }
+        let slot = self.slots.get_mut(key).expect("it was inserted");
+        slot.registered = slot.wants();
+        if let Some(socket) = connection.socket() {
+            self.registrar.add(socket.as_fd(), key, slot.registered)?;
+        }
+        slot.connection = connection;
+        self.apply(key, action, now);
+        Ok(key)
+    }
+
+    /// Takes client messages that waited in another process, of the sessions that were adopted last.
+    pub(super) fn adopt_messages(&mut self, messages: Vec<MessageSnapshot>, now: Millis) {
+        for MessageSnapshot { session, channel, payload, ago } in messages {
             let origin = session.and_then(|place| self.adopted.get(place)).copied();
             let since = now.saturating_sub(ago);
             let (channel, payload) = (Channel::from(channel.into_vec()), Bytes::from(payload.into_vec()));
@@ -94,7 +117,6 @@ impl Core {
             }
             self.outbox.push(message);
         }
-        Ok(())
     }
 
     /// All sessions.
@@ -107,9 +129,13 @@ impl Core {
     pub(super) fn go_on(&mut self, key: SessionKey, quiesced: Millis, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         slot.session.quiesced(quiesced);
-        let Some(socket) = slot.connection.socket() else { return };
+        if !slot.has_socket() {
+            return;
+        }
         let wants = slot.wants();
-        if let Err(error) = self.registrar.change(socket.as_fd(), key, wants) {
+        if let Some(socket) = slot.connection.socket()
+            && let Err(error) = self.registrar.change(socket.as_fd(), key, wants)
+        {
             tracing::warn!(%error, "a WebSocket cannot be watched any more ({error}) and is closed");
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
@@ -140,7 +166,7 @@ impl MessageSnapshot {
         size_of::<Self>() + self.channel.len() + self.payload.len()
     }
 
-    fn of(message: &ClientMessage, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
+    pub(super) fn of(message: &ClientMessage, places: &HashMap<SessionKey, usize>, now: Millis) -> Self {
         let session = match &message.origin {
             Origin::Session(key) => places.get(key).copied(),
             Origin::Publisher(_) => None,

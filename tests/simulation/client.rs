@@ -1,0 +1,230 @@
+//! A client: sends frames in pieces, reads what it likes, stalls, vanishes; and knows all that it received.
+//!
+//! May not enter: what should have been received (`ledger.rs`).
+
+use crate::channel::Channel;
+use crate::id::SessionKey;
+use crate::protocol::encoding::Encoding;
+use crate::worker::simulated::SharedSocket;
+
+/// What a handshake ends with, in the place of a 101's head.
+pub(crate) const HEAD: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+
+/// The prefix of all channels.
+pub(crate) const PREFIX: &str = "c:";
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It waits for its answer.
+    Handshake(SessionKey),
+    /// It has its answer; the socket is on its way to the session.
+    Answered(SessionKey),
+    Open(SessionKey),
+    /// It got another answer than a 101.
+    Refused,
+    /// Its connection is over.
+    Ended,
+    /// Its process died, and its worker's fate is of no interest.
+    Orphaned,
+}
+
+/// A client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) id: usize,
+    pub(crate) worker: usize,
+    pub(crate) channel: Channel,
+    pub(crate) encoding: Encoding,
+    /// Whether its session is closed when it missed something.
+    pub(crate) closes_on_gap: bool,
+    pub(crate) state: State,
+    pub(crate) socket: SharedSocket,
+    /// When its session got its socket, and the first publication that it must have.
+    pub(crate) open_at: u64,
+    pub(crate) first_order: u64,
+    /// The bytes that its socket holds for it.
+    pub(crate) capacity: usize,
+    pub(crate) stalled_until: u64,
+    /// How often it was refused.
+    pub(crate) refusals: usize,
+    pub(crate) is_told_of_room: bool,
+    /// The gaps that its worker told of while it was open: from and to.
+    pub(crate) gaps: Vec<(u64, u64)>,
+    /// Bytes that were read and are not a whole frame.
+    unread: Vec<u8>,
+    has_head: bool,
+    /// Payloads of the publications that it received, without the name.
+    pub(crate) received: Vec<Vec<u8>>,
+    /// The code of the server's close frame.
+    pub(crate) close_code: Option<u16>,
+    pub(crate) pongs: usize,
+    /// Bytes of the frame that it is sending.
+    outgoing: Vec<u8>,
+    /// Messages of which all bytes were sent.
+    pub(crate) sent: usize,
+    /// Whether it sent a close frame, or all that it will ever send.
+    pub(crate) is_done: bool,
+    pub(crate) has_vanished: bool,
+}
+
+impl Client {
+    pub(crate) fn new(id: usize, worker: usize, channel: Channel, encoding: Encoding, closes_on_gap: bool) -> Self {
+        Self {
+            id,
+            worker,
+            channel,
+            encoding,
+            closes_on_gap,
+            state: State::Refused,
+            socket: SharedSocket::default(),
+            open_at: 0,
+            first_order: 0,
+            capacity: 0,
+            stalled_until: 0,
+            refusals: 0,
+            is_told_of_room: false,
+            gaps: Vec::new(),
+            unread: Vec::new(),
+            has_head: false,
+            received: Vec::new(),
+            close_code: None,
+            pongs: 0,
+            outgoing: Vec::new(),
+            sent: 0,
+            is_done: false,
+            has_vanished: false,
+        }
+    }
+
+    pub(crate) fn key(&self) -> Option<SessionKey> {
+        match self.state {
+            State::Handshake(key) | State::Answered(key) | State::Open(key) => Some(key),
+            State::Refused | State::Ended | State::Orphaned => None,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// The payload of its message number `n`, which no other client sends.
+    pub(crate) fn message(id: usize, n: usize) -> String {
+        format!("m{id}-{n}")
+    }
+
+    /// Begins to send a message, unless another is being sent.
+    pub(crate) fn begin_message(&mut self, padding: usize) {
+        if self.outgoing.is_empty() && !self.is_done {
+            let payload = format!("{}{}!", Self::message(self.id, self.sent), " ".repeat(padding));
+            self.outgoing = frame(0x81, payload.as_bytes());
+        }
+    }
+
+    /// Sends a ping, unless a frame is being sent.
+    pub(crate) fn ping(&mut self) {
+        if self.outgoing.is_empty() && !self.is_done {
+            self.push(&frame(0x89, b"p"));
+        }
+    }
+
+    /// Says goodbye.
+    pub(crate) fn close(&mut self) {
+        if self.outgoing.is_empty() && !self.is_done {
+            self.push(&frame(0x88, &1000_u16.to_be_bytes()));
+            self.is_done = true;
+        }
+    }
+
+    /// Goes away without a word.
+    pub(crate) fn vanish(&mut self) {
+        let mut socket = self.socket.0.borrow_mut();
+        (socket.is_broken, socket.is_peer_finished) = (true, true);
+        (self.is_done, self.has_vanished) = (true, true);
+    }
+
+    /// Sends at most `max` bytes of what it has begun.
+    pub(crate) fn send_some(&mut self, max: usize) {
+        if self.outgoing.is_empty() || self.is_done {
+            return;
+        }
+        let some: Vec<u8> = self.outgoing.drain(..max.min(self.outgoing.len())).collect();
+        self.push(&some);
+        self.sent += usize::from(self.outgoing.is_empty());
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.socket.0.borrow_mut().inbound.extend(bytes);
+    }
+
+    /// Reads at most `max` bytes. Says whether the socket has more room for it.
+    pub(crate) fn read(&mut self, max: usize) -> bool {
+        let mut socket = self.socket.0.borrow_mut();
+        let from = socket.taken;
+        let to = socket.sent.len().min(from.saturating_add(max));
+        self.unread.extend(&socket.sent[from..to]);
+        socket.taken = to;
+        socket.room += to - from;
+        drop(socket);
+        while let Some((first, payload)) = self.next_frame() {
+            self.on_frame(first, &payload);
+        }
+        to > from
+    }
+
+    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        if !self.has_head {
+            let head = self.unread.get(..HEAD.len())?;
+            assert_eq!(head, HEAD, "client {}: the 101 is the first that it gets", self.id);
+            self.unread.drain(..HEAD.len());
+            self.has_head = true;
+        }
+        let (first, second) = (*self.unread.first()?, *self.unread.get(1)?);
+        let (len, at) = match second {
+            126 => (usize::from(u16::from_be_bytes(self.unread.get(2..4)?.try_into().unwrap())), 4),
+            127 => panic!("client {}: nothing here is so long", self.id),
+            short => (usize::from(short), 2),
+        };
+        let payload = self.unread.get(at..at + len)?.to_vec();
+        self.unread.drain(..at + len);
+        Some((first, payload))
+    }
+
+    fn on_frame(&mut self, first: u8, payload: &[u8]) {
+        assert!(self.close_code.is_none(), "client {}: a frame {first:x} behind the close frame", self.id);
+        match first {
+            0x81 => {
+                let name = match self.encoding {
+                    Encoding::Lua { name_at } => &self.channel[name_at as usize..],
+                    Encoding::Plain | Encoding::PlainText => b"",
+                };
+                let text = payload.strip_suffix(name).expect("a publication is for its own audience");
+                let text = text.strip_suffix(b"!").expect("a publication is whole and no other's");
+                self.received.push(text.to_vec());
+            }
+            0x88 => {
+                let code = payload.get(..2).map_or(1005, |code| u16::from_be_bytes(code.try_into().unwrap()));
+                self.close_code = Some(code);
+            }
+            // The ping.
+            0x89 => {}
+            0x8a => self.pongs += 1,
+            other => panic!("client {}: a frame that begins with {other:x}", self.id),
+        }
+    }
+}
+
+/// A client's frame, masked by zeros (RFC 6455 §5.2).
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match u16::try_from(payload.len()).unwrap() {
+        short @ ..126 => frame.push(0x80 | short.to_be_bytes()[1]),
+        long => {
+            frame.push(0x80 | 126);
+            frame.extend(long.to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}

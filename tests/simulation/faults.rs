@@ -1,0 +1,144 @@
+//! What breaks, and heals: streams cut at any byte, answers late, servers restarted and replaced, subscribers made deaf.
+
+use super::redis::Role;
+use super::station::Which;
+use super::stream::{StreamId, Towards};
+use super::world::{ACTIVE, Happening, MILLISECOND, SECOND, World};
+
+/// What heals later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The server is down.
+    Down(usize),
+    /// The server loads its data.
+    Loading(usize),
+    /// The server was replaced, and does not know.
+    Replaced(usize),
+}
+
+impl World {
+    /// Something breaks, and later something else.
+    pub(crate) fn break_something(&mut self) {
+        if !self.is_active() {
+            return;
+        }
+        let what = self.rng.u8(..16);
+        self.say(|| format!("fault {what}"));
+        match what {
+            0..=3 => {
+                if let Some(id) = self.any_stream(|_| true) {
+                    self.cut(id);
+                }
+            }
+            4..=7 => self.freeze(),
+            8..=9 => self.restart(),
+            10..=11 => self.fail_over(),
+            12 => {
+                let is_healthy = self.redis.master() == Some(self.address);
+                if let Some(id) = self.any_stream(|which| which == Which::Subscriber && is_healthy) {
+                    self.deafen(id);
+                }
+            }
+            13 => self.lose_one(),
+            14 => {
+                let server = self.address;
+                self.redis.servers[server].is_loading = true;
+                self.heal_later(Fault::Loading(server), SECOND);
+            }
+            _ => {
+                // All at once.
+                let all: Vec<_> = self.streams.keys().copied().collect();
+                all.into_iter().for_each(|id| self.cut(id));
+            }
+        }
+        let pause = self.rng.u64(100 * MILLISECOND..3 * SECOND);
+        self.at(self.now + pause, Happening::Fault);
+    }
+
+    fn heal_later(&mut self, fault: Fault, longest: u64) {
+        let at = self.now + self.rng.u64(..longest);
+        self.at(at, Happening::End(fault));
+    }
+
+    pub(crate) fn mend(&mut self, fault: Fault) {
+        match fault {
+            Fault::Down(server) => self.redis.servers[server].is_up = true,
+            Fault::Loading(server) => self.redis.servers[server].is_loading = false,
+            Fault::Replaced(server) => self.redis.servers[server].role = Role::Replica,
+        }
+    }
+
+    fn any_stream(&mut self, is_meant: impl Fn(Which) -> bool) -> Option<StreamId> {
+        let streams = self.streams.iter().filter(|(_, stream)| is_meant(stream.which));
+        let all: Vec<_> = streams.map(|(id, _)| *id).collect();
+        self.one_of(&all)
+    }
+
+    /// What is on its way in one direction comes late.
+    fn freeze(&mut self) {
+        let Some(id) = self.any_stream(|_| true) else { return };
+        let towards = if self.rng.bool() { Towards::Server } else { Towards::Worker };
+        let until = (self.now + self.rng.u64(..3 * SECOND)).min(ACTIVE);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.way(towards).frozen_until = until;
+        }
+    }
+
+    /// The server ends, and starts again.
+    fn restart(&mut self) {
+        let server = self.address;
+        if self.redis.servers[server].is_up {
+            self.take_down(server);
+            self.heal_later(Fault::Down(server), 2 * SECOND);
+        }
+    }
+
+    fn take_down(&mut self, server: usize) {
+        for id in self.redis.stop(server) {
+            self.cut(id);
+        }
+    }
+
+    /// Another server becomes the master: the old one is down, or learns of it later.
+    fn fail_over(&mut self) {
+        let old = self.address;
+        if self.redis.master() != Some(old) {
+            return;
+        }
+        if self.rng.bool() {
+            self.take_down(old);
+            self.redis.servers[old].role = Role::Replica;
+        } else {
+            self.heal_later(Fault::Replaced(old), 2 * SECOND);
+        }
+        self.address = self.redis.add(Role::Master);
+    }
+
+    /// The server delivers nothing on a stream any more.
+    fn deafen(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if self.redis.deafen(stream.server, id) {
+            stream.deaf_since = Some(self.now);
+        }
+    }
+
+    /// The server forgets one subscription. Over RESP2, where no count tells of it, nothing would be noticed; and a
+    /// process that hands over before its next audit takes what it would have noticed with it.
+    fn lose_one(&mut self) {
+        if self.plan.hands_over {
+            return;
+        }
+        let Some(id) = self.any_stream(|which| which == Which::Subscriber) else { return };
+        let nth = self.rng.usize(..self.plan.channels);
+        let server = self.streams.get(&id).expect("it is one of them").server;
+        let index = self.streams.get(&id).expect("it is one of them").worker;
+        let is_resp2 = self.workers[index].as_ref().is_some_and(|node| node.station.is_resp2());
+        let is_hearing = self.workers[index].as_ref().is_some_and(|node| !node.station.links.is_deaf());
+        if !is_resp2 && is_hearing {
+            let Some(lost) = self.redis.lose_one(server, id, nth) else { return };
+            // A channel that is subscribed once more, to find out whether Redis refuses all, is back without a gap. So no
+            // gap has to tell of the time until an audit finds what is missing.
+            self.excused.push((lost, self.now, self.now + 7 * SECOND));
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The ledger: what was published and what each client received, and that nothing is missing that no gap tells of.
+//!
+//! Judges by what servers executed and clients read; knows nothing of what webws thinks.
+
+use std::collections::HashMap;
+
+use super::client::{Client, State};
+use super::redis::{Executed, Role};
+use super::world::{HEALED, SECOND, World};
+
+/// How much earlier than its gap a lost publication may be: for so long it was on its way at most.
+const ON_ITS_WAY: u64 = 4 * SECOND;
+
+/// How long a link may be deaf: a probe's interval and its grace, an answer that is late, a link that is made again.
+const DEAF: u64 = 9 * SECOND;
+
+impl World {
+    /// Judges a run that has healed.
+    pub(crate) fn judge(&mut self) {
+        for client in self.clients.iter_mut().filter(|client| client.is_open()) {
+            client.read(usize::MAX);
+        }
+        let orders: HashMap<&[u8], &Executed> =
+            self.redis.executed.iter().map(|executed| (&*executed.payload, executed)).collect();
+        assert!(self.now >= HEALED, "it is judged when all is well again");
+        for node in self.workers.iter().flatten() {
+            assert_eq!(node.worker.faults(), 0, "a session ended by a fault of ours, see above");
+            assert_eq!(node.worker.unsettled(), 0, "messages wait, and the broker is there");
+            assert!(!node.station.links.is_deaf(), "a worker hears nothing, and the broker is there");
+            assert!(node.station.links.lost_since.is_none(), "a gap is not told, and the broker is there");
+        }
+        for client in &self.clients {
+            self.judge_messages(client);
+            if client.open_at > 0 {
+                self.judge_publications(client, &orders);
+            }
+        }
+        let open = self.clients.iter().filter(|client| client.is_open()).count();
+        let sessions: usize = self.workers.iter().flatten().map(|node| node.worker.sessions()).sum();
+        assert_eq!(open, sessions, "each session has a client");
+    }
+
+    /// A deaf link is replaced within its time.
+    pub(crate) fn judge_links(&self) {
+        for (id, stream) in &self.streams {
+            let deaf = stream.deaf_since.map_or(0, |since| self.now - since);
+            assert!(deaf < DEAF, "{id:?} of worker {} is deaf for {deaf} µs", stream.worker);
+        }
+    }
+
+    /// What a client received is in order, comes once, and is whole but for gaps that were told.
+    fn judge_publications(&self, client: &Client, orders: &HashMap<&[u8], &Executed>) {
+        let id = client.id;
+        let mut received = Vec::new();
+        for payload in &client.received {
+            let payload = [payload, &b"!"[..]].concat();
+            let executed = orders.get(&*payload);
+            let executed = executed.unwrap_or_else(|| panic!("client {id} got {payload:?}, which nobody published"));
+            assert_eq!(executed.channel, *client.channel, "client {id} got what was on another channel");
+            if let Some(before) = received.last() {
+                assert!(executed.order > *before, "client {id} got {} behind {before}", executed.order);
+            }
+            received.push(executed.order);
+        }
+        let is_open = client.is_open();
+        let mut missed = None;
+        for executed in &self.redis.executed {
+            // A session that has ended is told of no gap.
+            let is_due = is_open;
+            if !is_due
+                || !executed.is_at_the_only_master
+                || executed.order < client.first_order
+                || executed.channel != *client.channel
+                || received.binary_search(&executed.order).is_ok()
+            {
+                continue;
+            }
+            let at = executed.at;
+            let excused = self.excused.iter().filter(|(channel, ..)| *channel == executed.channel);
+            if excused.into_iter().any(|(_, from, to)| at >= *from && at <= *to) {
+                continue;
+            }
+            missed = Some(executed.order);
+            let is_told = client.gaps.iter().any(|(from, to)| at + ON_ITS_WAY >= *from && at <= *to);
+            assert!(
+                is_told,
+                "client {id} on worker {}, open since {}, misses {} of {at} µs, and was told of {:?} only; it got {:?}",
+                client.worker, client.open_at, executed.order, client.gaps, received
+            );
+        }
+        assert!(
+            !is_open || !client.closes_on_gap || missed.is_none(),
+            "client {id} misses {missed:?} and is still open"
+        );
+    }
+
+    /// What a client sent is published in order and once, all of it while its session is open.
+    fn judge_messages(&self, client: &Client) {
+        let prefix = format!("m{}-", client.id);
+        let of_client = self.redis.executed.iter().filter_map(|executed| {
+            let payload = std::str::from_utf8(&executed.payload).ok()?;
+            let number = payload.strip_prefix(&prefix)?.trim_end_matches('!').trim_end();
+            Some((executed, number.parse::<usize>().expect("a client numbers its messages")))
+        });
+        let mut next = 0;
+        let mut published = 0;
+        for (executed, number) in of_client {
+            assert!(number >= next, "message {number} of client {} is published twice or late", client.id);
+            assert!(number < client.sent, "message {number} of client {} was not sent", client.id);
+            next = number + 1;
+            // A link that was cut could not ask any more whether its server was still a master.
+            let was_cut = executed.by.is_some_and(|by| self.cut.contains(&by));
+            published += usize::from(executed.role == Role::Master || was_cut);
+        }
+        if matches!(client.state, State::Open(_)) {
+            assert_eq!(published, client.sent, "client {} is open, and not all that it sent is published", client.id);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The two links of a worker to a node: the real machines, and the ends of their streams.
+//!
+//! Stands in for `station.rs`, which has sockets and futures: bytes, answers and time reach the machines in the same
+//! order. May not enter: what a server does with commands.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Pipeline, RedisError, Value};
+use tokio::time::Instant;
+
+use super::stream::StreamId;
+use crate::broker::redis::fault::LinkError;
+use crate::broker::redis::health::Health;
+use crate::broker::redis::links::{Greeting, Links, Terms};
+use crate::broker::redis::marker::{Marker, Progress};
+use crate::broker::redis::publisher::Publisher;
+use crate::broker::redis::resp::{Protocol, reply_len};
+use crate::broker::redis::role::Watch;
+use crate::broker::redis::subscriber::Subscriber;
+use crate::broker::{Event, Marking, Request, Seal};
+use crate::placement::{Node, Placement};
+
+/// How long Redis may take to answer, and the longest pause between attempts to connect.
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(500);
+
+/// The worker's end of a stream.
+#[derive(Debug, Default)]
+pub(crate) struct End {
+    pub(crate) stream: Option<StreamId>,
+    /// Bytes that have arrived and were not read.
+    pub(crate) arrived: VecDeque<u8>,
+    /// The end of the stream has arrived behind them.
+    pub(crate) is_ended: bool,
+    /// Bytes to be sent.
+    pub(crate) out: Vec<u8>,
+}
+
+/// Which of a worker's two links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    Subscriber,
+    Publisher,
+}
+
+/// What a station has for its worker.
+#[derive(Debug)]
+pub(crate) enum Step<'a> {
+    Event(Event<'a>),
+    /// A link is to be made.
+    Connect(Which),
+    /// A link is gone, and so is its stream.
+    Drop(StreamId),
+}
+
+/// A worker's links to one node.
+#[derive(Debug)]
+pub(crate) struct Station {
+    pub(crate) links: Links,
+    subscriber: Subscriber,
+    publisher: Publisher,
+    pub(crate) ear: End,
+    pub(crate) mouth: End,
+    /// How many answers the publisher awaits.
+    awaited: usize,
+    protocol: Protocol,
+    is_flowing: bool,
+}
+
+impl Station {
+    pub(crate) fn new(node: Node, protocol: Protocol, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
+        let terms = Terms {
+            server: "redis://redis".to_owned(),
+            marker_name: "redis".to_owned(),
+            response_timeout: RESPONSE_TIMEOUT,
+            max_reconnect_delay: MAX_RECONNECT_DELAY,
+            is_in_cluster: false,
+        };
+        Self {
+            links: Links::new(node, terms, health, placement, now),
+            subscriber: Subscriber::new(MAX_RECONNECT_DELAY, now),
+            publisher: Publisher::new(MAX_RECONNECT_DELAY, now),
+            ear: End::default(),
+            mouth: End::default(),
+            awaited: 0,
+            protocol,
+            is_flowing: false,
+        }
+    }
+
+    pub(crate) fn request(&mut self, request: Request, now: Instant) {
+        let Self { links, subscriber, publisher, .. } = self;
+        match request {
+            Request::Subscribe { channel, .. } => subscriber.subscribe(links, channel),
+            Request::Unsubscribe { channel, .. } => subscriber.unsubscribe(links, channel),
+            Request::MessagesWait => publisher.on_messages_wait(),
+            Request::Publish { messages, .. } => {
+                let pipeline = publisher.on_messages(links, messages, now);
+                self.send(pipeline);
+            }
+            Request::SetMarker { name, seal } => self.set_marker(&name, seal),
+            Request::PublishMarker => links.is_marker_due = true,
+            Request::Release => subscriber.release(links, now),
+            Request::LoseSince(since) => links.lost(since),
+            Request::Move(_) => panic!("nothing moves"),
+        }
+    }
+
+    pub(crate) fn set_marker(&mut self, name: &str, seal: Option<Seal>) {
+        self.links.marker = Some(Marker::new(name, &self.links.terms.marker_name, seal));
+        self.subscriber.set_marker();
+    }
+
+    /// As `Pool::marking`, of one node.
+    pub(crate) fn marking(&self) -> Marking {
+        if self.links.lost_since.is_some() || self.links.refused_since.is_some() {
+            return Marking::Lost;
+        }
+        match self.links.marker.as_ref().map(|marker| marker.progress) {
+            None | Some(Progress::Lost) => Marking::Lost,
+            Some(_) if self.subscriber.is_at_marker() => Marking::Reached,
+            Some(Progress::Set) => Marking::Set,
+            Some(Progress::Asked) => Marking::Asked,
+        }
+    }
+
+    pub(crate) fn end(&mut self, which: Which) -> &mut End {
+        match which {
+            Which::Subscriber => &mut self.ear,
+            Which::Publisher => &mut self.mouth,
+        }
+    }
+
+    /// The links' protocol over RESP2?
+    pub(crate) fn is_resp2(&self) -> bool {
+        self.protocol == Protocol::Resp2
+    }
+
+    /// A link is made, to a server that says that it is a master, or not made.
+    pub(crate) fn on_connected(&mut self, which: Which, stream: Option<StreamId>, is_master: bool, now: Instant) {
+        let Self { links, subscriber, publisher, .. } = self;
+        let mut role = Watch::new(self.protocol, now);
+        let name = if is_master { "master" } else { "replica" };
+        let fields = ["role", name].map(|field| Value::SimpleString(field.to_owned()));
+        let rank = role.on_answer(now, Ok::<_, RedisError>(Value::Array(fields.to_vec()))).expect("an answer came");
+        let error = match stream {
+            Some(_) if !rank.is_wrong() => {
+                let greeting = Greeting { protocol: self.protocol, address: "redis:1".to_owned(), role, master: None };
+                match which {
+                    Which::Subscriber => subscriber.on_connected(links, greeting, now),
+                    Which::Publisher => publisher.on_connected(links, greeting, now),
+                }
+                *self.end(which) = End { stream, ..End::default() };
+                if which == Which::Publisher {
+                    self.awaited = 0;
+                }
+                return;
+            }
+            Some(_) => LinkError::NoMaster("redis:1".to_owned(), rank.fault()),
+            None => LinkError::Closed,
+        };
+        match which {
+            Which::Subscriber => subscriber.on_not_connected(links, &error, now),
+            Which::Publisher => publisher.on_not_connected(links, &error, now),
+        }
+    }
+
+    /// When it has something to do at the latest.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.subscriber.next_timeout(&self.links).into_iter().chain(self.publisher.next_timeout()).min()
+    }
+
+    /// Takes the next step, and gives it to `take`. False when there is nothing more to do at the moment.
+    pub(crate) fn step(&mut self, now: Instant, take: impl FnOnce(Step<'_>)) -> bool {
+        if let Some(event) = self.links.events.pop_front() {
+            take(Step::Event(Event::Report(event)));
+            return true;
+        }
+        if let Some((channel, payload)) = self.subscriber.next(&mut self.links, now) {
+            self.is_flowing = true;
+            let (channel, payload) = self.subscriber.publication(&channel, &payload).expect("it was just read");
+            take(Step::Event(Event::Publication { channel, payload }));
+            return true;
+        }
+        if !self.links.events.is_empty() {
+            return true;
+        }
+        self.subscriber.step(&mut self.links, now);
+        if self.step_ear(now) {
+            return true;
+        }
+        if !self.subscriber.is_up()
+            && let Some(stream) = std::mem::take(&mut self.ear).stream
+        {
+            take(Step::Drop(stream));
+            return true;
+        }
+        if self.subscriber.wants_link(now) {
+            take(Step::Connect(Which::Subscriber));
+            return true;
+        }
+        let pipeline = self.publisher.step(&mut self.links, now);
+        self.send(pipeline);
+        if self.step_mouth(now) {
+            return true;
+        }
+        if !self.publisher.is_up()
+            && let Some(stream) = std::mem::take(&mut self.mouth).stream
+        {
+            take(Step::Drop(stream));
+            return true;
+        }
+        if self.publisher.wants_link(now) {
+            take(Step::Connect(Which::Publisher));
+            return true;
+        }
+        if self.links.events.is_empty() && std::mem::take(&mut self.is_flowing) {
+            take(Step::Event(Event::Paused));
+            return true;
+        }
+        !self.links.events.is_empty()
+    }
+
+    /// Moves bytes of the subscribing link.
+    fn step_ear(&mut self, now: Instant) -> bool {
+        let Self { links, subscriber, ear, .. } = self;
+        if let Some(out) = subscriber.outgoing() {
+            ear.out.append(out);
+        }
+        if !subscriber.wants_bytes() {
+            return false;
+        }
+        if !ear.arrived.is_empty() {
+            let room = subscriber.room();
+            let len = room.len().min(ear.arrived.len());
+            for (place, byte) in room.iter_mut().zip(ear.arrived.drain(..len)) {
+                *place = byte;
+            }
+            subscriber.on_bytes(links, len, now);
+            return true;
+        }
+        if std::mem::take(&mut ear.is_ended) {
+            subscriber.fail(links, &LinkError::Closed, now);
+            return true;
+        }
+        false
+    }
+
+    /// Takes answers of the publishing link.
+    fn step_mouth(&mut self, now: Instant) -> bool {
+        let Self { links, publisher, mouth, awaited, .. } = self;
+        if !publisher.is_up() {
+            return false;
+        }
+        if *awaited > 0
+            && let Some(answers) = take_answers(&mut mouth.arrived, *awaited)
+        {
+            *awaited = 0;
+            publisher.on_answers(links, Ok(answers), now);
+            return true;
+        }
+        if std::mem::take(&mut mouth.is_ended) {
+            publisher.fail(links, &LinkError::Closed, now);
+            return true;
+        }
+        false
+    }
+
+    fn send(&mut self, pipeline: Option<Pipeline>) {
+        if let Some(pipeline) = pipeline {
+            self.awaited = pipeline.cmd_iter().count();
+            self.mouth.out.extend(pipeline.get_packed_pipeline());
+        }
+    }
+}
+
+/// Takes so many answers, when all have arrived.
+fn take_answers(arrived: &mut VecDeque<u8>, count: usize) -> Option<Vec<Value>> {
+    let bytes = arrived.make_contiguous();
+    let (mut at, mut answers) = (0, Vec::new());
+    for _ in 0..count {
+        let len = reply_len(&bytes[at..]).expect("the model writes RESP")?;
+        answers.push(redis::parse_redis_value(&bytes[at..at + len]).expect("the model writes RESP"));
+        at += len;
+    }
+    arrived.drain(..at);
+    Some(answers)
+}

@@ -1,0 +1,64 @@
+//! A byte stream between a worker and a server: pieces of any length, after any time, until it is cut at any byte.
+//!
+//! May not enter: what the bytes mean.
+
+use std::collections::VecDeque;
+
+use super::station::Which;
+
+/// A stream; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StreamId(pub(crate) u64);
+
+/// Where bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Towards {
+    Server,
+    Worker,
+}
+
+/// Bytes on their way in one direction.
+#[derive(Debug, Default)]
+pub(crate) struct Way {
+    pub(crate) bytes: VecDeque<u8>,
+    /// Whether a delivery is scheduled.
+    pub(crate) is_moving: bool,
+    /// The end follows the bytes.
+    pub(crate) is_ended: bool,
+    /// Nothing arrives until then.
+    pub(crate) frozen_until: u64,
+}
+
+/// A stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) worker: usize,
+    pub(crate) which: Which,
+    pub(crate) server: usize,
+    to_server: Way,
+    to_worker: Way,
+    /// Since when the server delivers nothing on it any more, if it is deaf.
+    pub(crate) deaf_since: Option<u64>,
+}
+
+impl Stream {
+    pub(crate) fn new(worker: usize, which: Which, server: usize) -> Self {
+        let (to_server, to_worker) = (Way::default(), Way::default());
+        Self { worker, which, server, to_server, to_worker, deaf_since: None }
+    }
+
+    pub(crate) fn way(&mut self, towards: Towards) -> &mut Way {
+        match towards {
+            Towards::Server => &mut self.to_server,
+            Towards::Worker => &mut self.to_worker,
+        }
+    }
+
+    /// Cuts it: of what is on its way, only a part arrives, and then the end.
+    pub(crate) fn cut(&mut self, rng: &mut fastrand::Rng) {
+        for way in [&mut self.to_server, &mut self.to_worker] {
+            way.bytes.truncate(rng.usize(..=way.bytes.len()));
+            way.is_ended = true;
+        }
+    }
+}

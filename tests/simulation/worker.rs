@@ -1,0 +1,411 @@
+//! One worker of the simulation: the real sessions, hub, outbox, timers and transitions (`Core`), without a thread.
+//!
+//! What stands in for rooms that cannot run without tokio and descriptors: [`Simulated::on_event`] for `pump.rs`,
+//! [`Simulated::turn`] and [`Simulated::tick`] for `turn.rs`, [`Simulated::collect`] and [`Simulated::adopt`] for the
+//! part of `snapshot.rs` that has descriptors, sockets in memory for the reactor. May not enter: Redis, clients.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::core::Core;
+use super::reactor::{Ready, Registrar};
+use super::slots::Connection;
+use super::snapshot::MessageSnapshot;
+use crate::broker::{Event, Report, Request};
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::close::CloseReason;
+use crate::config::Config;
+use crate::id::SessionKey;
+use crate::message::{NotPublished, Origin};
+use crate::metrics::{Counter, Shard};
+use crate::placement::Placement;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::hub::Batching;
+use crate::protocol::session::Denial;
+use crate::protocol::session::snapshot::SessionSnapshot;
+use crate::protocol::socket::Socket;
+use crate::protocol::socket::memory::MemorySocket;
+
+/// A socket that its client has as well: what was sent outlives the session.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedSocket(pub(crate) Rc<RefCell<MemorySocket>>);
+
+impl Socket for SharedSocket {
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().send(bytes)
+    }
+
+    fn send_slices(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.borrow_mut().send_slices(slices)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut().receive(buffer)
+    }
+
+    fn untaken_bytes(&self) -> usize {
+        self.0.borrow().untaken_bytes()
+    }
+
+    fn finish_sending(&mut self) {
+        self.0.borrow_mut().finish_sending();
+    }
+}
+
+/// A worker as data, in the bytes that the hand-over would send.
+#[derive(Debug, Default)]
+pub(crate) struct Moving {
+    sessions: Vec<(SessionKey, Vec<u8>, SharedSocket)>,
+    messages: Vec<Vec<u8>>,
+}
+
+/// A gap that was told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    pub(crate) length: Duration,
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(crate) struct Simulated {
+    core: Core,
+    endpoints: Vec<Rc<Endpoint>>,
+    /// Handshakes that wait for an answer.
+    waiting: Vec<(SessionKey, oneshot::Receiver<Result<(), Denial>>)>,
+    answered: Vec<(SessionKey, Result<(), Denial>)>,
+    reserving: Vec<oneshot::Receiver<Result<(), crate::channel::SubscriptionRefused>>>,
+    /// Sessions to be closed because of a gap, some with each tick.
+    gapped: VecDeque<SessionKey>,
+    still_since: Option<Millis>,
+    is_frozen: bool,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) gaps: Vec<Told>,
+    max_publish_timeout: Millis,
+}
+
+impl Simulated {
+    pub(crate) fn new(config: &Config, placement: Placement) -> Self {
+        let shard = Arc::new(Shard::new());
+        let registrar = Registrar::apart().expect("a descriptor is free");
+        let timeouts = config.endpoints.iter().map(|endpoint| crate::clock::millis(endpoint.publish_timeout));
+        Self {
+            core: Core::new(config, placement, registrar, shard),
+            endpoints: config.endpoints.iter().map(|endpoint| Rc::new(Endpoint::new(endpoint.clone()))).collect(),
+            waiting: Vec::new(),
+            answered: Vec::new(),
+            reserving: Vec::new(),
+            gapped: VecDeque::new(),
+            still_since: None,
+            is_frozen: false,
+            requests: Vec::new(),
+            gaps: Vec::new(),
+            max_publish_timeout: timeouts.max().unwrap_or(0),
+        }
+    }
+
+    /// A handshake for `channel` begins. Its answer is in [`Simulated::take_answers`].
+    pub(crate) fn admit(&mut self, endpoint: usize, channel: &Channel, encoding: Encoding, now: Millis) -> SessionKey {
+        let endpoint = self.endpoints[endpoint].clone();
+        let until = now + 3_000;
+        let (key, told) = self.core.admit(&endpoint, channel.clone(), encoding, until, now);
+        match told {
+            Some(told) => self.waiting.push((key, told)),
+            None => self.answered.push((key, Ok(()))),
+        }
+        self.after_change();
+        key
+    }
+
+    /// What became of handshakes.
+    pub(crate) fn take_answers(&mut self) -> Vec<(SessionKey, Result<(), Denial>)> {
+        let mut answered = std::mem::take(&mut self.answered);
+        self.waiting.retain_mut(|(key, told)| match told.try_recv() {
+            Ok(answer) => {
+                answered.push((*key, answer));
+                false
+            }
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => panic!("a handshake has ended without an answer"),
+        });
+        answered
+    }
+
+    /// A session that was admitted gets its socket.
+    pub(crate) fn attach(&mut self, key: SessionKey, socket: SharedSocket, head: &[u8], now: Millis) {
+        self.core.guarded(key, now, |core| core.open(key, Connection::Memory(socket), head, b"", now));
+        self.after_change();
+    }
+
+    /// A client went away during its handshake.
+    pub(crate) fn give_up(&mut self, key: SessionKey, now: Millis) {
+        self.waiting.retain(|(waiting, _)| *waiting != key);
+        self.answered.retain(|(answered, _)| *answered != key);
+        self.core.remove(key, now);
+        self.after_change();
+    }
+
+    pub(crate) fn has(&mut self, key: SessionKey) -> bool {
+        self.core.slots.get_mut(key).is_some()
+    }
+
+    pub(crate) fn has_unsent(&mut self, key: SessionKey) -> bool {
+        self.core.slots.get_mut(key).is_some_and(|slot| slot.session.has_unsent())
+    }
+
+    /// A client's socket is ready.
+    pub(crate) fn on_ready(&mut self, ready: Ready, now: Millis) {
+        if self.still_since.is_none() {
+            self.core.guarded(ready.key, now, |core| core.on_ready(ready, now));
+            self.after_change();
+        }
+    }
+
+    /// Sessions that have more to read have their turn. Says whether some have another.
+    pub(crate) fn turn(&mut self, now: Millis) -> bool {
+        if self.still_since.is_some() {
+            return false;
+        }
+        for key in self.core.take_again() {
+            self.core.guarded(key, now, |core| core.on_ready(Ready::again(key), now));
+        }
+        self.after_change();
+        self.core.has_again()
+    }
+
+    /// Timers, lingering channels, messages that waited too long.
+    pub(crate) fn tick(&mut self, now: Millis) {
+        if self.still_since.is_some() {
+            return;
+        }
+        for (key, at) in self.core.wheel.advance(now) {
+            self.core.guarded(key, now, |core| core.on_due(key, at, now));
+        }
+        let Self { core, requests, gapped, .. } = self;
+        core.hub.expire(now, |node, channel| requests.push(Request::Unsubscribe { node, channel }));
+        let lost = core.outbox.expire(now.saturating_sub(self.max_publish_timeout + 1_000));
+        for key in lost {
+            core.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
+        }
+        for key in gapped.drain(..gapped.len().min(3)) {
+            core.guarded(key, now, |core| core.close(key, CloseReason::Gap, now));
+        }
+        core.release_held();
+        self.after_change();
+    }
+
+    /// Carries out what the broker tells.
+    pub(crate) fn on_event(&mut self, event: Event<'_>, now: Millis) {
+        match event {
+            Event::Publication { channel, payload } => {
+                if self.core.hub.append(channel, payload) == Batching::Full {
+                    self.flush(now);
+                }
+            }
+            Event::Paused => self.flush(now),
+            Event::Report(report) => self.on_report(report, now),
+        }
+        self.after_change();
+    }
+
+    fn on_report(&mut self, report: Report, now: Millis) {
+        let core = &mut self.core;
+        match report {
+            Report::Subscribed { node, channel } => {
+                if !core.on_subscribed(node, &channel, now) {
+                    self.requests.push(Request::Unsubscribe { node, channel });
+                }
+            }
+            Report::Refused { channel, refused } => core.on_refused(&channel, refused, now),
+            Report::Lost { node } => drop(core.lose(node)),
+            Report::Dropped { node, channel } => drop(core.lose_one(node, &channel)),
+            Report::Gap(gap) => {
+                let (channels, keys) = core.end_gap(gap.node);
+                if channels > 0 {
+                    self.gaps.push(Told { length: gap.length });
+                    self.gapped.extend(keys);
+                }
+            }
+            Report::Placed => {
+                let moved = core.follow_placement();
+                self.requests.push(Request::Move(moved));
+            }
+            Report::Room { node, max_bytes } => {
+                let messages =
+                    if self.still_since.is_some() { Vec::new() } else { self.core.outbox.take(node, max_bytes) };
+                self.core.release_held();
+                self.requests.push(Request::Publish { node, messages });
+            }
+            Report::Published { origin, bytes, outcome } => self.on_published(&origin, bytes, &outcome, now),
+            Report::Returned(messages) => {
+                core.outbox.take_back(messages);
+                self.requests.push(Request::MessagesWait);
+            }
+            Report::Doubt { sessions, .. } => {
+                // In an order that does not depend on a hash table's.
+                let mut sessions: Vec<_> = sessions.into_iter().collect();
+                sessions.sort_unstable();
+                for key in sessions {
+                    core.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
+                }
+            }
+        }
+    }
+
+    fn on_published(&mut self, origin: &Origin, bytes: usize, outcome: &Result<(), NotPublished>, now: Millis) {
+        self.core.outbox.answered();
+        let Origin::Session(key) = *origin else { return };
+        match outcome {
+            Ok(()) => self.core.on_published(key, bytes, now),
+            Err(_) => self.core.guarded(key, now, |core| core.on_not_published(key, now)),
+        }
+    }
+
+    fn flush(&mut self, now: Millis) {
+        if !self.is_frozen && self.core.hub.has_batches() {
+            let next = self.core.flush(now);
+            assert!(next.is_none(), "the simulation has no pace");
+        }
+    }
+
+    /// Lets the broker know what a change has left for it.
+    fn after_change(&mut self) {
+        let wanted = self.core.take_wanted();
+        self.requests.extend(wanted.into_iter().map(|(node, channel)| Request::Subscribe { node, channel }));
+        let may_publish = self.still_since.is_none() && !self.core.outbox.is_empty();
+        if may_publish && !self.requests.iter().any(|r| matches!(r, Request::MessagesWait)) {
+            self.requests.push(Request::MessagesWait);
+        }
+    }
+
+    /// What no session and no queue may ever be.
+    pub(crate) fn check(&self) {
+        for (key, slot) in self.core.slots.iter() {
+            let session = &slot.session;
+            let limit = session.endpoint.config.max_queue_bytes;
+            assert!(
+                session.is_closing() || session.backlog() <= limit,
+                "{key:?} has a backlog of {} bytes, over {limit}",
+                session.backlog()
+            );
+        }
+    }
+
+    /// The number of sessions that ended because of a fault of ours.
+    pub(crate) fn faults(&self) -> u64 {
+        self.core.shard.get(Counter::SessionsClosed(CloseReason::Internal))
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.core.slots.len()
+    }
+
+    pub(crate) fn unsettled(&self) -> usize {
+        self.core.outbox.unsettled()
+    }
+
+    // The hand-over.
+
+    /// The channels that sessions listen to.
+    pub(crate) fn channels(&self) -> Vec<Channel> {
+        self.core.hub.channels_in_use()
+    }
+
+    /// Subscribes channels whose sessions are to come.
+    pub(crate) fn reserve(&mut self, channels: &[Channel]) {
+        let core = &mut self.core;
+        self.reserving.extend(channels.iter().filter_map(|channel| core.reserve(channel)));
+        self.after_change();
+    }
+
+    /// Whether they are subscribed; `None` when one is refused.
+    pub(crate) fn has_reserved(&mut self) -> Option<bool> {
+        let mut is_refused = false;
+        self.reserving.retain_mut(|told| match told.try_recv() {
+            Ok(Ok(())) => false,
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {
+                is_refused = true;
+                false
+            }
+        });
+        (!is_refused).then_some(self.reserving.is_empty())
+    }
+
+    /// Whether it stands still.
+    pub(crate) fn is_still(&self) -> bool {
+        self.still_since.is_some()
+    }
+
+    /// Whether handshakes are under way.
+    pub(crate) fn has_handshakes(&self) -> bool {
+        !self.waiting.is_empty() || self.core.slots.iter().any(|(_, slot)| !slot.has_socket())
+    }
+
+    /// Stands still.
+    pub(crate) fn quiesce(&mut self, now: Millis) {
+        self.still_since = self.still_since.or(Some(now));
+    }
+
+    /// Whether the broker has answered for all messages that it has, and no client is being told of a gap.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.core.outbox.has_in_flight() && self.gapped.is_empty()
+    }
+
+    /// The worker as data; nothing may be sent from now on that the data does not have.
+    pub(crate) fn collect(&mut self, now: Millis) -> Moving {
+        self.core.hub.stop_pacing();
+        self.flush(now);
+        self.is_frozen = true;
+        let (mut moving, mut places) = (Moving::default(), HashMap::new());
+        for (key, slot) in self.core.slots.iter() {
+            let (Some(snapshot), Connection::Memory(socket)) = (slot.session.snapshot(now), &slot.connection) else {
+                continue;
+            };
+            places.insert(key, moving.sessions.len());
+            let bytes = rmp_serde::to_vec_named(&snapshot).expect("a snapshot is data");
+            moving.sessions.push((key, bytes, socket.clone()));
+        }
+        let messages = self.core.outbox.iter().map(|message| MessageSnapshot::of(message, &places, now));
+        moving.messages =
+            messages.map(|message| rmp_serde::to_vec_named(&message).expect("a snapshot is data")).collect();
+        moving
+    }
+
+    /// Becomes what another worker was. Returns the new key of each session.
+    pub(crate) fn adopt(&mut self, moving: Moving, now: Millis) -> Vec<(SessionKey, SessionKey)> {
+        self.still_since = Some(now);
+        let mut keys = Vec::new();
+        for (before, bytes, socket) in moving.sessions {
+            let snapshot: SessionSnapshot = rmp_serde::from_slice(&bytes).expect("it was written so");
+            let adopted = self.core.adopt_session(snapshot, &self.endpoints, Connection::Memory(socket), now);
+            keys.push((before, adopted.expect("a session's own snapshot is one")));
+        }
+        let messages = moving.messages.iter().map(|bytes| rmp_serde::from_slice(bytes).expect("it was written so"));
+        self.core.adopt_messages(messages.collect(), now);
+        self.after_change();
+        keys
+    }
+
+    /// Goes on.
+    pub(crate) fn resume(&mut self, now: Millis) {
+        let quiesced = now - self.still_since.take().unwrap_or(now);
+        self.is_frozen = false;
+        self.core.free_reserved(now);
+        self.reserving.clear();
+        self.core.outbox.rested(quiesced);
+        for key in self.core.all_keys() {
+            self.core.guarded(key, now, |core| core.go_on(key, quiesced, now));
+        }
+        self.requests.push(Request::Release);
+        self.after_change();
+        self.flush(now);
+    }
+}

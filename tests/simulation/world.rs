@@ -1,0 +1,464 @@
+//! The world of a run: processes with their workers, servers, streams and clients on one clock and one seed.
+//!
+//! Here time passes and things reach each other; `faults.rs` breaks them, `ledger.rs` judges.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use super::client::{Client, HEAD, PREFIX, State};
+use super::faults::Fault;
+use super::handover::Handover;
+use super::redis::{Redis, Role};
+use super::station::{Station, Step, Which};
+use super::stream::{Stream, StreamId, Towards};
+use crate::broker::Request;
+use crate::broker::redis::health::Health;
+use crate::broker::redis::resp::Protocol;
+use crate::channel::Channel;
+use crate::clock::{self, Millis};
+use crate::config::{Config, EndpointConfig, GapPolicy, RedisUrl};
+use crate::id::SessionKey;
+use crate::placement::{Node, Placement};
+use crate::protocol::encoding::Encoding;
+use crate::worker::reactor::Ready;
+use crate::worker::simulated::Simulated;
+
+/// Microseconds.
+pub(crate) const MILLISECOND: u64 = 1_000;
+pub(crate) const SECOND: u64 = 1_000_000;
+
+/// How long things break, and how long they have to heal. Chosen: the longest outage, then twice what the deadlines of
+/// the links and the audits add up to.
+pub(crate) const ACTIVE: u64 = 12 * SECOND;
+pub(crate) const HEALED: u64 = 14 * SECOND;
+
+/// What happens at some time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Happening {
+    Wake(usize),
+    Tick(usize),
+    Deliver(StreamId, Towards),
+    /// An attempt to connect ends.
+    Made(usize, Which),
+    /// A session's socket has something to read, or has room.
+    Readable(usize),
+    Writable(usize),
+    /// A client does something.
+    Client(usize),
+    /// A socket reaches its session.
+    Attach(usize),
+    Produce,
+    Fault,
+    End(Fault),
+    Handover,
+}
+
+/// A worker and its links.
+#[derive(Debug)]
+pub(crate) struct Node1 {
+    pub(crate) worker: Simulated,
+    pub(crate) station: Station,
+    pub(crate) health: Arc<Health>,
+    wakes_at: u64,
+    did_all_hear: bool,
+}
+
+/// What kind of run a seed makes.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) protocol: Protocol,
+    pub(crate) workers: usize,
+    pub(crate) clients: usize,
+    pub(crate) channels: usize,
+    pub(crate) has_faults: bool,
+    pub(crate) hands_over: bool,
+    pub(crate) is_fast: bool,
+}
+
+/// All there is.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    base: Instant,
+    agenda: BinaryHeap<Reverse<(u64, u64)>>,
+    happenings: BTreeMap<u64, Happening>,
+    next: u64,
+    pub(crate) plan: Plan,
+    config: Arc<Config>,
+    /// None where a process is gone.
+    pub(crate) workers: Vec<Option<Node1>>,
+    pub(crate) redis: Redis,
+    /// The server that the address leads to.
+    pub(crate) address: usize,
+    pub(crate) streams: BTreeMap<StreamId, Stream>,
+    /// Streams that were cut.
+    pub(crate) cut: BTreeSet<StreamId>,
+    /// Channels and times in which publications may be missed that no gap tells of.
+    pub(crate) excused: Vec<(Vec<u8>, u64, u64)>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) next_stream: u64,
+    pub(crate) produced: usize,
+    pub(crate) handover: Option<Handover>,
+    /// Workers that take new clients.
+    pub(crate) serving: Vec<usize>,
+    /// What happened, folded into a number: two runs of a seed have the same.
+    pub(crate) trace: u64,
+    /// Whether all that happens is printed (`SIMULATION_TRACE=1`).
+    pub(crate) is_told: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        fastrand::seed(seed);
+        let mut rng = Rng::with_seed(seed);
+        let plan = Plan {
+            protocol: if rng.u8(..5) == 0 { Protocol::Resp2 } else { Protocol::Resp3 },
+            workers: rng.usize(1..=2),
+            clients: rng.usize(3..=10),
+            channels: rng.usize(1..=4),
+            has_faults: rng.u8(..10) > 0,
+            hands_over: rng.u8(..3) == 0,
+            is_fast: rng.bool(),
+        };
+        let endpoint = EndpointConfig {
+            max_queue_bytes: rng.usize(200..5_000),
+            max_unpublished_bytes: rng.usize(200..2_000),
+            publish_timeout: Duration::from_secs(rng.u64(3..8)),
+            stall_timeout: Duration::from_secs(rng.u64(3..8)),
+            ping_interval: Duration::from_secs(4),
+            ..EndpointConfig::default()
+        };
+        let of = |path: &str, on_gap| EndpointConfig { path: path.to_owned(), on_gap, ..endpoint.clone() };
+        let mut config = Config {
+            endpoints: vec![of("/stay", GapPolicy::Keep), of("/close", GapPolicy::Close)],
+            pace: Duration::ZERO,
+            ..Config::default()
+        };
+        config.redis.subscription_linger = Duration::from_millis(rng.u64(..2_000));
+        config.limits.max_unpublished_bytes = rng.usize(1_000..20_000);
+        let mut redis = Redis::default();
+        redis.add(Role::Master);
+        let mut world = Self {
+            rng,
+            now: 0,
+            base: Instant::now(),
+            agenda: BinaryHeap::new(),
+            happenings: BTreeMap::new(),
+            next: 0,
+            config: Arc::new(config),
+            workers: Vec::new(),
+            redis,
+            address: 0,
+            streams: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            excused: Vec::new(),
+            clients: Vec::new(),
+            next_stream: 0,
+            produced: 0,
+            handover: None,
+            serving: Vec::new(),
+            trace: 0,
+            is_told: std::env::var_os("SIMULATION_TRACE").is_some(),
+            plan,
+        };
+        world.serving = world.start_process();
+        for _ in 0..world.plan.clients {
+            let at = world.rng.u64(..ACTIVE / 2);
+            world.arrive(at);
+        }
+        world.at(50 * MILLISECOND, Happening::Produce);
+        if world.plan.has_faults {
+            world.at(SECOND, Happening::Fault);
+        }
+        if world.plan.hands_over {
+            let at = world.rng.u64(2 * SECOND..ACTIVE);
+            world.at(at, Happening::Handover);
+        }
+        world
+    }
+
+    /// A process with its workers, which share what they know of a node.
+    pub(crate) fn start_process(&mut self) -> Vec<usize> {
+        let health = Arc::new(Health::new(&RedisUrl::default(), self.plan.workers));
+        (0..self.plan.workers)
+            .map(|_| {
+                let placement = Placement::over(1);
+                let now = self.instant();
+                let station = Station::new(Node(0), self.plan.protocol, health.clone(), placement.clone(), now);
+                let worker = Simulated::new(&self.config, placement);
+                let health = health.clone();
+                self.workers.push(Some(Node1 { worker, station, health, wakes_at: u64::MAX, did_all_hear: false }));
+                let index = self.workers.len() - 1;
+                self.at(self.now, Happening::Wake(index));
+                self.at(self.now + 100 * MILLISECOND, Happening::Tick(index));
+                index
+            })
+            .collect()
+    }
+
+    /// A client comes.
+    pub(crate) fn arrive(&mut self, at: u64) {
+        let id = self.clients.len();
+        let name = match self.rng.u8(..30) {
+            0 => "deny0".to_owned(),
+            _ => format!("chan{}", self.rng.usize(..self.plan.channels)),
+        };
+        let channel = Channel::from(format!("{PREFIX}{name}"));
+        let encoding = if self.rng.bool() { Encoding::Lua { name_at: 2 } } else { Encoding::Plain };
+        let closes_on_gap = self.rng.bool();
+        self.clients.push(Client::new(id, usize::MAX, channel, encoding, closes_on_gap));
+        self.at(at, Happening::Client(id));
+    }
+
+    pub(crate) fn at(&mut self, at: u64, happening: Happening) {
+        self.next += 1;
+        self.agenda.push(Reverse((at.max(self.now), self.next)));
+        self.happenings.insert(self.next, happening);
+    }
+
+    pub(crate) fn instant(&self) -> Instant {
+        self.base + Duration::from_micros(self.now)
+    }
+
+    pub(crate) fn millis(&self) -> Millis {
+        clock::START + self.now / MILLISECOND
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.now < ACTIVE
+    }
+
+    /// How long something takes.
+    pub(crate) fn delay(&mut self) -> u64 {
+        let longest = if self.plan.is_fast { 500 } else { 20 * MILLISECOND };
+        self.rng.u64(1..longest)
+    }
+
+    /// Lets time pass until `end`.
+    pub(crate) fn run(&mut self, end: u64) {
+        while let Some(Reverse((at, id))) = self.agenda.peek().copied() {
+            if at > end {
+                break;
+            }
+            self.agenda.pop();
+            let happening = self.happenings.remove(&id).expect("each is there once");
+            assert!(at >= self.now, "time goes on");
+            self.now = at;
+            self.say(|| format!("{happening:?}"));
+            self.trace = self.trace.wrapping_mul(31).wrapping_add(at ^ self.redis.executed.len() as u64);
+            self.happen(happening);
+        }
+        self.now = end;
+    }
+
+    /// Prints what happens, where it is asked for.
+    pub(crate) fn say(&self, what: impl FnOnce() -> String) {
+        if self.is_told {
+            eprintln!("{} {}", self.now, what());
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let now = self.millis();
+        match happening {
+            Happening::Wake(worker) => self.pump(worker),
+            Happening::Tick(worker) => {
+                if let Some(node) = self.workers[worker].as_mut() {
+                    node.worker.tick(now);
+                    node.worker.check();
+                    self.at(self.now + 100 * MILLISECOND, Happening::Tick(worker));
+                    self.pump(worker);
+                }
+            }
+            Happening::Deliver(stream, towards) => self.deliver(stream, towards),
+            Happening::Made(worker, which) => self.made(worker, which),
+            Happening::Readable(client) => {
+                // As the kernel: an end is told with the bytes before it.
+                let hung_up = self.clients[client].socket.0.borrow().is_peer_finished;
+                self.ready(client, |key| Ready { key, readable: true, hung_up, writable: false });
+            }
+            Happening::Writable(client) => {
+                self.clients[client].is_told_of_room = false;
+                self.ready(client, |key| Ready { key, readable: false, hung_up: false, writable: true });
+            }
+            Happening::Client(client) => self.act(client),
+            Happening::Attach(client) => self.attach(client),
+            Happening::Produce => self.produce(),
+            Happening::Fault => self.break_something(),
+            Happening::End(fault) => self.mend(fault),
+            Happening::Handover => self.hand_over(),
+        }
+    }
+
+    fn ready(&mut self, client: usize, ready: impl FnOnce(SessionKey) -> Ready) {
+        let now = self.millis();
+        let Client { state: State::Open(key), worker, .. } = self.clients[client] else { return };
+        if let Some(node) = self.workers[worker].as_mut() {
+            node.worker.on_ready(ready(key), now);
+            self.pump(worker);
+        }
+    }
+
+    /// Everything that a worker can do now.
+    pub(crate) fn pump(&mut self, index: usize) {
+        let (now, instant) = (self.millis(), self.instant());
+        for turn in 0.. {
+            assert!(turn < 10_000, "worker {index} comes to no end");
+            let Some(node) = self.workers[index].as_mut() else { return };
+            let requests = std::mem::take(&mut node.worker.requests);
+            let has_requests = requests.iter().any(|request| !matches!(request, Request::MessagesWait));
+            requests.into_iter().for_each(|request| node.station.request(request, instant));
+            let mut outcome = None;
+            let Node1 { worker, station, .. } = node;
+            let has_stepped = station.step(instant, |step| match step {
+                Step::Event(event) => worker.on_event(event, now),
+                Step::Connect(which) => outcome = Some((Some(which), None)),
+                Step::Drop(stream) => outcome = Some((None, Some(stream))),
+            });
+            let has_more = worker.turn(now);
+            match outcome {
+                Some((Some(which), _)) => self.begin_to_connect(index, which),
+                Some((_, Some(stream))) => self.close_stream(stream),
+                _ => {}
+            }
+            self.send_links(index);
+            if !has_requests && !has_stepped && !has_more {
+                break;
+            }
+        }
+        self.after_pump(index);
+    }
+
+    fn after_pump(&mut self, index: usize) {
+        let now = self.now;
+        let Some(node) = self.workers[index].as_mut() else { return };
+        let told = std::mem::take(&mut node.worker.gaps);
+        for told in told {
+            let length = u64::try_from(told.length.as_micros()).unwrap_or(u64::MAX);
+            self.say(|| format!("worker {index} tells of a gap of {length} µs"));
+            // Of those as well that have ended: what they missed before is told here.
+            let clients = self.clients.iter_mut().filter(|client| client.worker == index);
+            clients.for_each(|client| client.gaps.push((now.saturating_sub(length), now)));
+        }
+        let Some(node) = self.workers[index].as_mut() else { return };
+        let answers = node.worker.take_answers();
+        let next = node.station.next_timeout();
+        let do_all_hear = node.health.do_all_hear();
+        let has_changed = std::mem::replace(&mut node.did_all_hear, do_all_hear) != do_all_hear;
+        if let Some(next) = next {
+            let at = u64::try_from((next - self.base).as_micros()).unwrap_or(u64::MAX) + 1;
+            let node = self.workers[index].as_mut().expect("it was just there");
+            if node.wakes_at <= now || at < node.wakes_at {
+                node.wakes_at = at;
+                self.at(at, Happening::Wake(index));
+            }
+        }
+        if has_changed {
+            let health = self.workers[index].as_ref().expect("it was just there").health.clone();
+            let others = self.workers.iter().enumerate().filter(|(other, node)| {
+                *other != index && node.as_ref().is_some_and(|node| Arc::ptr_eq(&node.health, &health))
+            });
+            let others: Vec<_> = others.map(|(other, _)| other).collect();
+            others.into_iter().for_each(|other| self.at(now, Happening::Wake(other)));
+        }
+        for (key, answer) in answers {
+            let client =
+                self.clients.iter_mut().find(|client| client.worker == index && client.state == State::Handshake(key));
+            let Some(client) = client else { continue };
+            if answer.is_ok() {
+                client.state = State::Answered(key);
+                let (id, delay) = (client.id, self.delay());
+                self.at(self.now + delay, Happening::Attach(id));
+            } else {
+                client.state = State::Refused;
+                client.refusals += 1;
+            }
+        }
+        self.follow_sockets(index);
+    }
+
+    /// Sockets with room are told, and those whose session is over end.
+    pub(crate) fn follow_sockets(&mut self, index: usize) {
+        for id in 0..self.clients.len() {
+            let client = &mut self.clients[id];
+            let State::Open(key) = client.state else { continue };
+            if client.worker != index {
+                continue;
+            }
+            let Some(node) = self.workers[index].as_mut() else { continue };
+            if !node.worker.has(key) {
+                client.state = State::Ended;
+                client.read(usize::MAX);
+                if let Some(since) = node.station.links.lost_since {
+                    // It ends before the gap does.
+                    let since = u64::try_from((since - self.base).as_micros()).unwrap_or(u64::MAX);
+                    client.gaps.push((since, self.now));
+                }
+                let code = client.close_code;
+                self.say(|| format!("client {id} ends: {code:?}"));
+            } else if node.worker.has_unsent(key) && client.socket.0.borrow().room > 0 && !client.is_told_of_room {
+                client.is_told_of_room = true;
+                let delay = self.delay();
+                self.at(self.now + delay, Happening::Writable(id));
+            }
+        }
+    }
+
+    /// The socket of a client whose handshake was answered reaches its session.
+    fn attach(&mut self, id: usize) {
+        let now = self.millis();
+        let client = &mut self.clients[id];
+        let State::Answered(key) = client.state else { return };
+        let Some(node) = self.workers[client.worker].as_mut() else { return };
+        if !node.worker.has(key) {
+            client.state = State::Refused;
+            return;
+        }
+        if node.worker.is_still() {
+            // Neither process would have its session.
+            return self.at(self.now + 10 * MILLISECOND, Happening::Attach(id));
+        }
+        client.capacity = self.rng.usize(HEAD.len()..3_000);
+        client.socket.0.borrow_mut().room = client.capacity;
+        (client.state, client.open_at) = (State::Open(key), self.now);
+        client.first_order = self.redis.executed.len() as u64;
+        let index = client.worker;
+        node.worker.attach(key, client.socket.clone(), HEAD, now);
+        self.pump(index);
+    }
+
+    /// Publishes something as a producer.
+    fn produce(&mut self) {
+        let count = if self.rng.u8(..8) == 0 { self.rng.usize(..30) } else { 1 };
+        for _ in 0..count {
+            let channel = format!("{PREFIX}chan{}", self.rng.usize(..self.plan.channels));
+            let padding = if self.rng.u8(..20) == 0 { self.rng.usize(..600) } else { 0 };
+            self.publish(&channel, padding);
+        }
+        if self.is_active() {
+            let pause = self.rng.u64(..200 * MILLISECOND);
+            self.at(self.now + pause, Happening::Produce);
+        }
+    }
+
+    /// A producer publishes at the master that there is.
+    pub(crate) fn publish(&mut self, channel: &str, padding: usize) {
+        let Some(server) = self.redis.master() else { return };
+        self.produced += 1;
+        let payload = format!("p{}{}!", self.produced, " ".repeat(padding));
+        let mut sent = Vec::new();
+        self.redis.publish(server, None, channel.as_bytes(), payload.as_bytes(), self.now, &mut sent);
+        self.spread(sent);
+    }
+
+    /// One of several.
+    pub(crate) fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
+        (!all.is_empty()).then(|| all[self.rng.usize(..all.len())])
+    }
+}
