@@ -1,4 +1,4 @@
-//! Where to connect to: the addresses in the arguments, and the sockets made of them.
+//! The addresses in the arguments, and sockets connected to them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -18,24 +18,24 @@ pub(crate) enum Address {
     Unix(PathBuf),
 }
 
-/// A URL: where to connect to, and what to ask for there.
+/// A URL: an address, and the target of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) address: Address,
-    /// What the Host header says.
+    /// The value of the Host header.
     pub(crate) host: String,
     /// Path and query.
     pub(crate) path: Template,
 }
 
-/// How far a connection got.
+/// The state of a new connection.
 #[derive(Debug)]
 pub(crate) enum Dialed {
-    /// It stands.
+    /// The connection is established.
     Connected(OwnedFd),
-    /// It stands, or failed, when the socket becomes writable.
+    /// The connection is established, or has failed, when the socket becomes writable.
     UnderWay(OwnedFd),
-    /// The listener's backlog is full: to be tried again.
+    /// The listener's backlog is full: try again later.
     Full,
 }
 
@@ -58,7 +58,7 @@ impl FromStr for Target {
 }
 
 impl Target {
-    /// Reads what follows `ws://` or `http://`.
+    /// Reads the part after `ws://` or `http://`.
     pub(crate) fn of_authority(rest: &str) -> Result<Self, String> {
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);

@@ -1,4 +1,4 @@
-//! The command line, as clap reads it. What fits together is `plan`'s to judge.
+//! The command line, as clap reads it. `plan` checks the arguments against each other.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub(crate) struct Cli {
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done; 1 something was lost, duplicated or reordered, or a connection failed (see
---allow-loss), or the run could not go on; 64 wrong arguments.";
+--allow-loss), or the run failed; 64 wrong arguments.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -62,7 +62,7 @@ pub(crate) struct LoadArgs {
     /// Addresses to connect from, used in turn: one has about 28,000 ports.
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub(crate) source_address: Vec<IpAddr>,
-    /// Who publishes: redis://[USER:PASSWORD@]HOST:PORT, redis+unix:/SOCKET, "websocket" (the clients
+    /// The publisher: redis://[USER:PASSWORD@]HOST:PORT, redis+unix:/SOCKET, "websocket" (the clients
     /// send), http://HOST:PORT/PATH?id={channel} (POST), or "none".
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub(crate) publish: Publish,

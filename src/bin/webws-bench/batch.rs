@@ -1,8 +1,8 @@
-//! The last buffer that was read, understood: the subscribers of a channel mostly read the same bytes.
+//! The last buffer that was read, with its decoded payloads: the subscribers of a channel mostly read the same bytes.
 //!
-//! Comparing 9 kB costs a fraction of parsing the 64 frames in them, so the load generator stays
-//! cheaper than servers that frame once per channel. Every byte of every receiver is still looked at,
-//! and a receiver whose turn does not fit exactly goes the long way. May not enter: the ledger.
+//! Comparing 9 kB costs a fraction of parsing the 64 frames in them, so the load generator stays cheaper than servers
+//! that frame once per channel. Every byte of every receiver is still compared, and other bytes are parsed.
+//! May not enter: the ledger.
 
 use crate::clock::Micros;
 use crate::payload::Header;
@@ -16,11 +16,11 @@ pub(crate) struct Batch {
     /// The first payload's sequence, and how many there are.
     pub(crate) first: u32,
     pub(crate) count: u32,
-    /// When they were to be sent, and how many at each of those times.
+    /// The intended times of sending, with the number of payloads for each.
     pub(crate) sent: Vec<(Micros, u32)>,
     /// The publications' numbers.
     pub(crate) numbers: Vec<u32>,
-    /// Receivers that got them and are not reported yet.
+    /// Receivers that got these payloads and are not reported yet.
     pub(crate) receivers: u32,
 }
 
@@ -30,7 +30,7 @@ impl Batch {
         self.channel == channel && self.count > 0 && self.bytes == bytes
     }
 
-    /// Becomes the payloads in `bytes`, if they are one sender's and successive; else nothing is known.
+    /// Keeps the payloads in `bytes` if they are successive payloads of one sender; else keeps nothing.
     pub(crate) fn learn(&mut self, channel: u32, bytes: &[u8], headers: &[Header]) {
         self.count = 0;
         let successive = |pair: &[Header]| match pair {

@@ -1,4 +1,4 @@
-//! What one load thread counted: deliveries and latencies over time, faults, how connections ended.
+//! The counts of one load thread: deliveries and latencies over time, faults, ends of connections.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -44,7 +44,7 @@ pub(crate) struct Counts {
     /// Deliveries and publications inside the window.
     pub(crate) deliveries: u64,
     pub(crate) publications: u64,
-    /// Payloads that are not of this run, and such as no sender of the channel sent.
+    /// Payloads of another run, and payloads that no sender of the channel sent.
     pub(crate) foreign: u64,
     pub(crate) misdelivered: u64,
     pub(crate) pings: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Counts {
     /// Of the connections that never read: how many there were, how many the server ended.
     pub(crate) slow: u64,
     pub(crate) slow_ended: u64,
-    /// Publications that did not reach everybody in time for the next to go out.
+    /// Publications that a closed loop gave up, because they did not reach all receivers in time.
     pub(crate) given_up: u64,
     /// Publications that Redis or the server had no subscriber for.
     pub(crate) unheard: u64,
@@ -88,7 +88,8 @@ pub(crate) fn interval(begin: Micros, end: Micros) -> Micros {
 }
 
 impl Book {
-    /// For a thread with `receivers`, each of whom hears at most `senders`; `landings` a power of two.
+    /// For a thread with `receivers`, each of which gets publications of at most `senders`; `landings` is a power of
+    /// two.
     pub(crate) fn new(receivers: usize, senders: usize, landings: usize) -> Self {
         Self {
             ledger: Ledger::new(receivers, senders),
@@ -144,8 +145,8 @@ impl Book {
         self.batch.learn(channel, bytes, headers);
     }
 
-    /// `receiver` got these bytes. False, and nothing counted, unless they are known and exactly
-    /// what it was owed next.
+    /// `receiver` got these bytes. False, and nothing is counted, unless the bytes are known and exactly their payloads
+    /// were owed next.
     pub(crate) fn on_known(&mut self, run: &Run, receiver: usize, channel: u32, bytes: &[u8], now: Micros) -> bool {
         if !self.batch.is(channel, bytes) {
             return false;
@@ -178,7 +179,7 @@ impl Book {
         }
     }
 
-    /// The same, its header read already.
+    /// As `on_payload`, with a header that is read already.
     pub(crate) fn on_header(&mut self, run: &Run, receiver: usize, channel: u32, header: &Header, now: Micros) {
         let plan = &run.plan;
         if header.sequence >= load(&run.sent, header.sender) || plan.channel_of_sender(header.sender) != channel {
@@ -199,9 +200,9 @@ impl Book {
     }
 
     fn measure(&mut self, sent: Micros, now: Micros, count: u32) {
-        // What was due inside the window counts for latency however late it comes: else an
-        // overloaded server would be judged by what it managed to deliver.
-        // The last interval is for all that comes after the window.
+        // A publication due inside the window counts for latency however late it arrives. Otherwise an overloaded
+        // server would be measured only by the publications that it delivered in time. The last interval has all
+        // arrivals after the window.
         let place = now.min(self.end).saturating_sub(self.begin) / self.interval;
         let place = usize::try_from(place).unwrap_or(usize::MAX);
         while self.intervals.len() <= place {
@@ -331,10 +332,10 @@ mod tests {
     fn what_does_not_belong_here_is_told_apart() {
         let (run, mut book) = (run(), Book::new(2, 1, 1));
         let mut composer = Composer::new(100);
-        book.on_payload(&run, 0, 0, b"somebody else's", 0);
+        book.on_payload(&run, 0, 0, b"another program's", 0);
         book.on_payload(&run, 0, 0, composer.compose(&Header { run: run.tag ^ 1, ..header(&run, 0, 0, 0) }), 0);
         assert_eq!((book.counts.foreign, book.counts.misdelivered), (2, 0));
-        // Another channel's, and one that nobody sent.
+        // A payload of another channel, and one that no sender sent.
         book.on_payload(&run, 0, 0, composer.compose(&header(&run, 1, 0, 0)), 0);
         book.on_payload(&run, 0, 0, composer.compose(&header(&run, 0, 5, 0)), 0);
         assert_eq!((book.counts.foreign, book.counts.misdelivered), (2, 2));

@@ -1,4 +1,4 @@
-//! Time as the benchmark counts it: microseconds since it started, monotonic.
+//! The benchmark's time: monotonic, in microseconds since its start.
 //!
 //! Senders and receivers are in one process, so the two ends of a latency share a clock.
 

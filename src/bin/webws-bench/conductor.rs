@@ -1,4 +1,4 @@
-//! A run from its start to its report: phases, the progress line, usage at the moments that count.
+//! A run from its start to its report: phases, the progress line, the usage at the window's ends.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::report::{Moments, Report};
 use crate::run::{Phase, Run};
 use crate::usage::{Usage, Watch};
 
-/// Descriptors for other things than connections.
+/// Descriptors besides those of connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// Memory that the ledger may take. Chosen: a quarter of a small machine.
 const MAX_LEDGER_BYTES: usize = 1 << 30;
-/// After so long without a delivery nothing more is expected, and after so long in any case.
+/// How long to wait for late deliveries: without any delivery, and at most.
 const QUIET: Micros = 2_000_000;
 const MAX_DRAIN: Micros = 60_000_000;
-/// How often the conductor looks.
+/// The time between two checks of the conductor.
 const GLANCE: Duration = Duration::from_millis(2);
 
 /// Carries out a plan.
 ///
 /// # Errors
-/// A sentence: why the run could not go on.
+/// Why the run failed, as a sentence.
 pub(crate) fn conduct(plan: Plan) -> Result<(Report, Arc<Run>), String> {
     raise_descriptors(u64::from(plan.sockets()) + u64::from(plan.publishers) + SPARE_DESCRIPTORS)?;
     let (receivers, senders) = (plan.sockets() as usize, plan.senders_per_channel() as usize);
@@ -94,7 +94,7 @@ impl Conductor {
         Ok(Report::new(&run, &book, &moments))
     }
 
-    /// Waits until something is so, or until a time.
+    /// Waits until a condition holds, or until a time.
     fn wait(&mut self, phase: &str, until: Micros, is_so: impl Fn() -> bool) -> Result<(), String> {
         loop {
             if let Some(reason) = self.run.fatal() {
@@ -111,7 +111,7 @@ impl Conductor {
         }
     }
 
-    /// Waits for what is under way.
+    /// Waits for publications under way.
     fn drain(&mut self) -> Result<(), String> {
         let run = Arc::clone(&self.run);
         // The load threads learn of the phase within a turn; then nothing more is published.
@@ -196,7 +196,7 @@ impl Progress {
             run.published.load(Ordering::Relaxed),
         );
         let mut stderr = std::io::stderr().lock();
-        // Nobody reads it: no reason to stop.
+        // A progress line without a reader is no reason to stop.
         drop(if self.terminal { write!(stderr, "\r\x1b[K{line}") } else { writeln!(stderr, "{line}") });
     }
 

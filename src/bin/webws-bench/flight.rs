@@ -1,15 +1,15 @@
-//! Publications under way: how many receivers each still waits for.
+//! Publications under way: the number of receivers that each has not reached.
 //!
-//! A closed loop sends the next publication when one has reached everybody. Its publisher opens a
-//! slot for each; the load threads count down what landed. Each publication carries its number, so
-//! that a straggler of an earlier one in the same slot counts nothing.
+//! A closed loop sends the next publication when one has reached all receivers. The publisher opens a slot for each
+//! publication, and the load threads count its arrivals down. Each publication carries its number, so that a late
+//! arrival of an earlier publication in the same slot does not count.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Most publications in flight.
 pub(crate) const MAX_IN_FLIGHT: u32 = 1 << 16;
 
-/// The number of publications nobody waits for (an open loop).
+/// The number of a publication without a slot, as in an open loop.
 pub(crate) const UNTRACKED: u32 = u32::MAX;
 
 /// The publications of one publisher.
@@ -17,13 +17,13 @@ pub(crate) const UNTRACKED: u32 = u32::MAX;
 pub(crate) struct Flight {
     publisher: u8,
     slots: Vec<Slot>,
-    /// Landed and not yet taken by the publisher.
+    /// Publications that landed, and that the publisher has not taken.
     landed: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// The number, and in the lower half for how many receivers it waits.
+    /// The number; in the lower half, the receivers that the publication has not reached.
     state: AtomicU64,
     /// The sender and the sequence.
     key: AtomicU64,
@@ -40,7 +40,7 @@ pub(crate) struct Waiting {
 impl Flight {
     /// For a publisher that keeps `window` publications in flight.
     pub(crate) fn new(publisher: u8, window: u32) -> Self {
-        // Four times as many slots: a free one is found at once though they land out of order.
+        // Four times as many slots, so that a free one is found at once although publications land out of order.
         let slots = window.clamp(1, MAX_IN_FLIGHT).next_power_of_two() as usize * 4;
         Self { publisher, slots: (0..slots).map(|_| Slot::default()).collect(), landed: AtomicU32::new(0) }
     }
@@ -61,7 +61,7 @@ impl Flight {
         }
     }
 
-    /// `count` receivers got publication `number`; true when nobody is left.
+    /// `count` receivers got publication `number`; true when it has reached all.
     pub(crate) fn on_landed(&self, number: u32, count: u32) -> bool {
         let Some(slot) = self.slot(number) else { return false };
         let update = slot.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
@@ -75,18 +75,18 @@ impl Flight {
         done
     }
 
-    /// How many landed since the last call.
+    /// The number of publications that landed since the last call.
     pub(crate) fn take_landed(&self) -> u32 {
         self.landed.swap(0, Ordering::AcqRel)
     }
 
-    /// Whether publication `number` waits for somebody.
+    /// Whether publication `number` has not reached all receivers.
     pub(crate) fn is_waiting(&self, number: u32) -> bool {
         let state = self.slot(number).map_or(0, |slot| slot.state.load(Ordering::Acquire));
         half(state >> 32) == number && half(state) > 0
     }
 
-    /// The publications that wait for somebody.
+    /// The publications that have not reached all receivers.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = Waiting> {
         self.slots.iter().filter_map(|slot| {
             let state = slot.state.load(Ordering::Acquire);
@@ -105,7 +105,7 @@ impl Flight {
     }
 }
 
-/// The publisher whose number this is.
+/// The publisher of a publication's number.
 pub(crate) fn publisher(number: u32) -> usize {
     (number >> 24) as usize
 }
@@ -128,7 +128,7 @@ mod tests {
         assert!(!flight.on_landed(number, 2));
         assert_eq!(flight.waiting().collect::<Vec<_>>(), [Waiting { number, sender: 7, sequence: 9 }]);
         assert!(flight.on_landed(number, 1));
-        assert!(!flight.on_landed(number, 1), "nobody is left");
+        assert!(!flight.on_landed(number, 1), "no receiver is left");
         assert_eq!((flight.take_landed(), flight.take_landed()), (1, 0));
     }
 

@@ -33,7 +33,7 @@ impl Head {
     }
 }
 
-/// What no conforming peer sends.
+/// A frame that no conforming peer sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Malformed {
     ReservedBit,

@@ -1,12 +1,12 @@
-//! Which publications each receiver got: what was lost, came twice, or came late.
+//! The publications that each receiver got: counts those that are lost, come twice, or come out of order.
 //!
-//! One track per (receiver, sender). A receiver must get what is sent after it joined; what was on
-//! its way at that moment it may get. May not enter: time, frames.
+//! One track per (receiver, sender). A receiver must get all publications that are sent after it joined, and may get
+//! those that were under way at that moment. May not enter: time, frames.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// What became of the publications, over all receivers.
+/// Counts of publications by their fate, over all receivers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
     /// Sent and never received.
@@ -26,11 +26,11 @@ impl Faults {
 /// Whether a publication was owed to the receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It was, and it had not come before.
+    /// Yes, and it had not come before.
     Awaited,
-    /// It was sent before the receiver joined.
+    /// No: it was sent before the receiver joined.
     Early,
-    /// It came before.
+    /// No: it had come before.
     Duplicate,
 }
 
@@ -39,24 +39,24 @@ pub(crate) enum Verdict {
 pub(crate) struct Ledger {
     tracks: Vec<Track>,
     senders: usize,
-    /// What was skipped, by track: rare, so apart.
+    /// Skipped sequences by track; separate, because they are rare.
     missing: HashMap<usize, Vec<Range<u32>>>,
     faults: Faults,
 }
 
-/// What one receiver got from one sender.
+/// The publications that one receiver got from one sender.
 #[derive(Debug, Clone, Copy, Default)]
 struct Track {
-    /// How many the sender had sent when the receiver joined: from here on everything is owed.
+    /// The number of publications sent before the receiver joined: all later ones are owed.
     base: u32,
     /// The sequence expected next.
     next: u32,
-    /// Whether anything came yet.
+    /// Whether a publication has come.
     begun: bool,
 }
 
 impl Ledger {
-    /// For `receivers`, each of whom hears at most `senders`.
+    /// For `receivers`, each of which gets publications of at most `senders`.
     pub(crate) fn new(receivers: usize, senders: usize) -> Self {
         let tracks = vec![Track::default(); receivers.saturating_mul(senders)];
         Self { tracks, senders, missing: HashMap::new(), faults: Faults::default() }
@@ -102,8 +102,8 @@ impl Ledger {
         Verdict::Duplicate
     }
 
-    /// `receiver` got `count` publications from `first` on. False, and nothing noted, unless those are
-    /// exactly what it was owed next.
+    /// `receiver` got `count` publications from `first` on. False, and nothing is noted, unless exactly these were owed
+    /// next.
     pub(crate) fn on_successive(&mut self, receiver: usize, sender: usize, first: u32, count: u32) -> bool {
         let Some(track) = self.tracks.get_mut(receiver * self.senders + sender) else { return false };
         if track.next != first || first < track.base {
@@ -121,13 +121,13 @@ impl Ledger {
             .is_some_and(|track| sequence >= track.base && sequence >= track.next)
     }
 
-    /// `receiver` leaves by itself: what is on its way is not owed any more, what was skipped is lost.
+    /// `receiver` leaves: publications under way are no longer owed, and skipped ones are lost.
     pub(crate) fn leave(&mut self, receiver: usize, sender: usize) {
         let index = receiver * self.senders + sender;
         self.faults.lost += skipped(self.missing.remove(&index));
     }
 
-    /// The run is over for `receiver`; of this sender it should have got all `sent`.
+    /// The run is over for `receiver`, which should have got all `sent` publications of this sender.
     pub(crate) fn close(&mut self, receiver: usize, sender: usize, sent: u32) {
         let index = receiver * self.senders + sender;
         if let Some(track) = self.tracks.get(index) {
@@ -140,7 +140,7 @@ impl Ledger {
         self.faults
     }
 
-    /// Adds what another thread's ledger found.
+    /// Adds the counts of another thread's ledger.
     pub(crate) fn add_faults(&mut self, other: Faults) {
         self.faults.lost += other.lost;
         self.faults.duplicated += other.duplicated;

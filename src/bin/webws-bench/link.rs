@@ -1,4 +1,4 @@
-//! A stream to a broker: non-blocking, with what was not sent and what was not read yet.
+//! A non-blocking stream to a broker, with buffers for unsent and unread bytes.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +25,7 @@ pub(crate) struct Link {
     read: usize,
 }
 
-/// Whether everything left.
+/// Whether all bytes have left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flushed {
     All,
@@ -52,7 +52,7 @@ impl Link {
         Ok(Self { socket, out: Vec::new(), sent: 0, input: Vec::new(), read: 0 })
     }
 
-    /// What is to be sent is appended here.
+    /// The buffer to which new bytes are appended.
     pub(crate) fn out(&mut self) -> &mut Vec<u8> {
         &mut self.out
     }
@@ -62,7 +62,7 @@ impl Link {
         self.out.len() - self.sent
     }
 
-    /// Sends what the socket takes.
+    /// Sends as much as the socket takes.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -79,7 +79,7 @@ impl Link {
         Ok(Flushed::All)
     }
 
-    /// Receives once and says how much; 0 when nothing is there. `UnexpectedEof` is the peer's FIN.
+    /// Receives once; returns the number of bytes, 0 when none have arrived. `UnexpectedEof` is the peer's FIN.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -95,7 +95,7 @@ impl Link {
         }
     }
 
-    /// What was received and not yet consumed.
+    /// Bytes that were received, and not consumed.
     pub(crate) fn unread(&self) -> &[u8] {
         self.input.get(self.read..).unwrap_or_default()
     }
@@ -104,19 +104,19 @@ impl Link {
         self.read = self.input.len().min(self.read.saturating_add(bytes));
     }
 
-    /// Takes what was received out of the link, while the link's owner handles it.
+    /// Takes the received bytes out of the link, while the link's owner handles them.
     pub(crate) fn take_input(&mut self) -> Vec<u8> {
         self.input.drain(..self.read);
         self.read = 0;
         std::mem::take(&mut self.input)
     }
 
-    /// Puts it back, so many bytes consumed.
+    /// Puts the received bytes back, without those consumed.
     pub(crate) fn put_back(&mut self, input: Vec<u8>, consumed: usize) {
         (self.input, self.read) = (input, consumed);
     }
 
-    /// Flushes and waits for something to read: for what is said before the loop runs.
+    /// Flushes, and waits for bytes to read: for the exchange before the loop runs.
     ///
     /// # Errors
     /// When the connection is gone, or nothing came in time.

@@ -1,5 +1,5 @@
-//! `webws-bench`: a load generator for any WebSocket endpoint behind which channels are, and the
-//! floor that servers are compared with. Behind the feature `bench`; the sidecar has none of it.
+//! `webws-bench`: a load generator for WebSocket endpoints with channels, and the floor that servers are compared with.
+//! Behind the feature `bench`; not part of the sidecar.
 //!
 //! `args` reads the command line and `plan` checks it; `conductor` leads a run; `client` carries the
 //! connections and `publisher` publishes; `book`, `ledger` and `flight` keep account; `report`,
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     done.unwrap_or_else(|(code, faults)| {
         let mut stderr = io::stderr().lock();
         for fault in faults {
-            // Nobody is left to hear it.
+            // The reader of stderr may be gone.
             drop(writeln!(stderr, "webws-bench: {fault}"));
         }
         ExitCode::from(code)

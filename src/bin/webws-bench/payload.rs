@@ -1,18 +1,18 @@
-//! What the publications say: who sent them, which one it is, when it was to be sent.
+//! A publication's payload: its sender, its sequence, its intended time of sending.
 //!
-//! Text of a fixed width, `~bRUN_:SENDER__:SEQUENCE:SENT______:NUMBER__:padding` in hexadecimal, so
-//! that it is cheap to read and passes any wire that carries text. What a wire puts after it (the
-//! channel's name) or before it is tolerated. May not enter: frames, and what the figures mean.
+//! Text of a fixed width, `~bRUN_:SENDER__:SEQUENCE:SENT______:NUMBER__:padding` in hexadecimal: cheap to read, and
+//! valid on any wire that carries text. A wire may add text after it (the channel's name) or before it. May not enter:
+//! frames, the meaning of the figures.
 
 use crate::clock::Micros;
 
 /// Bytes of the fixed part: the smallest payload.
 pub(crate) const MIN_BYTES: usize = 45;
 
-/// The start of every payload; unlikely at the start of anybody else's.
+/// The start of every payload, which other programs' payloads are unlikely to have.
 const MAGIC: [u8; 2] = *b"~b";
 
-/// What follows the fixed part, over and over.
+/// The padding after the fixed part, repeated as needed.
 const PADDING: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789-._";
 
 /// The fixed part.
@@ -23,7 +23,7 @@ pub(crate) struct Header {
     pub(crate) sender: u32,
     /// Counts the sender's payloads, from 0.
     pub(crate) sequence: u32,
-    /// When it was to be sent; 40 bits, 12 days.
+    /// The intended time of sending; 40 bits, 12 days.
     pub(crate) sent: Micros,
     /// Which publication in flight this is (`flight`).
     pub(crate) number: u32,
@@ -64,12 +64,12 @@ impl Header {
         out
     }
 
-    /// Reads the header in a payload: at its start, or behind what a wire put before it.
+    /// Reads the header in a payload: at the start, or after text that a wire put before it.
     pub(crate) fn find(payload: &[u8]) -> Option<Self> {
         if let Some(header) = payload.first_chunk().and_then(Self::parse) {
             return Some(header);
         }
-        // Not the hot path: no wire known to us puts anything first.
+        // Not the hot path: no known wire puts text first.
         payload.windows(MIN_BYTES).find_map(|window| window.first_chunk().and_then(Self::parse))
     }
 

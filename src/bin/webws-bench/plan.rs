@@ -1,4 +1,4 @@
-//! What a run is to do: the arguments, checked against each other.
+//! The plan of a run: the arguments, checked against each other.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -60,11 +60,11 @@ pub(crate) enum Ramp {
 pub(crate) enum Pace {
     /// When fewer than so many are under way.
     InFlight(u32),
-    /// So many per second, whatever becomes of them.
+    /// At this rate per second, whether publications arrive or not.
     Rate(f64),
 }
 
-/// Who publishes.
+/// The publisher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Publish {
     None,
@@ -157,8 +157,8 @@ impl Plan {
         check(args.handshakes != Some(0), "--handshakes is 0: at least one must be under way");
         check(!args.connect_timeout.is_zero(), "--connect-timeout is 0: no handshake could succeed");
         check((1..=MAX_THREADS).contains(&args.threads), "--threads is not between 1 and 64");
-        check(published || args.in_flight.is_none(), "--in-flight needs --publish: say who publishes");
-        check(published || args.rate.is_none(), "--rate needs --publish: say who publishes");
+        check(published || args.in_flight.is_none(), "--in-flight needs --publish: name the publisher");
+        check(published || args.rate.is_none(), "--rate needs --publish: name the publisher");
         check(
             args.rate.is_none_or(|rate| rate > 0.0 && rate <= 1e7),
             "--rate is not between 0 and 10000000 per second",
@@ -174,7 +174,7 @@ impl Plan {
         check(!args.duration.is_zero(), "--duration is 0: nothing would be counted");
         check(args.duration <= Duration::from_secs(86_400), "--duration is more than a day");
         check((0.0..=1e5).contains(&args.churn), "--churn is not between 0 and 100000 per second");
-        check((0.0..100.0).contains(&args.slow), "--slow is not between 0 and 100 percent: somebody has to read");
+        check((0.0..100.0).contains(&args.slow), "--slow is not between 0 and 100 percent: some clients have to read");
         let redis = matches!(args.publish, Publish::Redis(_));
         check(
             !redis || args.redis_channel.is_some(),
@@ -188,10 +188,10 @@ impl Plan {
         check(args.channels <= 1 || named, "--channels is more than 1, but the name to publish on has no {channel}");
         let by_clients = args.publish == Publish::WebSocket;
         check(by_clients || args.publishers != Some(0), "--publishers is 0: at least one connection must publish");
-        check(published || args.publishers.is_none(), "--publishers needs --publish: say who publishes");
+        check(published || args.publishers.is_none(), "--publishers needs --publish: name the publisher");
         check(
             args.churn == 0.0 || args.rate.is_some() || !published || args.threads == 1,
-            "--churn with --in-flight needs --threads 1: who counts as a subscriber must be known at each publication",
+            "--churn with --in-flight needs --threads 1: each publication needs the exact number of its subscribers",
         );
         check(
             args.source_address.is_empty() || args.url.iter().all(|url| matches!(url.address, Address::Tcp(_))),
@@ -239,7 +239,7 @@ impl Plan {
         self.connections + self.own_publishers()
     }
 
-    /// Who publishes is a sender: a channel's publisher, or a connection that sends.
+    /// The number of senders: one publisher per channel, or the connections that send.
     pub(crate) fn senders(&self) -> u32 {
         match self.publish {
             Publish::None => 0,
@@ -313,7 +313,7 @@ mod tests {
             ("--url ws://127.0.0.1:1/ --rate 5", "--rate needs --publish"),
             ("--url ws://127.0.0.1:1/ --publish websocket --rate 5 --in-flight 1", "cannot be used with"),
             ("--url ws://127.0.0.1:1/ --size 10", "45"),
-            ("--url ws://127.0.0.1:1/ --slow 100", "somebody has to read"),
+            ("--url ws://127.0.0.1:1/ --slow 100", "some clients have to read"),
             ("--url ws://127.0.0.1:1/ --watch x=4294967295", "no process 4294967295"),
             ("--url ws+unix:/a:/b --source-address 127.0.0.2", "Unix socket"),
             ("--url ws://127.0.0.1:1/ --ramp fast", "max"),

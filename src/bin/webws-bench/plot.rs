@@ -1,6 +1,6 @@
 //! Three pictures in one SVG: throughput over time, latency over time, latency's distribution.
 //!
-//! Written by hand; opens in any browser. May not enter: how the figures came about.
+//! The SVG is built by hand, and opens in any browser. May not enter: how the figures are measured.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ const HEIGHT: f64 = 220.0;
 const GAP: f64 = 70.0;
 const TOP: f64 = 60.0;
 
-/// A panel: where it lies, and what its axes span.
+/// A panel: its position, and the range of its axes.
 struct Panel {
     top: f64,
     x: (f64, f64),

@@ -18,9 +18,9 @@ const EVENTS: usize = 1024;
 
 /// What a reader waits for.
 pub(crate) const READ: Flags = EventFlags::IN;
-/// What a reader that has something left to send waits for.
+/// What a reader with unsent bytes waits for.
 pub(crate) const READ_WRITE: Flags = EventFlags::IN.union(EventFlags::OUT);
-/// What one who does not read waits for: that the peer is gone.
+/// What a connection that never reads waits for: the peer's end.
 pub(crate) const GONE: Flags = EventFlags::RDHUP;
 
 /// The epoll instance of a thread.

@@ -1,4 +1,4 @@
-//! What a run showed: figures from the books and the usage, as JSON; the table is in `table`.
+//! The figures of a run, from the books and the usage, as JSON; the table is in `table`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -33,20 +33,20 @@ pub(crate) struct Moments {
 pub(crate) struct Report {
     pub(crate) command: Vec<String>,
     pub(crate) connections: Connections,
-    /// The window in which is counted.
+    /// The window of the measurement.
     pub(crate) seconds: f64,
     pub(crate) publications: u64,
     pub(crate) publications_per_second: f64,
     pub(crate) deliveries: u64,
     pub(crate) deliveries_per_second: f64,
-    /// From the (intended) sending to the arrival.
+    /// From the intended time of sending to the arrival.
     pub(crate) latency_us: Latency,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
     pub(crate) reordered: u64,
-    /// On a channel where they were not sent.
+    /// Payloads on a channel on which they were not sent.
     pub(crate) misdelivered: u64,
-    /// Payloads of somebody else.
+    /// Payloads of other programs.
     pub(crate) foreign: u64,
     /// Publications that a closed loop did not wait for any longer.
     pub(crate) given_up: u64,
@@ -56,20 +56,20 @@ pub(crate) struct Report {
     pub(crate) churned: u64,
     pub(crate) slow: Slow,
     pub(crate) processes: Vec<Process>,
-    /// All watched processes together, this one not.
+    /// All watched processes together, without this one.
     pub(crate) stack: Option<Process>,
     /// This process.
     pub(crate) itself: Process,
     /// Latency by percentile, for the plot.
     pub(crate) distribution: Vec<(f64, u64)>,
     pub(crate) series: Vec<Point>,
-    /// What was not as it should be; empty is exit code 0.
+    /// Faults of the server or the run; none gives exit code 0.
     pub(crate) complaints: Vec<String>,
-    /// What to know before believing the figures.
+    /// Circumstances that make the figures doubtful.
     pub(crate) cautions: Vec<String>,
 }
 
-/// How the connections came about, and ended.
+/// How connections were opened, and how they ended.
 #[derive(Debug, Serialize)]
 pub(crate) struct Connections {
     pub(crate) opened: u32,
@@ -102,7 +102,7 @@ pub(crate) struct Latency {
     pub(crate) mean: f64,
 }
 
-/// What processes used.
+/// The usage of processes.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Process {
     pub(crate) name: String,
@@ -212,7 +212,7 @@ impl Report {
             self.complaints.push(format!("{} arrived on a channel where they were not sent", self.misdelivered));
         }
         if self.given_up > 0 {
-            self.complaints.push(format!("{} publications did not reach everybody within 30 s", self.given_up));
+            self.complaints.push(format!("{} publications did not reach all subscribers within 30 s", self.given_up));
         }
         if self.connections.failed > 0 {
             self.complaints.push(format!("{} connections failed", self.connections.failed));
@@ -229,7 +229,8 @@ impl Report {
             self.cautions.push(format!("{} publications had no subscriber at the broker: {hint}", self.unheard));
         }
         if self.foreign > 0 {
-            self.cautions.push(format!("{} messages were not of this run: somebody else publishes here", self.foreign));
+            self.cautions
+                .push(format!("{} messages were not of this run: another program publishes here", self.foreign));
         }
         let busy = self.itself.cpu_percent / f64::from(run.plan.threads);
         if busy > 85.0 {

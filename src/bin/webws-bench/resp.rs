@@ -1,14 +1,14 @@
-//! Redis' protocol by hand, as little of RESP2 as publishing and subscribing need.
+//! Redis' protocol by hand: the part of RESP2 that publishing and subscribing need.
 //!
 //! May not enter: sockets.
 
-/// What Redis said.
+/// A reply of Redis.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Reply<'a> {
     Integer(i64),
     Status(&'a [u8]),
     Error(&'a [u8]),
-    /// A publication on a channel that we subscribed.
+    /// A publication on a subscribed channel.
     Message {
         channel: &'a [u8],
         payload: &'a [u8],
@@ -23,11 +23,11 @@ pub(crate) enum Reply<'a> {
     },
 }
 
-/// Redis said something that is not RESP2, or that we never asked for.
+/// A reply that is not RESP2, or that answers no command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Unexpected;
 
-/// Reads the reply at the start of `bytes` and says how long it is; `None` while it is incomplete.
+/// Reads the reply at the start of `bytes`; returns the reply and its length, or `None` while it is incomplete.
 pub(crate) fn reply(bytes: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Unexpected> {
     let Some((kind, rest)) = bytes.split_first() else { return Ok(None) };
     let Some((line, mut at)) = line(rest, 1) else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! What the load threads, the publishers and the conductor share during a run.
+//! The state that load threads, publishers and the conductor share during a run.
 //!
 //! Counters and phases only; each thread's own figures are in its `book`. May not enter: sockets.
 
@@ -13,12 +13,12 @@ use crate::clock::{Clock, Micros};
 use crate::flight::Flight;
 use crate::plan::{Pace, Plan, Publish};
 
-/// Where a run is.
+/// The phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Connect,
     Publish,
-    /// Nothing more is published; what is under way may arrive.
+    /// Publishing has ended; publications under way may arrive.
     Drain,
     Stop,
 }
@@ -28,10 +28,10 @@ pub(crate) enum Phase {
 pub(crate) struct Run {
     pub(crate) plan: Plan,
     pub(crate) clock: Clock,
-    /// Tells this run's publications from others'.
+    /// The key that this run's publications carry.
     pub(crate) tag: u16,
     phase: AtomicU8,
-    /// The window in which is counted; `Micros::MAX` until it is known.
+    /// The window of the measurement; `Micros::MAX` until it is known.
     pub(crate) begin: AtomicU64,
     pub(crate) end: AtomicU64,
     /// Subscribers by channel.
@@ -108,7 +108,7 @@ impl Run {
 
     pub(crate) fn wake(&self, thread: usize) {
         if let Some(waker) = self.wakers.get(thread) {
-            // Full means that it is awake already.
+            // A full waker means that the thread is awake already.
             rustix::io::write(waker, &1_u64.to_ne_bytes()).ok();
         }
     }

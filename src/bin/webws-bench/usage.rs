@@ -15,7 +15,7 @@ pub(crate) struct Watch {
     pub(crate) pids: Vec<u32>,
 }
 
-/// What some processes had used at one moment.
+/// The usage of some processes up to one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Usage {
     /// Nanoseconds on a CPU, by thread.
@@ -46,13 +46,13 @@ impl Watch {
         Self { name: "webws-bench (itself)".to_owned(), pids: vec![std::process::id()] }
     }
 
-    /// What is wrong with it, if anything is.
+    /// Why the processes cannot be watched, if so.
     pub(crate) fn fault(&self) -> Option<String> {
         let missing = self.pids.iter().find(|pid| fs::metadata(format!("/proc/{pid}")).is_err())?;
         Some(format!("--watch {}: there is no process {missing}; is it running, and on this machine?", self.name))
     }
 
-    /// What its processes have used up to now.
+    /// The usage of the processes up to now.
     pub(crate) fn usage(&self) -> Usage {
         let mut usage = Usage::default();
         for pid in family(&self.pids) {

@@ -13,11 +13,11 @@ use crate::run::load;
 use super::session::{Session, State, request};
 use super::{Client, Phase};
 
-/// How long a full backlog is left alone. Chosen: thousands are accepted in that time.
+/// How long to wait after a full backlog. Chosen: a server accepts thousands of connections in that time.
 const BACKLOG_PAUSE: Micros = 1000;
 
 impl Client {
-    /// Opens what is due.
+    /// Opens the connections that are due.
     pub(super) fn dial(&mut self, now: Micros) {
         let plan = &self.run.plan;
         // Reopening after a close is not held back: its rate is the churn's.
@@ -27,7 +27,7 @@ impl Client {
             }
             _ => u64::MAX,
         };
-        // At least one a thread.
+        // At least one per thread.
         let at_a_time = plan.handshakes.div_ceil(plan.threads);
         while self.under_way < at_a_time && self.dialed < due && self.dial_after <= now {
             let Some(connection) = self.to_dial.pop_front() else { return };
@@ -138,7 +138,7 @@ impl Client {
         }
     }
 
-    /// The 101 is there.
+    /// The 101 has arrived.
     pub(super) fn on_open(&mut self, place: u32) {
         let run = std::sync::Arc::clone(&self.run);
         let plan = &run.plan;
@@ -224,7 +224,7 @@ impl Client {
         None
     }
 
-    /// A receiver is one no more: nothing waits for it, and it is owed nothing.
+    /// A receiver leaves: no publication waits for it, and none is owed.
     pub(super) fn leave(&mut self, place: u32) {
         let run = std::sync::Arc::clone(&self.run);
         let plan = &run.plan;

@@ -1,8 +1,8 @@
 //! The client side: threads with one epoll loop each, over raw non-blocking sockets.
 //!
-//! A thread holds every T-th connection. It opens them (`dial`), reads what arrives (`receive`) and
-//! publishes when that is its part (`publisher`). All is written to be cheaper than any server:
-//! one recv(2) an event, no allocation a frame. May not enter: what the figures mean.
+//! A thread has every T-th connection: it opens them (`dial`), reads their bytes (`receive`) and may publish
+//! (`publisher`). The code has to be cheaper than any server: one recv(2) per event, no allocation per frame.
+//! May not enter: the meaning of the figures.
 
 mod dial;
 mod receive;
@@ -33,10 +33,10 @@ pub(crate) const FIRST_LINK: u64 = 1 << 63;
 /// Bytes of the buffer that all sessions of a thread read into. Chosen: what a socket can hold.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Publications sent before events are looked at again.
+/// Publications sent before events are handled again.
 const PUBLICATIONS_A_TURN: u32 = 1024;
 
-/// How often deadlines are looked at.
+/// The time between two checks of deadlines.
 const SWEEP: Micros = 100_000;
 
 /// How long a server may take to answer a Close.
@@ -48,10 +48,10 @@ pub(crate) struct Client {
     run: Arc<Run>,
     thread: usize,
     poller: Poller,
-    /// By place; the generation tells an event of an earlier session in the same place.
+    /// By index; the generation reveals an event of an earlier session with the same index.
     sessions: Vec<(u32, Option<Session>)>,
     free: Vec<u32>,
-    /// Where a receiver's open session is.
+    /// The index of each receiver's open session.
     places: Vec<Option<u32>>,
     book: Book,
     publisher: Option<Publisher>,
@@ -62,7 +62,7 @@ pub(crate) struct Client {
     to_dial: VecDeque<u32>,
     dialed: u64,
     under_way: u32,
-    /// A full backlog is not tried again before this.
+    /// When connecting is tried again after a full backlog.
     dial_after: Micros,
     closed_for_churn: u64,
     next_to_churn: usize,
@@ -159,7 +159,7 @@ impl Client {
         }
     }
 
-    /// How long nothing is to be done, unless something happens.
+    /// The time until the next deadline.
     fn pause(&self) -> Duration {
         let now = self.run.clock.micros();
         let mut next = self.next_sweep;
@@ -183,7 +183,7 @@ impl Client {
 
     fn on_event(&mut self, token: u64, flags: Flags) {
         if token == WAKER {
-            // Its count says nothing more than that it woke us.
+            // The waker's count does not matter, only the wake-up.
             self.run.waker(self.thread).and_then(|waker| rustix::io::read(waker, &mut [0_u8; 8][..]).ok());
         } else if token >= FIRST_LINK {
             if let Some(publisher) = &mut self.publisher

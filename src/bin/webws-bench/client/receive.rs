@@ -1,4 +1,4 @@
-//! What arrives: the 101, frames, the end.
+//! The receiving side: the 101, frames, the end.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::run::load;
 use super::Client;
 use super::session::{Answer, Session, State, answer};
 
-/// How far the frames in a buffer got.
+/// The result of reading the frames in a buffer.
 #[derive(Debug)]
 enum Frames {
     /// So many bytes were whole frames.
@@ -20,7 +20,7 @@ enum Frames {
 }
 
 impl Client {
-    /// A session has something to read, or is gone.
+    /// A session has bytes to read, or is gone.
     pub(super) fn on_readable(&mut self, place: u32) {
         let mut buffer = std::mem::take(&mut self.buffer);
         self.read(place, &mut buffer);
@@ -53,7 +53,7 @@ impl Client {
                 Answer::Accepted(end) => start = end,
             }
             self.on_open(place);
-            // A slow one reads no further, not even what came with the 101.
+            // A slow connection reads no further, not even bytes that came with the 101.
             if self.session(place).is_none_or(|session| session.state == State::Slow) {
                 return;
             }
@@ -136,7 +136,7 @@ impl Client {
         Frames::Consumed(at)
     }
 
-    /// A session is over, and not because we said so.
+    /// A session has ended, and this program did not close it.
     pub(super) fn end(&mut self, place: u32, reason: String) {
         let Some(session) = self.session(place) else { return };
         match session.state {
@@ -152,7 +152,7 @@ impl Client {
     }
 }
 
-/// The server closes: answers, and says why.
+/// The server closes: answers the close frame, and returns the reason.
 fn on_close(session: &mut Session, payload: &[u8]) -> String {
     if session.state == State::Open {
         // The server may be gone already.

@@ -1,4 +1,4 @@
-//! One WebSocket as data: its socket, how far it is, and the bytes that wait on either side.
+//! One WebSocket as data: its socket, its state, and the bytes that wait on either side.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,14 +10,14 @@ use crate::clock::Micros;
 use crate::frame;
 use crate::payload::Header;
 
-/// The key of every handshake; no secret, so one does for all (RFC 6455 §1.3's example).
+/// The key of every handshake: the example of RFC 6455 §1.3. The key is no secret, so one is enough.
 pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// What the server must answer to it.
+/// The answer that the server must give to the key.
 const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// Longest answer to a handshake.
 const MAX_HEAD_BYTES: usize = 32 << 10;
 
-/// How far a session is.
+/// The state of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// TCP's handshake is under way.
@@ -27,7 +27,7 @@ pub(super) enum State {
     Open,
     /// Open, and never read.
     Slow,
-    /// Our Close is sent; the rest is thrown away.
+    /// Our close frame is sent; further bytes are dropped.
     Closing,
 }
 
@@ -36,21 +36,21 @@ pub(super) enum State {
 pub(super) struct Session {
     pub(super) socket: OwnedFd,
     pub(super) state: State,
-    /// Which connection of the run this is, and its place among those of its thread.
+    /// The connection's number in the run, and its index in its thread.
     pub(super) connection: u32,
     pub(super) receiver: usize,
     pub(super) channel: u32,
-    /// When its present state's deadline started.
+    /// When the current state began, for its deadline.
     pub(super) since: Micros,
     /// The start of a frame or of the 101.
     pub(super) input: Vec<u8>,
-    /// What the socket did not take.
+    /// Bytes that the socket has not taken.
     pub(super) output: Vec<u8>,
     /// The header in the first fragment of an unfinished message, if it had one.
     pub(super) fragment: Option<Option<Header>>,
 }
 
-/// What the server said to the handshake.
+/// The server's answer to the handshake.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Incomplete,
@@ -60,7 +60,7 @@ pub(super) enum Answer {
 }
 
 impl Session {
-    /// Sends `bytes`, or keeps what the socket does not take. True when something is left.
+    /// Sends `bytes`, and keeps those that the socket does not take. True when bytes are left.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
         if !self.output.is_empty() {
             self.output.extend_from_slice(bytes);
@@ -75,7 +75,7 @@ impl Session {
         Ok(!self.output.is_empty())
     }
 
-    /// Sends what was left. True when something still is.
+    /// Sends the bytes that are left. True when some are still left.
     pub(super) fn flush(&mut self) -> io::Result<bool> {
         let rest = std::mem::take(&mut self.output);
         if rest.is_empty() { Ok(false) } else { self.send(&rest) }
@@ -88,8 +88,8 @@ impl Session {
         self.send(&bytes)
     }
 
-    /// Receives behind what was left of the last time, and says how many bytes are there now; `None`
-    /// when there is nothing new, 0 at the server's FIN.
+    /// Receives bytes after those left from the last read; returns the number of all, `None` when no new bytes have
+    /// arrived, 0 at the server's FIN.
     pub(super) fn receive(&mut self, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
         let kept = self.input.len();
         if buffer.len() < kept * 2 {

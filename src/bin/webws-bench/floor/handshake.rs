@@ -1,9 +1,9 @@
-//! As much of HTTP as the floor's handshake needs.
+//! The part of HTTP that the floor's handshake needs.
 
 use percent_encoding::percent_decode;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// What is asked for.
+/// A client's request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Request {
     /// Without the quotes that make it a JSON string.
@@ -14,7 +14,7 @@ pub(super) struct Request {
     pub(super) len: usize,
 }
 
-/// Reads a request; `None` while it is incomplete, an error when it is nothing we serve.
+/// Reads a request; `None` while it is incomplete, an error when the floor does not serve it.
 pub(super) fn request(bytes: &[u8]) -> Result<Option<Request>, ()> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = bytes.get(..end).and_then(|head| std::str::from_utf8(head).ok()).ok_or(())?;

@@ -1,9 +1,8 @@
-//! The floor: as little as a server can do that joins WebSockets to Redis channels.
+//! The floor: a server that joins WebSockets to Redis channels with as little work as possible.
 //!
-//! An event loop a worker, Redis' replies parsed by hand, a frame built once per publication, one
-//! raw `send` of the batch per subscriber. The same handshake and wire as webws by default. No
-//! liveness, no limits worth the name, no reconnecting: what it leaves out is the point. What
-//! servers cost above it is the price of what they do.
+//! One event loop per worker, Redis' replies parsed by hand, a frame built once per publication, one raw `send` of the
+//! batch per subscriber. The handshake and the wire are webws' defaults. The floor has no liveness checks, hardly any
+//! limits, and does not reconnect. A server's cost above the floor is the price of its features.
 
 mod handshake;
 mod redis;
@@ -30,7 +29,7 @@ use worker::{Counts, Worker};
 /// Connections that may wait to be accepted: `somaxconn`'s default.
 const BACKLOG: i32 = 4096;
 
-/// Being wrong on purpose, with every N-th publication.
+/// A deliberate fault in every N-th publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     kind: FaultKind,
@@ -61,11 +60,11 @@ impl FromStr for Fault {
     }
 }
 
-/// What the workers share.
+/// State that all workers share.
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
-    /// Connections accepted for a worker, and what wakes it.
+    /// Connections accepted for a worker, and the worker's waker.
     inboxes: Vec<(Mutex<Vec<OwnedFd>>, OwnedFd)>,
     next: AtomicUsize,
 }
@@ -73,7 +72,7 @@ struct Shared {
 impl Shared {
     fn wake(&self, worker: usize) {
         if let Some((_, waker)) = self.inboxes.get(worker) {
-            // Full means that it is awake already.
+            // A full waker means that the worker is awake already.
             rustix::io::write(waker, &1_u64.to_ne_bytes()).ok();
         }
     }
@@ -95,10 +94,10 @@ impl Shared {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then says what was done.
+/// Serves until SIGTERM or SIGINT, then prints the counts.
 ///
 /// # Errors
-/// A sentence: what stands in the way.
+/// Why the floor cannot serve, as a sentence.
 pub(crate) fn serve(args: &FloorArgs) -> Result<(), String> {
     if args.workers == 0 || args.workers > 1024 {
         return Err("--workers is not between 1 and 1024".to_owned());
@@ -135,7 +134,7 @@ pub(crate) fn serve(args: &FloorArgs) -> Result<(), String> {
         std::fs::remove_file(path).map_err(system("removing the socket"))?;
     }
     let Counts { connections, messages, deliveries, sends, published, kept, dropped } = counts;
-    // Whoever started us may be gone.
+    // The reader of stdout may be gone.
     drop(writeln!(
         std::io::stderr(),
         "floor: {connections} connections, {messages} messages from Redis, {deliveries} deliveries in {sends} sends, \

@@ -6,7 +6,7 @@ use crate::link::Link;
 use crate::plan::Source;
 use crate::resp::{Reply, put_command, reply};
 
-/// Goes before the channel's name, as webws' default endpoint has it.
+/// The prefix of channels, as in webws' default endpoint.
 pub(super) const PREFIX: &[u8] = b"chat:";
 
 /// Connects and logs in.

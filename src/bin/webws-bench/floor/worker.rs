@@ -29,10 +29,10 @@ const PUBLISHER: u64 = u64::MAX - 4;
 
 /// Bytes read at a time. Chosen: more than a link or a client sends in one turn.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Bytes kept for one that does not read; then it is dropped, or memory would end the measurement.
+/// Bytes kept for a client that does not read. Beyond, the client is dropped, so that the memory lasts.
 const MAX_KEPT_BYTES: usize = 4 << 20;
 
-/// What a worker did.
+/// A worker's counts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counts {
     pub(super) connections: u64,
@@ -52,7 +52,7 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     fault: Option<Fault>,
     poller: Poller,
-    /// The first worker accepts, and hears signals.
+    /// Only in the first worker, which accepts connections and handles signals.
     door: Option<(OwnedFd, SignalFd)>,
     connections: Vec<(u32, Option<Connection>)>,
     free: Vec<u32>,
@@ -70,7 +70,7 @@ pub(super) struct Worker {
 struct Connection {
     socket: OwnedFd,
     channel: Option<usize>,
-    /// Its place among the channel's subscribers.
+    /// The client's index among the channel's subscribers.
     place: usize,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -80,7 +80,7 @@ struct Connection {
 struct Channel {
     name: Vec<u8>,
     subscribers: Vec<u32>,
-    /// Who waits for the subscription, with the 101 for each.
+    /// Clients that wait for the subscription, with the 101 for each.
     waiting: Vec<(u32, Vec<u8>)>,
     /// SUBSCRIBE commands without a reply.
     asked: u32,
@@ -139,7 +139,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until told to stop.
     pub(super) fn run(mut self) -> Result<Counts, String> {
         let mut ready = Events::new();
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -148,7 +148,7 @@ impl Worker {
                 let Some((token, flags)) = ready.get(index) else { break };
                 self.on_event(token, flags).map_err(|error| format!("the floor's link to Redis: {error}"))?;
             }
-            // Subscriptions asked for in this turn go out together.
+            // All SUBSCRIBE commands of this turn leave together.
             for (link, token) in [(&mut self.subscriber, SUBSCRIBER), (&mut self.publisher, PUBLISHER)] {
                 let rest =
                     link.unsent() > 0 && link.flush().map_err(|error| format!("Redis: {error}"))? == Flushed::Rest;
@@ -172,7 +172,7 @@ impl Worker {
                 if flags.contains(Flags::OUT) && self.publisher.flush()? == Flushed::All {
                     self.poller.change(&self.publisher, PUBLISHER, poller::READ)?;
                 }
-                // How many heard it is of no interest here.
+                // The reply's number of receivers does not matter here.
                 self.publisher.fill()?;
                 self.publisher.consume(usize::MAX);
             }
@@ -181,14 +181,14 @@ impl Worker {
                     match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                         Ok(socket) if self.shared.inboxes.len() == 1 => self.adopt(socket)?,
                         Ok(socket) => self.shared.hand_over(socket),
-                        // Whatever it is, the next event tries again.
+                        // After any error, the next event tries again.
                         Err(_) => break,
                     }
                 }
             }
             WAKER => {
                 if let Some((_, waker)) = self.shared.inboxes.get(self.place) {
-                    // Its count says nothing more than that it woke us.
+                    // The waker's count does not matter, only the wake-up.
                     rustix::io::read(waker, &mut [0_u8; 8][..]).ok();
                 }
                 for socket in self.shared.take(self.place) {
@@ -219,7 +219,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes all that Redis has for us, then sends each channel's batch.
+    /// Reads everything from Redis, then sends each channel's batch.
     fn on_publications(&mut self) -> io::Result<()> {
         loop {
             let received = self.subscriber.fill()?;
@@ -315,7 +315,7 @@ impl Worker {
         self.send(place, switching);
     }
 
-    /// One raw send; what the socket does not take is kept.
+    /// Sends once, and keeps the bytes that the socket does not take.
     fn send(&mut self, place: u32, bytes: &[u8]) {
         let Some((generation, Some(connection))) = self.connections.get_mut(place as usize) else { return };
         let taken = if connection.output.is_empty() {
@@ -323,7 +323,7 @@ impl Worker {
                 Ok(taken) if taken == bytes.len() => return,
                 Ok(taken) => taken,
                 Err(Errno::AGAIN) => 0,
-                // Its FIN or reset is an event of its own.
+                // The client's FIN or reset is another event.
                 Err(_) => return,
             }
         } else {
@@ -337,7 +337,7 @@ impl Worker {
         connection.output.extend_from_slice(bytes.get(taken..).unwrap_or_default());
         if connection.output.len() > MAX_KEPT_BYTES {
             self.counts.dropped += 1;
-            // The event that follows takes it out of everything.
+            // The event that follows removes the client.
             rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both).ok();
             connection.output = Vec::new();
         }

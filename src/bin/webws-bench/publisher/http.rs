@@ -1,7 +1,7 @@
 //! Publishing by HTTP: POST requests in a pipeline on connections that are kept alive.
 //!
-//! Servers close a connection after so many requests (nginx: `keepalive_requests`, 1000) and say so
-//! in the last answer; what was not answered was not read, and goes out again on the next one.
+//! Servers close a connection after a number of requests (nginx: `keepalive_requests`, 1000), and announce the close in
+//! the last answer. Requests without an answer were not read, and are sent again on the next connection.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ struct Head {
     status: u16,
     /// Bytes of the head and the body.
     total: usize,
-    /// The connection ends behind it.
+    /// Whether the connection ends after this answer.
     last: bool,
 }
 
@@ -78,7 +78,7 @@ impl Outlet {
         let link = &mut registered.link;
         let mut over = match link.fill() {
             Ok(_) => false,
-            // Idle for too long.
+            // The connection was idle for too long.
             Err(_) if unanswered.is_empty() => true,
             Err(error) => return Err(format!("the HTTP server's link to publish on is gone: {error}")),
         };
@@ -90,7 +90,7 @@ impl Outlet {
                 let path = self.target.path.fill(0, 0);
                 return Err(format!("POST {path} was answered {}: does this location publish?", head.status));
             }
-            // nchan: 201 somebody listened, 202 nobody did.
+            // nchan: 201 with subscribers, 202 without.
             book.counts.unheard += u64::from(head.status == 202);
             link.consume(head.total);
             unanswered.pop_front();

@@ -1,7 +1,7 @@
-//! Publishing: when the next publication is due, whose it is, and by which way it goes.
+//! Publishing: the time, the sender and the way of the next publication.
 //!
-//! Lives inside a load thread's loop. To Redis or by HTTP the first thread publishes all; by
-//! WebSocket each thread has its own connections send. May not enter: what is received.
+//! Runs inside a load thread's loop. The first thread publishes everything to Redis or by HTTP; by WebSocket, each
+//! thread's own connections send. May not enter: what is received.
 
 mod http;
 mod redis;
@@ -19,34 +19,33 @@ use crate::plan::{Pace, Plan, Publish};
 use crate::poller::{self, Poller};
 use crate::run::{Run, load, share};
 
-/// Bytes that may wait for a broker; beyond, what is due waits with its intended time.
+/// Bytes that may wait for a broker; beyond, due publications wait, and keep their intended time.
 const MAX_UNSENT: usize = 1 << 20;
 
-/// How long a closed loop waits for a publication before it goes on without. Chosen: far above any
-/// latency of interest (64 messages to 9,000 subscribers take the slowest some 10 s), and a run
-/// still ends.
+/// How long a closed loop waits for a publication before the loop gives it up. Chosen: far above any latency of
+/// interest (64 messages to 9,000 subscribers take the slowest server some 10 s), and a run still ends.
 const PATIENCE: Micros = 30_000_000;
 
 /// The publisher of a thread.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    /// Its place among the flights.
+    /// The publisher's index among the flights.
     place: usize,
     pace: Pacer,
     composer: Composer,
     outlet: Outlet,
-    /// Whose turn it is, and how many take turns.
+    /// The sender that is next, and the number of senders.
     turn: u32,
     turns: u32,
     counter: u32,
-    /// Publications in the order they went out, until they landed.
+    /// Publications in the order in which they left, until they have landed.
     waiting: VecDeque<(u32, Micros)>,
 }
 
-/// What is to be sent on a WebSocket.
+/// A publication to send on a WebSocket.
 #[derive(Debug)]
 pub(crate) struct Outgoing<'a> {
-    /// The receiver whose session sends it; `None` when it is on its way already.
+    /// The receiver whose session sends the publication; `None` when it has been sent already.
     pub(crate) by: Option<usize>,
     pub(crate) payload: &'a [u8],
 }
@@ -59,7 +58,7 @@ enum Outlet {
     Sessions,
 }
 
-/// A link and whether it is registered as having something left to send.
+/// A link, and whether it is registered for writability because bytes wait.
 #[derive(Debug)]
 struct Registered {
     link: Link,
@@ -148,7 +147,7 @@ impl Publisher {
         Some(Outgoing { by, payload })
     }
 
-    /// Whose publication is next: in turn, and only where somebody listens.
+    /// The sender of the next publication: senders take turns, and one without subscribers is skipped.
     fn choose(&mut self, run: &Run, is_open: impl Fn(usize) -> bool) -> Option<(u32, Option<usize>)> {
         let plan = &run.plan;
         for _ in 0..self.turns {
@@ -169,7 +168,7 @@ impl Publisher {
         None
     }
 
-    /// Sends what was published.
+    /// Sends the queued publications.
     ///
     /// # Errors
     /// A sentence: the broker is gone.
@@ -203,7 +202,7 @@ impl Publisher {
         }
     }
 
-    /// Goes on without publications that do not land.
+    /// Gives up publications that have not landed in time.
     pub(crate) fn give_up(&mut self, run: &Run, now: Micros, book: &mut Book) {
         let Some(flight) = run.flights.get(self.place) else { return };
         while let Some((number, sent)) = self.waiting.front().copied() {

@@ -60,7 +60,7 @@ impl Worker {
         true
     }
 
-    /// Reads a request; what follows it waits until the 101 is sent. `None` when we do not serve it.
+    /// Reads a request; bytes after it wait until the 101 is sent. `None` when the floor does not serve the request.
     fn ask(&mut self, place: u32, bytes: &[u8]) -> Option<usize> {
         let Some(request) = request(bytes).ok()? else { return Some(0) };
         let channel = self.names.get(&request.channel).copied().unwrap_or_else(|| {
@@ -92,7 +92,7 @@ impl Worker {
                 frame::TEXT => {
                     put(b"PUBLISH", &self.channels.get(channel)?.name, Some(payload), &mut self.publisher);
                     self.counts.published += 1;
-                    // What the socket does not take goes with the next turn's flush.
+                    // The next turn's flush sends the bytes that the socket does not take.
                     self.publisher.flush().ok()?;
                 }
                 frame::PING => {
@@ -132,7 +132,7 @@ impl Worker {
     }
 }
 
-/// Sends what was kept; true when nothing is left.
+/// Sends the bytes that were kept; true when all have left.
 fn send_rest(connection: &mut Connection, rest: &[u8]) -> bool {
     let taken = send(&connection.socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
     connection.output.extend_from_slice(rest.get(taken..).unwrap_or_default());
