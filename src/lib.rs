@@ -1,54 +1,54 @@
 //! webws joins browsers' WebSockets to Redis Pub/Sub channels, as a sidecar beside nginx.
 //!
-//! A WebSocket opened as `/webws?channel="zhang"` receives what anyone `PUBLISH`es on `chat:zhang`, and webws
-//! publishes there what the browser sends. webws replaces a handler in Lua (OpenResty), with the same bytes on the
-//! wire. As a library it runs inside another program: make a [`Config`], [`Server::bind`] it (or put it
-//! [`Server::on`] sockets of your own), and [`Server::run`] it; a [`Publisher`] publishes from within (the example is
-//! at the end of this page).
+//! A WebSocket opened as `/webws?channel="zhang"` receives every message that is `PUBLISH`ed on `chat:zhang`, and webws
+//! publishes the browser's messages on that channel. webws replaces a handler in Lua (OpenResty), with the same bytes
+//! on the wire. As a library, webws runs inside another program: make a [`Config`], then a server with [`Server::bind`]
+//! (or [`Server::on`] sockets of your own), and [`Server::run`] it. A [`Publisher`] publishes from within. The example
+//! is at the end of this page.
 //!
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. `front::acceptor` hands a connection to the `worker` with the fewest sessions.
-//! The connection waits as a bare descriptor until one of 64 places for handshakes is free. `front::head` keeps the
-//! request's target as the bytes that came; hyper reads the rest from memory. The `endpoint` for the path tells how the
-//! request names the channel; `websocket::handshake` checks the headers. The worker makes a `session` and its
-//! subscriber in the `hub`. For a channel's first subscriber, the worker's subscribing link sends SUBSCRIBE, and the
-//! session waits for the confirmation. Then the session gets its socket, and sends its 101.
+//! The connection waits as a bare descriptor until one of 64 permits for handshakes is free. `front::head` keeps the
+//! request's target in the client's bytes; hyper reads the rest from memory. The `endpoint` for the path decodes the
+//! channel's name; `websocket::handshake` checks the headers. The worker makes a `session` and its subscriber in the
+//! `hub`. For a channel's first subscriber, the worker's subscribing link sends SUBSCRIBE, and the session waits for
+//! the confirmation. Then the session gets its socket, and sends its 101.
 //!
 //! From now on the session is data: when the `reactor` says that the socket is readable, the worker reads into its own
 //! buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded amount of
 //! work, other sessions and the worker's other duties have their turn. The publishing link takes messages from the
 //! outbox in one pipeline: the messages of one session in their order, the sessions in turns. While the subscribing
 //! link is away, nothing is published, so that a client receives its own messages. While Redis is behind, messages
-//! wait; a session with too many waiting is not read, and backpressure goes through nginx to the browser. A message that
-//! cannot be published in time, or whose fate is unknown, ends its session with 1013.
+//! wait; a session with too many waiting is not read, and backpressure goes through nginx to the browser. A message
+//! that cannot be published in time, or whose fate is unknown, ends its session with 1013.
 //!
 //! # From Redis to N browsers
 //! The worker polls its broker. The RESP reader of the subscribing link finds publications in the bytes from Redis, and
-//! lends each to the worker in place; it never waits for a client. The
-//! `hub` finds the channel's audiences (subscribers that get the same bytes), and each audience's `encoding` frames the
-//! payload once, into the audience's batch. When the link has nothing more to read, every touched audience is flushed:
-//! one `send` of the batch per subscriber. An audience that has not read its last batch is held back for some
-//! milliseconds and collects (the setting `pace`); an audience that has caught up never waits. What a socket does not
-//! take stays in that session's backlog (`outbound`), as a copy that all slow sessions of the audience share. Only then
-//! does the worker ask the reactor for writability, and the slow-consumer policy watches bytes and time.
+//! lends each to the worker in place; the reader never waits for a client. The `hub` finds the channel's audiences (subscribers
+//! that get the same bytes), and each audience's `encoding` frames the payload once, into the audience's batch. When
+//! the link has nothing more to read, every touched audience is flushed: one `send` of the batch per subscriber. While
+//! an audience has not read its last batch, its next batch is held back for some milliseconds (the setting `pace`); an
+//! audience that has caught up never waits. Bytes that a socket does not take stay in that session's backlog
+//! (`outbound`), as a copy that all slow sessions of the audience share. Only then does the worker ask the reactor for
+//! writability, and the slow-consumer policy watches bytes and time.
 //!
 //! # When Redis is away
 //! A worker's subscribing link proves that it hears by a `probe`: numbers that the worker publishes to itself. A probe
 //! that Redis took and that does not come back ends the link, as errors and unanswered commands do. An audit compares
 //! the number of subscriptions, and the link leaves a node that is no longer a master. The link is made again, with
 //! backoff, and subscribes all wanted channels in chunks. The time between the last publication and the last
-//! confirmation is a gap: logged, counted, and told to the clients whose endpoint says so. Sessions stay, messages wait,
-//! `/readyz` says what is wrong.
+//! confirmation is a gap: logged, counted, and told to the clients whose endpoint says so. Sessions stay, messages
+//! wait, `/readyz` says what is wrong.
 //!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process
-//! subscribes them in workers that are quiesced. Then the old workers quiesce: they read no client, and Redis answers
-//! for every message that it has. A marker that only the two processes can sign is published on a channel that all
-//! their links have subscribed. Each link stops reading at the marker: the old process delivers what is before it, the
-//! new one what is behind it. The sessions follow, each as a snapshot and its descriptor. The new process says that it
-//! serves, and resumes; until then the old one can resume from the same marker. Where there is a time without a process
-//! (`systemctl restart`), the snapshots lie in a memory file and the sockets in a socket pair, which systemd keeps;
-//! what is published meanwhile is in a gap.
+//! subscribes them in workers that are quiesced. Then the old workers quiesce: they read no client, and wait until
+//! Redis has answered for every message. A marker that only the two processes can sign is published on a channel that
+//! all their links have subscribed. Each link stops reading at the marker: the old process delivers publications before
+//! the marker, the new one those after it. The sessions follow, each as a snapshot and its descriptor. The new process
+//! says that it serves, and resumes; until then the old one can resume from the same marker. For a time without a
+//! process (`systemctl restart`), systemd keeps the snapshots in a memory file and the sockets in a socket pair;
+//! publications of that time are in a gap.
 //!
 //! # Walls
 //! 1. The reader of a Redis link never waits for a client.
@@ -59,7 +59,7 @@
 //! 5. Every queue is bounded in bytes. Full has a named outcome, a counter and a close code.
 //! 6. An idle session costs its struct: no task, no timer, no buffer.
 //! 7. What cannot be delivered is accounted for: a reason, a count and, where it matters, one log line.
-//! 8. A session is portable between any two reads.
+//! 8. A session can become a snapshot between any two reads.
 //! 9. No session's fault, panics included, reaches another.
 //! 10. No link is trusted to hear because it is open. It proves that it hears, or it is replaced.
 //! 11. What cannot happen is asserted (`debug_assert!`, `per_node`), never swallowed by a default.
@@ -90,11 +90,11 @@
 //! | action | what a session's transition asks of its worker |
 //! | audience | the subscribers of a channel that get the same bytes |
 //! | audit | a link's comparison of the node's number of subscriptions with its own |
-//! | backlog | bytes that a session's socket has not taken yet |
+//! | backlog | bytes that a session's socket has not taken yet (not the kernel's queue of a listener) |
 //! | batch | the encoded publications of an audience since its last flush |
 //! | broker | what joins workers and producers: Redis, or the embedded one |
 //! | channel | the name of a Pub/Sub channel |
-//! | command | what server, control socket and hand-over tell a worker |
+//! | command | what server, hand-over and status line tell a worker |
 //! | connection | a browser's, before it is a session |
 //! | encoding | how publications look to a client: the `lua` and the `plain` wire |
 //! | endpoint | a configured path: channel rule, prefix, encoding, limits |
@@ -111,11 +111,12 @@
 //! | outbox | a worker's messages that wait for the broker |
 //! | pace | how long a batch may be held back while its audience is behind |
 //! | probe | a message by which a link proves that it hears |
-//! | publication | what anybody published on a channel, on its way to browsers |
-//! | quiesce, resume | sessions, timers and publishing stand still for a hand-over; they go on |
-//! | request | what a worker asks of its broker |
+//! | publication | a message on a channel, on its way to browsers |
+//! | quiesce, resume | to stop, and to continue, a worker's sessions, timers and publishing for a hand-over |
+//! | request | what a worker asks of its broker; or what a client of the control socket asks of the server |
+//! | RESP reader | the parser of Redis' replies and publications |
 //! | session | one browser connection from its handshake to its end |
-//! | snapshot | a session, or a worker's waiting messages, as data for another process |
+//! | snapshot | a session, a message or a listener, as data for another process |
 //! | subscription | a session's channel, with its encoding and rights; its entry in the hub is a subscriber |
 //! | worker | one thread with its sessions, hub, outbox and links |
 //!
@@ -173,8 +174,8 @@ mod throttle;
 mod worker;
 
 pub use config::{
-    BinaryPolicy, Broker, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy, Limits, Listen,
-    NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
+    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy, Limits,
+    Listen, NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
 };
 pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use webws::{Broker, Listen};
+use webws::{BrokerConfig, Listen};
 
 /// A sidecar beside nginx that joins browsers' WebSockets to Redis Pub/Sub channels.
 #[derive(Debug, Parser)]
@@ -19,7 +19,7 @@ WEBWS_REDIS__USERNAME=web), then the options.
 
 Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end webws; a second one ends webws
 at once. SIGHUP and SIGUSR2 are webws upgrade without an answer. webws ignores other signals.
-Exit codes: 0 done, 1 could not go on, 64 wrong arguments, 78 wrong settings.
+Exit codes: 0 done, 1 failed, 64 wrong arguments, 78 wrong settings.
 Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, as webws::broker=debug) shows more than info; webws log LEVEL changes
 the level without a restart.";
 
@@ -74,7 +74,7 @@ pub(crate) enum Command {
         config: Option<PathBuf>,
         /// The broker, instead of the embedded one or the file's.
         #[arg(long, value_name = "URL")]
-        broker: Option<Broker>,
+        broker: Option<BrokerConfig>,
         /// Where to listen; may be repeated. Default: TCP 127.0.0.1:8080 and a Unix socket in the temporary directory.
         #[arg(long, value_name = "unix:PATH|tcp:ADDR")]
         listen: Vec<Listen>,
@@ -99,7 +99,7 @@ pub(crate) struct RunArgs {
     /// The broker: "memory", redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH,
     /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER or redis+cluster://HOST:PORT,HOST:PORT.
     #[arg(long, value_name = "URL")]
-    pub(crate) broker: Option<Broker>,
+    pub(crate) broker: Option<BrokerConfig>,
     /// Worker threads; 0 is one per core.
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,

@@ -11,7 +11,7 @@ use super::arguments::Cli;
 /// The section after the synopsis.
 const DESCRIPTION: &str = r#".SH DESCRIPTION
 webws is a sidecar for nginx. It takes the WebSockets that nginx passes on and joins each to a channel of Redis
-Pub/Sub. A message that anyone publishes on the channel reaches every browser; webws publishes what a browser sends.
+Pub/Sub. Every message published on the channel reaches every browser; webws publishes what a browser sends.
 .PP
 The service has two units: webws.service, which systemd starts at boot, and webws.socket, which holds the listening
 socket. Both start and stop together. Several instances are webws@1.service, webws@2.service and so on; they share
@@ -19,7 +19,7 @@ the configuration file.
 .TP
 .B systemctl reload webws
 exchanges the binary and the configuration. Every WebSocket stays connected and no message is lost. When the
-new process cannot take over, the reload fails and the old process goes on.
+new process cannot take over, the reload fails and the old process continues to serve.
 .TP
 .B systemctl restart webws
 applies what systemd itself reads (the unit, its environment, credentials and limits). WebSockets stay
@@ -75,7 +75,7 @@ Set by systemd: sockets, readiness, watchdog and journal.
 Done, or stopped by a signal.
 .TP
 .B 1
-The command or the service could not go on; stderr or the journal says why.
+The command or the service failed; stderr or the journal says why.
 .TP
 .B 64
 Wrong arguments.

@@ -1,8 +1,8 @@
 //! The command line: runs the command that the arguments name, and maps its failure to an exit code.
 //!
 //! `arguments` defines the command line, `man` the man page; `settings` reads the file and the environment;
-//! `logging` writes log lines. Compiled by the feature `cli` only. May not enter: how connections are served; that
-//! is the library's.
+//! `logging` writes log lines. Compiled with the feature `cli` only. May not enter: how connections are served (the
+//! library).
 
 mod arguments;
 mod logging;
@@ -23,7 +23,7 @@ use self::settings::Notes;
 
 /// sysexits.h: the command was used wrongly.
 const EX_USAGE: u8 = 64;
-/// sysexits.h: something is wrong with the configuration.
+/// sysexits.h: the configuration has a fault.
 const EX_CONFIG: u8 = 78;
 
 /// Runs the command; returns the process' exit code.
@@ -44,7 +44,7 @@ pub(crate) fn run() -> ExitCode {
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
-            // Once: the process that serves has logged it.
+            // The message is logged once: by the process that serves, if it has been told.
             if !binary::has_refused_hand_over() {
                 logging::complain(&message);
             }
@@ -53,7 +53,7 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// What is wrong with a broker's address. clap's own words would repeat it, password and all.
+/// The fault in a broker's address. clap's own message would repeat the address with its password.
 fn broker_fault(error: &clap::Error) -> Option<String> {
     match error.get(ContextKind::InvalidArg)? {
         ContextValue::String(argument) if argument.starts_with("--broker") => {
@@ -72,10 +72,10 @@ fn execute(command: Command) -> Result<(), Failure> {
             serve(config, &notes, Extra::None)
         }
         Command::Check { config, quiet } => check(&config, if quiet { Shown::Faults } else { Shown::All }),
-        Command::Upgrade { config, control } => ask(binary::upgrade, Logged::ByServer, config.as_deref(), control),
-        Command::Suspend { config, control } => ask(binary::suspend, Logged::ByServer, config.as_deref(), control),
+        Command::Upgrade { config, control } => request(binary::upgrade, Logged::ByServer, config.as_deref(), control),
+        Command::Suspend { config, control } => request(binary::suspend, Logged::ByServer, config.as_deref(), control),
         Command::Log { level, config, control } => {
-            ask(|path| binary::log_level(path, &level), Logged::Nowhere, config.as_deref(), control)
+            request(|path| binary::log_level(path, &level), Logged::Nowhere, config.as_deref(), control)
         }
         Command::Dev { config, broker, listen } => {
             let (config, notes) = dev_config(config.as_deref(), broker, listen)?;
@@ -111,16 +111,16 @@ fn read_config(file: Option<&Path>) -> Result<Reading, Failure> {
     settings::read(file).map_err(|error| (EX_CONFIG, error))
 }
 
-/// Which process logs that something was not done.
+/// Which process logs a failed request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Logged {
     ByServer,
     Nowhere,
 }
 
-/// Asks a running webws for something, and prints what it says.
-fn ask(
-    ask: impl FnOnce(&Path) -> Result<String, ControlError>,
+/// Sends a request to a running webws, and prints the reply.
+fn request(
+    send: impl FnOnce(&Path) -> Result<String, ControlError>,
     logged: Logged,
     config: Option<&Path>,
     control: Option<PathBuf>,
@@ -139,12 +139,12 @@ fn ask(
             }
         }
     };
-    let told = ask(&control).map_err(|error| match error {
+    let reply = send(&control).map_err(|error| match error {
         // In `ExecReload=`: the server has logged it in the same journal.
         ControlError::Answered { .. } if logged == Logged::ByServer && logging::is_journal() => (1, String::new()),
         error => (1, error.to_string()),
     })?;
-    print(format!("{told}\n").as_bytes())
+    print(format!("{reply}\n").as_bytes())
 }
 
 fn config_failure(error: &ConfigError) -> Failure {
@@ -154,9 +154,9 @@ fn config_failure(error: &ConfigError) -> Failure {
 /// What `check` prints.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
-    /// The settings in force, or what is wrong or odd.
+    /// The settings in force, or all faults and warnings.
     All,
-    /// What is wrong.
+    /// Faults only.
     Faults,
 }
 
@@ -180,7 +180,7 @@ fn check(file: &Path, shown: Shown) -> Result<(), Failure> {
 
 fn dev_config(
     file: Option<&Path>,
-    broker: Option<webws::Broker>,
+    broker: Option<webws::BrokerConfig>,
     listen: Vec<webws::Listen>,
 ) -> Result<(Config, Notes), Failure> {
     let mut reading = read_config(file)?;

@@ -8,14 +8,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use webws::binary::{self, Reading};
-use webws::{Broker, Config, EndpointConfig, Listen};
+use webws::{BrokerConfig, Config, EndpointConfig, Listen};
 
 /// A longer file is not a configuration of webws.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where the shipped units put their runtime directories (`%t` in systemd.unit(5)).
 const RUNTIME_DIRECTORY: &str = "/run";
-/// The shipped units' `RuntimeDirectory=`; an instance's has its name behind a dash.
+/// The shipped units' `RuntimeDirectory=`; an instance appends a dash and its name.
 const CONTROL_DIRECTORY: &str = "webws-control";
 const CONTROL_SOCKET: &str = "control.sock";
 
@@ -42,8 +42,8 @@ impl Notes {
     }
 
     /// Warns of a password in `--broker`, which every user can read.
-    pub(crate) fn note_broker(&mut self, broker: Option<&Broker>) {
-        if broker.is_some_and(Broker::has_password) {
+    pub(crate) fn note_broker(&mut self, broker: Option<&BrokerConfig>) {
+        if broker.is_some_and(BrokerConfig::has_password) {
             self.warnings.push(
                 "every user of this machine can read the password in --broker (ps): put it into a file \
                  (redis.password_file), into systemd's credential redis-password, or the address into WEBWS_BROKER"
@@ -74,7 +74,7 @@ fn text(path: &Path) -> Result<String, String> {
     let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
     read.map_err(|error| {
         let advice = match error.kind() {
-            io::ErrorKind::NotFound => "; check the path behind --config",
+            io::ErrorKind::NotFound => "; check the path after --config",
             io::ErrorKind::PermissionDenied => "; the user that webws runs as must be able to read it",
             io::ErrorKind::IsADirectory => "; name the file in it",
             _ => "",
@@ -96,7 +96,7 @@ fn text(path: &Path) -> Result<String, String> {
 
 /// Adapts the settings of the file and the environment for `webws dev`. The addresses to listen on have their own
 /// defaults; so do the broker and the endpoints without a file.
-pub(crate) fn dev(config: &mut Config, file: Option<&Path>, broker: Option<Broker>, listen: Vec<Listen>) {
+pub(crate) fn dev(config: &mut Config, file: Option<&Path>, broker: Option<BrokerConfig>, listen: Vec<Listen>) {
     // The file's control socket belongs to another server.
     config.control = None;
     let is_unset = |name: &str| std::env::var_os(name).is_none_or(|value| value.is_empty());
@@ -109,7 +109,7 @@ pub(crate) fn dev(config: &mut Config, file: Option<&Path>, broker: Option<Broke
     if let Some(broker) = broker {
         config.broker = broker;
     } else if file.is_none() && is_unset("WEBWS_BROKER") {
-        config.broker = Broker::Memory;
+        config.broker = BrokerConfig::Memory;
     }
     if file.is_none() {
         config.endpoints.push(EndpointConfig::plain());

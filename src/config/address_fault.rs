@@ -71,7 +71,7 @@ pub(super) fn is_mask(password: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Broker;
+    use super::super::BrokerConfig;
 
     #[test]
     fn what_was_meant_is_said_and_no_password_repeated() {
@@ -97,7 +97,7 @@ mod tests {
             ("redis://***@localhost", "mask"),
             ("  ", "empty"),
         ] {
-            let error = wrong.parse::<Broker>().unwrap_err().to_string();
+            let error = wrong.parse::<BrokerConfig>().unwrap_err().to_string();
             assert!(error.contains(advice) && !error.contains("hunter2"), "{wrong}: {error}");
         }
     }

@@ -1,6 +1,6 @@
 //! Settings that are allowed and likely a mistake.
 
-use super::{Broker, Config};
+use super::{BrokerConfig, Config};
 
 impl Config {
     /// Settings that are allowed and likely a mistake, a sentence each.
@@ -23,7 +23,7 @@ impl Config {
     }
 }
 
-impl Broker {
+impl BrokerConfig {
     /// Whether a password is part of an address. On a command line every local user can read it.
     pub fn has_password(&self) -> bool {
         matches!(self, Self::Redis(urls) if urls.iter().any(|url| url.password.is_some()))
@@ -63,7 +63,7 @@ mod tests {
             ("redis://web:pw@localhost", true),
             ("redis://a unix:///b?pass=pw", true),
         ] {
-            assert_eq!(broker.parse::<Broker>().unwrap().has_password(), has_password, "{broker}");
+            assert_eq!(broker.parse::<BrokerConfig>().unwrap().has_password(), has_password, "{broker}");
         }
     }
 }

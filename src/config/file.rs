@@ -10,10 +10,10 @@ use super::schema::{Kind, Schema, Setting, full_name};
 use super::validate::is_about;
 use super::{Config, ConfigError, ConfigFault, syntax};
 
-/// Maximum of listed faults. A file with more is likely not ours.
+/// Maximum of listed faults. A file with more is likely not a configuration of webws.
 const MAX_FAULTS: usize = 50;
 
-/// The variable by which one process speaks to the next. It has our prefix, but it is no setting.
+/// The variable by which the old process starts the new one in a hand-over. It has the prefix of settings, and is none.
 const NO_SETTING: &str = "HANDOVER";
 
 /// A configuration as far as it can be read, and the faults of the rest.

@@ -3,7 +3,8 @@
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`. `file` reads a configuration from
 //! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each
 //! value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
-//! `redis_url` reads broker addresses; `error` is what they report. May not enter: I/O. Validation comes before anything is opened.
+//! `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O. Validation comes before any file or
+//! socket is opened.
 
 mod address_fault;
 mod advice;
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};
-pub use redis_url::{Broker, RedisAddress, RedisUrl};
+pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};
 pub(crate) use reserved::reserved;
 
 /// All settings. `Config::default()` is what the shipped package runs with: the drop-in
@@ -60,7 +61,7 @@ pub struct Config {
     /// `redis+sentinel://` (`rediss+sentinel://` for TLS); several, separated by blanks, share the
     /// channels. Or `redis+cluster://` (`rediss+cluster://` for TLS).
     /// Default `redis://127.0.0.1:6379`.
-    pub broker: Broker,
+    pub broker: BrokerConfig,
     /// The time over which sessions are closed when the sidecar stops (1001), or after a gap
     /// (1012, see [`GapPolicy::Close`]), so that clients do not all come back at once. Default 3 s.
     #[serde(with = "duration")]
@@ -70,7 +71,7 @@ pub struct Config {
     /// and one turn of nginx. A client that has caught up does not wait. Default 5 ms; `0s` is never.
     #[serde(with = "duration")]
     pub pace: Duration,
-    /// A Unix socket for `webws upgrade`, which only root and our user may open. Default: none;
+    /// A Unix socket for `webws upgrade`, which only root and webws' own user may open. Default: none;
     /// SIGUSR2 does the same, without an answer.
     pub control: Option<PathBuf>,
     /// The log level: `error`, `warn`, `info`, `debug` or `off`, or several `TARGET=LEVEL` separated by commas.
@@ -235,7 +236,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Listen, SocketMode, Broker);
+as_text!(Listen, SocketMode, BrokerConfig);
 
 /// Durations as people write them: `"500ms"`, `"5s"`, `"2m"`.
 mod duration {
@@ -260,7 +261,7 @@ impl Default for Config {
             socket_mode: SocketMode(0o660),
             socket_group: None,
             workers: 0,
-            broker: Broker::default(),
+            broker: BrokerConfig::default(),
             drain_time: Duration::from_secs(3),
             pace: Duration::from_millis(5),
             control: None,

@@ -18,17 +18,17 @@ const SENTINEL_PORT: u16 = 26_379;
 /// Which broker joins the sessions. Parsed from `memory` or one or more URLs.
 ///
 /// ```
-/// use webws::{Broker, RedisAddress};
+/// use webws::{BrokerConfig, RedisAddress};
 ///
-/// let broker: Broker = "redis://web:secret@10.0.0.7 redis://10.0.0.8:6380".parse()?;
-/// let Broker::Redis(servers) = &broker else { panic!("not Redis") };
+/// let broker: BrokerConfig = "redis://web:secret@10.0.0.7 redis://10.0.0.8:6380".parse()?;
+/// let BrokerConfig::Redis(servers) = &broker else { panic!("not Redis") };
 /// assert_eq!(servers[1].address(), &RedisAddress::Tcp("10.0.0.8".to_owned(), 6380));
 /// assert!(!broker.to_string().contains("secret"));
 /// # Ok::<(), webws::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub enum Broker {
+pub enum BrokerConfig {
     /// The embedded broker: this process only, nothing to install.
     Memory,
     /// Redis, or a server that speaks its protocol: one server, or several independent ones that share the
@@ -36,8 +36,8 @@ pub enum Broker {
     Redis(Vec<RedisUrl>),
 }
 
-/// A Redis' address and our login there, parsed as a part of [`Broker`]. `Display` and `Debug` mask the user as well, because a password
-/// without its colon looks like a user.
+/// The address of a Redis server, and the login. Parsed as a part of [`BrokerConfig`]. `Display` and `Debug` mask the
+/// user as well, because a password without its colon looks like a user.
 #[derive(Clone)]
 pub struct RedisUrl {
     pub(crate) address: RedisAddress,
@@ -47,13 +47,13 @@ pub struct RedisUrl {
 }
 
 impl RedisUrl {
-    /// How the server is reached; for Sentinels and clusters, where to ask.
+    /// The server's address; for Sentinels and clusters, the addresses that tell the server's.
     pub fn address(&self) -> &RedisAddress {
         &self.address
     }
 }
 
-/// How a Redis is reached.
+/// The address of a Redis server, of Sentinels, or of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RedisAddress {
@@ -82,7 +82,7 @@ pub enum RedisAddress {
     },
 }
 
-impl Default for Broker {
+impl Default for BrokerConfig {
     fn default() -> Self {
         Self::Redis(vec![RedisUrl::default()])
     }
@@ -96,7 +96,7 @@ impl Default for RedisUrl {
     }
 }
 
-impl FromStr for Broker {
+impl FromStr for BrokerConfig {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
@@ -135,7 +135,7 @@ fn parse_cluster(rest: &str, tls: bool) -> Result<RedisUrl, String> {
     Ok(RedisUrl { address: RedisAddress::Cluster { nodes, tls }, ..url })
 }
 
-/// Several places, the path behind them, and the URL of the first place for login and database.
+/// Several hosts, the path after them, and the URL of the first host for login and database.
 type Several = (Vec<(String, u16)>, String, RedisUrl);
 
 /// Reads `USER:PASSWORD@HOST:PORT,HOST:PORT/PATH`.
@@ -215,7 +215,7 @@ fn parse(text: &str) -> Result<RedisUrl, String> {
     })
 }
 
-impl fmt::Display for Broker {
+impl fmt::Display for BrokerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
@@ -228,8 +228,8 @@ impl fmt::Display for Broker {
 }
 
 impl RedisUrl {
-    /// The server's name in the marker's channel of a hand-over. Not for people to see: the name contains the
-    /// user. Two versions must make the same name, or a hand-over between them fails.
+    /// The server's name in the marker's channel of a hand-over. Never logged, because the name contains the user. Two
+    /// versions must make the same name, or a hand-over between them fails.
     pub(crate) fn mark_name(&self) -> String {
         let masked = if self.password.is_some() { ":***" } else { "" };
         let login = match &self.username {
@@ -293,7 +293,7 @@ mod tests {
 
     fn url(text: &str) -> RedisUrl {
         match text.parse() {
-            Ok(Broker::Redis(mut urls)) if urls.len() == 1 => urls.remove(0),
+            Ok(BrokerConfig::Redis(mut urls)) if urls.len() == 1 => urls.remove(0),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -319,7 +319,7 @@ mod tests {
         assert!(matches!(by_tls.address, RedisAddress::Sentinel { tls: true, .. }));
         assert_eq!(by_tls.to_string(), "rediss+sentinel://s1:26379/main");
         for wrong in ["redis+sentinel://s1", "redis+sentinel:///main", "redis+sentinel://s1,:x/main"] {
-            assert!(wrong.parse::<Broker>().unwrap_err().to_string().contains("/MASTER"), "{wrong}");
+            assert!(wrong.parse::<BrokerConfig>().unwrap_err().to_string().contains("/MASTER"), "{wrong}");
         }
     }
 
@@ -330,16 +330,16 @@ mod tests {
         assert_eq!(parsed.address, RedisAddress::Cluster { nodes, tls: true });
         assert_eq!(parsed.to_string(), "rediss+cluster://<hidden>@a:6379,b:7000");
         assert_eq!(url("redis+cluster://a:1").to_string(), "redis+cluster://a:1");
-        assert!("redis+cluster://a:1/0".parse::<Broker>().is_err());
-        assert!("redis+cluster://".parse::<Broker>().is_err());
+        assert!("redis+cluster://a:1/0".parse::<BrokerConfig>().is_err());
+        assert!("redis+cluster://".parse::<BrokerConfig>().is_err());
     }
 
     #[test]
     fn several_servers_stand_in_one_text() {
-        let broker: Broker = "redis://a:1  unix:///b".parse().unwrap();
-        assert_eq!(broker, Broker::Redis(vec![url("redis://a:1"), url("unix:///b")]));
+        let broker: BrokerConfig = "redis://a:1  unix:///b".parse().unwrap();
+        assert_eq!(broker, BrokerConfig::Redis(vec![url("redis://a:1"), url("unix:///b")]));
         assert_eq!(broker.to_string(), "redis://a:1 unix:///b");
-        assert!("redis://a:1 b".parse::<Broker>().is_err() && " ".parse::<Broker>().is_err());
+        assert!("redis://a:1 b".parse::<BrokerConfig>().is_err() && " ".parse::<BrokerConfig>().is_err());
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn a_wrong_address_is_refused_without_repeating_it() {
         for wrong in ["redis:/secret", "http://secret", "unix://secret", "redis://", "secret"] {
-            let error = wrong.parse::<Broker>().unwrap_err().to_string();
+            let error = wrong.parse::<BrokerConfig>().unwrap_err().to_string();
             assert!(error.contains("redis://HOST:PORT") && !error.contains("secret@"), "{error}");
         }
     }

@@ -11,7 +11,7 @@ use toml::Value;
 
 use super::Config;
 
-/// What a setting takes.
+/// The kind of value that a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Count,
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 /// A setting or a table of settings.
 #[derive(Debug, Clone)]
 pub(super) struct Setting {
-    /// The table it is in; none at the top of the file.
+    /// The setting's table; none at the top of the file.
     pub(super) table: Option<&'static str>,
     pub(super) name: &'static str,
     pub(super) kind: Kind,
@@ -38,12 +38,12 @@ pub(super) struct Setting {
 }
 
 impl Setting {
-    /// Its name with its table's, as in `limits.max_sessions`.
+    /// The setting's name with its table's, as in `limits.max_sessions`.
     pub(super) fn full_name(&self) -> String {
         full_name(self.table, self.name)
     }
 
-    /// The environment variable that sets it.
+    /// The environment variable for the setting.
     pub(super) fn variable(&self) -> String {
         format!("WEBWS_{}", self.full_name().replace('.', "__").to_ascii_uppercase())
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    BinaryPolicy, Broker, ChannelRule, Config, ConfigError, EndpointConfig, Listen, NotUtf8Policy, RedisAddress,
+    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, EndpointConfig, Listen, NotUtf8Policy, RedisAddress,
     RedisUrl, WireName, reserved,
 };
 
@@ -101,8 +101,8 @@ fn check_socket_path(faults: &mut Vec<String>, setting: &str, path: &Path) {
 
 fn check_broker(faults: &mut Vec<String>, config: &Config) {
     let servers = match &config.broker {
-        Broker::Memory => return,
-        Broker::Redis(servers) => servers,
+        BrokerConfig::Memory => return,
+        BrokerConfig::Redis(servers) => servers,
     };
     if servers.is_empty() {
         faults.push("broker: no server is named".to_owned());
@@ -112,9 +112,9 @@ fn check_broker(faults: &mut Vec<String>, config: &Config) {
     }
 }
 
-fn is_cluster(broker: &Broker) -> bool {
+fn is_cluster(broker: &BrokerConfig) -> bool {
     let is_cluster = |server: &RedisUrl| matches!(server.address, RedisAddress::Cluster { .. });
-    matches!(broker, Broker::Redis(servers) if servers.iter().any(is_cluster))
+    matches!(broker, BrokerConfig::Redis(servers) if servers.iter().any(is_cluster))
 }
 
 /// A channel's name decides whether it is sharded, because publishers know only the name.

@@ -15,7 +15,7 @@ use hyper::header::{
 };
 use hyper::{Method, Response, StatusCode};
 
-use crate::config::{Broker, ChannelRule, Config, EndpointConfig, Listen, RedisAddress, WireName};
+use crate::config::{BrokerConfig, ChannelRule, Config, EndpointConfig, Listen, RedisAddress, WireName};
 use crate::worker::Publisher;
 
 /// The test page, on a server that has one.
@@ -209,8 +209,8 @@ fn option(endpoint: &EndpointConfig) -> String {
 }
 
 /// The `redis-cli` command for the broker, with a masked password. `None` where one command line is not enough.
-fn redis_cli(broker: &Broker) -> Option<String> {
-    let Broker::Redis(urls) = broker else { return None };
+fn redis_cli(broker: &BrokerConfig) -> Option<String> {
+    let BrokerConfig::Redis(urls) = broker else { return None };
     let [url] = urls.as_slice() else { return None };
     match &url.address {
         RedisAddress::Tcp(..) | RedisAddress::Tls(..) => Some(format!("redis-cli -u {broker}")),
@@ -234,7 +234,7 @@ mod tests {
     use crate::server::Server;
 
     fn page(listen: &str) -> TestPage {
-        let mut config = Config { broker: Broker::Memory, ..Config::default() };
+        let mut config = Config { broker: BrokerConfig::Memory, ..Config::default() };
         let server = Server::on(config.clone(), Vec::new()).unwrap();
         config.listen = vec![listen.parse().unwrap()];
         TestPage::new(&config, server.publisher())

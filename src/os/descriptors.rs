@@ -64,7 +64,8 @@ pub(crate) fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
 /// Fills `buffer`, and returns the descriptors that arrived with it.
 ///
 /// # Errors
-/// When the other end is closed, or silent for the stream's timeout, or the descriptor limit of this process is reached.
+/// When the other end is closed, or silent for the stream's timeout, or the descriptor limit of this process is
+/// reached.
 #[expect(unsafe_code, reason = "descriptors arrive as numbers")]
 pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
     let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);

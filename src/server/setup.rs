@@ -13,7 +13,7 @@ use super::error::ServerError;
 use super::listener::{Listener, bind};
 use super::running::{End, Ending, Running};
 use crate::broker::{memory, redis};
-use crate::config::{Broker, Config, ConfigError, ConfigFault, Listen, Reading, RedisUrl};
+use crate::config::{BrokerConfig, Config, ConfigError, ConfigFault, Listen, Reading, RedisUrl};
 use crate::front::acceptor::{Entrance, Inlet};
 use crate::front::page::{Pages, TestPage};
 use crate::front::upgrade;
@@ -137,7 +137,7 @@ impl Server {
         if config.listen.is_empty() {
             faults.push("listen is empty: write one address at least".to_owned().into());
         }
-        if let Broker::Redis(urls) = &config.broker {
+        if let BrokerConfig::Redis(urls) = &config.broker {
             for url in urls {
                 if let Err(error) = redis_deployment(config, std::slice::from_ref(url), 1) {
                     faults.extend(error.into_faults());
@@ -164,8 +164,8 @@ impl Server {
             workers => workers,
         };
         let deployment = match &config.broker {
-            Broker::Memory => None,
-            Broker::Redis(urls) => Some(redis_deployment(&config, urls, workers)?),
+            BrokerConfig::Memory => None,
+            BrokerConfig::Redis(urls) => Some(redis_deployment(&config, urls, workers)?),
         };
         let seeds = match &deployment {
             None => memory::bus(workers).into_iter().map(BrokerSeed::Memory).collect(),

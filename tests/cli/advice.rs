@@ -62,7 +62,7 @@ async fn a_configuration_file_that_is_none_says_why() {
     std::fs::write(dir.path().join("latin1"), b"# fine\nworkers = 2 # f\xfcnf\n").unwrap();
     std::fs::write(dir.path().join("huge"), vec![b'#'; 2 << 20]).unwrap();
     for (file, sentence) in [
-        ("absent", "check the path behind --config"),
+        ("absent", "check the path after --config"),
         ("directory", "name the file in it"),
         ("utf16", "is UTF-16: save it as UTF-8"),
         ("latin1", "is not UTF-8 (line 2)"),

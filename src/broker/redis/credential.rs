@@ -146,10 +146,10 @@ fn first_line(path: &Path, setting: &'static str) -> Result<SecretString, Settin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Broker;
+    use crate::config::BrokerConfig;
 
     fn of(broker: &str, config: &RedisConfig, systemd: &SystemdCredentials) -> Result<Credential, SettingsError> {
-        let Ok(Broker::Redis(urls)) = broker.parse() else { panic!("{broker}") };
+        let Ok(BrokerConfig::Redis(urls)) = broker.parse() else { panic!("{broker}") };
         Credential::of_redis(&urls[0], config, systemd)
     }
 
