@@ -24,7 +24,7 @@ pub(crate) struct ClientMessage {
 const OVERHEAD: usize = 128;
 
 impl ClientMessage {
-    /// The message's size against the outbox's limits, in bytes: its memory, and no less than what it takes on the
+    /// The message's size against the outbox's limits, in bytes: its memory, and no less than its bytes on the
     /// link to Redis and on the way back to each worker that subscribes.
     pub(crate) fn cost(&self) -> usize {
         self.channel.len() + self.payload.len() + OVERHEAD

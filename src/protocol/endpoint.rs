@@ -73,8 +73,8 @@ impl Endpoint {
     }
 
     /// Whether this endpoint serves `path`: the configured path, or a path that continues it after a `/`, as nginx'
-    /// `location /webws` serves `/webws/foo`. nginx also serves `/webwsfoo` there; webws refuses that path. So a mistyped
-    /// path, or one whose endpoint was removed, does not join the channels of another endpoint.
+    /// `location /webws` serves `/webws/foo`. nginx also serves `/webwsfoo` there; webws refuses that path. So a
+    /// mistyped path, or one whose endpoint was removed, does not join the channels of another endpoint.
     fn serves(&self, path: &[u8]) -> bool {
         match self.config.channel {
             ChannelRule::Json | ChannelRule::Plain => {

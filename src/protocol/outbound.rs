@@ -72,8 +72,8 @@ impl Outbound {
         (self.slices.iter().flatten().copied().collect(), self.begun_frame_bytes)
     }
 
-    /// A queue that continues from another's [`Outbound::parts`]; `None` unless `unsent` is the rest of a frame followed
-    /// by whole frames.
+    /// A queue that continues from another's [`Outbound::parts`]; `None` unless `unsent` is the rest of a frame
+    /// followed by whole frames.
     pub(crate) fn from_parts(
         unsent: Bytes,
         begun_frame_bytes: usize,
@@ -97,8 +97,8 @@ impl Outbound {
         self.slices.push_back(frames);
     }
 
-    /// The memory that waits after the slice being sent, in bytes. A single batch, however large, makes no client a slow
-    /// consumer, and all waiting sessions share its memory.
+    /// The memory that waits after the slice being sent, in bytes. A single batch, however large, makes no client a
+    /// slow consumer, and all waiting sessions share its memory.
     pub(crate) fn backlog(&self) -> usize {
         self.cost - self.slices.front().map_or(0, |first| first.len() + SLICE_COST)
     }

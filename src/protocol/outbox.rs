@@ -1,8 +1,8 @@
 //! A worker's outbox: client messages that wait for the broker. The messages of one client leave in the client's order,
 //! and the clients take turns (`turns.rs`).
 //!
-//! The outbox is bounded per worker. A session's share shrinks as the outbox fills up ([`Outbox::allowance`]), so that a
-//! few floods never fill it. The messages of a client that left are still published. If the client was told that its
+//! The outbox is bounded per worker. A session's share shrinks as the outbox fills up ([`Outbox::allowance`]), so that
+//! a few floods never fill it. The messages of a client that left are still published. If the client was told that its
 //! messages are lost, they are dropped ([`Outbox::abandon`]). May not enter: sessions, links.
 
 mod turns;
@@ -180,8 +180,8 @@ impl Outbox {
         taken
     }
 
-    /// Drops the messages that have waited since before `since`. Returns the session of each message; the session may be
-    /// gone. Its other messages may have moved all the time, but too slowly.
+    /// Drops the messages that have waited since before `since`. Returns the session of each message; the session may
+    /// be gone. Its other messages may have moved all the time, but too slowly.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
         let expired: Vec<_> = self.queues.iter_mut().flat_map(|(_, queue)| queue.expire(since)).collect();
         let mut lost = Vec::new();

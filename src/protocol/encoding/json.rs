@@ -1,5 +1,5 @@
-//! The Lua handler's channel rule: a JSON string or number names the channel, as lua-cjson 2.1 and LuaJIT read and write
-//! it.
+//! The Lua handler's channel rule: a JSON string or number names the channel, as lua-cjson 2.1 and LuaJIT read and
+//! write it.
 //!
 //! Strict JSON with one exception from the original: a string may contain the control bytes 0x01 to 0x1f unescaped. May
 //! not enter: queries and percent signs (`endpoint.rs`).

@@ -1,8 +1,8 @@
 //! How a connection looks to its client: the frames of publications, pings and close frames, and where a unit ends.
 //!
 //! An [`Encoding`] is a value, and the key of an audience: subscribers of one channel with equal encodings share their
-//! bytes. A new encoding (SSE, a multiplexed protocol) is a new value. All peculiarities of the Lua handler (the suffix,
-//! the JSON channel rule, the close reply) are in this room. May not enter: sockets, sessions.
+//! bytes. A new encoding (SSE, a multiplexed protocol) is a new value. All peculiarities of the Lua handler (the
+//! suffix, the JSON channel rule, the close reply) are in this room. May not enter: sockets, sessions.
 
 pub(crate) mod json;
 
@@ -92,8 +92,8 @@ impl Encoding {
         }
     }
 
-    /// The length of the unit that `bytes` starts with; `None` when `bytes` are too few. A unit cannot be taken back once
-    /// its first byte is sent. Only for bytes that an encoding made.
+    /// The length of the unit that `bytes` starts with; `None` when `bytes` are too few. A unit cannot be taken back
+    /// once its first byte is sent. Only for bytes that an encoding made.
     pub(crate) fn unit_len(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText => frame::len_of_first(bytes),

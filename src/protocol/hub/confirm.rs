@@ -15,8 +15,8 @@ impl Hub {
             .is_some_and(|entry| entry.is_confirmed)
     }
 
-    /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell; `None` when the channel is no
-    /// longer wanted at `node`.
+    /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell; `None` when the channel is
+    /// no longer wanted at `node`.
     pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> Option<Vec<(SessionKey, SubscriberId)>> {
         let entry = self.named(channel).filter(|entry| entry.node == node)?;
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
@@ -60,7 +60,8 @@ impl Hub {
         was_confirmed
     }
 
-    /// Moves channels to the nodes of the placement. Returns those that were requested, to be requested at the new node.
+    /// Moves channels to the nodes of the placement. Returns those that were requested, to be requested at the new
+    /// node.
     pub(crate) fn follow_placement(&mut self, newest: Generation) -> Vec<Moved> {
         self.confirmed.grow(self.placement.count(), |_| 0);
         let mut all = Vec::new();

@@ -20,7 +20,8 @@ pub(super) struct ChannelEntry {
     /// Whether the subscription was requested from the broker, and not refused.
     pub(super) is_requested: bool,
     pub(super) is_confirmed: bool,
-    /// From the loss of the subscription until the gap is reported: the newest session that may have missed publications.
+    /// From the loss of the subscription until the gap is reported: the newest session that may have missed
+    /// publications.
     pub(super) missed_by: Option<Generation>,
     pub(super) audiences: SmallVec<[Audience; 1]>,
     pub(super) subscribers: usize,

@@ -9,8 +9,8 @@ use crate::id::SessionKey;
 use crate::protocol::encoding::Encoded;
 use crate::protocol::outbound::Batch;
 
-/// A batch of this many bytes is flushed although the link has more to read. Chosen: two of nginx' buffers as shipped; a
-/// larger batch only adds latency.
+/// A batch of this many bytes is flushed although the link has more to read. Chosen: two of nginx' buffers as shipped;
+/// a larger batch only adds latency.
 pub(super) const MAX_BATCH_BYTES: usize = 64 << 10;
 
 /// The number of empty buffers kept for the next publications, and the largest capacity of one.
@@ -105,8 +105,8 @@ impl Hub {
     }
 
     /// Gives the waiting batches to their subscribers. Holds a batch back while its audience has not caught up with the
-    /// last one. The clients lose nothing by that, and one send of many frames costs little more than of one frame, both
-    /// here and in nginx.
+    /// last one. The clients lose nothing by that, and one send of many frames costs little more than of one frame,
+    /// both here and in nginx.
     pub(crate) fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = Flushed { frames: 0, not_utf8: std::mem::take(&mut self.not_utf8), next: None };
         let now = outlet.now();

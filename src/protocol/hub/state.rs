@@ -69,8 +69,8 @@ pub(super) struct Subscriber {
 }
 
 impl Hub {
-    /// A hub that keeps an unused channel subscribed for `linger`, and holds the batch of an audience that is behind back
-    /// for at most `pace`.
+    /// A hub that keeps an unused channel subscribed for `linger`, and holds the batch of an audience that is behind
+    /// back for at most `pace`.
     pub(crate) fn new(linger: Millis, pace: Duration, placement: Placement) -> Self {
         Self {
             names: Names::default(),

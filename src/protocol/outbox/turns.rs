@@ -14,8 +14,8 @@ use crate::clock::Millis;
 use crate::id::SessionKey;
 use crate::message::{ClientMessage, Origin};
 
-/// Bytes that a source may send in a round, as [`ClientMessage::cost`] counts them. Chosen: some thirty short messages, so
-/// that a round of 300 floods takes Redis some 10 ms; a message of 64 kB waits for sixteen rounds.
+/// Bytes that a source may send in a round, as [`ClientMessage::cost`] counts them. Chosen: some thirty short messages,
+/// so that a round of 300 floods takes Redis some 10 ms; a message of 64 kB waits for sixteen rounds.
 const QUANTUM: usize = 4 << 10;
 
 /// How many lines, and messages in one line, keep their memory for the next messages. Chosen: a batch to Redis has

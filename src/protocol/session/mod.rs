@@ -2,8 +2,8 @@
 //!
 //! Between two calls a session (`state`) is complete, and can become a `snapshot`. A session begins with a `handshake`,
 //! `receive`s client messages, `send`s publications, keeps deadlines (`time`), and ends with a `close`. Each call that
-//! may use the socket gets the socket as an argument, and the time as `now`. May not enter: system calls, clocks, tasks,
-//! the broker, the hub, other sessions.
+//! may use the socket gets the socket as an argument, and the time as `now`. May not enter: system calls, clocks,
+//! tasks, the broker, the hub, other sessions.
 
 mod action;
 mod close;

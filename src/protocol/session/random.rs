@@ -22,7 +22,7 @@ const HEAD: &[u8] = b"101, and behind it frames";
 const REASONS: [CloseReason; 4] =
     [CloseReason::GoingAway, CloseReason::Gap, CloseReason::NotPublished, CloseReason::SubscriptionLost];
 
-/// A session, and what is known of it.
+/// A session, and the test's knowledge of it.
 struct Run {
     rng: Rng,
     stage: Stage,
@@ -196,7 +196,7 @@ impl Run {
         }
     }
 
-    /// A part of what is coming arrives, and is read as a worker reads.
+    /// A part of the client's bytes arrives, and is read as a worker reads.
     fn read(&mut self) {
         let count = self.rng.usize(..=self.coming.len());
         let arrived: Vec<u8> = self.coming.drain(..count).collect();
@@ -215,7 +215,7 @@ impl Run {
         self.apply(action);
     }
 
-    /// The client takes some of what was sent. The reactor may tell of the room later.
+    /// The client takes some of the sent bytes. The reactor may report the room later.
     fn take(&mut self) {
         let room = self.rng.usize(..5);
         self.stage.socket.room += self.rng.usize(..=10_usize.pow(u32::try_from(room).unwrap()));
@@ -244,7 +244,7 @@ impl Run {
         self.apply(action);
     }
 
-    /// Another process goes on with it.
+    /// Moves the session to another process.
     fn moves(&mut self) {
         let Some(snapshot) = self.stage.session.snapshot(self.stage.now) else { return };
         let there = self.rng.u64(1_000_000..2_000_000);

@@ -115,8 +115,8 @@ impl Session {
         }
     }
 
-    /// The broker has answered for a message with a cost of `bytes`. A paused session may be read again when at most half
-    /// of `allowance` waits.
+    /// The broker has answered for a message with a cost of `bytes`. A paused session may be read again when at most
+    /// half of `allowance` waits.
     pub(crate) fn on_published(&mut self, bytes: usize, allowance: usize, now: Millis) -> Action {
         let unpublished = &mut self.unpublished;
         debug_assert!(unpublished.messages > 0 && unpublished.bytes >= bytes, "the broker answers once for a message");

@@ -1,6 +1,7 @@
 //! A session as data for another process: everything but its socket.
 //!
-//! Times are ages in milliseconds, because the other process has another clock. May not enter: the hand-over's messages.
+//! Times are ages in milliseconds, because the other process has another clock. May not enter: the hand-over's
+//! messages.
 
 use std::rc::Rc;
 

@@ -1,4 +1,5 @@
-//! A session with its surroundings, for tests: a socket in memory, a number as the clock, an outbox that keeps messages.
+//! A session with its surroundings, for tests: a socket in memory, a number as the clock, an outbox that keeps
+//! messages.
 
 use std::rc::Rc;
 

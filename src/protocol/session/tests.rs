@@ -143,7 +143,7 @@ fn a_reader_that_takes_a_little_is_kept_and_one_that_takes_nothing_is_stalled() 
     stage.socket.room = 0;
     assert_eq!(stage.deliver(&[b'x'; 1_000]), Action::Stay);
     assert!(stage.session.has_unsent());
-    // Epoll tells of a Unix socket late; the timer tries by itself.
+    // epoll reports a Unix socket as writable late; the timer tries a send.
     for _ in 0..10 {
         assert_eq!(stage.pass(9_999), Action::Stay);
         stage.socket.room = 1;

@@ -670,7 +670,8 @@ mod tests {
             let (mut theirs, at_first, with_filling) = read_by_tungstenite(&chunks, &[0; MAX + 200]);
             match (end, at_first) {
                 (_, Theirs::Utf8) if end != End::Fault(CloseReason::InvalidText) || ours != theirs => {
-                    // tungstenite found the fault in a fragment. Until that message ends, only control frames come here.
+                    // tungstenite found the fault in a fragment. Until that message ends, only control frames come
+                    // here.
                     prop_assert!(ours.starts_with(&theirs), "{ours:?} {theirs:?}");
                     let rest = &ours[theirs.len()..];
                     let is_control = |event: &Event| !matches!(event, Event::Text(_) | Event::Binary(_));
