@@ -21,8 +21,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// This process' program and arguments. Call it at the start: later, `current_exe` follows a file that was
-    /// replaced.
+    /// This process' program and arguments. For a call at the start: later, another file may have replaced the program.
     ///
     /// # Errors
     /// When the system does not tell the program's path.

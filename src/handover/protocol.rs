@@ -137,7 +137,7 @@ pub(crate) enum ProtocolError {
     Silent(Duration),
     #[error("{0}")]
     Io(io::Error),
-    #[error("it sent what cannot be decoded: {0}")]
+    #[error("a message cannot be used: {0}")]
     Nonsense(String),
     #[error(
         "it is of version {version} and speaks another format (understands {oldest} to {format}, here it is {OLDEST} to {FORMAT})"

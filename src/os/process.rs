@@ -91,7 +91,7 @@ fn wait_in_between(program: libc::pid_t) -> ! {
         let end_program: extern "C" fn(libc::c_int) = end_program;
         libc::signal(libc::SIGTERM, end_program as libc::sighandler_t);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-        // Closes all descriptors. One is the pipe that tells the parent of the exec: an open copy would block it.
+        // Closes all descriptors. An open copy of the pipe that tells the parent of the exec would block the parent.
         if libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) < 0 {
             // Linux before 5.9, or a seccomp filter.
             let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -256,7 +256,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, victim) = (dir.path().join("s"), dir.path().join("victim"));
         let (_live, id) = bind_unix(&path, 0o600, None).unwrap();
-        // Another user moves the socket away and puts a link to somebody else's file or socket there.
+        // Another user moves the socket away and puts a link to another file or socket at its path.
         std::fs::rename(&path, dir.path().join("elsewhere")).unwrap();
         for is_socket in [false, true] {
             if is_socket {
