@@ -86,8 +86,21 @@ async fn a_reader_of_stderr_that_hangs_stops_nothing_and_is_told_how_much_it_mis
     tokio::time::timeout(SOON, fed).await.expect("the watchdog is fed");
     client.close().await;
     // The reader goes on: what waited comes, and how much did not.
-    let reading = std::thread::spawn(move || BufReader::new(stderr).lines().map(Result::unwrap).collect::<Vec<_>>());
-    // With room in the queue again the report is written, before the end.
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let reading = std::thread::spawn(move || {
+        let (mut lines, mut tell) = (Vec::new(), Some(tell));
+        for line in BufReader::new(stderr).lines().map(Result::unwrap) {
+            if line.contains("\"dropped\"")
+                && let Some(tell) = tell.take()
+            {
+                tell.send(()).unwrap();
+            }
+            lines.push(line);
+        }
+        lines
+    });
+    // With room in the queue again the report is written; the last lines find room as well.
+    tokio::time::timeout(START, told).await.expect("the loss is reported").unwrap();
     process.signal(Signal::SIGTERM);
     assert!(process.wait_exit(START, &dir.path().join("none")).await.success());
     let lines: Vec<Value> = reading.join().unwrap().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
