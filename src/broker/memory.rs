@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -45,7 +45,6 @@ pub(crate) struct Port {
     /// Channels to confirm.
     asked: VecDeque<Channel>,
     publishing: Publishing,
-    waker: Option<Waker>,
 }
 
 /// How far a turn has come.
@@ -103,7 +102,6 @@ impl Port {
             turn: Turn::Under(0),
             asked: VecDeque::new(),
             publishing: Publishing::Idle,
-            waker: None,
         }
     }
 
@@ -142,10 +140,7 @@ impl Port {
             | Request::SetMarker { .. }
             | Request::PublishMarker
             | Request::Release
-            | Request::LoseSince(_) => return,
-        }
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
+            | Request::LoseSince(_) => {}
         }
     }
 
@@ -181,7 +176,6 @@ impl Port {
             }
             (None, Turn::Under(0)) => {}
         }
-        self.waker = Some(cx.waker().clone());
         Poll::Pending
     }
 

@@ -25,7 +25,8 @@ pub(crate) enum Broker {
 }
 
 impl Broker {
-    /// Takes a request; events that follow from it come by [`Broker::poll_event`].
+    /// Takes a request; events that follow from it come by [`Broker::poll_event`], which the worker calls behind its
+    /// requests.
     pub(crate) fn request(&mut self, request: Request) {
         match self {
             Self::Memory(port) => port.request(request),

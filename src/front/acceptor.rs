@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::refusal::plain_answer;
-use super::waiting_room::Accepted;
+use super::waiting_room::Connection;
 use crate::front::sender::Sender;
 use crate::metrics::{Counter, Shard};
 use crate::notice;
@@ -42,7 +42,7 @@ const RECHECK: Duration = Duration::from_millis(100);
 /// The queue of connections for one worker.
 #[derive(Debug)]
 pub(crate) struct Inlet {
-    pub(crate) queue: mpsc::Sender<Accepted>,
+    pub(crate) queue: mpsc::Sender<Connection>,
     pub(crate) shard: Arc<Shard>,
     pub(crate) handshakes: Arc<Handshakes>,
 }
@@ -173,7 +173,7 @@ impl Entrance {
     fn deal(&self, socket: OwnedFd, refusing: &mut JoinSet<()>) {
         let Some(inlet) = self.inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
         if let Err(full) =
-            inlet.queue.try_send(Accepted { socket, at: Instant::now(), handshake: inlet.handshakes.begin() })
+            inlet.queue.try_send(Connection { socket, at: Instant::now(), handshake: inlet.handshakes.begin() })
         {
             inlet.shard.add(Counter::HandshakesRefused, 1);
             notice::OVERFLOW.add(inlet.queue.max_capacity());

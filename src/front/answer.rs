@@ -4,28 +4,30 @@
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
-};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SEC_WEBSOCKET_VERSION};
 use hyper::{Method, Request, Response, StatusCode, Version};
-use tokio::time::Instant;
 
 use super::head::Target;
 use super::page::Pages;
 use super::refusal::note_refused;
 use super::sender::Sender;
+use crate::channel::Channel;
 use crate::config::WireName;
+use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
-use crate::worker::{Admission, Handle, Refusal};
+use crate::worker::Handle;
 
-/// A handshake that succeeded: the session that waits for its socket, and its 101.
-pub(super) struct Admitted {
-    pub(super) admission: Admission,
+/// A request that was accepted: what its session is to be, and its 101.
+pub(super) struct Accepted {
+    pub(super) endpoint: Rc<Endpoint>,
+    pub(super) channel: Channel,
+    pub(super) encoding: Encoding,
     pub(super) head: Bytes,
 }
 
@@ -65,9 +67,8 @@ impl RawRequest<'_> {
 pub(super) async fn answer(
     worker: &Handle,
     raw: &RawRequest<'_>,
-    deadline: Instant,
     pages: &Pages,
-    admitted: &Cell<Option<Admitted>>,
+    accepted: &Cell<Option<Accepted>>,
 ) -> Response<Full<Bytes>> {
     let foreign = pages.as_ref().and_then(|page| page.refusal(raw.request.headers()));
     if let (None, Some(page), Some(target)) = (&foreign, pages, raw.target)
@@ -75,17 +76,17 @@ pub(super) async fn answer(
     {
         return response;
     }
-    if let Some(response) = health(worker, raw) {
+    if let Some(response) = health(worker, raw).await {
         return response;
     }
     let result = match foreign {
         Some(why) => Err(RefusedHandshake::new(StatusCode::FORBIDDEN, why)),
-        None => handshake(worker, raw, deadline).await,
+        None => handshake(worker, raw),
     };
     let refused = match result {
         Ok(success) => {
-            admitted.set(Some(success));
-            // `negotiate` finds `admitted` set at its next poll, and takes the connection away from hyper.
+            accepted.set(Some(success));
+            // `negotiate` finds `accepted` set at its next poll, and takes the connection away from hyper.
             return std::future::pending().await;
         }
         Err(refused) => refused,
@@ -114,7 +115,7 @@ fn line_response(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
 }
 
 /// The answer to `/healthz` (the process lives) and `/readyz` (messages flow).
-fn health(worker: &Handle, raw: &RawRequest<'_>) -> Option<Response<Full<Bytes>>> {
+async fn health(worker: &Handle, raw: &RawRequest<'_>) -> Option<Response<Full<Bytes>>> {
     let path = raw.path();
     let is_asked = matches!(path, b"/healthz" | b"/readyz")
         && matches!(*raw.request.method(), Method::GET | Method::HEAD)
@@ -122,7 +123,7 @@ fn health(worker: &Handle, raw: &RawRequest<'_>) -> Option<Response<Full<Bytes>>
     if !is_asked {
         return None;
     }
-    let fault = if path == b"/readyz" { worker.fault() } else { None };
+    let fault = if path == b"/readyz" { worker.fault().await } else { None };
     Some(match fault {
         Some(fault) => line_response(StatusCode::SERVICE_UNAVAILABLE, &fault),
         None => line_response(StatusCode::OK, "ok"),
@@ -138,7 +139,7 @@ const OTHER_LOCATION: &str = "the path belongs to another endpoint than the prox
 
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
-async fn handshake(worker: &Handle, raw: &RawRequest<'_>, deadline: Instant) -> Result<Admitted, RefusedHandshake> {
+fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedHandshake> {
     let bad = |why: String| RefusedHandshake::new(StatusCode::BAD_REQUEST, why);
     let RawRequest { target: Some(target), request, .. } = raw else {
         return Err(bad("the request's target is no path".to_owned()));
@@ -165,7 +166,7 @@ async fn handshake(worker: &Handle, raw: &RawRequest<'_>, deadline: Instant) -> 
     if !request.body().is_end_stream() {
         return Err(bad("a handshake has no body".to_owned()));
     }
-    let (channel, wire) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let (channel, encoding) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
     let spoken = match endpoint.config.wire {
         WireName::Lua => Subprotocols::First,
         WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
@@ -175,13 +176,5 @@ async fn handshake(worker: &Handle, raw: &RawRequest<'_>, deadline: Instant) -> 
             .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         _ => bad(why.to_string()),
     })?;
-    match worker.admit(endpoint, channel, wire, deadline).await {
-        Ok(admission) => Ok(Admitted { admission, head }),
-        Err(why) => Err(unavailable(worker, &why)),
-    }
-}
-
-fn unavailable(worker: &Handle, why: &Refusal) -> RefusedHandshake {
-    let seconds = worker.config.limits.retry_after.as_secs().max(1);
-    RefusedHandshake::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).with(RETRY_AFTER, seconds.into())
+    Ok(Accepted { endpoint: endpoint.clone(), channel, encoding, head })
 }

@@ -34,6 +34,12 @@ pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
     answer.into()
 }
 
+/// The answer to a client that may come back after `retry_after`.
+pub(super) fn unavailable(retry_after: Duration, why: &str) -> Bytes {
+    let seconds = retry_after.as_secs().max(1);
+    plain_answer(&format!("503 Service Unavailable\r\nRetry-After: {seconds}\r\nCache-Control: no-store"), why)
+}
+
 /// Counts a refused handshake, and logs it.
 pub(super) fn note_refused(shard: &Shard, status: StatusCode, why: &str, socket: BorrowedFd<'_>, sender: &Sender<'_>) {
     shard.add(Counter::HandshakesRefused, 1);

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -18,28 +18,27 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::Instant;
 
-use super::answer::{Admitted, RawRequest, answer};
-use super::head::{Head, MAX_HEAD_BYTES};
+use super::answer::{Accepted, RawRequest, answer};
+use super::head::{Head, MAX_HEAD_BYTES, Target};
 use super::page::Pages;
-use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer};
+use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer, unavailable};
 use super::sender::Sender;
-use super::waiting_room::{Accepted, WaitingRoom};
+use super::waiting_room::{Connection, WaitingRoom};
 use crate::metrics::Counter;
 use crate::notice;
 use crate::throttle::Throttle;
-use crate::worker::{Admission, Handle};
+use crate::worker::{Handle, Hello, Opening, Refusal};
 
 /// The most header fields of a request. Chosen: browsers send some 15, the wire contract tests 120.
 const MAX_HEADERS: usize = 256;
 
 /// Turns a worker's connections into sessions, until the server ends.
-pub(crate) async fn serve(worker: Handle, mut accepted: mpsc::Receiver<Accepted>, pages: Pages) {
+pub(crate) async fn serve(worker: Handle, mut connections: mpsc::Receiver<Connection>, pages: Pages) {
     let worker = Rc::new(worker);
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     // The permit first: a connection waits as a descriptor in the queue.
-    while let Some((permit, connection)) = waiting_room.next(&mut accepted).await {
+    while let Some((permit, connection)) = waiting_room.next(&mut connections).await {
         let (upgrade, waiting_room) = (Upgrade(worker.clone()), waiting_room.clone());
         let pages = pages.clone();
         // The task ends within the handshake's deadline; a worker that ends waits for the task.
@@ -64,14 +63,20 @@ impl Drop for Upgrade {
 }
 
 impl Upgrade {
-    async fn run(&self, waiting_room: &WaitingRoom, permit: OwnedSemaphorePermit, accepted: Accepted, pages: &Pages) {
-        let worker = &self.0;
-        let Accepted { socket, at, handshake: _counted } = accepted;
+    async fn run(
+        self,
+        waiting_room: &WaitingRoom,
+        permit: OwnedSemaphorePermit,
+        connection: Connection,
+        pages: &Pages,
+    ) {
+        let worker = self.0.clone();
+        let Connection { socket, at, handshake } = connection;
         let deadline = at + worker.config.limits.handshake_timeout;
         let (permit, answered) = match waiting_room.head_of(&socket, deadline, permit).await {
             // Boxed, so that a task that waits for its head is small.
             Ok((permit, head)) => {
-                let negotiated = Box::pin(negotiate(worker, head, socket.as_fd(), deadline, pages)).await;
+                let negotiated = Box::pin(negotiate(&worker, head, socket.as_fd(), pages)).await;
                 (Some(permit), negotiated)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -85,8 +90,18 @@ impl Upgrade {
             }
         };
         match answered {
-            Answered::Admitted { admission, head, read_ahead } => {
-                admission.attach(socket, &head, &read_ahead).await;
+            Answered::Accepted { accepted, read_ahead, request } => {
+                let Accepted { endpoint, channel, encoding, head } = accepted;
+                let hello = Hello { socket, head, read_ahead };
+                // The worker drops the permit with this closure, or refuses the client.
+                let refuse = Box::new(move |socket, refusal| {
+                    drop(permit);
+                    tokio::task::spawn_local(async move {
+                        self.refuse(socket, &refusal, &request).await;
+                        drop(handshake);
+                    });
+                });
+                worker.open(Opening { endpoint, channel, encoding, deadline, hello, refuse }).await;
             }
             Answered::Refused(answer) => {
                 drop(permit);
@@ -95,12 +110,30 @@ impl Upgrade {
             }
         }
     }
+
+    /// Answers a client for whose session the worker has no room, or no subscription.
+    async fn refuse(&self, socket: OwnedFd, refusal: &Refusal, request: &Request) {
+        let why = refusal.to_string();
+        let sender = Sender::in_head(request.head.bytes());
+        note_refused(&self.0.shard, StatusCode::SERVICE_UNAVAILABLE, &why, socket.as_fd(), &sender);
+        if let Some(path) = &request.path {
+            tracing::info!(status = 503, %path, "refused {path} with 503: {why}");
+        }
+        linger(socket, &unavailable(self.0.config.limits.retry_after, &why)).await;
+    }
+}
+
+/// A request that hyper has read.
+struct Request {
+    head: Head,
+    /// The path, where a developer reads the log of refusals.
+    path: Option<String>,
 }
 
 /// How a request is answered.
 enum Answered {
-    /// With a session that waits for its socket; `head` is its 101.
-    Admitted { admission: Admission, head: Bytes, read_ahead: Vec<u8> },
+    /// With a session.
+    Accepted { accepted: Accepted, read_ahead: Vec<u8>, request: Request },
     /// With a refusal, or a file of the test page.
     Refused(Bytes),
 }
@@ -109,21 +142,15 @@ enum Answered {
 ///
 /// hyper does not write the 101: the session sends its 101 once it is attached to its audience. hyper would also copy a
 /// client's `Connection: close` into the answer.
-async fn negotiate(
-    worker: &Rc<Handle>,
-    mut head: Head,
-    socket: BorrowedFd<'_>,
-    deadline: Instant,
-    pages: &Pages,
-) -> Answered {
-    let admitted = Rc::new(Cell::new(None));
+async fn negotiate(worker: &Rc<Handle>, mut head: Head, socket: BorrowedFd<'_>, pages: &Pages) -> Answered {
+    let accepted = Rc::new(Cell::new(None));
     let target = Rc::new(head.take_target());
     let service = service_fn(|request| {
-        let (worker, admitted, target) = (worker.clone(), admitted.clone(), target.clone());
+        let (worker, accepted, target) = (worker.clone(), accepted.clone(), target.clone());
         let pages = pages.clone();
         Box::pin(async move {
             let raw = RawRequest { target: target.as_ref().as_ref(), request: &request, socket };
-            Ok::<_, Infallible>(answer(&worker, &raw, deadline, &pages, &admitted).await)
+            Ok::<_, Infallible>(answer(&worker, &raw, &pages, &accepted).await)
         })
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
@@ -135,8 +162,8 @@ async fn negotiate(
         .serve_connection(TokioIo::new(Exchange { head, answer: Vec::new() }), service);
     let negotiated = std::future::poll_fn(|cx| {
         let polled = connection.poll_without_shutdown(cx);
-        match admitted.take() {
-            Some(admitted) => Poll::Ready(Ok(Some(admitted))),
+        match accepted.take() {
+            Some(accepted) => Poll::Ready(Ok(Some(accepted))),
             None => polled.map_ok(|()| None),
         }
     });
@@ -144,8 +171,11 @@ async fn negotiate(
     let parts = connection.into_parts();
     let Exchange { head: request, answer } = parts.io.into_inner();
     match negotiated {
-        Ok(Some(Admitted { admission, head })) => {
-            Answered::Admitted { admission, head, read_ahead: request.read_ahead(&parts.read_buf) }
+        Ok(Some(accepted)) => {
+            let path = |target: &Target| String::from_utf8_lossy(target.path()).into_owned();
+            let path = target.as_ref().as_ref().filter(|_| pages.is_some()).map(path);
+            let read_ahead = request.read_ahead(&parts.read_buf);
+            Answered::Accepted { accepted, read_ahead, request: Request { head: request, path } }
         }
         Ok(None) => Answered::Refused(answer.into()),
         // hyper's own refusals have no body: ours says the reason.

@@ -23,7 +23,7 @@ const MAX_NEGOTIATING: usize = 64;
 
 /// A connection that was accepted, and when.
 #[derive(Debug)]
-pub(crate) struct Accepted {
+pub(crate) struct Connection {
     pub(crate) socket: OwnedFd,
     pub(crate) at: Instant,
     /// Counts the connection until its request is answered.
@@ -52,10 +52,10 @@ impl WaitingRoom {
     /// The next connection, when a permit is free.
     pub(super) async fn next(
         &self,
-        accepted: &mut mpsc::Receiver<Accepted>,
-    ) -> Option<(OwnedSemaphorePermit, Accepted)> {
+        connections: &mut mpsc::Receiver<Connection>,
+    ) -> Option<(OwnedSemaphorePermit, Connection)> {
         let permit = self.permits.clone().acquire_owned().await.ok()?;
-        Some((permit, accepted.recv().await?))
+        Some((permit, connections.recv().await?))
     }
 
     /// Receives a connection's request head, and gives the permit back while the head is incomplete.

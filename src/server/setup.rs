@@ -291,6 +291,7 @@ impl Server {
                 metrics: self.metrics.clone(),
                 max_sessions,
                 mailbox,
+                own: Mailbox::of(&sender),
                 handshakes: handshakes.clone(),
                 awaits_sessions: self.awaits_sessions,
             };

@@ -6,21 +6,19 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
-
 use super::core::Confirmation;
 use super::state::Worker;
 use super::wait::{Until, Wait};
-use crate::broker::{Marking, Request};
+use crate::broker::{Broker, Marking, Request};
 
 const MARKER_LOST: &str = "a link to Redis or some of its subscriptions were lost meanwhile, or its user may not use \
                            the channels webws:probe:* (ACL: &webws:probe:*): try again later";
 
 impl Worker {
     /// Answers the commands whose wait has ended.
-    pub(super) fn poll_waits(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn poll_waits(&mut self, broker: &Broker, cx: &mut Context<'_>) {
         for mut wait in std::mem::take(&mut self.waits) {
-            match self.poll_wait(&mut wait, cx) {
+            match self.poll_wait(&mut wait, broker, cx) {
                 // An asker that has gone needs no answer.
                 Poll::Ready(result) => drop(wait.tell.send(result)),
                 Poll::Pending => self.waits.push(wait),
@@ -28,28 +26,34 @@ impl Worker {
         }
     }
 
-    fn poll_wait(&mut self, wait: &mut Wait, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
-        if matches!(wait.until, Until::MarkerPossible { .. })
-            && self.broker.link_fault().is_none()
-            && let Until::MarkerPossible { name, seal } =
-                std::mem::replace(&mut wait.until, Until::Marker(Marking::Set))
-        {
-            self.broker.request(Request::SetMarker { name, seal });
-            wait.deadline = Instant::now() + wait.within;
+    /// Sets the marker that a command waits for, if it can be set by now.
+    pub(super) fn set_marker(&mut self, broker: &mut Broker) {
+        for wait in &mut self.waits {
+            if matches!(wait.until, Until::MarkerPossible { .. })
+                && broker.link_fault().is_none()
+                && let Until::MarkerPossible { name, seal } =
+                    std::mem::replace(&mut wait.until, Until::Marker(Marking::Set))
+            {
+                broker.request(Request::SetMarker { name, seal });
+                wait.restart();
+            }
         }
-        match self.outcome(&mut wait.until, cx) {
+    }
+
+    fn poll_wait(&self, wait: &mut Wait, broker: &Broker, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
+        match self.outcome(&mut wait.until, broker, cx) {
             Some(outcome) => Poll::Ready(outcome),
-            None if wait.is_over(Instant::now()) => Poll::Ready(self.give_up(wait)),
+            None if wait.is_over() => Poll::Ready(give_up(wait, broker)),
             None => Poll::Pending,
         }
     }
 
     /// What came of it, when that is known.
-    fn outcome(&self, until: &mut Until, cx: &mut Context<'_>) -> Option<Result<(), String>> {
+    fn outcome(&self, until: &mut Until, broker: &Broker, cx: &mut Context<'_>) -> Option<Result<(), String>> {
         match until {
-            Until::Connected => self.broker.link_fault().is_none().then_some(Ok(())),
+            Until::Connected => broker.link_fault().is_none().then_some(Ok(())),
             Until::MarkerPossible { .. } => None,
-            Until::Marker(expected) => match self.broker.marking() {
+            Until::Marker(expected) => match broker.marking() {
                 Marking::Lost => Some(Err(MARKER_LOST.to_owned())),
                 Marking::Reached => Some(self.tells_no_gap()),
                 marking => (marking >= *expected).then_some(Ok(())),
@@ -60,27 +64,27 @@ impl Worker {
         }
     }
 
-    /// What is answered when the time is up.
-    fn give_up(&self, wait: &Wait) -> Result<(), String> {
-        let within = wait.within;
-        match &wait.until {
-            Until::Connected | Until::MarkerPossible { .. } => self.broker.link_fault().map_or(Ok(()), Err),
-            Until::Marker(_) => Err(format!("Redis did not come to the marker within {within:?}")),
-            // A connection that says nothing does not keep the hand-over waiting.
-            Until::HandshakesFinished => Ok(()),
-            Until::Answered => Err("the broker does not answer for messages that it has: try again later".to_owned()),
-            Until::Subscribed(_) => {
-                let why = self.broker.fault().unwrap_or_else(|| "no confirmation came".to_owned());
-                Err(format!("not all channels could be subscribed within {within:?}: {why}"))
-            }
-        }
-    }
-
     /// Only the process that knows of a gap can tell its clients.
     fn tells_no_gap(&self) -> Result<(), String> {
         match self.gaps.is_empty() {
             true => Ok(()),
             false => Err("clients are being told of a gap: try again later".to_owned()),
+        }
+    }
+}
+
+/// What is answered when the time is up.
+fn give_up(wait: &Wait, broker: &Broker) -> Result<(), String> {
+    let within = wait.within;
+    match &wait.until {
+        Until::Connected | Until::MarkerPossible { .. } => broker.link_fault().map_or(Ok(()), Err),
+        Until::Marker(_) => Err(format!("Redis did not come to the marker within {within:?}")),
+        // A connection that says nothing does not keep the hand-over waiting.
+        Until::HandshakesFinished => Ok(()),
+        Until::Answered => Err("the broker does not answer for messages that it has: try again later".to_owned()),
+        Until::Subscribed(_) => {
+            let why = broker.fault().unwrap_or_else(|| "no confirmation came".to_owned());
+            Err(format!("not all channels could be subscribed within {within:?}: {why}"))
         }
     }
 }

@@ -1,55 +1,47 @@
 //! The one place where what sessions ask is carried out ([`Core::apply`]), and where a session's fault stops.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
-
-use tokio::sync::oneshot;
 
 use super::core::Core;
+use super::opening::{Hello, Opening, Refusal};
 use super::outgoing::Outgoing;
 use super::reactor::Wants;
 use super::slots::Connection;
-use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
 use crate::id::SessionKey;
 use crate::metrics::Counter;
 use crate::notice;
-use crate::protocol::encoding::Encoding;
-use crate::protocol::endpoint::Endpoint;
-use crate::protocol::session::{Action, Denial, Session};
+use crate::protocol::session::{Action, Session};
 use crate::throttle::Throttle;
 
 impl Core {
-    /// Makes a session whose handshake waits for its subscription until `until`, and subscribes it: its publications
-    /// wait for it from the confirmation on. The answer comes by the returned receiver; `None` when the session can
-    /// have its socket now ([`Core::attach`]).
-    pub(super) fn admit(
-        &mut self,
-        endpoint: &Rc<Endpoint>,
-        channel: Channel,
-        encoding: Encoding,
-        until: Millis,
-        now: Millis,
-    ) -> (SessionKey, Option<oneshot::Receiver<Result<(), Denial>>>) {
-        let mut session = Session::new(endpoint.clone(), channel, encoding, until, now);
-        let action = session.begin();
-        let key = self.insert(session);
-        self.apply(key, action, now);
-        let slot = self.slots.get_mut(key).expect("it was inserted, and a handshake that begins does not end");
-        let told = slot.session.is_subscribing().then(|| {
-            let (tell, told) = oneshot::channel();
-            slot.connection = Connection::Handshake(Some(tell));
-            told
-        });
-        (key, told)
+    /// Makes a session of a connection whose request was accepted; [`Core::begin`] subscribes it. Its client is refused
+    /// when the subscription is not confirmed by `until`.
+    pub(super) fn admit(&mut self, opening: Box<Opening>, until: Millis, now: Millis) -> SessionKey {
+        let (endpoint, channel) = (opening.endpoint.clone(), opening.channel.clone());
+        let key = self.insert(Session::new(endpoint, channel, opening.encoding, until, now));
+        let slot = self.slots.get_mut(key).expect("it was just inserted");
+        slot.connection = Connection::Handshake(Some(opening));
+        key
     }
 
-    /// Gives a session its socket, which the handshake had: `head`, the 101, is sent first, and `read_ahead`, the
-    /// bytes behind the request, are read first.
-    pub(super) fn attach(&mut self, key: SessionKey, socket: OwnedFd, head: &[u8], read_ahead: &[u8], now: Millis) {
+    /// Subscribes a session: its publications wait for it from the confirmation on, with which it is among
+    /// [`Core::take_upgrades`].
+    pub(super) fn begin(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
+        let action = slot.session.begin();
+        self.apply(key, action, now);
+    }
+
+    /// Gives a session the socket of its handshake: the 101 is sent first, and the bytes behind the request are read
+    /// first.
+    pub(super) fn open(&mut self, key: SessionKey, now: Millis) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        let Some(opening) = slot.connection.take_opening() else { return };
+        self.shard.add(Counter::SessionsOpened, 1);
+        let Hello { socket, head, mut read_ahead } = opening.hello;
         slot.registered = Wants::Read;
         if let Err(error) = self.registrar.add(socket.as_fd(), key, slot.registered) {
             tracing::error!(
@@ -58,16 +50,16 @@ impl Core {
             );
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
-        self.open(key, Connection::Socket(socket), head, read_ahead, now);
+        self.open_on(key, Connection::Socket(socket), &head, &mut read_ahead, now);
     }
 
     /// Opens a session on its connection.
-    pub(super) fn open(
+    pub(super) fn open_on(
         &mut self,
         key: SessionKey,
         connection: Connection,
         head: &[u8],
-        read_ahead: &[u8],
+        read_ahead: &mut [u8],
         now: Millis,
     ) {
         let Some(slot) = self.slots.get_mut(key) else { return };
@@ -75,9 +67,25 @@ impl Core {
         let mut action = slot.session.open(head, &mut slot.connection, now);
         if action == Action::Stay && !read_ahead.is_empty() {
             let mut outgoing = Outgoing { outbox: &mut self.outbox, shard: &self.shard, key, now };
-            action = slot.session.decode(&mut read_ahead.to_vec(), &mut slot.connection, now, &mut outgoing);
+            action = slot.session.decode(read_ahead, &mut slot.connection, now, &mut outgoing);
         }
         self.apply(key, action, now);
+    }
+
+    /// Refuses the clients whose handshakes wait for a subscription.
+    pub(super) fn refuse_handshakes(&mut self, refusal: &Refusal, now: Millis) {
+        let waiting = self.slots.iter().filter(|(_, slot)| !slot.has_socket());
+        let waiting: Vec<_> = waiting.map(|(key, _)| key).collect();
+        for key in waiting {
+            self.refuse(key, refusal.clone(), now);
+        }
+    }
+
+    fn refuse(&mut self, key: SessionKey, refusal: Refusal, now: Millis) {
+        if let Some(opening) = self.slots.get_mut(key).and_then(|slot| slot.connection.take_opening()) {
+            opening.refuse(refusal);
+        }
+        self.remove(key, now);
     }
 
     /// Closes a session, unless a close is under way.
@@ -92,17 +100,8 @@ impl Core {
         match action {
             Action::Stay => {}
             Action::Subscribe => return self.subscribe(key, now),
-            Action::Upgrade => {
-                if let Some(slot) = self.slots.get_mut(key) {
-                    slot.connection.answer(Ok(()));
-                }
-            }
-            Action::Refuse(denial) => {
-                if let Some(slot) = self.slots.get_mut(key) {
-                    slot.connection.answer(Err(denial));
-                }
-                return self.remove(key, now);
-            }
+            Action::Upgrade => self.upgrades.push(key),
+            Action::Refuse(denial) => return self.refuse(key, denial.into(), now),
             Action::ReadAgain => self.read_again(key),
             Action::Close(reason) => {
                 if reason == CloseReason::NotPublished {

@@ -49,6 +49,8 @@ pub(super) struct Core {
     held: PerNode<Vec<SessionKey>>,
     /// Channels that the broker has to be asked for.
     pub(super) wanted: Vec<(Node, Channel)>,
+    /// Sessions that are subscribed and wait for their 101.
+    pub(super) upgrades: Vec<SessionKey>,
     /// Channels of sessions that are to come from another process, and their waits for a confirmation.
     reserved: Vec<Channel>,
     reserving: HashMap<Channel, Vec<oneshot::Sender<Result<(), SubscriptionRefused>>>>,
@@ -73,6 +75,7 @@ impl Core {
             scratch: Scratch::default(),
             again: Vec::new(),
             wanted: Vec::new(),
+            upgrades: Vec::new(),
             reserved: Vec::new(),
             reserving: HashMap::new(),
             adopted: Vec::new(),
@@ -99,6 +102,15 @@ impl Core {
 
     pub(super) fn is_idle(&self) -> bool {
         self.slots.len() == 0 && self.outbox.unsettled() == 0
+    }
+
+    /// The sessions that are to open ([`Core::open`]).
+    pub(super) fn take_upgrades(&mut self) -> Vec<SessionKey> {
+        std::mem::take(&mut self.upgrades)
+    }
+
+    pub(super) fn has_upgrades(&self) -> bool {
+        !self.upgrades.is_empty()
     }
 
     /// The channels that the broker has to be asked for.

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::opening::Refusal;
 use super::phase::Phase;
 use super::spread::{SPREAD_STEP, Spread};
 use super::state::Worker;
+use crate::broker::Broker;
 use crate::close::CloseReason;
 use crate::id::SessionKey;
+use crate::message::NotPublished;
 use crate::metrics::Counter;
 
 /// How long the end waits beyond all other times: for the replies to close frames.
@@ -18,9 +21,9 @@ const LAST_REPLIES: Duration = Duration::from_secs(3);
 
 impl Worker {
     /// Closes all sessions, spread over `drain_time`, and then ends.
-    pub(super) fn drain(&mut self) {
+    pub(super) fn drain(&mut self, broker: &mut Broker) {
         if self.phase.is_still() {
-            self.resume();
+            self.resume(broker);
         }
         self.core.hub.stop_pacing();
         self.flush();
@@ -29,6 +32,8 @@ impl Worker {
         // time that their endpoints give it.
         let patience = self.config.endpoints.iter().map(|endpoint| endpoint.publish_timeout).max();
         let deadline = start + self.config.drain_time + patience.unwrap_or_default() + LAST_REPLIES;
+        let now = self.now();
+        self.core.refuse_handshakes(&Refusal::Draining, now);
         let open = Spread::over(self.config.drain_time, self.core.open_keys(), start);
         self.phase.drain(open, deadline);
     }
@@ -37,7 +42,6 @@ impl Worker {
     pub(super) fn close_gapped(&mut self, sessions: Vec<SessionKey>) {
         if !sessions.is_empty() {
             self.gaps.push(Spread::over(self.config.drain_time, sessions, Instant::now()));
-            self.waker.wake_by_ref();
         }
     }
 
@@ -63,7 +67,6 @@ impl Worker {
         for (key, reason) in due {
             self.guarded(key, now, |core| core.close(key, reason, now));
         }
-        self.after_change();
     }
 
     /// Whether a drain is over.
@@ -74,8 +77,12 @@ impl Worker {
     }
 
     /// Accounts for the messages that a drain leaves.
-    pub(super) fn count_left(&mut self) {
-        self.abandon_messages();
+    pub(super) fn count_left(&mut self, broker: &mut Broker) {
+        // What the broker has taken and not answered for stays unknown.
+        for message in broker.abandon() {
+            let bytes = message.cost();
+            self.on_published(message.origin, bytes, Err(NotPublished::Unknown));
+        }
         let left = self.core.outbox.waiting() as u64;
         if left > 0 {
             self.shard.add(Counter::TextsLost, left);

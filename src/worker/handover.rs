@@ -12,19 +12,19 @@ use super::command::{Answer, Command, Missing};
 use super::snapshot::{Adopted, Collected};
 use super::state::Worker;
 use super::wait::{Until, Wait};
-use crate::broker::{Marking, Request};
+use crate::broker::{Broker, Marking, Request};
 use crate::channel::Channel;
 
 impl Worker {
     /// Obeys a command, at once or when what it waits for has come.
-    pub(super) fn obey(&mut self, command: Command) {
+    pub(super) fn obey(&mut self, command: Command, broker: &mut Broker) {
         match command {
-            Command::Drain => self.drain(),
+            Command::Drain => self.drain(broker),
             Command::Leave => self.phase.leave(),
             Command::Publish(request) => self.publish(request),
             // An asker that has gone needs no answer, here and below.
-            Command::State(tell) => drop(tell.send(self.state())),
-            Command::LinkFault(tell) => drop(tell.send(self.broker.link_fault())),
+            Command::State(tell) => drop(tell.send(self.state(broker))),
+            Command::LinkFault(tell) => drop(tell.send(broker.link_fault())),
             Command::Channels(tell) => drop(tell.send(self.core.hub.channels_in_use())),
             Command::Connect { within, tell } => self.wait(Until::Connected, within, tell),
             Command::Reserve { channels, within, tell } => self.reserve_all(channels, within, tell),
@@ -36,13 +36,13 @@ impl Worker {
                 self.phase.quiesce(self.clock.now());
                 self.wait(Until::Answered, within, tell);
             }
-            Command::PublishMarker => self.broker.request(Request::PublishMarker),
+            Command::PublishMarker => broker.request(Request::PublishMarker),
             Command::AwaitMarker { within, tell } => self.wait(Until::Marker(Marking::Reached), within, tell),
-            Command::Collect(tell) => drop(tell.send(self.collect())),
+            Command::Collect(tell) => drop(tell.send(self.collect(broker))),
             Command::Adopt(adopted, tell) => drop(tell.send(self.adopt(adopted))),
-            Command::Lose(time, why) => self.lose(time, why),
+            Command::Lose(time, why) => self.lose(time, why, broker),
             Command::Resume(tell) => {
-                self.resume();
+                self.resume(broker);
                 drop(tell.send(Ok(())));
             }
         }
@@ -57,37 +57,34 @@ impl Worker {
         for channel in channels {
             confirmations.extend(self.core.reserve(&channel));
         }
-        self.subscribe_wanted();
         self.wait(Until::Subscribed(confirmations), within, tell);
     }
 
-    fn collect(&mut self) -> Collected {
+    fn collect(&mut self, broker: &Broker) -> Collected {
         let now = self.now();
         self.core.hub.stop_pacing();
         self.core.flush(now);
         // From here on the other process knows all that was sent.
         self.phase.freeze();
-        Collected { away: self.broker.away_for(), ..self.core.collect(now) }
+        Collected { away: broker.away_for(), ..self.core.collect(now) }
     }
 
     fn adopt(&mut self, adopted: Adopted) -> Result<(), String> {
         let now = self.now();
         self.phase.adopt(now);
-        let adopted = self.core.adopt(adopted, &self.endpoints, now);
-        self.subscribe_wanted();
-        adopted.map_err(|error| error.to_string())
+        self.core.adopt(adopted, &self.endpoints, now).map_err(|error| error.to_string())
     }
 
-    fn lose(&mut self, time: Duration, why: Missing) {
+    fn lose(&mut self, time: Duration, why: Missing, broker: &mut Broker) {
         debug_assert!(self.phase.is_frozen(), "a gap of adopted sessions while {:?}", self.phase);
         self.missing = Some(why);
         self.core.miss_all();
         let now = Instant::now();
-        self.broker.request(Request::LoseSince(now.checked_sub(time).unwrap_or(now)));
+        broker.request(Request::LoseSince(now.checked_sub(time).unwrap_or(now)));
     }
 
     /// Serves again, as if nothing had been asked.
-    pub(super) fn resume(&mut self) {
+    pub(super) fn resume(&mut self, broker: &mut Broker) {
         // What a hand-over waited for is off.
         self.waits.clear();
         let now = self.now();
@@ -99,10 +96,8 @@ impl Worker {
             for key in self.core.all_keys() {
                 self.guarded(key, now, |core| core.go_on(key, still_for, now));
             }
-            self.resumed.notify_waiters();
         }
-        self.broker.request(Request::Release);
-        self.after_change();
+        broker.request(Request::Release);
         self.flush();
     }
 }

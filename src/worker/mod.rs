@@ -1,10 +1,10 @@
 //! One thread with everything it needs: runtime, sessions, hub, its own links to the broker,
 //! reactor, timer wheel, counters. Nothing on the message path is shared between workers.
 //!
-//! `thread.rs` starts a worker (`state.rs`), and `turn.rs` gives its sources of work their turns: commands
-//! (`command.rs`, obeyed in `handover.rs`), sockets, timers, what the broker tells (`pump.rs`). What a worker is doing is its
-//! `phase.rs`; commands that take longer `wait.rs` and `answer.rs`. Handshakes reach it by `admission.rs`. All of them move the sessions in
-//! `core.rs`, whose actions `apply.rs` carries out. May not enter: HTTP, what bytes mean.
+//! `thread.rs` starts a worker. Its loop (`turn.rs`) owns all of it and gives its sources of work their turns: sockets,
+//! commands (`command.rs`, obeyed in `handover.rs`), handshakes (`admission.rs`), timers, the broker (`events.rs`). What a
+//! worker is doing is its `phase.rs`; commands that take longer are in `wait.rs` and `answer.rs`. All of them move the
+//! sessions in `core.rs`, whose actions `apply.rs` carries out. May not enter: HTTP, what bytes mean.
 
 mod admission;
 mod alarm;
@@ -13,12 +13,13 @@ mod apply;
 mod command;
 mod core;
 mod drain;
+mod events;
 mod handover;
 mod handshakes;
+mod opening;
 mod outgoing;
 mod phase;
 mod publisher;
-mod pump;
 pub(crate) mod reactor;
 mod seed;
 #[cfg(test)]
@@ -35,9 +36,10 @@ mod turn;
 mod wait;
 mod wheel;
 
-pub(crate) use self::admission::{Admission, Handle, Refusal};
+pub(crate) use self::admission::Handle;
 pub(crate) use self::command::{Answer, Command, Ended, Mailbox, Missing, State, mailbox};
 pub(crate) use self::handshakes::{Handshake, Handshakes};
+pub(crate) use self::opening::{Hello, Opening, Refusal};
 pub use self::publisher::Publisher;
 pub(crate) use self::seed::{BrokerSeed, WorkerSeed};
 pub(crate) use self::snapshot::{Adopted, Collected, MessageSnapshot};

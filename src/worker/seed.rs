@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::command::Command;
+use super::command::{Command, Mailbox};
 use super::handshakes::Handshakes;
 use crate::broker::{memory, redis};
 use crate::config::Config;
@@ -28,6 +28,8 @@ pub(crate) struct WorkerSeed {
     pub(crate) metrics: Metrics,
     pub(crate) max_sessions: usize,
     pub(crate) mailbox: mpsc::Receiver<Command>,
+    /// The other end of it.
+    pub(crate) own: Mailbox,
     pub(crate) handshakes: Arc<Handshakes>,
     /// Whether the worker begins frozen, because another process' sessions are to come.
     pub(crate) awaits_sessions: bool,

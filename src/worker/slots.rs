@@ -5,17 +5,16 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use slab::Slab;
-use tokio::sync::oneshot;
-
+use super::opening::Opening;
 use super::reactor::Wants;
 #[cfg(test)]
 use super::simulated::SharedSocket;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey};
 use crate::os;
-use crate::protocol::session::{Denial, Session};
+use crate::protocol::session::Session;
 use crate::protocol::socket::Socket;
+use slab::Slab;
 
 /// All sessions of a worker. A key is never used twice, so a late event finds its session or none.
 #[derive(Debug, Default)]
@@ -44,8 +43,8 @@ pub(super) struct Slot {
 /// What connects a session to its client.
 #[derive(Debug)]
 pub(super) enum Connection {
-    /// The handshake has the socket, and waits for this answer, if it has to wait.
-    Handshake(Option<oneshot::Sender<Result<(), Denial>>>),
+    /// The session waits for its subscription. Nothing is left of the connection once it is refused.
+    Handshake(Option<Box<Opening>>),
     /// The session has it.
     Socket(OwnedFd),
     /// The session has one in memory: in the simulation.
@@ -112,13 +111,11 @@ impl Connection {
         }
     }
 
-    /// Tells the handshake what became of it. A second answer has nobody to go to.
-    pub(super) fn answer(&mut self, answer: Result<(), Denial>) {
-        if let Self::Handshake(tell) = self
-            && let Some(tell) = tell.take()
-        {
-            let is_over = tell.send(answer).is_err();
-            debug_assert!(!is_over, "a handshake that ends takes its session with it");
+    /// Takes the connection of a handshake, which ends.
+    pub(super) fn take_opening(&mut self) -> Option<Box<Opening>> {
+        match self {
+            Self::Handshake(opening) => opening.take(),
+            _ => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Sessions on a core, without a thread.
 
 use super::core::Core;
+use super::opening::{Hello, Opening};
 use super::reactor::{self, Reactor, Ready};
 use crate::channel::Channel;
 use crate::config::Config;
@@ -16,16 +17,29 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::time::Instant;
+
 /// A session on `chat:a` of a core, and its client.
 fn open(core: &mut Core, endpoint: &Rc<Endpoint>) -> (SessionKey, UnixStream) {
     let channel = Channel::from_static(b"chat:a");
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let (key, told) = core.admit(endpoint, channel.clone(), Encoding::Plain, 1_000, 0);
-    core.on_subscribed(Node(0), &channel, 0);
+    let hello = Hello { socket: ours.into(), head: Bytes::from_static(b"101"), read_ahead: Vec::new() };
+    let opening = Opening {
+        endpoint: endpoint.clone(),
+        channel: channel.clone(),
+        encoding: Encoding::Plain,
+        deadline: Instant::now(),
+        hello,
+        refuse: Box::new(|_, refusal| panic!("{refusal}")),
+    };
+    let key = core.admit(Box::new(opening), 1_000, 0);
+    core.begin(key, 0);
     // All but the first find the channel confirmed.
-    assert_eq!(told.map(|mut told| told.try_recv()).unwrap_or(Ok(Ok(()))), Ok(Ok(())));
-    core.attach(key, ours.into(), b"101", b"", 0);
+    core.on_subscribed(Node(0), &channel, 0);
+    assert_eq!(core.take_upgrades(), [key]);
+    core.open(key, 0);
     (key, theirs)
 }
 

@@ -1,24 +1,20 @@
-//! A worker's thread: its runtime, and the tasks that share it.
+//! A worker's thread: its runtime, the worker's loop, and the handshakes beside it.
 //!
-//! May not enter: what the tasks do.
+//! May not enter: what the loop does.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::Waker;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::admission::Handle;
-use super::command::Command;
+use super::admission::{Handle, MAX_OPENINGS};
 use super::core::Core;
 use super::phase::Phase;
-use super::reactor::{self, Registrar};
+use super::reactor;
 use super::seed::{BrokerSeed, WorkerSeed};
 use super::state::Worker;
-use super::turn::Turns;
+use super::turn::{Sources, Turns};
 use crate::broker::{Broker, memory, redis};
 use crate::clock::{self, Clock};
 use crate::placement::Placement;
@@ -37,16 +33,12 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let (reactor, registrar) = reactor::new()?;
-        let (worker, mailbox) = planted(seed, registrar);
-        let worker = Rc::new(RefCell::new(worker));
+        let (turns, handle) = planted(seed)?;
         // Dropped, and so ended, with this future.
         let mut tasks = JoinSet::new();
-        let pumped = worker.clone();
-        tasks.spawn_local(poll_fn(move |cx| pumped.borrow_mut().poll_broker(cx)));
-        tasks.spawn_local(front(Handle::of(&worker)));
+        tasks.spawn_local(front(handle));
         // A task of its own, which is polled when it is woken; this future is polled with every other task.
-        let mut turns = tokio::task::spawn_local(Turns::new(worker, mailbox, reactor).run());
+        let mut turns = tokio::task::spawn_local(turns.run());
         tokio::select! {
             ended = &mut turns => ended.unwrap_or_else(|panic| Err(io::Error::other(panic))),
             Some(ended) = tasks.join_next() => Err(before_its_time(ended)),
@@ -54,19 +46,28 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     })
 }
 
-/// The worker of a seed, and what it is told by.
-fn planted(seed: WorkerSeed, registrar: Registrar) -> (Worker, mpsc::Receiver<Command>) {
-    let placement = match &seed.broker {
-        BrokerSeed::Memory(_) => Placement::over(1),
-        BrokerSeed::Redis(deployment) => deployment.placement(),
+/// The worker of a seed with its sources of work, and what its handshakes have of it.
+fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
+    let (reactor, registrar) = reactor::new()?;
+    let (broker, placement) = match seed.broker {
+        BrokerSeed::Memory(seed) => (Broker::Memory(memory::Port::new(seed)), Placement::over(1)),
+        BrokerSeed::Redis(deployment) => {
+            let placement = deployment.placement();
+            (Broker::Redis(redis::Pool::new(&deployment, placement.clone())), placement)
+        }
     };
-    let broker = match seed.broker {
-        BrokerSeed::Memory(seed) => Broker::Memory(memory::Port::new(seed)),
-        BrokerSeed::Redis(deployment) => Broker::Redis(redis::Pool::new(&deployment, placement.clone())),
+    let endpoints: Rc<[_]> =
+        seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect();
+    let (sender, openings) = mpsc::channel(MAX_OPENINGS);
+    let handle = Handle {
+        config: seed.config.clone(),
+        endpoints: endpoints.clone(),
+        shard: seed.shard.clone(),
+        mailbox: seed.own,
+        openings: sender,
     };
     let worker = Worker {
-        endpoints: seed.config.endpoints.iter().map(|config| Rc::new(Endpoint::new(config.clone()))).collect(),
-        broker,
+        endpoints,
         core: Core::new(&seed.config, placement, registrar, seed.shard.clone()),
         shard: seed.shard,
         metrics: seed.metrics,
@@ -79,10 +80,9 @@ fn planted(seed: WorkerSeed, registrar: Registrar) -> (Worker, mpsc::Receiver<Co
         missing: None,
         next_flush: None,
         handshakes: seed.handshakes,
-        resumed: Rc::new(Notify::new()),
-        waker: Waker::noop().clone(),
     };
-    (worker, seed.mailbox)
+    let sources = Sources { broker, mailbox: seed.mailbox, openings, reactor };
+    Ok((Turns::new(worker, sources), handle))
 }
 
 fn before_its_time(ended: Result<(), JoinError>) -> io::Error {
@@ -98,9 +98,16 @@ mod tests {
     use crate::channel::Channel;
     use crate::config::Config;
     use crate::metrics::{Metrics, Shard};
+    use crate::protocol::encoding::Encoding;
+    use crate::worker::command::Command;
     use crate::worker::command::{Answer, Mailbox, mailbox};
     use crate::worker::handshakes::Handshakes;
+    use crate::worker::opening::{Hello, Opening, Refusal};
     use crate::worker::snapshot::Adopted;
+    use bytes::Bytes;
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -113,6 +120,13 @@ mod tests {
 
     impl Running {
         fn start(awaits_sessions: bool) -> Self {
+            Self::start_with(awaits_sessions, |_| std::future::pending::<()>())
+        }
+
+        fn start_with<F: Future<Output = ()> + 'static>(
+            awaits_sessions: bool,
+            front: impl FnOnce(Handle) -> F + Send + 'static,
+        ) -> Self {
             let (sender, mailbox) = mailbox();
             let (handshakes, shard) = (Arc::new(Handshakes::default()), Arc::new(Shard::new()));
             let config = Config { drain_time: Duration::from_millis(50), ..Config::default() };
@@ -123,11 +137,12 @@ mod tests {
                 shard,
                 max_sessions: 10,
                 mailbox,
+                own: Mailbox::of(&sender),
                 handshakes: handshakes.clone(),
                 awaits_sessions,
             };
             let (tell, ended) = std::sync::mpsc::sync_channel(1);
-            std::thread::spawn(move || tell.send(run(seed, |_| std::future::pending::<()>())));
+            std::thread::spawn(move || tell.send(run(seed, front)));
             Self { sender, handshakes, ended }
         }
 
@@ -216,6 +231,51 @@ mod tests {
     fn a_worker_ends_when_it_is_told_to_leave() {
         let worker = Running::start(false);
         worker.sender.blocking_send(Command::Leave).unwrap();
+        worker.ended.recv_timeout(PATIENCE).unwrap().unwrap();
+    }
+
+    /// Opens a connection on `chat:a`; a refusal is told on it.
+    async fn open(worker: &Handle, socket: UnixStream) {
+        let endpoint = worker.endpoints.first().unwrap().clone();
+        let hello = Hello { socket: socket.into(), head: Bytes::from_static(b"101 "), read_ahead: Vec::new() };
+        let refuse = Box::new(|socket: OwnedFd, refusal: Refusal| {
+            UnixStream::from(socket).write_all(refusal.to_string().as_bytes()).unwrap();
+        });
+        let (channel, encoding) = (Channel::from_static(b"chat:a"), Encoding::Plain);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        worker.open(Opening { endpoint, channel, encoding, deadline, hello, refuse }).await;
+    }
+
+    fn said(client: &mut UnixStream) -> String {
+        let mut said = [0; 100];
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = client.read(&mut said).unwrap();
+        String::from_utf8_lossy(&said[..length]).into_owned()
+    }
+
+    #[test]
+    fn a_connection_becomes_a_session_when_the_worker_serves_and_a_drain_refuses_the_next() {
+        let (mut first, theirs) = UnixStream::pair().unwrap();
+        let (mut second, theirs_too) = UnixStream::pair().unwrap();
+        for socket in [&theirs, &theirs_too] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let (proceed, proceeding) = tokio::sync::oneshot::channel::<()>();
+        let worker = Running::start_with(true, |handle| async move {
+            open(&handle, theirs).await;
+            proceeding.await.unwrap();
+            open(&handle, theirs_too).await;
+            std::future::pending().await
+        });
+        first.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        assert!(first.read(&mut [0]).is_err(), "another process has the sessions");
+        worker.tell(Command::Resume).unwrap();
+        assert_eq!(said(&mut first), "101 ");
+        worker.sender.blocking_send(Command::Drain).unwrap();
+        assert_eq!(said(&mut first).as_bytes()[0], 0x88, "a close frame");
+        proceed.send(()).unwrap();
+        assert_eq!(said(&mut second), Refusal::Draining.to_string());
+        drop(first);
         worker.ended.recv_timeout(PATIENCE).unwrap().unwrap();
     }
 }

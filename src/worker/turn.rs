@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::mpsc;
@@ -15,10 +15,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::alarm::Alarm;
 use super::command::Command;
+use super::opening::Opening;
 use super::reactor::{Reactor, Ready};
-use super::state::{Shared, Worker};
+use super::state::Worker;
 use super::wheel::TICK;
-use crate::broker::Request;
+use crate::broker::{Broker, Request};
 use crate::clock::{Millis, millis};
 use crate::close::CloseReason;
 use crate::id::SessionKey;
@@ -36,11 +37,16 @@ const TIMERS_PER_SLICE: usize = 512;
 /// Commands obeyed in one turn. Chosen: most are messages of a publisher, and cost what an event of a session does.
 const COMMANDS_PER_TURN: usize = 128;
 
+/// Handshakes that become sessions, or are refused, in one turn. Chosen: each costs some ten events of a session.
+const OPENINGS_PER_TURN: usize = 64;
+
 /// A worker and its sources of work.
 #[derive(Debug)]
 pub(super) struct Turns {
-    worker: Shared,
+    worker: Worker,
+    broker: Broker,
     mailbox: mpsc::Receiver<Command>,
+    openings: mpsc::Receiver<Box<Opening>>,
     reactor: Reactor,
     /// Sockets that are ready, and sessions that have another turn.
     ready: VecDeque<Ready>,
@@ -55,6 +61,15 @@ pub(super) struct Turns {
     finished: Pin<Box<OwnedNotified>>,
 }
 
+/// Where a worker's work comes from.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) broker: Broker,
+    pub(super) mailbox: mpsc::Receiver<Command>,
+    pub(super) openings: mpsc::Receiver<Box<Opening>>,
+    pub(super) reactor: Reactor,
+}
+
 /// What comes behind a turn.
 #[derive(Debug)]
 enum Next {
@@ -64,14 +79,23 @@ enum Next {
     End(io::Result<()>),
 }
 
+/// Whether a source has more than its turn allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    HasMore,
+    Pending,
+}
+
 impl Turns {
-    pub(super) fn new(worker: Shared, mailbox: mpsc::Receiver<Command>, reactor: Reactor) -> Self {
+    pub(super) fn new(worker: Worker, Sources { broker, mailbox, openings, reactor }: Sources) -> Self {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let finished = Box::pin(worker.borrow().handshakes.finished().clone().notified_owned());
+        let finished = Box::pin(worker.handshakes.finished().clone().notified_owned());
         Self {
             worker,
+            broker,
             mailbox,
+            openings,
             reactor,
             ready: VecDeque::new(),
             again: VecDeque::new(),
@@ -97,78 +121,122 @@ impl Turns {
         }
     }
 
-    /// One turn of everything that is ready; pending when nothing is left to do.
+    /// One turn of everything that is ready; pending when nothing is left to do. Nothing in a turn wakes its own task:
+    /// the next turn would come before the runtime has looked at the sockets of everything else.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let shared = self.worker.clone();
-        let worker = &mut *shared.borrow_mut();
-        // What a turn leaves for the next one is not woken: it would run before the runtime has looked at the sockets
-        // of everything else.
-        worker.waker = Waker::noop().clone();
         // Those that had their turn before the others have had theirs are behind them.
-        if self.again.is_empty() && !worker.phase.is_still() {
-            self.again.extend(worker.core.take_again());
+        if self.again.is_empty() && !self.worker.phase.is_still() {
+            self.again.extend(self.worker.core.take_again());
         }
-        let mut has_more = self.obey(worker, cx);
-        match self.serve_sockets(worker, cx) {
-            Ok(more) => has_more |= more,
+        let sockets = match self.serve_sockets(cx) {
+            Ok(sockets) => sockets,
             Err(error) => {
                 tracing::error!(%error, "a worker cannot wait for its sockets any more ({error}), and ends");
                 return Poll::Ready(Next::End(Err(error)));
             }
-        }
-        has_more |= self.serve_again(worker);
-        has_more |= self.tick(worker, cx);
-        has_more |= self.finish_handshakes(worker, cx);
-        has_more |= self.keep_times(worker, cx);
-        if worker.phase.is_leaving() {
+        };
+        let sources = [
+            sockets,
+            self.obey(cx),
+            self.serve_again(),
+            self.admit(cx),
+            self.tick(cx),
+            self.finish_handshakes(cx),
+            self.close_due(),
+            // Behind all that asks it for something; then what it may have brought to its end or put off.
+            self.hear_broker(cx),
+            self.answer(cx),
+            self.set_alarm(cx),
+        ];
+        if self.worker.phase.is_leaving() {
             return Poll::Ready(Next::End(Ok(())));
         }
-        if worker.is_drained() {
-            worker.count_left();
+        if self.worker.is_drained() {
+            self.worker.count_left(&mut self.broker);
             return Poll::Ready(Next::End(Ok(())));
         }
-        has_more |= worker.core.has_again() && !worker.phase.is_still();
-        if has_more {
+        if sources.contains(&Source::HasMore) || self.worker.has_more() {
             return Poll::Ready(Next::Turn);
         }
-        worker.waker = cx.waker().clone();
         Poll::Pending
     }
 
-    /// Obeys the commands that wait, and looks at those that wait for something.
-    fn obey(&mut self, worker: &mut Worker, cx: &mut Context<'_>) -> bool {
-        let mut has_more = true;
+    /// Obeys the commands that wait.
+    fn obey(&mut self, cx: &mut Context<'_>) -> Source {
         for _ in 0..COMMANDS_PER_TURN {
             match self.mailbox.poll_recv(cx) {
-                Poll::Ready(Some(command)) => worker.obey(command),
-                // The server is gone; one that drains is waited for.
-                Poll::Ready(None) if !worker.phase.is_draining() => {
-                    worker.phase.leave();
-                    return false;
+                Poll::Ready(Some(command)) => self.worker.obey(command, &mut self.broker),
+                // The server is gone; a drain comes to its end.
+                Poll::Ready(None) => {
+                    if !self.worker.phase.is_draining() {
+                        self.worker.phase.leave();
+                    }
+                    return Source::Pending;
                 }
-                Poll::Ready(None) | Poll::Pending => {
-                    has_more = false;
-                    break;
-                }
+                Poll::Pending => return Source::Pending,
             }
         }
-        if !worker.waits.is_empty() {
-            worker.poll_waits(cx);
-        }
-        has_more
+        Source::HasMore
     }
 
-    /// Lets sessions read and write whose sockets are ready. Says whether its slice ended before the sockets did.
-    fn serve_sockets(&mut self, worker: &mut Worker, cx: &mut Context<'_>) -> io::Result<bool> {
+    /// Answers the commands whose wait has ended.
+    fn answer(&mut self, cx: &mut Context<'_>) -> Source {
+        if !self.worker.waits.is_empty() {
+            self.worker.poll_waits(&self.broker, cx);
+        }
+        Source::Pending
+    }
+
+    /// Makes sessions of connections whose requests were accepted, and opens those that are subscribed. While the worker
+    /// stands still neither process would have them.
+    fn admit(&mut self, cx: &mut Context<'_>) -> Source {
+        if self.worker.phase.is_still() {
+            return Source::Pending;
+        }
+        let mut source = Source::HasMore;
+        for _ in 0..OPENINGS_PER_TURN {
+            let Poll::Ready(Some(opening)) = self.openings.poll_recv(cx) else {
+                source = Source::Pending;
+                break;
+            };
+            self.worker.admit(opening, &self.broker);
+        }
+        self.worker.open_subscribed();
+        source
+    }
+
+    /// Carries out what the broker tells, and tells it what sessions have for it.
+    fn hear_broker(&mut self, cx: &mut Context<'_>) -> Source {
+        for (node, channel) in self.worker.core.take_wanted() {
+            self.broker.request(Request::Subscribe { node, channel });
+        }
+        if !self.worker.core.outbox.is_empty() && !self.worker.phase.is_still() {
+            self.broker.request(Request::MessagesWait);
+        }
+        self.worker.set_marker(&mut self.broker);
+        while let Poll::Ready(event) = self.broker.poll_event(cx) {
+            if let Some(request) = self.worker.on_event(event) {
+                self.broker.request(request);
+            }
+        }
+        if self.worker.phase.is_still() || !self.worker.core.has_upgrades() {
+            return Source::Pending;
+        }
+        // Subscribed just now. What came behind the request of one may be for the broker.
+        let was_empty = self.worker.core.outbox.is_empty();
+        self.worker.open_subscribed();
+        if was_empty && !self.worker.core.outbox.is_empty() { Source::HasMore } else { Source::Pending }
+    }
+
+    /// Lets sessions read and write whose sockets are ready.
+    fn serve_sockets(&mut self, cx: &mut Context<'_>) -> io::Result<Source> {
+        let worker = &mut self.worker;
         worker.core.begin_slice();
         while worker.core.work() < SLICE_BYTES {
             let Some(ready) = self.ready.pop_front() else {
                 match self.reactor.poll_ready(cx, &mut self.ready) {
                     Poll::Ready(result) => result?,
-                    Poll::Pending => {
-                        worker.after_change();
-                        return Ok(false);
-                    }
+                    Poll::Pending => return Ok(Source::Pending),
                 }
                 continue;
             };
@@ -178,14 +246,14 @@ impl Turns {
                 worker.guarded(ready.key, now, |core| core.on_ready(ready, now));
             }
         }
-        worker.after_change();
-        Ok(true)
+        Ok(Source::HasMore)
     }
 
     /// Reads on where a session had more than its turn, after the others had theirs.
-    fn serve_again(&mut self, worker: &mut Worker) -> bool {
+    fn serve_again(&mut self) -> Source {
+        let worker = &mut self.worker;
         if self.again.is_empty() || worker.phase.is_still() {
-            return false;
+            return Source::Pending;
         }
         worker.core.begin_slice();
         while worker.core.work() < SLICE_BYTES
@@ -194,12 +262,12 @@ impl Turns {
             let now = worker.now();
             worker.guarded(key, now, |core| core.on_ready(Ready::again(key), now));
         }
-        worker.after_change();
-        !self.again.is_empty()
+        if self.again.is_empty() { Source::Pending } else { Source::HasMore }
     }
 
     /// Pings, deadlines, lingering channels.
-    fn tick(&mut self, worker: &mut Worker, cx: &mut Context<'_>) -> bool {
+    fn tick(&mut self, cx: &mut Context<'_>) -> Source {
+        let worker = &mut self.worker;
         while self.ticks.poll_tick(cx).is_ready() {
             worker.shard.beat();
             let now = worker.now();
@@ -209,58 +277,68 @@ impl Turns {
             }
         }
         if worker.phase.is_still() || !self.is_tick_due {
-            return false;
+            return Source::Pending;
         }
         let now = worker.now();
         for (key, at) in self.due.drain(..self.due.len().min(TIMERS_PER_SLICE)) {
             worker.guarded(key, now, |core| core.on_due(key, at, now));
         }
-        if self.due.is_empty() {
-            self.is_tick_due = false;
-            worker.end_tick(now);
+        if !self.due.is_empty() {
+            return Source::HasMore;
         }
-        self.is_tick_due
+        self.is_tick_due = false;
+        worker.end_tick(now, &mut self.broker);
+        Source::Pending
     }
 
     /// Looks again at what waits for the last handshake.
-    fn finish_handshakes(&mut self, worker: &mut Worker, cx: &mut Context<'_>) -> bool {
-        let is_awaited = !worker.waits.is_empty() || worker.phase.is_draining();
+    fn finish_handshakes(&mut self, cx: &mut Context<'_>) -> Source {
+        let is_awaited = !self.worker.waits.is_empty() || self.worker.phase.is_draining();
         if !is_awaited || self.finished.as_mut().poll(cx).is_pending() {
-            return false;
+            return Source::Pending;
         }
-        self.finished = Box::pin(worker.handshakes.finished().clone().notified_owned());
-        true
+        self.finished = Box::pin(self.worker.handshakes.finished().clone().notified_owned());
+        Source::HasMore
     }
 
-    /// Flushes what is due, closes sessions whose turn it is, and sets the alarm to the next of either.
-    fn keep_times(&mut self, worker: &mut Worker, cx: &mut Context<'_>) -> bool {
+    /// Closes the sessions whose turn it is.
+    fn close_due(&mut self) -> Source {
         let now = Instant::now();
-        if worker.next_flush.is_some_and(|at| at <= now) {
-            worker.flush();
-        }
-        let next_step = worker.next_step(now);
-        if self.next_step.is_none_or(|at| at <= now) && next_step.is_some() {
-            worker.close_due(now);
-            self.next_step = worker.next_step(now);
+        let next_step = self.worker.next_step(now);
+        if next_step.is_some() && self.next_step.is_none_or(|at| at <= now) {
+            self.worker.close_due(now);
+            self.next_step = self.worker.next_step(now);
         } else if next_step.is_none() {
             self.next_step = None;
         }
-        let next = [worker.next_flush, self.next_step].into_iter().flatten().min();
-        self.alarm.poll_at(next, cx).is_ready()
+        Source::Pending
+    }
+
+    /// Flushes what is due, and sets the alarm to what comes next.
+    fn set_alarm(&mut self, cx: &mut Context<'_>) -> Source {
+        if self.worker.next_flush.is_some_and(|at| at <= Instant::now()) {
+            self.worker.flush();
+        }
+        let next = [self.worker.next_flush, self.next_step].into_iter().flatten().min();
+        if self.alarm.poll_at(next, cx).is_ready() { Source::HasMore } else { Source::Pending }
     }
 }
 
 impl Worker {
+    /// Whether a turn has left something for the next one.
+    fn has_more(&self) -> bool {
+        !self.phase.is_still() && (self.core.has_again() || self.core.has_upgrades())
+    }
+
     /// What a tick does behind the sessions' timers.
-    fn end_tick(&mut self, now: Millis) {
-        static TEXTS_LOST: Throttle = Throttle::per_minute();
-        let broker = &mut self.broker;
+    fn end_tick(&mut self, now: Millis, broker: &mut Broker) {
+        static MESSAGES_LOST: Throttle = Throttle::per_minute();
         self.core.hub.expire(now, |node, channel| broker.request(Request::Unsubscribe { node, channel }));
         // A second later than the sessions' own deadline, which counts from the last progress.
         let longest = self.config.endpoints.iter().map(|endpoint| millis(endpoint.publish_timeout)).max();
         let lost = self.core.outbox.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
         self.shard.add(Counter::TextsLost, lost.len() as u64 + self.core.outbox.take_dropped());
-        if !lost.is_empty() && TEXTS_LOST.allows() {
+        if !lost.is_empty() && MESSAGES_LOST.allows() {
             let lost = lost.len();
             tracing::warn!(
                 lost,
@@ -272,7 +350,6 @@ impl Worker {
             self.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
         }
         self.core.release_held();
-        self.after_change();
         notice::tell_due();
         self.shard.beat();
     }

@@ -9,15 +9,15 @@ use tokio::time::Instant;
 use super::command::Answer;
 use super::core::Confirmation;
 use crate::broker::{Marking, Seal};
-use crate::clock;
+use crate::clock::Deadline;
 
 /// A command that is not answered yet.
 #[derive(Debug)]
 pub(super) struct Wait {
     pub(super) until: Until,
-    pub(super) deadline: Instant,
     /// The time that the deadline was made of.
     pub(super) within: Duration,
+    deadline: Deadline,
     pub(super) tell: Answer,
 }
 
@@ -40,15 +40,17 @@ pub(super) enum Until {
 
 impl Wait {
     pub(super) fn new(until: Until, within: Duration, tell: Answer) -> Self {
-        Self { until, deadline: Instant::now() + within, within, tell }
+        Self { until, within, deadline: Deadline::after(within, Instant::now()), tell }
+    }
+
+    /// Gives it its time once more.
+    pub(super) fn restart(&mut self) {
+        self.deadline = Deadline::after(self.within, Instant::now());
     }
 
     /// Whether its time is up. Time in which the process was stopped does not count.
-    pub(super) fn is_over(&mut self, now: Instant) -> bool {
-        if now >= self.deadline && clock::was_stopped_at(self.deadline, now) {
-            self.deadline = now + clock::GRACE;
-        }
-        now >= self.deadline
+    pub(super) fn is_over(&mut self) -> bool {
+        self.deadline.has_passed(Instant::now())
     }
 }
 
@@ -58,19 +60,16 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_is_over_at_its_deadline_but_not_while_the_process_was_stopped() {
+    async fn a_wait_is_over_at_its_deadline_and_can_be_given_its_time_again() {
         let (tell, _told) = oneshot::channel();
         let mut wait = Wait::new(Until::Connected, Duration::from_secs(2), tell);
-        let start = Instant::now();
         tokio::time::advance(Duration::from_millis(1_999)).await;
-        assert!(!wait.is_over(Instant::now()));
-        tokio::time::advance(Duration::from_millis(101)).await;
-        assert!(wait.is_over(Instant::now()));
-        let (tell, _told) = oneshot::channel();
-        let mut stopped = Wait::new(Until::Connected, Duration::from_secs(2), tell);
-        tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(!stopped.is_over(Instant::now()), "nothing was looked at for {:?}", start.elapsed());
-        tokio::time::advance(clock::GRACE).await;
-        assert!(stopped.is_over(Instant::now()));
+        assert!(!wait.is_over());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(wait.is_over());
+        wait.restart();
+        assert!(!wait.is_over());
+        tokio::time::advance(Duration::from_millis(2_100)).await;
+        assert!(wait.is_over());
     }
 }

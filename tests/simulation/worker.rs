@@ -1,6 +1,6 @@
 //! One worker of the simulation: the real sessions, hub, outbox, timers and transitions (`Core`), without a thread.
 //!
-//! What stands in for rooms that cannot run without tokio and descriptors: [`Simulated::on_event`] for `pump.rs`,
+//! What stands in for rooms that cannot run without tokio and descriptors: [`Simulated::on_event`] for `events.rs`,
 //! [`Simulated::turn`] and [`Simulated::tick`] for `turn.rs`, [`Simulated::collect`] and [`Simulated::adopt`] for the
 //! part of `snapshot.rs` that has descriptors, sockets in memory for the reactor. May not enter: Redis, clients.
 
@@ -29,7 +29,7 @@ use crate::placement::Placement;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::hub::Batching;
-use crate::protocol::session::Denial;
+use crate::protocol::session::Session;
 use crate::protocol::session::snapshot::SessionSnapshot;
 use crate::protocol::socket::Socket;
 use crate::protocol::socket::memory::MemorySocket;
@@ -67,6 +67,10 @@ pub(crate) struct Moving {
     messages: Vec<Vec<u8>>,
 }
 
+/// A handshake whose client is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Denied;
+
 /// A gap that was told.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Told {
@@ -79,8 +83,7 @@ pub(crate) struct Simulated {
     core: Core,
     endpoints: Vec<Rc<Endpoint>>,
     /// Handshakes that wait for an answer.
-    waiting: Vec<(SessionKey, oneshot::Receiver<Result<(), Denial>>)>,
-    answered: Vec<(SessionKey, Result<(), Denial>)>,
+    waiting: Vec<SessionKey>,
     reserving: Vec<oneshot::Receiver<Result<(), crate::channel::SubscriptionRefused>>>,
     /// Sessions to be closed because of a gap, some with each tick.
     gapped: VecDeque<SessionKey>,
@@ -100,7 +103,6 @@ impl Simulated {
             core: Core::new(config, placement, registrar, shard),
             endpoints: config.endpoints.iter().map(|endpoint| Rc::new(Endpoint::new(endpoint.clone()))).collect(),
             waiting: Vec::new(),
-            answered: Vec::new(),
             reserving: Vec::new(),
             gapped: VecDeque::new(),
             still_since: None,
@@ -115,39 +117,42 @@ impl Simulated {
     pub(crate) fn admit(&mut self, endpoint: usize, channel: &Channel, encoding: Encoding, now: Millis) -> SessionKey {
         let endpoint = self.endpoints[endpoint].clone();
         let until = now + 3_000;
-        let (key, told) = self.core.admit(&endpoint, channel.clone(), encoding, until, now);
-        match told {
-            Some(told) => self.waiting.push((key, told)),
-            None => self.answered.push((key, Ok(()))),
-        }
+        let key = self.core.insert(Session::new(endpoint, channel.clone(), encoding, until, now));
+        self.waiting.push(key);
+        self.core.begin(key, now);
         self.after_change();
         key
     }
 
     /// What became of handshakes.
-    pub(crate) fn take_answers(&mut self) -> Vec<(SessionKey, Result<(), Denial>)> {
-        let mut answered = std::mem::take(&mut self.answered);
-        self.waiting.retain_mut(|(key, told)| match told.try_recv() {
-            Ok(answer) => {
-                answered.push((*key, answer));
-                false
+    pub(crate) fn take_answers(&mut self) -> Vec<(SessionKey, Result<(), Denied>)> {
+        let Self { core, waiting, .. } = self;
+        let upgrades = core.take_upgrades();
+        let mut answered = Vec::new();
+        waiting.retain(|key| {
+            if upgrades.contains(key) {
+                answered.push((*key, Ok(())));
+                return false;
             }
-            Err(oneshot::error::TryRecvError::Empty) => true,
-            Err(oneshot::error::TryRecvError::Closed) => panic!("a handshake has ended without an answer"),
+            // A session whose client is refused is dropped.
+            let is_there = core.slots.get_mut(*key).is_some();
+            if !is_there {
+                answered.push((*key, Err(Denied)));
+            }
+            is_there
         });
         answered
     }
 
     /// A session that was admitted gets its socket.
     pub(crate) fn attach(&mut self, key: SessionKey, socket: SharedSocket, head: &[u8], now: Millis) {
-        self.core.guarded(key, now, |core| core.open(key, Connection::Memory(socket), head, b"", now));
+        self.core.guarded(key, now, |core| core.open_on(key, Connection::Memory(socket), head, &mut [], now));
         self.after_change();
     }
 
     /// A client went away during its handshake.
     pub(crate) fn give_up(&mut self, key: SessionKey, now: Millis) {
-        self.waiting.retain(|(waiting, _)| *waiting != key);
-        self.answered.retain(|(answered, _)| *answered != key);
+        self.waiting.retain(|waiting| *waiting != key);
         self.core.remove(key, now);
         self.after_change();
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -37,7 +37,6 @@ pub(crate) struct Pool {
     /// Whether nothing more was there at the last poll.
     is_idle: bool,
     timer: Option<Pin<Box<Sleep>>>,
-    waker: Option<Waker>,
     now: Instant,
 }
 
@@ -85,7 +84,7 @@ impl Pool {
         };
         let station = |(node, peer): (Node, &Peer)| Station::new(node, peer.clone(), placement.clone(), now);
         let stations = placement.nodes().zip(peers.iter()).map(station).collect();
-        Self { placement, stations, following, behind: Vec::new(), at: 0, is_idle: true, timer: None, waker: None, now }
+        Self { placement, stations, following, behind: Vec::new(), at: 0, is_idle: true, timer: None, now }
     }
 
     fn station(&self, Node(node): Node) -> &Station {
@@ -124,11 +123,6 @@ impl Pool {
         }
         // A station that was polled before may have something to do.
         self.at = 0;
-        if self.is_idle
-            && let Some(waker) = self.waker.take()
-        {
-            waker.wake();
-        }
     }
 
     /// The messages that were taken and not answered for.
@@ -164,7 +158,6 @@ impl Pool {
             }
             if !self.forget_behind() && !self.is_timer_due(cx) {
                 self.is_idle = true;
-                self.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             self.at = 0;

@@ -91,11 +91,6 @@ impl Session {
         &first.expect("a session has a channel from its start, and drops none").channel
     }
 
-    /// Whether the handshake waits for the broker.
-    pub(crate) fn is_subscribing(&self) -> bool {
-        matches!(self.phase, Phase::Subscribing { .. })
-    }
-
     /// Whether messages go both ways.
     pub(crate) fn is_open(&self) -> bool {
         self.phase == Phase::Open

@@ -1,0 +1,74 @@
+//! A connection whose request was accepted: all that its session needs to open, or its client to be refused.
+//!
+//! May not enter: HTTP, and whether it is admitted (`admission.rs`).
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::channel::Channel;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::endpoint::Endpoint;
+use crate::protocol::session::Denial;
+
+/// Why a handshake was not admitted: the reason in its 503.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("the server goes away: try again")]
+    Draining,
+    #[error("the server has as many connections as it may have: try again later")]
+    Full,
+    #[error("the message broker is away: try again later")]
+    BrokerAway,
+    #[error("the message broker did not confirm the subscription in time: try again later")]
+    BrokerSlow,
+    #[error("the message broker does not allow this channel")]
+    Channel,
+}
+
+impl From<Denial> for Refusal {
+    fn from(denial: Denial) -> Self {
+        match denial {
+            Denial::TimedOut => Self::BrokerSlow,
+            Denial::NotAllowed => Self::Channel,
+        }
+    }
+}
+
+/// What becomes of a connection that is refused; dropped unused when its session opens.
+pub(crate) type Refuse = Box<dyn FnOnce(OwnedFd, Refusal)>;
+
+/// A connection on its way to its session.
+pub(crate) struct Opening {
+    pub(crate) endpoint: Rc<Endpoint>,
+    pub(crate) channel: Channel,
+    pub(crate) encoding: Encoding,
+    /// By when its handshake has to be over.
+    pub(crate) deadline: Instant,
+    /// The session's first bytes, the 101, and the bytes behind the request.
+    pub(crate) hello: Hello,
+    pub(crate) refuse: Refuse,
+}
+
+/// A socket, what is sent first on it, and what was read already.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    pub(crate) socket: OwnedFd,
+    pub(crate) head: Bytes,
+    pub(crate) read_ahead: Vec<u8>,
+}
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening").field("channel", &self.channel).field("hello", &self.hello).finish_non_exhaustive()
+    }
+}
+
+impl Opening {
+    pub(crate) fn refuse(self, refusal: Refusal) {
+        (self.refuse)(self.hello.socket, refusal);
+    }
+}
