@@ -7,7 +7,7 @@ use super::world::{Happening, MILLISECOND, SECOND, World};
 const MAX_REFUSALS: usize = 5;
 
 /// Clients of a run, with those that came back.
-const MAX_CLIENTS: usize = 30;
+const MAX_CLIENTS: usize = 15;
 
 impl World {
     /// A client does something, and soon something else.

@@ -101,6 +101,7 @@ impl World {
         let seal = Seal::random();
         let handover =
             Handover { old, new, step: At::Reserved, since: self.now, dies, marker, seal, moved: Vec::new() };
+        self.hands_over_well = handover.dies.is_none();
         self.reserve(&handover);
         self.handover = Some(handover);
         self.at(self.now + LOOK, Happening::Handover);
@@ -216,6 +217,7 @@ impl World {
 
     /// The new process serves, and the old one leaves.
     fn commit(&mut self, handover: &Handover) {
+        self.has_handed_over = true;
         let now = self.millis();
         for (id, state) in &handover.moved {
             let client = &mut self.clients[*id];

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::client::{Client, State};
-use super::redis::{Executed, Role};
+use super::redis::{DENIED, Executed, Role};
 use super::world::{HEALED, SECOND, World};
 
 /// How much earlier than its gap a lost publication may be: for so long it was on its way at most.
@@ -28,6 +28,10 @@ impl World {
             assert_eq!(node.worker.unsettled(), 0, "messages wait, and the broker is there");
             assert!(!node.station.links.is_deaf(), "a worker hears nothing, and the broker is there");
             assert!(node.station.links.lost_since.is_none(), "a gap is not told, and the broker is there");
+        }
+        let is_denied = self.clients.iter().any(|client| client.channel.starts_with(DENIED));
+        if self.hands_over_well && !self.plan.has_faults && !is_denied {
+            assert!(self.has_handed_over, "nothing broke, and the hand-over failed");
         }
         for client in &self.clients {
             self.judge_messages(client);

@@ -34,8 +34,8 @@ pub(crate) const SECOND: u64 = 1_000_000;
 
 /// How long things break, and how long they have to heal. Chosen: the longest outage, then twice what the deadlines of
 /// the links and the audits add up to.
-pub(crate) const ACTIVE: u64 = 12 * SECOND;
-pub(crate) const HEALED: u64 = 14 * SECOND;
+pub(crate) const ACTIVE: u64 = 8 * SECOND;
+pub(crate) const HEALED: u64 = 10 * SECOND;
 
 /// What happens at some time.
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +107,9 @@ pub(crate) struct World {
     pub(crate) handover: Option<Handover>,
     /// Workers that take new clients.
     pub(crate) serving: Vec<usize>,
+    /// Whether a hand-over was begun in which no side dies, and whether one succeeded.
+    pub(crate) hands_over_well: bool,
+    pub(crate) has_handed_over: bool,
     /// What happened, folded into a number: two runs of a seed have the same.
     pub(crate) trace: u64,
     /// Whether all that happens is printed (`SIMULATION_TRACE=1`).
@@ -120,7 +123,7 @@ impl World {
         let plan = Plan {
             protocol: if rng.u8(..5) == 0 { Protocol::Resp2 } else { Protocol::Resp3 },
             workers: rng.usize(1..=2),
-            clients: rng.usize(3..=10),
+            clients: rng.usize(2..=7),
             channels: rng.usize(1..=4),
             has_faults: rng.u8(..10) > 0,
             hands_over: rng.u8(..3) == 0,
@@ -163,6 +166,8 @@ impl World {
             produced: 0,
             handover: None,
             serving: Vec::new(),
+            hands_over_well: false,
+            has_handed_over: false,
             trace: 0,
             is_told: std::env::var_os("SIMULATION_TRACE").is_some(),
             plan,
