@@ -246,11 +246,11 @@ mod tests {
         worker.open(Opening { endpoint, channel, encoding, deadline, hello, refuse }).await;
     }
 
-    fn said(client: &mut UnixStream) -> String {
+    fn said(client: &mut UnixStream) -> Vec<u8> {
         let mut said = [0; 100];
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let length = client.read(&mut said).unwrap();
-        String::from_utf8_lossy(&said[..length]).into_owned()
+        said[..length].to_vec()
     }
 
     #[test]
@@ -270,11 +270,11 @@ mod tests {
         first.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         assert!(first.read(&mut [0]).is_err(), "another process has the sessions");
         worker.tell(Command::Resume).unwrap();
-        assert_eq!(said(&mut first), "101 ");
+        assert_eq!(said(&mut first), b"101 ");
         worker.sender.blocking_send(Command::Drain).unwrap();
-        assert_eq!(said(&mut first).as_bytes()[0], 0x88, "a close frame");
+        assert_eq!(said(&mut first)[0], 0x88, "a close frame");
         proceed.send(()).unwrap();
-        assert_eq!(said(&mut second), Refusal::Draining.to_string());
+        assert_eq!(said(&mut second), Refusal::Draining.to_string().into_bytes());
         drop(first);
         worker.ended.recv_timeout(PATIENCE).unwrap().unwrap();
     }
