@@ -114,9 +114,13 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Stops listening, and leaves the file to another process.
-    pub(crate) fn leave(mut self) {
+    /// Stops listening, and leaves the file to another process. Resolves when the listener is closed: the other
+    /// process takes a file on which something still listens for a live server's.
+    pub(crate) async fn leave(mut self) {
         self.file = None;
+        self.accepting.abort();
+        // Ends by the abort.
+        (&mut self.accepting).await.ok();
     }
 }
 

@@ -101,7 +101,10 @@ impl Giver<'_> {
                 // Before the reply as well: systemctl, called next, must reach the new process.
                 os::systemd::notify_main_process(done.pid);
                 // Later requests reach the control socket of the new process.
-                self.control.take().into_iter().for_each(Control::leave);
+                let control = self.control.take();
+                if let Some(control) = control {
+                    control.leave().await;
+                }
             }
             if let Some(request) = request {
                 request.answer(reply).await;
