@@ -132,7 +132,7 @@ fn repeated(text: &str) -> String {
     format!("{}…", beginning.escape_debug())
 }
 
-/// serde's sentence on one line, without Rust's types and code marks: people who write settings need neither.
+/// serde's sentence on one line, without Rust's types and code marks, which mean nothing in a settings file.
 pub(super) fn one_line(message: &str) -> String {
     let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     if let Some(rest) = line.strip_prefix("unknown variant `")

@@ -30,7 +30,7 @@ impl<'a> Sender<'a> {
         Self { address: head::field(head, "x-real-ip"), request_id: head::field(head, "x-request-id") }
     }
 
-    /// Logs one refused handshake at debug, for an operator who looks for one client.
+    /// Logs one refused handshake at debug, for an operator in search of one client.
     pub(crate) fn log_refused(&self, status: u16, why: &str, socket: BorrowedFd<'_>) {
         if !tracing::enabled!(tracing::Level::DEBUG) {
             return;

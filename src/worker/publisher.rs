@@ -16,7 +16,7 @@ use crate::message::NotPublished;
 /// /// Publishes; says whether the message may be published again without a duplicate.
 /// async fn announce(publisher: &Publisher, text: String) -> Result<(), bool> {
 ///     publisher.publish("chat:news", text).await.map_err(|error| match error {
-///         // Nobody received it: Redis was away, or refused it (`refusal.code()` says why).
+///         // Not published: Redis was away, or refused the message (`refusal.code()` says why).
 ///         NotPublished::TimedOut | NotPublished::Refused(_) => true,
 ///         _ => false,
 ///     })

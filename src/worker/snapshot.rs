@@ -140,7 +140,7 @@ impl Core {
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
         slot.registered = wants;
-        // What was read and kept waits for nobody but us.
+        // No event tells of bytes that were read and kept.
         self.read_again(key);
         if self.orphaned.remove(&key) {
             self.close(key, CloseReason::GoingAway, now);

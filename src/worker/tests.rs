@@ -59,7 +59,7 @@ async fn when_too_much_waits_to_be_published_nobody_is_read_and_later_all_are() 
     for (_, client) in &mut clients {
         client.write_all(&frame).unwrap();
     }
-    // Twice: who is not read is told of again when more comes, and is in the list once.
+    // Twice: the reactor tells of a session that is not read again when more comes; the list has it once.
     let keys = clients.iter().chain(&clients).map(|(key, _)| *key);
     for key in keys {
         core.read_again(key);
@@ -73,7 +73,7 @@ async fn when_too_much_waits_to_be_published_nobody_is_read_and_later_all_are() 
         for text in core.outbox.take(Node(0), usize::MAX) {
             published += 1;
             let bytes = text.cost();
-            let Origin::Session(key) = text.origin else { panic!("nobody else publishes") };
+            let Origin::Session(key) = text.origin else { panic!("only sessions publish here") };
             core.on_published(key, bytes, 0);
         }
         core.release_held();

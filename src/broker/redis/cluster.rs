@@ -1,8 +1,8 @@
-//! Who owns what in a Redis Cluster: one node is asked every second, and at once when another has
-//! contradicted (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+//! Which node of a Redis Cluster owns which slots: one node is asked every second, and at once when another
+//! contradicts the topology (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 //!
-//! One for all workers of a server, so that they agree on who is there. May not enter: what moves
-//! with a slot (`mod.rs`).
+//! One topology for all workers of a server, so that they agree on the nodes. May not enter: what moves with a slot
+//! (`pool.rs`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +20,8 @@ use super::peer::Peer;
 use super::transport::Place;
 use crate::placement::SLOTS;
 
-/// How often a node is asked who owns what. Chosen: a failover is found by its lost links and a
-/// moved slot by contradiction, so this is for what nobody tells us.
+/// How often a node is asked for the topology. Chosen: lost links reveal a failover, and a contradiction reveals a
+/// moved slot, so the interval matters for other changes only.
 const ASK: Duration = Duration::from_secs(1);
 
 /// Masters of a cluster of which fewer nodes are configured. Chosen: clusters of more are rare, and the
@@ -63,9 +63,9 @@ pub(super) struct Topology {
 
 #[derive(Debug)]
 struct State {
-    /// When a node was asked last that said who owns what.
+    /// When the last node that knew the topology was asked.
     known_at: Option<Instant>,
-    /// Why nobody can say, and whether that is in the log.
+    /// Why no node knows the topology, and whether the reason is in the log.
     fault: Option<String>,
     is_told: bool,
     /// Whether the cluster says of itself that it is down.
@@ -77,7 +77,7 @@ struct State {
 /// The link on which a node is asked.
 type Link = (Place, MultiplexedConnection, Driver);
 
-/// First and last slot, and who owns them.
+/// First and last slot, and their owner.
 type Range = (usize, usize, Place);
 
 /// First and last slot, and where their channels are that are not sharded.
@@ -146,7 +146,7 @@ impl Cluster {
         self.change(|state| state.known_at)
     }
 
-    /// Why nobody can say who owns what, or who does not.
+    /// Why no node knows the topology, or what the cluster says is wrong.
     pub(super) fn fault(&self) -> Option<String> {
         let down = || "the cluster says that it is down".to_owned();
         let fault = self.change(|state| state.fault.clone().or_else(|| state.fails.then(down)));
@@ -220,7 +220,7 @@ impl Cluster {
         let info: String = answers.next().and_then(|info| redis::from_redis_value(info).ok()).unwrap_or_default();
         let fails = info.contains("cluster_state:fail");
         // A node that has lost the others suspects them all, and knows an old topology; where the
-        // others agree that one is dead, nobody is suspected any more. What is wrong at the very first is
+        // others agree that one is dead, they suspect none any more. What is wrong at the very first is
         // better than nothing.
         let suspects =
             info.lines().any(|line| line.starts_with("cluster_slots_pfail:") && line != "cluster_slots_pfail:0");

@@ -59,7 +59,7 @@ pub(super) struct Greeted {
 pub(super) enum Purpose {
     Subscriber,
     Publisher,
-    /// Asks a cluster who owns what.
+    /// Asks a cluster for its topology.
     Topology,
 }
 

@@ -1,4 +1,4 @@
-//! Asks Sentinels who the master is (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
+//! Asks Sentinels for the master's address (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
 //!
 //! A Sentinel that wants a password gets its own, from `redis.sentinel_*`, or Redis' own where it has none:
 //! most deployments have the same for both. May not enter: links to the master itself (`connect.rs`).

@@ -1,8 +1,8 @@
 //! A worker's subscribing link to one node, as a state machine: time and bytes go in; bytes, publications and events
 //! come out. It is made, kept, and made again with every wanted channel.
 //!
-//! A channel is subscribed when Redis' confirmation is read in the stream of publications. Who makes the stream and moves
-//! its bytes is `station.rs`; what is asked of Redis `errand.rs`; what follows from an answer `answer.rs`. May not enter:
+//! A channel is subscribed when Redis' confirmation is read in the stream of publications. `station.rs` makes the stream
+//! and moves its bytes; `errand.rs` has the commands, `answer.rs` what follows from an answer. May not enter:
 //! sockets, tasks, the clock.
 
 use std::time::Duration;
