@@ -7,77 +7,85 @@
 //! is at the end of this page.
 //!
 //! # From a browser to Redis
-//! systemd or `server` binds the socket. `front::acceptor` hands a connection to the `worker` with the fewest sessions.
-//! The connection waits as a bare descriptor until one of 64 permits for handshakes is free. `front::head` keeps the
-//! request's target in the client's bytes; hyper reads the rest from memory. The `endpoint` for the path decodes the
-//! channel's name; `websocket::handshake` checks the headers. The worker makes a `session` and its subscriber in the
-//! `hub`. For a channel's first subscriber, the worker's subscribing link sends SUBSCRIBE, and the session waits for
-//! the confirmation. Then the session gets its socket, and sends its 101.
+//! systemd or `server` binds the socket. `front::acceptor` hands a connection to the `worker` with the lowest load
+//! (sessions and queued connections). The connection waits as a bare descriptor until one of 64 permits for handshakes
+//! is free. `front::head` keeps the request's target in the client's bytes; hyper reads the rest from memory. The
+//! `endpoint` for the path decodes the channel's name; `websocket::handshake` checks the headers. The worker makes a
+//! `session` and its subscriber in the `hub`. For a channel's first subscriber, the worker's subscribing link sends
+//! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101.
 //!
-//! From now on the session is data: when the `reactor` says that the socket is readable, the worker reads into its own
-//! buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded amount of
-//! work, other sessions and the worker's other duties have their turn. The publishing link takes messages from the
-//! outbox in one pipeline: the messages of one session in their order, the sessions in turns. While the subscribing
-//! link is away, nothing is published, so that a client receives its own messages. While Redis is behind, messages
-//! wait; a session with too many waiting is not read, and backpressure goes through nginx to the browser. A message
-//! that cannot be published in time, or whose fate is unknown, ends its session with 1013.
+//! From now on no task belongs to the session. When the `reactor` reports that the socket is readable, the worker reads
+//! into its own buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded
+//! amount of work the session yields to other sessions, timers, commands and the broker. The publishing link pipelines
+//! messages from the outbox: one session's in their order, the sessions in turns. While the subscribing link is down,
+//! nothing is published, because the sender would not receive its own message. While Redis is slow, messages wait; a
+//! session with too many waiting is not read, and backpressure goes through nginx to the browser. A message that Redis
+//! refuses, that cannot be published in time, or whose outcome is unknown, closes its session with 1013.
 //!
 //! # From Redis to N browsers
-//! The worker polls its broker. The RESP reader of the subscribing link finds publications in the bytes from Redis, and
-//! lends each to the worker in place; the reader never waits for a client. The `hub` finds the channel's audiences (subscribers
-//! that get the same bytes), and each audience's `encoding` frames the payload once, into the audience's batch. When
-//! the link has nothing more to read, every touched audience is flushed: one `send` of the batch per subscriber. While
-//! an audience has not read its last batch, its next batch is held back for some milliseconds (the setting `pace`); an
-//! audience that has caught up never waits. Bytes that a socket does not take stay in that session's backlog
-//! (`outbound`), as a copy that all slow sessions of the audience share. Only then does the worker ask the reactor for
+//! The worker polls its broker. The RESP reader of the subscribing link yields each publication as a slice of the
+//! link's read buffer; the reader never waits for a client. `node_state` sorts them: a session's publication, the
+//! link's own probe, or the marker of a hand-over. The `hub` finds the channel's audiences (subscribers that get the
+//! same bytes), and each audience's `encoding` frames the payload once, into the audience's batch. When the link has
+//! nothing more to read, every touched audience is flushed: one `send` of the batch per subscriber. While most of a
+//! large audience has not taken its last batch, the next one is held back for some milliseconds (the setting `pace`);
+//! an audience that has caught up never waits. Bytes that a socket does not take stay in that session's backlog
+//! (`outbound`), as a copy that all slow sessions of the audience share. Only then does the worker register for
 //! writability, and the slow-consumer policy watches bytes and time.
 //!
 //! # When Redis is away
-//! A worker's subscribing link proves that it hears by a `probe`: numbers that the worker publishes to itself. A probe
-//! that Redis took and that does not come back ends the link, as errors and unanswered commands do. An audit compares
-//! the number of subscriptions, and the link leaves a node that is no longer a master. The link is made again, with
-//! backoff, and subscribes all wanted channels in chunks. The time between the last publication and the last
-//! confirmation is a gap: logged, counted, and told to the clients whose endpoint says so. Sessions stay, messages
-//! wait, `/readyz` says what is wrong.
+//! A link that is open and delivers nothing is called deaf. `probe` finds that out: the worker publishes a signed
+//! number to a channel of its own and expects it back. A probe that Redis took and that does not return closes the
+//! link, as errors and commands without an answer do. An audit compares Redis' number of subscriptions with the link's
+//! own. A link leaves a node that is no longer a master. It reconnects with backoff, and subscribes all wanted channels
+//! in chunks. The time from the last proof that the subscriptions were there to the last confirmation is a gap: logged,
+//! counted, and where the endpoint has `on_gap = "close"`, its sessions are closed with 1012. Sessions stay, messages
+//! wait, and `/readyz` answers with the reason.
 //!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process
-//! subscribes them in workers that are quiesced. Then the old workers quiesce: they read no client, and wait until
-//! Redis has answered for every message. A marker that only the two processes can sign is published on a channel that
-//! all their links have subscribed. Each link stops reading at the marker: the old process delivers publications before
-//! the marker, the new one those after it. The sessions follow, each as a snapshot and its descriptor. The new process
-//! says that it serves, and resumes; until then the old one can resume from the same marker. For a time without a
-//! process (`systemctl restart`), systemd keeps the snapshots in a memory file and the sockets in a socket pair;
-//! publications of that time are in a gap.
+//! subscribes them in workers that are frozen: they neither read clients nor send. Then the old workers quiesce: they
+//! read no client, publish nothing more, and wait until Redis has answered for the messages already sent; those still
+//! in the outbox move with the sessions. On a channel per node, which all subscribing links of both processes have
+//! subscribed, an old worker publishes the marker: a message that only these two processes can sign. Each link stops
+//! reading at the marker: the old process delivers publications before it, the new one those after it. The sessions
+//! follow, each as a snapshot and its socket. A session whose path the new configuration does not serve is orphaned
+//! (`worker/snapshot.rs`): it is taken over, and closed with 1001. The new process says that it serves, and resumes;
+//! until then the old one can resume from the same marker. If the broker changes, there is no marker, and a gap is told
+//! as after any other. For a time without a process (`systemctl restart`), systemd keeps the snapshots in a memory file
+//! and the sockets in a socket pair; publications of that time are in a gap.
 //!
 //! # Walls
+//! What no change may break.
+//!
 //! 1. The reader of a Redis link never waits for a client.
 //! 2. A publication is encoded once per encoding and shared. There is no payload copy per subscriber.
 //! 3. A client sees its 101 only after its subscription is confirmed.
 //! 4. One publisher's messages on one channel reach every subscriber in Redis' order. One client's messages are
 //!    published in the order sent.
-//! 5. Every queue is bounded in bytes. Full has a named outcome, a counter and a close code.
+//! 5. Every queue is bounded in bytes. A full queue has a defined outcome, a counter and a close code.
 //! 6. An idle session costs its struct: no task, no timer, no buffer.
 //! 7. What cannot be delivered is accounted for: a reason, a count and, where it matters, one log line.
 //! 8. A session can become a snapshot between any two reads.
 //! 9. No session's fault, panics included, reaches another.
-//! 10. No link is trusted to hear because it is open. It proves that it hears, or it is replaced.
-//! 11. What cannot happen is asserted (`debug_assert!`, `per_node`), never swallowed by a default.
-//! 12. Rights are decided by one parser: the channel that nginx checked is the channel that webws subscribes.
+//! 10. An open link is not assumed to deliver. It proves that it does, or it is replaced.
+//! 11. What cannot happen is asserted (`debug_assert!`; `per_node` panics on an unknown node), never swallowed by a default.
+//! 12. Access is decided by one parser: the channel that nginx checked is the channel that webws subscribes.
 //!
 //! # Rooms
-//! From the floor up; a room imports from its own floor and from those below (`tests/layering.rs`).
+//! A room is a module with a place in the layering, lowest first. It imports from its own layer and from those below
+//! (`tests/layering.rs`). A file's header names what may not enter it.
 //!
-//! | room | what lives there |
+//! | room | contents |
 //! |---|---|
 //! | `os` | system calls |
 //! | `channel`, `message`, `placement`, `per_node` | the vocabulary of hub and broker |
-//! | `id`, `clock`, `close`, `metrics` | how rooms name a session and an instant; why sessions end; counts |
-//! | `log`, `notice`, `throttle` | log lines that could repeat, and lines that were lost |
+//! | `id`, `clock`, `close`, `metrics` | keys of sessions, time, close reasons, counters |
+//! | `notice`, `throttle`, `log` | limits for log lines that could repeat; the number of dropped lines, the log's level |
 //! | `config` | every setting: meaning, unit, default, why |
-//! | `protocol` | what does no I/O: `endpoint` (path and query to channel), `websocket` (frames), `encoding` (how payloads look to clients), `session` (one connection as a state machine), `outbound` (its backlog), `hub` (channels, audiences, batches), `outbox` (client messages that wait) |
+//! | `protocol` | what does no I/O: `endpoint` (path and query to channel), `websocket` (frames), `encoding` (how publications, pings and closes look to clients), `session` (one connection as a state machine), `outbound` (its backlog), `hub` (channels, audiences, batches), `outbox` (client messages that wait) |
 //! | `broker` | requests and events; the embedded broker; `redis`: RESP reader, the two links' state machines, probe, marker, roles, Sentinel, Cluster, TLS |
-//! | `worker` | one thread that owns sessions, hub, outbox and broker: mailbox, phase, turns, reactor, timer wheel; here actions and events are carried out |
+//! | `worker` | one thread that owns sessions, hub, outbox and broker: mailbox, phases, reactor, timer wheel; carries out sessions' actions and the broker's events |
 //! | `front` | accepted connections, the request's head, the handshake, refusals, the test page |
 //! | `admin` | the control socket, what `systemctl status` shows |
 //! | `handover` | another process takes over: protocol, both sides, deadlines, systemd's file store |
@@ -92,25 +100,27 @@
 //! | audit | a link's comparison of the node's number of subscriptions with its own |
 //! | backlog | bytes that a session's socket has not taken yet (not the kernel's queue of a listener) |
 //! | batch | the encoded publications of an audience since its last flush |
-//! | broker | what joins workers and producers: Redis, or the embedded one |
+//! | broker | what connects workers with publishers: Redis, or the embedded broker in memory |
 //! | channel | the name of a Pub/Sub channel |
-//! | command | what server, hand-over and status line tell a worker |
-//! | connection | a browser's, before it is a session |
-//! | encoding | how publications look to a client: the `lua` and the `plain` wire |
+//! | command | a message in a worker's mailbox: from the server, a hand-over, the status line or a `Publisher` |
+//! | complete, incomplete | whether all wanted channels of a link are subscribed |
+//! | connection | an accepted socket, before it is a session |
+//! | deaf | said of a link that is open and delivers nothing |
+//! | encoding | how publications look to a client; the setting `wire` chooses it |
 //! | endpoint | a configured path: channel rule, prefix, encoding, limits |
 //! | event | what a broker tells its worker |
 //! | gap | a time in which publications may be missing |
-//! | hand-over | another process takes over all sessions |
-//! | hub | which sessions of a worker hear which channel |
-//! | lingering close | after the close frame, what the client still sends is read off, so that no reset overtakes the frame |
+//! | hand-over | another process takes over all sessions, over a socket or by systemd's store |
+//! | hub | a worker's table from channels to subscribers |
+//! | lingering close | what a client still sends after our close is read and discarded: a reset would destroy the frame |
 //! | link | one connection to Redis |
-//! | marker | a sealed message at which the links of both processes stand still during a hand-over |
-//! | message | what a browser sent, on its way to the broker |
+//! | marker | a signed message at which the subscribing links of both processes stop reading |
+//! | message | what a browser or a `Publisher` sent, on its way to the broker |
 //! | node | one Redis server that a worker has links to |
-//! | orphaned | said of a session whose path the new configuration does not serve |
+//! | orphaned | said of a session whose path the new configuration does not serve; closed with 1001 |
 //! | outbox | a worker's messages that wait for the broker |
 //! | pace | how long a batch may be held back while its audience is behind |
-//! | probe | a message by which a link proves that it hears |
+//! | probe | a message by which a link proves that it delivers |
 //! | publication | a message on a channel, on its way to browsers |
 //! | quiesce, resume | to stop, and to continue, a worker's sessions, timers and publishing for a hand-over |
 //! | request | what a worker asks of its broker; or what a client of the control socket asks of the server |
@@ -118,7 +128,7 @@
 //! | session | one browser connection from its handshake to its end |
 //! | snapshot | a session, a message or a listener, as data for another process |
 //! | subscription | a session's channel, with its encoding and rights; its entry in the hub is a subscriber |
-//! | worker | one thread with its sessions, hub, outbox and links |
+//! | worker | one thread with its sessions, hub, outbox and broker |
 //!
 //! # In another program
 //! `cargo add webws --no-default-features` compiles nothing of the binary: no command line, no log output, no

@@ -8,7 +8,8 @@ import statistics
 import workloads
 
 BAR, GAP, LEFT, WIDTH, PANEL = 18, 6, 130, 420, 34
-COLOURS = {"webws": "#1f6feb", "floor": "#8c959f", "nchan": "#bf8700", "lua": "#cf222e", "node": "#2da44e"}
+COLOURS = {"webws": "#1f6feb", "floor": "#8c959f", "nchan": "#bf8700", "lua": "#cf222e", "node": "#2da44e",
+           "before": "#8250df"}
 
 
 def draw(trials, file):

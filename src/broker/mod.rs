@@ -21,7 +21,7 @@ use crate::message::ClientMessage;
 #[derive(Debug)]
 pub(crate) enum Broker {
     Memory(memory::Port),
-    Redis(redis::Pool),
+    Redis(redis::RedisBroker),
 }
 
 impl Broker {

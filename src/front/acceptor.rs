@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::refusal::plain_answer;
 use super::waiting_room::Connection;
-use crate::front::sender::Sender;
+use crate::front::client_address::Sender;
 use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os;

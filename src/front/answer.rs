@@ -12,10 +12,10 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SEC_WEBSOCKET_VERSION};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
+use super::client_address::Sender;
 use super::head::Target;
 use super::page::Pages;
 use super::refusal::note_refused;
-use super::sender::Sender;
 use crate::channel::Channel;
 use crate::config::WireName;
 use crate::protocol::encoding::Encoding;

@@ -5,9 +5,9 @@
 
 pub(crate) mod acceptor;
 mod answer;
+pub(crate) mod client_address;
 pub(crate) mod head;
 pub(crate) mod page;
 mod refusal;
-pub(crate) mod sender;
 pub(crate) mod upgrade;
 mod waiting_room;

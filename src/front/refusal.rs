@@ -12,7 +12,7 @@ use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::sender::Sender;
+use super::client_address::Sender;
 use crate::metrics::{Counter, Shard};
 use crate::notice;
 use crate::os;

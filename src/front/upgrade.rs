@@ -20,10 +20,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::answer::{Accepted, RawRequest, answer};
+use super::client_address::Sender;
 use super::head::{Head, MAX_HEAD_BYTES, Target};
 use super::page::Pages;
 use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer, unavailable};
-use super::sender::Sender;
 use super::waiting_room::{Connection, WaitingRoom};
 use crate::metrics::Counter;
 use crate::notice;

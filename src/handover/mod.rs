@@ -12,7 +12,7 @@
 mod attempt;
 mod deadlines;
 mod error;
-mod fault;
+mod fault_injection;
 mod give;
 mod parcel;
 pub(crate) mod protocol;

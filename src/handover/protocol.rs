@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::fault;
+use super::fault_injection;
 use crate::broker::Seal;
 use crate::broker::redis::Home;
 use crate::os::descriptors::{self, Lent};
@@ -155,7 +155,7 @@ pub(crate) enum ProtocolError {
 
 impl Hello {
     pub(crate) fn own() -> Self {
-        let (format, oldest) = fault::format().unwrap_or((FORMAT, OLDEST));
+        let (format, oldest) = fault_injection::format().unwrap_or((FORMAT, OLDEST));
         // A version newer than all others sends a field that they do not know.
         let news = (format > FORMAT).then(|| "unheard of".to_owned());
         Self {

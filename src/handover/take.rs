@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::deadlines::{LATE_SUBSCRIBING, LEAVING, LINKS, LONG_STEP, MARKER, STANDSTILL, STEP, SUBSCRIBING};
-use super::fault::{self, Point};
+use super::fault_injection::{self, Point};
 use super::protocol::{Hello, Line, ListenerSnapshot, Message, ProtocolError};
 use super::workers::{answer, tell_all, tell_each};
 use crate::broker::Seal;
@@ -137,9 +137,9 @@ impl Predecessor {
                 self.broker
             );
         }
-        fault::at(Point::Ready);
+        fault_injection::at(Point::Ready);
         self.line.say(&Message::Ready, &[], STEP)?;
-        fault::at(Point::AfterReady);
+        fault_injection::at(Point::AfterReady);
         let misses_since = Instant::now();
         reserve(workers, self.hear_channels(workers, LONG_STEP)?, LATE_SUBSCRIBING)?;
         self.line.say(&Message::Ready, &[], STEP)?;
@@ -155,17 +155,17 @@ impl Predecessor {
                 break;
             }
             if is_answered {
-                fault::at(Point::Sessions);
+                fault_injection::at(Point::Sessions);
                 self.line.say(&Message::Taken, &[], STEP)?;
             }
         }
         if shares_streams {
             await_marker(workers)?;
         }
-        fault::at(Point::Adopted);
+        fault_injection::at(Point::Adopted);
         self.line.say(&Message::Adopted, &[], STEP)?;
         let (Message::Commit, _) = self.line.hear(STEP)? else { return Err(out_of_turn()) };
-        fault::at(Point::Commit);
+        fault_injection::at(Point::Commit);
         // From here on the old process does not resume.
         self.line.say(&Message::Serving, &[], STEP)?;
         if !shares_streams {

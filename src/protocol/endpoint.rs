@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::channel::Channel;
 use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName, reserved};
-use crate::protocol::encoding::{Encoding, json};
+use crate::protocol::encoding::{Encoding, lua_channel};
 use crate::throttle::Throttle;
 
 /// A configured path.
@@ -33,7 +33,7 @@ pub(crate) enum NoChannel {
     #[error("the channel's name is not UTF-8")]
     NotUtf8,
     #[error("the channel's name is wrong: {0}")]
-    NotAName(#[from] json::NotAName),
+    NotAName(#[from] lua_channel::NotAName),
     #[error("channels that begin with {0} cannot be joined: they are {1}")]
     Reserved(&'static str, &'static str),
 }
@@ -104,7 +104,7 @@ impl Endpoint {
             }
             ChannelRule::Plain => self.argument(query)?,
             ChannelRule::Json => {
-                let name = json::parse_name(&self.argument(query)?)?;
+                let name = lua_channel::parse_name(&self.argument(query)?)?;
                 if name.lost_precision && LOST_PRECISION.allows() {
                     tracing::warn!(
                         endpoint = self.config.path,

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::jitter::{SPREAD_STEP, Spread};
 use super::opening::Refusal;
 use super::phase::Phase;
-use super::spread::{SPREAD_STEP, Spread};
 use super::state::Worker;
 use crate::broker::Broker;
 use crate::close::CloseReason;

@@ -16,6 +16,7 @@ mod drain;
 mod events;
 mod handover;
 mod handshakes;
+mod jitter;
 mod opening;
 mod outgoing;
 mod phase;
@@ -27,7 +28,6 @@ mod seed;
 pub(crate) mod simulated;
 mod slots;
 mod snapshot;
-mod spread;
 mod state;
 #[cfg(test)]
 mod tests;

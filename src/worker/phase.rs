@@ -10,7 +10,7 @@
 
 use tokio::time::Instant;
 
-use super::spread::Spread;
+use super::jitter::Spread;
 use crate::clock::Millis;
 
 /// What a worker is doing.

@@ -53,7 +53,7 @@ fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
         BrokerSeed::Memory(seed) => (Broker::Memory(memory::Port::new(seed)), Placement::over(1)),
         BrokerSeed::Redis(deployment) => {
             let placement = deployment.placement();
-            (Broker::Redis(redis::Pool::new(&deployment, placement.clone())), placement)
+            (Broker::Redis(redis::RedisBroker::new(&deployment, placement.clone())), placement)
         }
     };
     let endpoints: Rc<[_]> =

@@ -1,7 +1,7 @@
 //! What breaks, and heals: streams cut at any byte, answers late, servers restarted and replaced, subscribers made deaf.
 
+use super::node_links::Which;
 use super::redis::Role;
-use super::station::Which;
 use super::stream::{StreamId, Towards};
 use super::world::{ACTIVE, Happening, MILLISECOND, SECOND, World};
 
@@ -118,7 +118,7 @@ impl World {
     fn deafen(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if self.redis.deafen(stream.server, id) {
-            stream.deaf_since = Some(self.now);
+            stream.incomplete_since = Some(self.now);
         }
     }
 
@@ -132,8 +132,8 @@ impl World {
         let nth = self.rng.usize(..self.plan.channels);
         let server = self.streams.get(&id).expect("it is one of them").server;
         let index = self.streams.get(&id).expect("it is one of them").worker;
-        let is_resp2 = self.workers[index].as_ref().is_some_and(|node| node.station.is_resp2());
-        let is_hearing = self.workers[index].as_ref().is_some_and(|node| !node.station.links.is_deaf());
+        let is_resp2 = self.workers[index].as_ref().is_some_and(|node| node.links.is_resp2());
+        let is_hearing = self.workers[index].as_ref().is_some_and(|node| !node.links.node.is_incomplete());
         if !is_resp2 && is_hearing {
             let Some(lost) = self.redis.lose_one(server, id, nth) else { return };
             // A channel that is subscribed once more, to find out whether Redis refuses all, is back without a gap. So no

@@ -120,7 +120,7 @@ impl World {
     }
 
     fn marking(&mut self, of: &[usize]) -> Marking {
-        of.iter().map(|index| self.node(*index).station.marking()).min().unwrap_or(Marking::Lost)
+        of.iter().map(|index| self.node(*index).links.marking()).min().unwrap_or(Marking::Lost)
     }
 
     /// Whether a step is done; `None` when the hand-over fails.
@@ -132,7 +132,7 @@ impl World {
                 let mut are_all = true;
                 for index in new {
                     are_all &= self.node(*index).worker.has_reserved()?;
-                    are_all &= !self.node(*index).station.links.is_deaf();
+                    are_all &= !self.node(*index).links.node.is_incomplete();
                 }
                 are_all
             }
@@ -174,7 +174,7 @@ impl World {
             At::MarkerSet => {
                 for index in both {
                     let request = Request::SetMarker { name: handover.marker.clone(), seal: Some(handover.seal) };
-                    self.node(index).station.request(request, instant);
+                    self.node(index).links.request(request, instant);
                 }
             }
             At::HandshakesOver => self.serving.clear(),
@@ -189,7 +189,7 @@ impl World {
                     self.forge(&handover.marker);
                 }
                 let first = handover.old[0];
-                self.node(first).station.request(Request::PublishMarker, instant);
+                self.node(first).links.request(Request::PublishMarker, instant);
             }
             At::Adopted => self.move_sessions(handover),
             At::Over => self.commit(handover),

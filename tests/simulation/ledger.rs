@@ -26,8 +26,8 @@ impl World {
         for node in self.workers.iter().flatten() {
             assert_eq!(node.worker.faults(), 0, "a session ended by a fault of ours, see above");
             assert_eq!(node.worker.unsettled(), 0, "messages wait, and the broker is there");
-            assert!(!node.station.links.is_deaf(), "a worker hears nothing, and the broker is there");
-            assert!(node.station.links.lost_since.is_none(), "a gap is not told, and the broker is there");
+            assert!(!node.links.node.is_incomplete(), "a worker hears nothing, and the broker is there");
+            assert!(node.links.node.lost_since.is_none(), "a gap is not told, and the broker is there");
         }
         let is_denied = self.clients.iter().any(|client| client.channel.starts_with(DENIED));
         if self.hands_over_well && !self.plan.has_faults && !is_denied {
@@ -47,7 +47,7 @@ impl World {
     /// A deaf link is replaced within its time.
     pub(crate) fn judge_links(&self) {
         for (id, stream) in &self.streams {
-            let deaf = stream.deaf_since.map_or(0, |since| self.now - since);
+            let deaf = stream.incomplete_since.map_or(0, |since| self.now - since);
             assert!(deaf < DEAF, "{id:?} of worker {} is deaf for {deaf} µs", stream.worker);
         }
     }

@@ -1,7 +1,7 @@
 //! Streams between workers and servers: made, moved in pieces, ended.
 
+use super::node_links::Which;
 use super::redis::Role;
-use super::station::Which;
 use super::stream::{Stream, StreamId, Towards};
 use super::world::{Happening, MILLISECOND, World};
 
@@ -23,15 +23,15 @@ impl World {
         let Some(node) = self.workers[index].as_mut() else { return };
         let is_late = self.plan.has_faults && self.now < super::world::ACTIVE && self.rng.u8(..20) == 0;
         if is_late || !self.redis.servers[server].is_up {
-            node.station.on_connected(which, None, true, instant);
+            node.links.on_connected(which, None, true, instant);
         } else {
             self.next_stream += 1;
             let stream = StreamId(self.next_stream);
             let is_master = self.redis.servers[server].role == Role::Master;
-            node.station.on_connected(which, Some(stream), is_master, instant);
+            node.links.on_connected(which, Some(stream), is_master, instant);
             if is_master {
                 self.streams.insert(stream, Stream::new(index, which, server));
-                self.redis.connect(server, stream, node.station.is_resp2());
+                self.redis.connect(server, stream, node.links.is_resp2());
             }
         }
         self.pump(index);
@@ -41,7 +41,7 @@ impl World {
     pub(crate) fn send_links(&mut self, index: usize) {
         for which in [Which::Subscriber, Which::Publisher] {
             let Some(node) = self.workers[index].as_mut() else { return };
-            let end = node.station.end(which);
+            let end = node.links.end(which);
             let out = std::mem::take(&mut end.out);
             if let Some(stream) = end.stream
                 && !out.is_empty()
@@ -116,7 +116,7 @@ impl World {
             }
             Towards::Worker => {
                 if let Some(node) = self.workers[index].as_mut() {
-                    let end = node.station.end(which);
+                    let end = node.links.end(which);
                     if end.stream == Some(id) {
                         end.arrived.extend(bytes);
                         end.is_ended |= is_end;
@@ -135,7 +135,7 @@ impl World {
     /// A worker closes a stream: what it has sent arrives, and then the end.
     pub(crate) fn close_stream(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.deaf_since = None;
+        stream.incomplete_since = None;
         stream.way(Towards::Server).is_ended = true;
         self.keep_moving(id, Towards::Server);
     }

@@ -39,7 +39,7 @@ struct Client {
     subscribed: BTreeSet<Vec<u8>>,
     is_resp2: bool,
     /// Whether the server pushes it nothing, without a reason.
-    is_deaf: bool,
+    is_incomplete: bool,
 }
 
 /// One server.
@@ -87,7 +87,7 @@ impl Redis {
     /// Makes a subscriber deaf. False when it is none.
     pub(crate) fn deafen(&mut self, server: usize, stream: StreamId) -> bool {
         let client = self.servers[server].clients.get_mut(&stream).filter(|client| !client.subscribed.is_empty());
-        client.map(|client| client.is_deaf = true).is_some()
+        client.map(|client| client.is_incomplete = true).is_some()
     }
 
     /// Loses one subscription of a subscriber, without telling it. Returns its channel.
@@ -191,7 +191,7 @@ impl Redis {
         self.executed.push(Executed { order, at, channel: to, payload: of, by, role, is_at_the_only_master });
         let mut receivers = 0;
         for (stream, client) in &self.servers[server].clients {
-            if !client.is_deaf && client.subscribed.contains(&channel) {
+            if !client.is_incomplete && client.subscribed.contains(&channel) {
                 receivers += 1;
                 sent.push((
                     *stream,
@@ -201,7 +201,11 @@ impl Redis {
         }
         // A deaf subscriber is counted: the server does not know.
         receivers
-            + self.servers[server].clients.values().filter(|c| c.is_deaf && c.subscribed.contains(&channel)).count()
+            + self.servers[server]
+                .clients
+                .values()
+                .filter(|c| c.is_incomplete && c.subscribed.contains(&channel))
+                .count()
     }
 }
 

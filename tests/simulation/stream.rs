@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::station::Which;
+use super::node_links::Which;
 
 /// A stream; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,13 +38,13 @@ pub(crate) struct Stream {
     to_server: Way,
     to_worker: Way,
     /// Since when the server delivers nothing on it any more, if it is deaf.
-    pub(crate) deaf_since: Option<u64>,
+    pub(crate) incomplete_since: Option<u64>,
 }
 
 impl Stream {
     pub(crate) fn new(worker: usize, which: Which, server: usize) -> Self {
         let (to_server, to_worker) = (Way::default(), Way::default());
-        Self { worker, which, server, to_server, to_worker, deaf_since: None }
+        Self { worker, which, server, to_server, to_worker, incomplete_since: None }
     }
 
     pub(crate) fn way(&mut self, towards: Towards) -> &mut Way {

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::client::{Client, HEAD, PREFIX, State};
 use super::faults::Fault;
 use super::handover::Handover;
+use super::node_links::{NodeLinks, Step, Which};
 use super::redis::{Redis, Role};
-use super::station::{Station, Step, Which};
 use super::stream::{Stream, StreamId, Towards};
 use crate::broker::Request;
 use crate::broker::redis::health::Health;
@@ -62,10 +62,10 @@ pub(crate) enum Happening {
 #[derive(Debug)]
 pub(crate) struct Node1 {
     pub(crate) worker: Simulated,
-    pub(crate) station: Station,
+    pub(crate) links: NodeLinks,
     pub(crate) health: Arc<Health>,
     wakes_at: u64,
-    did_all_hear: bool,
+    were_all_complete: bool,
 }
 
 /// What kind of run a seed makes.
@@ -195,10 +195,10 @@ impl World {
             .map(|_| {
                 let placement = Placement::over(1);
                 let now = self.instant();
-                let station = Station::new(Node(0), self.plan.protocol, health.clone(), placement.clone(), now);
+                let links = NodeLinks::new(Node(0), self.plan.protocol, health.clone(), placement.clone(), now);
                 let worker = Simulated::new(&self.config, placement);
                 let health = health.clone();
-                self.workers.push(Some(Node1 { worker, station, health, wakes_at: u64::MAX, did_all_hear: false }));
+                self.workers.push(Some(Node1 { worker, links, health, wakes_at: u64::MAX, were_all_complete: false }));
                 let index = self.workers.len() - 1;
                 self.at(self.now, Happening::Wake(index));
                 self.at(self.now + 100 * MILLISECOND, Happening::Tick(index));
@@ -318,10 +318,10 @@ impl World {
             let Some(node) = self.workers[index].as_mut() else { return };
             let requests = std::mem::take(&mut node.worker.requests);
             let has_requests = requests.iter().any(|request| !matches!(request, Request::MessagesWait));
-            requests.into_iter().for_each(|request| node.station.request(request, instant));
+            requests.into_iter().for_each(|request| node.links.request(request, instant));
             let mut outcome = None;
-            let Node1 { worker, station, .. } = node;
-            let has_stepped = station.step(instant, |step| match step {
+            let Node1 { worker, links, .. } = node;
+            let has_stepped = links.step(instant, |step| match step {
                 Step::Event(event) => worker.on_event(event, now),
                 Step::Connect(which) => outcome = Some((Some(which), None)),
                 Step::Drop(stream) => outcome = Some((None, Some(stream))),
@@ -353,9 +353,9 @@ impl World {
         }
         let Some(node) = self.workers[index].as_mut() else { return };
         let answers = node.worker.take_answers();
-        let next = node.station.next_timeout();
-        let do_all_hear = node.health.do_all_hear();
-        let has_changed = std::mem::replace(&mut node.did_all_hear, do_all_hear) != do_all_hear;
+        let next = node.links.next_timeout();
+        let are_all_complete = node.health.are_all_complete();
+        let has_changed = std::mem::replace(&mut node.were_all_complete, are_all_complete) != are_all_complete;
         if let Some(next) = next {
             let at = u64::try_from((next - self.base).as_micros()).unwrap_or(u64::MAX) + 1;
             let node = self.workers[index].as_mut().expect("it was just there");
@@ -400,7 +400,7 @@ impl World {
             if !node.worker.has(key) {
                 client.state = State::Ended;
                 client.read(usize::MAX);
-                if let Some(since) = node.station.links.lost_since {
+                if let Some(since) = node.links.node.lost_since {
                     // It ends before the gap does.
                     let since = u64::try_from((since - self.base).as_micros()).unwrap_or(u64::MAX);
                     client.gaps.push((since, self.now));

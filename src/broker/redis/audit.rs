@@ -6,10 +6,10 @@
 
 use tokio::time::Instant;
 
-use super::errand::{Counting, Errand};
-use super::fault::LinkError;
-use super::link::{Count, LinkState};
-use super::links::Links;
+use super::error::LinkError;
+use super::link_command::{Counting, LinkCommand};
+use super::node_state::NodeState;
+use super::subscribing_link::{Count, LinkState};
 use crate::broker::event::Report;
 use crate::throttle::Throttle;
 
@@ -19,7 +19,7 @@ use crate::throttle::Throttle;
 /// When it still has fewer after all were subscribed again.
 pub(super) fn on_count(
     state: &mut LinkState,
-    links: &mut Links,
+    node: &mut NodeState,
     counting: Counting,
     missing: Option<usize>,
 ) -> Result<(), LinkError> {
@@ -38,28 +38,28 @@ pub(super) fn on_count(
                 missing = lacking,
                 "Redis has {lacking} subscriptions fewer than it confirmed: webws subscribes all again"
             );
-            links.lost(audits.complete_at);
-            links.channels.lose_all();
-            links.events.push_back(Report::Lost { node: links.node });
-            state.plan_first([Errand::Unconfirmed, Errand::Count(Counting::Again)]);
+            node.lost(audits.complete_at);
+            node.channels.lose_all();
+            node.events.push_back(Report::Lost { node: node.id });
+            state.plan_first([LinkCommand::Unconfirmed, LinkCommand::Count(Counting::Again)]);
         }
         _ => {
-            let look_again = links.health.is_subscription_refused().then(|| links.health.last_tried()).flatten();
-            state.plan_first(look_again.map(Errand::LookAgain).into_iter().chain([Errand::EndAudit]));
+            let look_again = node.health.is_subscription_refused().then(|| node.health.last_tried()).flatten();
+            state.plan_first(look_again.map(LinkCommand::LookAgain).into_iter().chain([LinkCommand::EndAudit]));
         }
     }
     Ok(())
 }
 
 /// The answers of an audit have come, behind all publications before them.
-pub(super) fn end(state: &mut LinkState, links: &mut Links, now: Instant) {
+pub(super) fn end(state: &mut LinkState, node: &mut NodeState, now: Instant) {
     if let LinkState::Hearing(_, audits) | LinkState::AtMarker(_, audits) = state {
         audits.complete_at = now;
-        links.probe.proved(now);
+        node.probe.proved(now);
     }
-    if links.probe.is_lost() {
+    if node.probe.is_lost() {
         // Its slot may have moved, or Redis did not take it for a moment.
-        state.plan_first([Errand::Probe, Errand::BeginProbe]);
+        state.plan_first([LinkCommand::Probe, LinkCommand::BeginProbe]);
     }
 }
 

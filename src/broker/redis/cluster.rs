@@ -2,7 +2,7 @@
 //! contradicts the topology (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 //!
 //! One topology for all workers of a server, so that they agree on the nodes. May not enter: what moves with a slot
-//! (`pool.rs`).
+//! (`redis_broker.rs`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +15,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::connect::{Driver, Purpose, Settings, multiplex};
-use super::fault::LinkError;
-use super::peer::Peer;
-use super::transport::Place;
+use super::error::LinkError;
+use super::known_node::KnownNode;
+use super::transport::HostPort;
 use crate::placement::SLOTS;
 
 /// How often a node is asked for the topology. Chosen: lost links reveal a failover, and a contradiction reveals a
@@ -35,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Cluster {
     settings: Arc<Settings>,
-    seeds: Vec<Place>,
+    seeds: Vec<HostPort>,
     /// Prefixes of the channels that are sharded.
     pub(super) sharded: Vec<String>,
     workers: usize,
@@ -48,7 +48,7 @@ pub(crate) struct Cluster {
 /// Its masters, and the slots that they own.
 #[derive(Debug, Default)]
 pub(super) struct Topology {
-    pub(super) nodes: Vec<Peer>,
+    pub(super) nodes: Vec<KnownNode>,
     /// Of each slot, the place of its owner among `nodes`.
     pub(super) owners: Vec<Option<usize>>,
     /// The same of where its channels are that are not sharded. Every node takes and gives them, so they
@@ -71,20 +71,20 @@ struct State {
     /// Whether the cluster says of itself that it is down.
     fails: bool,
     /// Where another process had the channels of each slot that are not sharded, until the first topology.
-    inherited: Option<Vec<Option<Place>>>,
+    inherited: Option<Vec<Option<HostPort>>>,
 }
 
 /// The link on which a node is asked.
-type Link = (Place, MultiplexedConnection, Driver);
+type Link = (HostPort, MultiplexedConnection, Driver);
 
 /// First and last slot, and their owner.
-type Range = (usize, usize, Place);
+type Range = (usize, usize, HostPort);
 
 /// First and last slot, and where their channels are that are not sharded.
-pub(crate) type Home = (usize, usize, Place);
+pub(crate) type Home = (usize, usize, HostPort);
 
 impl Cluster {
-    pub(super) fn new(settings: Arc<Settings>, seeds: Vec<Place>, sharded: Vec<String>, workers: usize) -> Self {
+    pub(super) fn new(settings: Arc<Settings>, seeds: Vec<HostPort>, sharded: Vec<String>, workers: usize) -> Self {
         let fault = Some("no node of the cluster was asked yet".to_owned());
         Self {
             settings,
@@ -241,9 +241,9 @@ impl Cluster {
     }
 
     /// One of the masters or of the configured nodes.
-    fn somebody(&self) -> Place {
+    fn somebody(&self) -> HostPort {
         let topology = self.topology.borrow();
-        let known = topology.nodes.iter().filter_map(|peer| peer.settings.place());
+        let known = topology.nodes.iter().filter_map(|known_node| known_node.settings.place());
         let all: Vec<_> = known.chain(self.seeds.iter().cloned()).collect();
         all.get(fastrand::usize(..all.len().max(1))).cloned().unwrap_or_default()
     }
@@ -262,7 +262,7 @@ impl Cluster {
         let mut places = HashMap::new();
         for (first, last, place) in ranges {
             let node = *places.entry(place).or_insert_with(|| {
-                let old = known.nodes.iter().find(|peer| peer.settings.place().as_ref() == Some(place));
+                let old = known.nodes.iter().find(|known_node| known_node.settings.place().as_ref() == Some(place));
                 topology.nodes.push(old.cloned().unwrap_or_else(|| self.node(place)));
                 topology.nodes.len() - 1
             });
@@ -275,7 +275,10 @@ impl Cluster {
                     Some(homes) => homes.get(slot).cloned().flatten(),
                     None => known.home(slot),
                 };
-                let home = topology.nodes.iter().position(|peer| before.is_some() && peer.settings.place() == before);
+                let home = topology
+                    .nodes
+                    .iter()
+                    .position(|known_node| before.is_some() && known_node.settings.place() == before);
                 home.or(topology.owners.get(slot).copied().flatten())
             })
             .collect();
@@ -292,26 +295,26 @@ impl Cluster {
         self.topology.send_replace(Arc::new(topology));
     }
 
-    fn node(&self, place: &Place) -> Peer {
-        Peer::new(Arc::new(self.settings.at(place.clone())), self.workers)
+    fn node(&self, place: &HostPort) -> KnownNode {
+        KnownNode::new(Arc::new(self.settings.at(place.clone())), self.workers)
     }
 }
 
 impl Topology {
-    fn home(&self, slot: usize) -> Option<Place> {
+    fn home(&self, slot: usize) -> Option<HostPort> {
         let node = self.homes.get(slot).copied().flatten()?;
         self.nodes.get(node)?.settings.place()
     }
 
     fn masters(&self) -> Vec<String> {
-        let mut all: Vec<_> = self.nodes.iter().map(|peer| peer.server().to_string()).collect();
+        let mut all: Vec<_> = self.nodes.iter().map(|known_node| known_node.server().to_string()).collect();
         all.sort();
         all
     }
 
     fn is_same(&self, other: &Self) -> bool {
         let owner = |topology: &Self, slot: Option<usize>| {
-            slot.and_then(|node| topology.nodes.get(node)).and_then(|peer| peer.settings.place())
+            slot.and_then(|node| topology.nodes.get(node)).and_then(|known_node| known_node.settings.place())
         };
         self.nodes.len() == other.nodes.len()
             && [(&self.owners, &other.owners), (&self.homes, &other.homes)].iter().all(|(ours, theirs)| {

@@ -15,14 +15,14 @@ use tokio::time::Instant;
 
 use super::credential::{Credential, SystemdCredentials};
 use super::dial::{self, Race, within};
-use super::fault::{LinkError, SettingsError, Step};
+use super::error::{LinkError, SettingsError, Step};
 use super::greeting::{self, GreetingError};
-use super::links::{Greeting, Terms};
+use super::node_state::{Greeting, Terms};
 use super::resp::Protocol;
-use super::role::{Rank, Watch};
+use super::role::{Rank, RoleWatch};
 use super::sentinel::Sentinels;
 use super::tls::{self, Tls, Trust, secure};
-use super::transport::{Place, Transport};
+use super::transport::{HostPort, Transport};
 use super::wrong_port;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
 
@@ -148,7 +148,7 @@ impl Settings {
     }
 
     /// Where it is, if that is a host and a port.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<HostPort> {
         match &self.url.address {
             RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => Some((host.clone(), *port)),
             RedisAddress::Unix(_) | RedisAddress::Sentinel { .. } | RedisAddress::Cluster { .. } => None,
@@ -156,7 +156,7 @@ impl Settings {
     }
 
     /// The same for one node of a cluster.
-    pub(super) fn at(&self, (host, port): Place) -> Self {
+    pub(super) fn at(&self, (host, port): HostPort) -> Self {
         let address = if self.tls.is_some() { RedisAddress::Tls(host, port) } else { RedisAddress::Tcp(host, port) };
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
@@ -222,12 +222,12 @@ impl Settings {
         purpose: Purpose,
         mut transport: Box<dyn Transport>,
         address: String,
-        master: Option<Place>,
+        master: Option<HostPort>,
     ) -> Result<Greeted, LinkError> {
         let at = address.clone();
         within(Step::Greeting, &at, self.connect_timeout, async {
             let protocol = self.introduce(purpose, &mut *transport).await?;
-            let mut role = Watch::new(protocol, Instant::now());
+            let mut role = RoleWatch::new(protocol, Instant::now());
             // In a cluster, what a node is can be read off the topology.
             if purpose != Purpose::Topology && !self.is_cluster_node {
                 let rank = self.ask_role(&mut *transport, &mut role).await?;
@@ -262,7 +262,7 @@ impl Settings {
     }
 
     /// Asks for the role, by HELLO and then by ROLE.
-    async fn ask_role(&self, transport: &mut dyn Transport, role: &mut Watch) -> Result<Rank, LinkError> {
+    async fn ask_role(&self, transport: &mut dyn Transport, role: &mut RoleWatch) -> Result<Rank, LinkError> {
         loop {
             let sent = Instant::now();
             let answer = self.ask(transport, &role.question()).await?.extract_error();
@@ -294,7 +294,7 @@ impl Settings {
     }
 
     /// Resolves when most of the Sentinels name another master than the one a link was made to.
-    pub(super) async fn is_moved(&self, master: Option<&Place>) -> LinkError {
+    pub(super) async fn is_moved(&self, master: Option<&HostPort>) -> LinkError {
         let (Some(sentinels), Some(master)) = (&self.sentinels, master) else {
             return std::future::pending().await;
         };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use redis::Cmd;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::fault::SettingsError;
+use super::error::SettingsError;
 use crate::config::{RedisConfig, RedisUrl};
 
 /// The files that systemd passed (systemd.exec(5), LoadCredential=).

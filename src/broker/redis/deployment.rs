@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::cluster::{Cluster, Home};
 use super::connect::Settings;
 use super::credential::SystemdCredentials;
-use super::fault::SettingsError;
-use super::peer::Peer;
+use super::error::SettingsError;
+use super::known_node::KnownNode;
 use crate::config::{Config, RedisAddress, RedisUrl};
 use crate::placement::Placement;
 
@@ -17,7 +17,7 @@ pub(crate) struct Deployment(Kind);
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
     /// Independent servers over which channels are spread; one, mostly.
-    Independent(Arc<[Peer]>),
+    Independent(Arc<[KnownNode]>),
     Cluster(Arc<Cluster>),
 }
 
@@ -41,8 +41,8 @@ impl Deployment {
             let cluster = Cluster::new(settings(url)?, nodes.clone(), sharded, workers);
             return Ok(Self(Kind::Cluster(Arc::new(cluster))));
         }
-        let peer = |url| Ok(Peer::new(settings(url)?, workers));
-        urls.iter().map(peer).collect::<Result<_, _>>().map(Kind::Independent).map(Self)
+        let known_node = |url| Ok(KnownNode::new(settings(url)?, workers));
+        urls.iter().map(known_node).collect::<Result<_, _>>().map(Kind::Independent).map(Self)
     }
 
     pub(super) fn kind(&self) -> &Kind {
@@ -52,7 +52,7 @@ impl Deployment {
     /// How many links so many workers have; in a cluster, of a size that is likely.
     pub(crate) fn links(&self, workers: usize) -> usize {
         let nodes = match &self.0 {
-            Kind::Independent(peers) => peers.len(),
+            Kind::Independent(known_nodes) => known_nodes.len(),
             Kind::Cluster(cluster) => cluster.likely_masters(),
         };
         2 * workers * nodes
@@ -77,7 +77,7 @@ impl Deployment {
     /// How a worker's channels are spread over it.
     pub(crate) fn placement(&self) -> Placement {
         match &self.0 {
-            Kind::Independent(peers) => Placement::over(peers.len()),
+            Kind::Independent(known_nodes) => Placement::over(known_nodes.len()),
             Kind::Cluster(cluster) => Placement::in_cluster(cluster.sharded.clone()),
         }
     }

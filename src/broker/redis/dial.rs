@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::fault::{LinkError, Step};
+use super::error::{LinkError, Step};
 
 /// How long a look-up may take. The resolver waits 5 s for each of up to three nameservers, and asks all of
 /// them twice (resolv.conf(5)). With less time, a dead nameserver would hide the name.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::fault::LinkError;
+use super::error::LinkError;
 use crate::channel::Channel;
 use crate::config::RedisUrl;
 use crate::throttle::Throttle;
@@ -83,12 +83,12 @@ impl Health {
     }
 
     /// A worker that had its subscriptions has lost them.
-    pub(crate) fn worker_is_deaf(&self) {
+    pub(crate) fn worker_is_incomplete(&self) {
         self.deaf.send_modify(|deaf| *deaf += 1);
     }
 
     /// Whether all workers have their subscriptions.
-    pub(crate) fn do_all_hear(&self) -> bool {
+    pub(crate) fn are_all_complete(&self) -> bool {
         *self.deaf.borrow() == 0
     }
 

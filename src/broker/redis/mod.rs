@@ -1,39 +1,39 @@
 //! Redis as the broker: two links per worker and node, one to subscribe and one to publish, because the two must never
-//! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `station.rs` has their
-//! sockets, `pool.rs` is what a worker polls.
+//! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` has their
+//! sockets, `redis_broker.rs` is what a worker polls.
 //!
-//! From the floor up: `fault`, `transport`, `resp`; `probe`, `marker`, `role`, `register`, `health`; `links`, `errand`,
-//! `answer`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect` make a stream; `cluster` knows where the nodes
-//! are. The only room that names the redis crate. May not enter: sessions.
+//! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `role`, `channel_table`, `health`; `node_state`,
+//! `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect` make a stream; `cluster`
+//! knows where the nodes are. The only room that names the redis crate. May not enter: sessions.
 
-mod answer;
 mod audit;
 mod backoff;
+pub(crate) mod channel_table;
 mod cluster;
-mod commands;
 mod connect;
 mod credential;
 mod deployment;
 mod dial;
-mod errand;
-pub(crate) mod fault;
+pub(crate) mod error;
 mod greeting;
 pub(crate) mod health;
-mod link;
-pub(crate) mod links;
+mod known_node;
+mod link_command;
 pub(crate) mod marker;
-mod outlet;
-mod peer;
-mod pool;
+mod node_links;
+pub(crate) mod node_state;
+mod pending_changes;
 mod probe;
 pub(crate) mod publisher;
-mod refusal;
-pub(crate) mod register;
+mod publishing_link;
+mod redis_broker;
+mod reply;
 pub(crate) mod resp;
 pub(crate) mod role;
 mod sentinel;
-mod station;
+mod subscribe_refusal;
 pub(crate) mod subscriber;
+mod subscribing_link;
 mod tls;
 pub(crate) mod transport;
 mod wrong_port;
@@ -41,6 +41,6 @@ mod wrong_port;
 pub(crate) use self::cluster::Home;
 pub(crate) use self::credential::SystemdCredentials;
 pub(crate) use self::deployment::Deployment;
-pub(crate) use self::pool::Pool;
+pub(crate) use self::redis_broker::RedisBroker;
 #[cfg(feature = "internals")]
 pub(crate) use self::resp::split;

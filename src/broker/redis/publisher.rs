@@ -13,9 +13,9 @@ use redis::{Pipeline, RedisResult, Value};
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::fault::LinkError;
-use super::links::{Greeting, Links};
-use super::outlet::{Outlet, Question, Work, give_back};
+use super::error::LinkError;
+use super::node_state::{Greeting, NodeState};
+use super::publishing_link::{PublishingLink, Question, Work, give_back};
 use crate::broker::event::Report;
 use crate::clock::Deadline;
 use crate::message::ClientMessage;
@@ -29,7 +29,7 @@ const BATCH_BYTES: usize = 256 << 10;
 /// dead link should be noticed before the next message is.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A publishing outlet.
+/// A publishing link.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     state: LinkState,
@@ -50,7 +50,7 @@ enum LinkState {
         until: Instant,
     },
     Connecting,
-    Up(Box<Outlet>),
+    Up(Box<PublishingLink>),
     /// No link is made any more, or none ever was.
     Closed,
 }
@@ -82,24 +82,24 @@ impl Publisher {
         is_due
     }
 
-    pub(crate) fn on_not_connected(&mut self, links: &Links, error: &LinkError, now: Instant) {
+    pub(crate) fn on_not_connected(&mut self, node: &NodeState, error: &LinkError, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::Connecting));
-        links.health.attempt_failed(error);
+        node.health.attempt_failed(error);
         self.state = LinkState::Waiting { until: self.backoff.pause(now) };
     }
 
-    pub(crate) fn on_connected(&mut self, links: &mut Links, greeting: Greeting, now: Instant) {
+    pub(crate) fn on_connected(&mut self, node: &mut NodeState, greeting: Greeting, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::Connecting));
-        links.health.link_is_up();
+        node.health.link_is_up();
         self.backoff.reset();
         if !greeting.role.is_told() {
-            links.health.role_is_unknown();
+            node.health.role_is_unknown();
         }
-        self.state = LinkState::Up(Box::new(Outlet::new(links, greeting, now)));
+        self.state = LinkState::Up(Box::new(PublishingLink::new(node, greeting, now)));
         self.has_messages = true;
     }
 
-    /// Whether there is a outlet.
+    /// Whether there is a link.
     pub(crate) fn is_up(&self) -> bool {
         matches!(self.state, LinkState::Up(_))
     }
@@ -118,7 +118,7 @@ impl Publisher {
     /// Makes no link any more; returns the messages that Redis has not answered for.
     pub(crate) fn abandon(&mut self) -> VecDeque<ClientMessage> {
         match std::mem::replace(&mut self.state, LinkState::Closed) {
-            LinkState::Up(mut outlet) => outlet.take_under_way(),
+            LinkState::Up(mut link) => link.take_under_way(),
             LinkState::Waiting { .. } | LinkState::Connecting | LinkState::Closed => VecDeque::new(),
         }
     }
@@ -134,18 +134,18 @@ impl Publisher {
 
     /// The messages that Redis has not answered for.
     pub(crate) fn under_way(&self) -> impl Iterator<Item = &ClientMessage> {
-        let outlet = match &self.state {
-            LinkState::Up(outlet) => Some(outlet),
+        let link = match &self.state {
+            LinkState::Up(link) => Some(link),
             LinkState::Waiting { .. } | LinkState::Connecting | LinkState::Closed => None,
         };
-        outlet.and_then(|outlet| outlet.under_way()).into_iter().flatten()
+        link.and_then(|link| link.under_way()).into_iter().flatten()
     }
 
     /// When [`Publisher::step`] has something to do at the latest.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         match &self.state {
             LinkState::Waiting { until } => Some(*until),
-            LinkState::Up(outlet) => match &outlet.work {
+            LinkState::Up(link) => match &link.work {
                 Work::UnderWay { deadline, .. } => Some(deadline.at()),
                 Work::Asked => None,
                 Work::Idle => self.wake_at,
@@ -155,13 +155,13 @@ impl Publisher {
     }
 
     /// The commands to send now: what is due, or nothing while an answer is awaited.
-    pub(crate) fn step(&mut self, links: &mut Links, now: Instant) -> Option<Pipeline> {
-        let LinkState::Up(outlet) = &mut self.state else { return None };
-        match &mut outlet.work {
+    pub(crate) fn step(&mut self, node: &mut NodeState, now: Instant) -> Option<Pipeline> {
+        let LinkState::Up(link) = &mut self.state else { return None };
+        match &mut link.work {
             Work::UnderWay { deadline, .. } => {
                 if deadline.has_passed(now) {
-                    let silent = LinkError::Silent("Redis".to_owned(), links.terms.response_timeout);
-                    self.fail(links, &silent, now);
+                    let silent = LinkError::Silent("Redis".to_owned(), node.terms.response_timeout);
+                    self.fail(node, &silent, now);
                 }
                 return None;
             }
@@ -169,49 +169,49 @@ impl Publisher {
             Work::Idle => {}
         }
         // Asked also while the subscriber is away: those with messages in doubt should not wait for it.
-        if outlet.role.is_due(now) {
+        if link.role.is_due(now) {
             let mut pipeline = Pipeline::new();
-            pipeline.add_command(outlet.role.question());
-            return Some(self.send(links, Question::Role, pipeline, now));
+            pipeline.add_command(link.role.question());
+            return Some(self.send(node, Question::Role, pipeline, now));
         }
-        let role_at = outlet.role.next_at();
-        if let Some(wait) = outlet.wait(links, now) {
+        let role_at = link.role.next_at();
+        if let Some(wait) = link.wait(node, now) {
             self.wake_at = wait.into_iter().chain(role_at).min();
             return None;
         }
-        if links.subscriber_at != outlet.master {
-            self.fail(links, &LinkError::Elsewhere, now);
+        if node.subscriber_at != link.master {
+            self.fail(node, &LinkError::Elsewhere, now);
             return None;
         }
-        self.next_command(links, role_at, now)
+        self.next_command(node, role_at, now)
     }
 
     /// The next command of a link that may publish.
-    fn next_command(&mut self, links: &mut Links, role_at: Option<Instant>, now: Instant) -> Option<Pipeline> {
-        let LinkState::Up(outlet) = &mut self.state else { return None };
+    fn next_command(&mut self, node: &mut NodeState, role_at: Option<Instant>, now: Instant) -> Option<Pipeline> {
+        let LinkState::Up(link) = &mut self.state else { return None };
         let mut pipeline = Pipeline::new();
-        if std::mem::take(&mut links.is_marker_due)
-            && let Some(marker) = &links.marker
+        if std::mem::take(&mut node.is_marker_due)
+            && let Some(marker) = &node.marker
         {
             pipeline.cmd("PUBLISH").arg(&*marker.channel).arg(marker.payload());
-            return Some(self.send(links, Question::Marker, pipeline, now));
+            return Some(self.send(node, Question::Marker, pipeline, now));
         }
-        if links.probe.due_at().is_some_and(|at| at <= now) {
-            let number = links.probe.next(now);
-            let name = if links.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" };
-            pipeline.cmd(name).arg(&**links.probe.channel()).arg(links.probe.payload(number));
-            return Some(self.send(links, Question::Probe(number), pipeline, now));
+        if node.probe.due_at().is_some_and(|at| at <= now) {
+            let number = node.probe.next(now);
+            let name = if node.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" };
+            pipeline.cmd(name).arg(&**node.probe.channel()).arg(node.probe.payload(number));
+            return Some(self.send(node, Question::Probe(number), pipeline, now));
         }
         if std::mem::take(&mut self.has_messages) {
-            outlet.work = Work::Asked;
-            links.events.push_back(Report::Room { node: links.node, max_bytes: BATCH_BYTES });
+            link.work = Work::Asked;
+            node.events.push_back(Report::Room { node: node.id, max_bytes: BATCH_BYTES });
             return None;
         }
-        let next = links.probe.due_at().into_iter().chain(role_at).min();
-        let ping_at = outlet.idle_since + PING_INTERVAL;
+        let next = node.probe.due_at().into_iter().chain(role_at).min();
+        let ping_at = link.idle_since + PING_INTERVAL;
         if next.is_none() && ping_at <= now {
             pipeline.cmd("PING");
-            return Some(self.send(links, Question::Ping, pipeline, now));
+            return Some(self.send(node, Question::Ping, pipeline, now));
         }
         self.wake_at = Some(next.unwrap_or(ping_at));
         None
@@ -220,74 +220,74 @@ impl Publisher {
     /// The messages that the worker has for this node: in order, none when none wait.
     pub(crate) fn on_messages(
         &mut self,
-        links: &mut Links,
+        node: &mut NodeState,
         messages: Vec<ClientMessage>,
         now: Instant,
     ) -> Option<Pipeline> {
-        let LinkState::Up(outlet) = &mut self.state else {
-            give_back(links, messages);
+        let LinkState::Up(link) = &mut self.state else {
+            give_back(node, messages);
             return None;
         };
-        if !matches!(outlet.work, Work::Asked) {
+        if !matches!(link.work, Work::Asked) {
             debug_assert!(messages.is_empty(), "the worker was not asked for messages");
-            give_back(links, messages);
+            give_back(node, messages);
             return None;
         }
-        outlet.work = Work::Idle;
+        link.work = Work::Idle;
         if messages.is_empty() {
             return None;
         }
         let mut pipeline = Pipeline::with_capacity(messages.len());
         for message in &messages {
-            let name = if links.placement.is_sharded(&message.channel) { "SPUBLISH" } else { "PUBLISH" };
+            let name = if node.placement.is_sharded(&message.channel) { "SPUBLISH" } else { "PUBLISH" };
             pipeline.cmd(name).arg(&*message.channel).arg(&*message.payload);
         }
         self.batches += 1;
-        Some(self.send(links, Question::Messages(messages.into()), pipeline, now))
+        Some(self.send(node, Question::Messages(messages.into()), pipeline, now))
     }
 
-    fn send(&mut self, links: &Links, question: Question, pipeline: Pipeline, now: Instant) -> Pipeline {
-        if let LinkState::Up(outlet) = &mut self.state {
-            let deadline = Deadline::after(links.terms.response_timeout, now);
-            outlet.work = Work::UnderWay { question, sent: now, deadline };
+    fn send(&mut self, node: &NodeState, question: Question, pipeline: Pipeline, now: Instant) -> Pipeline {
+        if let LinkState::Up(link) = &mut self.state {
+            let deadline = Deadline::after(node.terms.response_timeout, now);
+            link.work = Work::UnderWay { question, sent: now, deadline };
         }
         pipeline
     }
 
     /// The answers to the last commands, one for each.
-    pub(crate) fn on_answers(&mut self, links: &mut Links, answers: RedisResult<Vec<Value>>, now: Instant) {
-        let LinkState::Up(outlet) = &mut self.state else { return };
+    pub(crate) fn on_answers(&mut self, node: &mut NodeState, answers: RedisResult<Vec<Value>>, now: Instant) {
+        let LinkState::Up(link) = &mut self.state else { return };
         let answers = match answers {
             Ok(answers) => answers,
-            Err(error) => return self.fail(links, &LinkError::Ended(error), now),
+            Err(error) => return self.fail(node, &LinkError::Ended(error), now),
         };
-        let Work::UnderWay { question, sent, .. } = std::mem::replace(&mut outlet.work, Work::Idle) else {
+        let Work::UnderWay { question, sent, .. } = std::mem::replace(&mut link.work, Work::Idle) else {
             debug_assert!(false, "answers to nothing");
             return;
         };
-        outlet.idle_since = now;
-        outlet.paused_until = None;
+        link.idle_since = now;
+        link.paused_until = None;
         let done = match question {
             Question::Messages(messages) => {
-                outlet.on_published(links, messages, answers, now);
+                link.on_published(node, messages, answers, now);
                 self.has_messages = true;
                 Ok(())
             }
             question => {
                 let answer = answers.into_iter().next().unwrap_or(Value::Nil).extract_error();
-                outlet.on_answer(links, &question, answer, sent, now)
+                link.on_answer(node, &question, answer, sent, now)
             }
         };
         if let Err(error) = done {
-            self.fail(links, &error, now);
+            self.fail(node, &error, now);
         }
     }
 
     /// The link is lost, as when its stream has ended, and another is made after a pause.
-    pub(crate) fn fail(&mut self, links: &mut Links, error: &LinkError, now: Instant) {
-        let LinkState::Up(outlet) = &mut self.state else { return };
-        outlet.end(links, error);
-        links.health.link_is_lost(error);
+    pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
+        let LinkState::Up(link) = &mut self.state else { return };
+        link.end(node, error);
+        node.health.link_is_lost(error);
         self.state = LinkState::Waiting { until: self.backoff.pause(now) };
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{Cmd, RedisError, Value};
 use tokio::time::Instant;
 
-use super::fault::{is_for_now, is_refusal};
+use super::error::{is_for_now, is_refusal};
 use super::resp::Protocol;
 
 /// How often a link asks. Chosen: for this long, messages published at a former master are in doubt.
@@ -38,7 +38,7 @@ enum Question {
 
 /// A link's knowledge of its server's role.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct RoleWatch {
     protocol: Protocol,
     question: Question,
     /// Whether the server answers one of the questions; true until it has refused both.
@@ -64,7 +64,7 @@ impl Rank {
     }
 }
 
-impl Watch {
+impl RoleWatch {
     /// For a link that speaks this version of the protocol; due at once.
     pub(crate) fn new(protocol: Protocol, now: Instant) -> Self {
         Self { protocol, question: Question::Hello, is_told: true, master_at: now, next_at: Some(now) }
@@ -214,7 +214,7 @@ mod tests {
                 },
             ))
             .extract_error();
-        let mut watch = Watch::new(Protocol::Resp3, Instant::now());
+        let mut watch = RoleWatch::new(Protocol::Resp3, Instant::now());
         assert_eq!(watch.on_answer(Instant::now(), unknown).unwrap(), Rank::Unknown);
         assert_eq!((watch.question, watch.is_told()), (Question::Role, true));
         assert!(watch.on_answer(Instant::now(), refused()).is_err(), "that is no answer");

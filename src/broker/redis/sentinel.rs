@@ -14,10 +14,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::credential::Credential;
 use super::dial::{self, Race, first_of, within};
-use super::fault::{LinkError, Step, is_refusal};
+use super::error::{LinkError, Step, is_refusal};
 use super::greeting::without_arguments;
 use super::tls::{Tls, secure};
-use super::transport::{Place, Transport};
+use super::transport::{HostPort, Transport};
 
 /// How long the first that answers waits for others to agree, before its word is taken. Chosen: far above a round
 /// trip, and hardly a part of a failover.
@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_millis(250);
 /// The Sentinels of a master, and how they are spoken to.
 #[derive(Debug, Clone)]
 pub(super) struct Sentinels {
-    pub(super) places: Vec<Place>,
+    pub(super) places: Vec<HostPort>,
     /// The name by which they know the master.
     pub(super) master: String,
     pub(super) own: Credential,
@@ -38,12 +38,12 @@ pub(super) struct Sentinels {
 #[derive(Debug, Default)]
 struct Answers {
     /// The masters that they name, each by one of them.
-    named: Vec<Place>,
+    named: Vec<HostPort>,
     failed: Vec<LinkError>,
 }
 
 /// A question to the Sentinel at a place.
-type Asking<'a> = (&'a Place, Pin<Box<dyn Future<Output = Result<Option<Place>, LinkError>> + 'a>>);
+type Asking<'a> = (&'a HostPort, Pin<Box<dyn Future<Output = Result<Option<HostPort>, LinkError>> + 'a>>);
 
 impl Sentinels {
     /// Where the master is: as most Sentinels say, or else those that answer first. Each step of asking one may
@@ -51,21 +51,21 @@ impl Sentinels {
     ///
     /// # Errors
     /// When none answers, or none knows the master: what each of them said.
-    pub(super) async fn master(&self, limit: Duration, on_slow: &dyn Fn(&LinkError)) -> Result<Place, LinkError> {
+    pub(super) async fn master(&self, limit: Duration, on_slow: &dyn Fn(&LinkError)) -> Result<HostPort, LinkError> {
         let Answers { mut named, failed } = self.ask_all(limit, GRACE, on_slow).await;
         let most = (0..named.len()).rev().max_by_key(|place| votes(&named, *place));
         most.map(|place| named.swap_remove(place)).ok_or(LinkError::Each(failed))
     }
 
     /// Where the master is, if more than half of the Sentinels agree on that.
-    pub(super) async fn agreed_master(&self, limit: Duration) -> Option<Place> {
+    pub(super) async fn agreed_master(&self, limit: Duration) -> Option<HostPort> {
         let debug = |error: &LinkError| tracing::debug!(%error, "a Sentinel cannot be asked: {error}");
         let Answers { named, failed } = self.ask_all(limit, limit, &debug).await;
         failed.iter().for_each(debug);
         self.agreed(&named).cloned()
     }
 
-    fn agreed<'a>(&self, named: &'a [Place]) -> Option<&'a Place> {
+    fn agreed<'a>(&self, named: &'a [HostPort]) -> Option<&'a HostPort> {
         let place = (0..named.len()).find(|place| 2 * votes(named, *place) > self.places.len())?;
         named.get(place)
     }
@@ -103,10 +103,10 @@ impl Sentinels {
     /// Asks one, by the first of its addresses that leads to an answer.
     async fn ask(
         &self,
-        (host, port): &Place,
+        (host, port): &HostPort,
         limit: Duration,
         on_slow: &dyn Fn(&LinkError),
-    ) -> Result<Option<Place>, LinkError> {
+    ) -> Result<Option<HostPort>, LinkError> {
         let mut race = Race::new(dial::look_up(host, *port, limit, on_slow).await?, limit);
         while let Some((address, stream)) = race.next().await {
             let address = address.to_string();
@@ -126,7 +126,7 @@ impl Sentinels {
     }
 
     /// Asks on a connection; a refusal is an answer.
-    async fn ask_on(&self, stream: Box<dyn Transport>) -> io::Result<Result<Option<Place>, LinkError>> {
+    async fn ask_on(&self, stream: Box<dyn Transport>) -> io::Result<Result<Option<HostPort>, LinkError>> {
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         // RESP2 without a greeting: every Sentinel speaks it.
         let greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
@@ -181,7 +181,7 @@ async fn ask(connection: &mut MultiplexedConnection, command: &redis::Cmd) -> Re
 }
 
 /// How many name the same master as the one at `place`.
-fn votes(named: &[Place], place: usize) -> usize {
+fn votes(named: &[HostPort], place: usize) -> usize {
     named.iter().filter(|other| Some(*other) == named.get(place)).count()
 }
 

@@ -1,25 +1,25 @@
 //! A worker's subscribing link to one node, as a state machine: time and bytes go in; bytes, publications and events
 //! come out. It is made, kept, and made again with every wanted channel.
 //!
-//! A channel is subscribed when Redis' confirmation is read in the stream of publications. `station.rs` makes the stream
-//! and moves its bytes; `errand.rs` has the commands, `answer.rs` what follows from an answer. May not enter:
-//! sockets, tasks, the clock.
+//! A channel is subscribed when Redis' confirmation is read in the stream of publications. `node_links.rs` makes the
+//! stream and moves its bytes; `link_command.rs` has the commands, `reply.rs` what follows from an answer. May not
+//! enter: sockets, tasks, the clock.
 
 use std::time::Duration;
 
 use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
-use super::answer::{self, Outcome};
 use super::audit;
 use super::backoff::Backoff;
-use super::commands::{Command, Commands, subscriptions};
-use super::errand::{Counting, Errand};
-use super::fault::LinkError;
-use super::link::{Count, Link, LinkState, UnderWay};
-use super::links::{Greeting, Links, Sorted};
+use super::error::LinkError;
+use super::link_command::{Counting, LinkCommand};
 use super::marker;
+use super::node_state::{Greeting, NodeState, Sorted};
+use super::pending_changes::{Change, PendingChanges, subscriptions};
+use super::reply::{self, Consequence};
 use super::resp::{Item, Part};
+use super::subscribing_link::{Count, LinkState, SubscribingLink, UnderWay};
 use crate::broker::event::Report;
 use crate::channel::Channel;
 
@@ -27,7 +27,7 @@ use crate::channel::Channel;
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     state: LinkState,
-    commands: Commands,
+    commands: PendingChanges,
     backoff: Backoff,
     /// Whether publications were read since the probe was told.
     has_heard: bool,
@@ -37,7 +37,12 @@ impl Subscriber {
     /// A link that is to be made at once.
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
         let backoff = Backoff::new(max_reconnect_delay);
-        Self { state: LinkState::Waiting { until: now }, commands: Commands::default(), backoff, has_heard: false }
+        Self {
+            state: LinkState::Waiting { until: now },
+            commands: PendingChanges::default(),
+            backoff,
+            has_heard: false,
+        }
     }
 
     /// One that is never made.
@@ -46,23 +51,23 @@ impl Subscriber {
     }
 
     /// Subscribes a channel.
-    pub(crate) fn subscribe(&mut self, links: &mut Links, channel: Channel) {
-        links.channels.ask(channel.clone());
-        self.command(Command::Subscribe(channel));
+    pub(crate) fn subscribe(&mut self, node: &mut NodeState, channel: Channel) {
+        node.channels.ask(channel.clone());
+        self.command(Change::Subscribe(channel));
     }
 
     /// Unsubscribes a channel.
-    pub(crate) fn unsubscribe(&mut self, links: &mut Links, channel: Channel) {
-        links.channels.forget(&channel);
-        self.command(Command::Unsubscribe(channel));
+    pub(crate) fn unsubscribe(&mut self, node: &mut NodeState, channel: Channel) {
+        node.channels.forget(&channel);
+        self.command(Change::Unsubscribe(channel));
     }
 
     /// Wants the stream to stop at the marker that the links have.
     pub(crate) fn set_marker(&mut self) {
-        self.command(Command::Marker);
+        self.command(Change::Marker);
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: Change) {
         // Bounded: without a link nothing is unsubscribed, and handshakes are refused after a blip. The next link starts
         // over with the channels that are wanted then.
         if !matches!(self.state, LinkState::Closed) {
@@ -71,13 +76,13 @@ impl Subscriber {
     }
 
     /// Goes on behind the marker.
-    pub(crate) fn release(&mut self, links: &mut Links, now: Instant) {
-        links.is_marker_due = false;
-        let Some(marker) = links.marker.take() else { return };
+    pub(crate) fn release(&mut self, node: &mut NodeState, now: Instant) {
+        node.is_marker_due = false;
+        let Some(marker) = node.marker.take() else { return };
         if marker.progress != marker::Progress::Lost {
-            self.command(Command::Unmark(marker.channel));
+            self.command(Change::Unmark(marker.channel));
         }
-        self.state.go_on(links, now);
+        self.state.go_on(node, now);
     }
 
     /// No link is made any more.
@@ -95,22 +100,25 @@ impl Subscriber {
         is_due
     }
 
-    pub(crate) fn on_not_connected(&mut self, links: &Links, error: &LinkError, now: Instant) {
+    pub(crate) fn on_not_connected(&mut self, node: &NodeState, error: &LinkError, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::Connecting));
-        links.health.attempt_failed(error);
+        node.health.attempt_failed(error);
         self.state = LinkState::Waiting { until: self.backoff.pause(now) };
     }
 
-    pub(crate) fn on_connected(&mut self, links: &mut Links, greeting: Greeting, now: Instant) {
+    pub(crate) fn on_connected(&mut self, node: &mut NodeState, greeting: Greeting, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::Connecting));
-        links.subscriber_at.clone_from(&greeting.master);
+        node.subscriber_at.clone_from(&greeting.master);
         if !greeting.role.is_told() {
-            links.health.role_is_unknown();
+            node.health.role_is_unknown();
         }
-        let link = Link::new(greeting, [Errand::Probe, Errand::Unconfirmed, Errand::Count(Counting::First)]);
+        let link = SubscribingLink::new(
+            greeting,
+            [LinkCommand::Probe, LinkCommand::Unconfirmed, LinkCommand::Count(Counting::First)],
+        );
         self.state = LinkState::Subscribing(Box::new(link), Count::Unknown);
         self.has_heard = false;
-        self.advance(links, now);
+        self.advance(node, now);
     }
 
     /// Whether there is a link.
@@ -143,12 +151,12 @@ impl Subscriber {
     }
 
     /// So many bytes came.
-    pub(crate) fn on_bytes(&mut self, links: &mut Links, len: usize, now: Instant) {
+    pub(crate) fn on_bytes(&mut self, node: &mut NodeState, len: usize, now: Instant) {
         let Some(link) = self.link_mut() else { return };
         link.reader.filled(len);
         if link.reader.is_in_publication() {
             // A large one may take its time.
-            links.probe.on_heard(now);
+            node.probe.on_heard(now);
         }
     }
 
@@ -160,233 +168,235 @@ impl Subscriber {
 
     /// Takes the stream apart until a publication comes, its channel and payload; `None` when events come first, or more
     /// bytes are needed.
-    pub(crate) fn next(&mut self, links: &mut Links, now: Instant) -> Option<(Part, Part)> {
-        while links.events.is_empty()
+    pub(crate) fn next(&mut self, node: &mut NodeState, now: Instant) -> Option<(Part, Part)> {
+        while node.events.is_empty()
             && let LinkState::Subscribing(link, _) | LinkState::Hearing(link, _) = &mut self.state
         {
             match link.reader.next() {
                 Ok(Some(Item::Publication { channel, payload })) => {
                     self.has_heard = true;
-                    match links.sort(link.reader.bytes(&channel), link.reader.bytes(&payload)) {
+                    match node.sort(link.reader.bytes(&channel), link.reader.bytes(&payload)) {
                         Sorted::Publication => return Some((channel, payload)),
                         Sorted::Own => {}
                         Sorted::Marker => self.state.stand_still(),
                     }
                 }
                 Ok(None) => {
-                    self.tell_probe(links, now);
+                    self.tell_probe(node, now);
                     return None;
                 }
-                Ok(Some(item)) => self.on_item(links, &item, now),
-                Err(_) => self.fail(links, &LinkError::Malformed, now),
+                Ok(Some(item)) => self.on_item(node, &item, now),
+                Err(_) => self.fail(node, &LinkError::Malformed, now),
             }
         }
         None
     }
 
     /// The probe learns that publications came.
-    fn tell_probe(&mut self, links: &mut Links, now: Instant) {
+    fn tell_probe(&mut self, node: &mut NodeState, now: Instant) {
         if std::mem::take(&mut self.has_heard) {
-            links.probe.on_heard(now);
+            node.probe.on_heard(now);
         }
     }
 
-    fn on_item(&mut self, links: &mut Links, item: &Item, now: Instant) {
+    fn on_item(&mut self, node: &mut NodeState, item: &Item, now: Instant) {
         let Some(link) = self.link_mut() else { return };
         let outcome = match item {
             Item::Confirmation(confirmation, channel) => {
-                let Link { reader, under_way, .. } = link;
+                let SubscribingLink { reader, under_way, .. } = link;
                 let channel = reader.bytes(channel);
-                let mut errand = under_way.as_mut().map(|under_way| &mut under_way.errand);
-                let unwanted = answer::on_confirmation(links, errand.as_deref(), *confirmation, channel, now);
+                let mut command = under_way.as_mut().map(|under_way| &mut under_way.command);
+                let unwanted = reply::on_confirmation(node, command.as_deref(), *confirmation, channel, now);
                 let is_done =
-                    errand.as_mut().is_some_and(|errand| errand.on_confirmation(links, *confirmation, channel));
+                    command.as_mut().is_some_and(|command| command.on_confirmation(node, *confirmation, channel));
                 let done = if is_done { under_way.take() } else { None };
-                unwanted.into_iter().for_each(|channel| self.commands.push(Command::Unsubscribe(channel)));
-                let Some(UnderWay { errand, .. }) = done else { return };
-                Ok(answer::on_confirmed(links, errand))
+                unwanted.into_iter().for_each(|channel| self.commands.push(Change::Unsubscribe(channel)));
+                let Some(UnderWay { command, .. }) = done else { return };
+                Ok(reply::on_confirmed(node, command))
             }
             Item::Answer(answer) => {
                 let answer = redis::parse_redis_value(link.reader.bytes(answer)).and_then(Value::extract_error);
                 match link.under_way.take() {
-                    Some(UnderWay { errand: Errand::Role, since, .. }) => self.on_role(links, since, answer, now),
-                    Some(UnderWay { errand, .. }) => answer::on_answer(links, errand, answer, now),
+                    Some(UnderWay { command: LinkCommand::Role, since, .. }) => self.on_role(node, since, answer, now),
+                    Some(UnderWay { command, .. }) => reply::on_answer(node, command, answer, now),
                     None => Err(LinkError::OutOfStep),
                 }
             }
             Item::Publication { .. } | Item::Push => return,
         };
-        match outcome.and_then(|outcome| self.on_outcome(links, outcome, now)) {
-            Ok(()) => self.advance(links, now),
-            Err(error) => self.fail(links, &error, now),
+        match outcome.and_then(|outcome| self.on_outcome(node, outcome, now)) {
+            Ok(()) => self.advance(node, now),
+            Err(error) => self.fail(node, &error, now),
         }
     }
 
     /// Leaves a node that is no master any more.
     fn on_role(
         &mut self,
-        links: &mut Links,
+        node: &mut NodeState,
         sent: Instant,
         answer: RedisResult<Value>,
         now: Instant,
-    ) -> Result<Outcome, LinkError> {
-        let Some(Link { role, address, .. }) = self.link_mut() else { return Ok(Outcome::Done) };
+    ) -> Result<Consequence, LinkError> {
+        let Some(SubscribingLink { role, address, .. }) = self.link_mut() else { return Ok(Consequence::Done) };
         let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
         if !role.is_told() {
-            links.health.role_is_unknown();
+            node.health.role_is_unknown();
         }
-        links.on_rank(rank, address, now).map(|()| Outcome::Done)
+        node.on_rank(rank, address, now).map(|()| Consequence::Done)
     }
 
-    fn on_outcome(&mut self, links: &mut Links, outcome: Outcome, now: Instant) -> Result<(), LinkError> {
+    fn on_outcome(&mut self, node: &mut NodeState, outcome: Consequence, now: Instant) -> Result<(), LinkError> {
         match outcome {
-            Outcome::Done => {}
-            Outcome::Next(errand) => self.state.plan_first([errand]),
-            Outcome::Await(errand) => {
+            Consequence::Done => {}
+            Consequence::Next(command) => self.state.plan_first([command]),
+            Consequence::Await(command) => {
                 if let Some(link) = self.link_mut() {
-                    link.keep_under_way(links, errand, now);
+                    link.keep_under_way(node, command, now);
                 }
             }
-            Outcome::Counted(counting, missing) => return audit::on_count(&mut self.state, links, counting, missing),
+            Consequence::Counted(counting, missing) => {
+                return audit::on_count(&mut self.state, node, counting, missing);
+            }
         }
         Ok(())
     }
 
     /// When [`Subscriber::step`] has something to do at the latest.
-    pub(crate) fn next_timeout(&self, links: &Links) -> Option<Instant> {
-        self.state.next_timeout(links)
+    pub(crate) fn next_timeout(&self, node: &NodeState) -> Option<Instant> {
+        self.state.next_timeout(node)
     }
 
     /// Does what is due, and what the worker has asked for.
-    pub(crate) fn step(&mut self, links: &mut Links, now: Instant) {
+    pub(crate) fn step(&mut self, node: &mut NodeState, now: Instant) {
         if let LinkState::Subscribing(link, _) | LinkState::Hearing(link, _) = &mut self.state
             && link.is_overdue(now)
         {
-            let silent = LinkError::Silent("Redis".to_owned(), links.terms.response_timeout);
-            return self.fail(links, &silent, now);
+            let silent = LinkError::Silent("Redis".to_owned(), node.terms.response_timeout);
+            return self.fail(node, &silent, now);
         }
         if matches!(self.state, LinkState::Hearing(..))
-            && let Some(silence) = links.probe.missed(now)
+            && let Some(silence) = node.probe.missed(now)
         {
-            return self.fail(links, &LinkError::Deaf(silence), now);
+            return self.fail(node, &LinkError::Deaf(silence), now);
         }
-        self.advance(links, now);
+        self.advance(node, now);
     }
 
-    /// Sends the next errand, unless one is under way.
-    fn advance(&mut self, links: &mut Links, now: Instant) {
+    /// Sends the next command, unless one is under way.
+    fn advance(&mut self, node: &mut NodeState, now: Instant) {
         while self.link().is_some_and(|link| link.under_way.is_none()) {
-            let Some(errand) = self.next_errand(links, now) else { return };
-            match errand {
-                Errand::Unconfirmed => self.plan_unconfirmed(links),
-                Errand::EndAudit => audit::end(&mut self.state, links, now),
-                Errand::BeginProbe => links.probe.begin(now),
-                errand => {
+            let Some(command) = self.next_command(node, now) else { return };
+            match command {
+                LinkCommand::Unconfirmed => self.plan_unconfirmed(node),
+                LinkCommand::EndAudit => audit::end(&mut self.state, node, now),
+                LinkCommand::BeginProbe => node.probe.begin(now),
+                command => {
                     if let Some(link) = self.link_mut() {
-                        link.send(links, errand, now);
+                        link.send(node, command, now);
                     }
                 }
             }
         }
     }
 
-    /// The next errand: of a plan, or one that is due, or what the worker has asked for. What is due comes first, so that
+    /// The next command: of a plan, or one that is due, or what the worker has asked for. What is due comes first, so that
     /// a storm of handshakes cannot put it off.
-    fn next_errand(&mut self, links: &mut Links, now: Instant) -> Option<Errand> {
-        if let Some(errand) = self.link_mut()?.plan.pop_front() {
-            return Some(errand);
+    fn next_command(&mut self, node: &mut NodeState, now: Instant) -> Option<LinkCommand> {
+        if let Some(command) = self.link_mut()?.plan.pop_front() {
+            return Some(command);
         }
         if let LinkState::Subscribing(..) = &self.state {
-            self.hear(links, now);
+            self.hear(node, now);
         }
         if let LinkState::Hearing(link, audits) = &mut self.state {
             let may_ask = link.role.next_at().is_some();
-            if may_ask && (link.role.is_due(now) || links.is_suspect) {
-                links.is_suspect = false;
-                return Some(Errand::Role);
+            if may_ask && (link.role.is_due(now) || node.is_suspect) {
+                node.is_suspect = false;
+                return Some(LinkCommand::Role);
             }
-            links.is_suspect = false;
+            node.is_suspect = false;
             if audits.take_due(now) {
-                return Some(Errand::Count(Counting::Audit));
+                return Some(LinkCommand::Count(Counting::Audit));
             }
         }
-        let mut errands = self.commands.next(links);
-        if matches!(self.state, LinkState::Hearing(..)) && links.retry_at.is_some_and(|at| at <= now) {
-            links.retry_at = None;
+        let mut commands = self.commands.next(node);
+        if matches!(self.state, LinkState::Hearing(..)) && node.retry_at.is_some_and(|at| at <= now) {
+            node.retry_at = None;
             // What was commanded before comes first: a channel may have to be left and joined again.
-            while let more = self.commands.next(links)
+            while let more = self.commands.next(node)
                 && !more.is_empty()
             {
-                errands.extend(more);
+                commands.extend(more);
             }
-            errands.push(Errand::Unconfirmed);
+            commands.push(LinkCommand::Unconfirmed);
         }
         let plan = &mut self.link_mut()?.plan;
-        plan.extend(errands);
+        plan.extend(commands);
         let next = plan.pop_front();
         if next.is_none() && !self.is_at_marker() {
-            links.end_gap(now);
+            node.end_gap(now);
         }
         next
     }
 
     /// All wanted channels are subscribed.
-    fn hear(&mut self, links: &mut Links, now: Instant) {
+    fn hear(&mut self, node: &mut NodeState, now: Instant) {
         self.state.hear(now);
-        links.probe.begin(now);
-        links.deaf_since = None;
-        links.subscribed_at = now;
-        links.health.worker_hears();
-        links.health.link_is_up();
+        node.probe.begin(now);
+        node.incomplete_since = None;
+        node.subscribed_at = now;
+        node.health.worker_hears();
+        node.health.link_is_up();
         self.backoff.reset();
-        links.end_gap(now);
+        node.end_gap(now);
     }
 
     /// Plans to subscribe all that Redis has not confirmed.
-    fn plan_unconfirmed(&mut self, links: &Links) {
+    fn plan_unconfirmed(&mut self, node: &NodeState) {
         if let LinkState::Subscribing(..) = &self.state {
             self.commands.start_over();
         }
-        self.state.plan_first(subscriptions(links, links.channels.unconfirmed()));
+        self.state.plan_first(subscriptions(node, node.channels.unconfirmed()));
     }
 
     /// The link is lost, as when its stream has ended, and another is made after a pause.
-    pub(crate) fn fail(&mut self, links: &mut Links, error: &LinkError, now: Instant) {
+    pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
         let state = std::mem::replace(&mut self.state, LinkState::Waiting { until: self.backoff.pause(now) });
         let (LinkState::Subscribing(..) | LinkState::Hearing(..) | LinkState::AtMarker(..)) = &state else {
             self.state = state;
             return;
         };
-        self.tell_probe(links, now);
-        links.probe.end();
-        links.retry_at = None;
-        links.set_progress(marker::Progress::Lost);
-        if links.channels.confirmed() > 0 || !links.is_deaf() {
+        self.tell_probe(node, now);
+        node.probe.end();
+        node.retry_at = None;
+        node.set_progress(marker::Progress::Lost);
+        if node.channels.confirmed() > 0 || !node.is_incomplete() {
             let since = match (error, &state) {
                 // What the probe heard says nothing about a subscription that Redis forgot.
                 (LinkError::Fewer(_), LinkState::Hearing(_, audits)) => audits.complete_at,
                 // Its new master may have had messages since that it did not hear of.
                 (LinkError::NoMaster(..), LinkState::Hearing(link, _)) => link.role.master_at(),
-                _ => links.probe.heard_at(),
+                _ => node.probe.heard_at(),
             };
-            links.lost(since);
+            node.lost(since);
         }
-        if links.is_deaf() {
-            links.health.attempt_failed(error);
+        if node.is_incomplete() {
+            node.health.attempt_failed(error);
         } else {
-            links.deaf_since = Some(now);
-            links.health.link_is_lost(error);
-            links.health.worker_is_deaf();
+            node.incomplete_since = Some(now);
+            node.health.link_is_lost(error);
+            node.health.worker_is_incomplete();
         }
-        links.channels.lose_all();
-        links.events.push_back(Report::Lost { node: links.node });
+        node.channels.lose_all();
+        node.events.push_back(Report::Lost { node: node.id });
     }
 
-    fn link(&self) -> Option<&Link> {
+    fn link(&self) -> Option<&SubscribingLink> {
         self.state.link()
     }
 
-    fn link_mut(&mut self) -> Option<&mut Link> {
+    fn link_mut(&mut self) -> Option<&mut SubscribingLink> {
         self.state.link_mut()
     }
 }

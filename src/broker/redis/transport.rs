@@ -7,4 +7,4 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Transport for T {}
 
 /// A host and a port.
-pub(crate) type Place = (String, u16);
+pub(crate) type HostPort = (String, u16);

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::fault::{LinkError, Step};
+use super::error::{LinkError, Step};
 use crate::config::RedisAddress;
 
 /// Adds advice about the scheme to an error before the first answer.

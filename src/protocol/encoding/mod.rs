@@ -4,7 +4,7 @@
 //! bytes. A new encoding (SSE, a multiplexed protocol) is a new value. All peculiarities of the Lua handler (the
 //! suffix, the JSON channel rule, the close reply) are in this room. May not enter: sockets, sessions.
 
-pub(crate) mod json;
+pub(crate) mod lua_channel;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};

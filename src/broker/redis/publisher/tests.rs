@@ -8,10 +8,10 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::broker::redis::health::Health;
-use crate::broker::redis::links::{RETRY, Terms};
+use crate::broker::redis::node_state::{RETRY, Terms};
 use crate::broker::redis::resp::Protocol;
-use crate::broker::redis::role::Watch;
-use crate::broker::redis::transport::Place;
+use crate::broker::redis::role::RoleWatch;
+use crate::broker::redis::transport::HostPort;
 use crate::channel::Channel;
 use crate::config::RedisUrl;
 use crate::id::SessionKey;
@@ -22,13 +22,13 @@ const SECOND: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 struct Stage {
-    links: Links,
+    node: NodeState,
     publisher: Publisher,
     now: Instant,
 }
 
 impl Stage {
-    /// Links whose subscriber hears all, and a publishing link whose node is a master.
+    /// NodeState whose subscriber hears all, and a publishing link whose node is a master.
     fn up() -> Self {
         let now = Instant::now();
         let terms = Terms {
@@ -39,36 +39,36 @@ impl Stage {
             is_in_cluster: false,
         };
         let health = Arc::new(Health::new(&RedisUrl::default(), 1));
-        let mut links = Links::new(Node(0), terms, health, Placement::over(1), now);
-        links.deaf_since = None;
-        links.health.worker_hears();
-        let mut stage = Self { links, publisher: Publisher::new(SECOND, now), now };
+        let mut node = NodeState::new(Node(0), terms, health, Placement::over(1), now);
+        node.incomplete_since = None;
+        node.health.worker_hears();
+        let mut stage = Self { node, publisher: Publisher::new(SECOND, now), now };
         stage.connect(None);
         stage
     }
 
-    fn connect(&mut self, master: Option<Place>) {
+    fn connect(&mut self, master: Option<HostPort>) {
         self.now += SECOND;
         assert!(self.publisher.wants_link(self.now));
-        let mut role = Watch::new(Protocol::Resp3, self.now);
+        let mut role = RoleWatch::new(Protocol::Resp3, self.now);
         role.on_answer(self.now, Ok(role_of("master"))).unwrap();
         let greeting = Greeting { protocol: Protocol::Resp3, address: "a:1".to_owned(), role, master };
-        self.publisher.on_connected(&mut self.links, greeting, self.now);
+        self.publisher.on_connected(&mut self.node, greeting, self.now);
     }
 
     /// The next commands, each as one line; empty where nothing is to be sent.
     fn step(&mut self) -> Vec<String> {
-        let pipeline = self.publisher.step(&mut self.links, self.now);
+        let pipeline = self.publisher.step(&mut self.node, self.now);
         pipeline.map(|pipeline| lines(&pipeline)).unwrap_or_default()
     }
 
     fn answer(&mut self, answers: Vec<Value>) {
-        self.publisher.on_answers(&mut self.links, Ok(answers), self.now);
+        self.publisher.on_answers(&mut self.node, Ok(answers), self.now);
     }
 
     /// What the worker was told, and the outcomes of messages.
     fn told(&mut self) -> Vec<String> {
-        let events = std::mem::take(&mut self.links.events);
+        let events = std::mem::take(&mut self.node.events);
         let told = events.into_iter().map(|event| match event {
             Report::Room { .. } => "room".to_owned(),
             Report::Published { outcome: Ok(()), .. } => "published".to_owned(),
@@ -95,7 +95,7 @@ impl Stage {
             origin: Origin::Session(SessionKey { index: *session, generation: 0 }),
             since: 0,
         });
-        let pipeline = self.publisher.on_messages(&mut self.links, messages.collect(), self.now);
+        let pipeline = self.publisher.on_messages(&mut self.node, messages.collect(), self.now);
         pipeline.map(|pipeline| lines(&pipeline)).unwrap_or_default()
     }
 }
@@ -145,7 +145,7 @@ fn what_was_refused_for_now_goes_back_unless_another_overtook_it() {
     stage.publish(&[(1, "a", "1"), (1, "b", "2"), (1, "a", "3")]);
     stage.answer(vec![error("LOADING not yet"), error("LOADING not yet"), Value::Int(1)]);
     assert_eq!(stage.told(), ["refused", "published", "1 returned"]);
-    assert!(stage.links.doubts_topology && stage.step().is_empty());
+    assert!(stage.node.doubts_topology && stage.step().is_empty());
     assert!(stage.told().is_empty(), "it waits a moment");
     stage.now += RETRY;
     assert_eq!(stage.publish(&[(1, "b", "2")]), ["PUBLISH b 2"]);
@@ -166,18 +166,18 @@ fn what_was_not_answered_is_unknown_and_never_sent_again() {
 #[test]
 fn nothing_is_published_while_the_subscriber_is_away_but_the_role_is_asked() {
     let mut stage = Stage::up();
-    stage.links.deaf_since = Some(stage.now);
+    stage.node.incomplete_since = Some(stage.now);
     stage.publisher.on_messages_wait();
     assert!(stage.step().is_empty() && stage.told().is_empty());
     stage.now += 2 * SECOND;
     assert_eq!(stage.step(), ["HELLO 3"]);
     stage.answer(vec![role_of("master")]);
     assert!(stage.step().is_empty() && stage.told().is_empty());
-    stage.links.deaf_since = None;
-    stage.links.health.worker_is_deaf();
-    stage.links.subscribed_at = stage.now;
+    stage.node.incomplete_since = None;
+    stage.node.health.worker_is_incomplete();
+    stage.node.subscribed_at = stage.now;
     assert!(stage.step().is_empty() && stage.told().is_empty(), "another worker has its moment");
-    stage.links.health.worker_hears();
+    stage.node.health.worker_hears();
     assert_eq!(stage.publish(&[(1, "a", "x")]), ["PUBLISH a x"]);
 }
 
@@ -191,13 +191,13 @@ fn messages_that_a_former_master_took_are_in_doubt() {
     assert_eq!(stage.step(), ["HELLO 3"]);
     stage.answer(vec![role_of("replica")]);
     assert_eq!(stage.told(), ["3 of 2 in doubt"]);
-    assert!(!stage.publisher.is_up() && stage.links.is_suspect);
+    assert!(!stage.publisher.is_up() && stage.node.is_suspect);
 }
 
 #[test]
 fn a_link_to_another_master_than_the_subscribers_ends() {
     let mut stage = Stage::up();
-    stage.links.subscriber_at = Some(("b".to_owned(), 1));
+    stage.node.subscriber_at = Some(("b".to_owned(), 1));
     assert!(stage.step().is_empty() && !stage.publisher.is_up());
     stage.connect(Some(("b".to_owned(), 1)));
     assert_eq!(stage.publish(&[(1, "a", "x")]), ["PUBLISH a x"]);
@@ -227,7 +227,7 @@ fn what_is_under_way_at_the_end_is_given_back_to_be_told() {
         origin: Origin::Publisher(tell),
         since: 0,
     };
-    assert!(stage.publisher.on_messages(&mut stage.links, vec![message], stage.now).is_some());
+    assert!(stage.publisher.on_messages(&mut stage.node, vec![message], stage.now).is_some());
     assert_eq!(stage.publisher.abandon().len(), 1);
     assert!(stage.publisher.abandon().is_empty() && stage.publisher.is_closed());
 }

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use super::*;
 use crate::broker::event::{Gap, Report};
 use crate::broker::redis::health::Health;
-use crate::broker::redis::links::Terms;
 use crate::broker::redis::marker::{Marker, Progress};
+use crate::broker::redis::node_state::Terms;
 use crate::broker::redis::resp::Protocol;
-use crate::broker::redis::role::Watch;
+use crate::broker::redis::role::RoleWatch;
 use crate::broker::seal::Seal;
 use crate::config::RedisUrl;
 use crate::placement::{Node, Owners, Placement, SLOTS};
@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A link, its worker and its clock.
 struct Stage {
-    links: Links,
+    node: NodeState,
     subscriber: Subscriber,
     now: Instant,
     protocol: Protocol,
@@ -53,15 +53,15 @@ impl Stage {
             max_reconnect_delay: SECOND,
             is_in_cluster: placement.has_sharded(),
         };
-        let links = Links::new(node, terms, Arc::new(Health::new(&RedisUrl::default(), 1)), placement, now);
+        let node = NodeState::new(node, terms, Arc::new(Health::new(&RedisUrl::default(), 1)), placement, now);
         let subscriber = Subscriber::new(SECOND, now);
-        let mut stage = Self { links, subscriber, now, protocol: Protocol::Resp3, told: Vec::new() };
+        let mut stage = Self { node, subscriber, now, protocol: Protocol::Resp3, told: Vec::new() };
         channels.iter().for_each(|name| stage.subscribe(name));
         stage
     }
 
     fn subscribe(&mut self, name: &str) {
-        self.subscriber.subscribe(&mut self.links, channel(name));
+        self.subscriber.subscribe(&mut self.node, channel(name));
         self.step();
     }
 
@@ -69,21 +69,21 @@ impl Stage {
     fn connect(&mut self) {
         self.now += SECOND;
         assert!(self.subscriber.wants_link(self.now) && !self.subscriber.wants_link(self.now));
-        let mut role = Watch::new(self.protocol, self.now);
+        let mut role = RoleWatch::new(self.protocol, self.now);
         let master = redis::Value::Array(vec![
             redis::Value::SimpleString("role".to_owned()),
             redis::Value::SimpleString("master".to_owned()),
         ]);
         role.on_answer(self.now, Ok::<_, RedisError>(master)).unwrap();
         let greeting = Greeting { protocol: self.protocol, address: "a:1".to_owned(), role, master: None };
-        self.subscriber.on_connected(&mut self.links, greeting, self.now);
+        self.subscriber.on_connected(&mut self.node, greeting, self.now);
     }
 
     /// The commands that wait to be sent, each as one line.
     fn commands(&mut self) -> Vec<String> {
         let sent = self.subscriber.outgoing().map(std::mem::take).unwrap_or_default();
         let text = String::from_utf8(sent).unwrap();
-        let probe = String::from_utf8_lossy(self.links.probe.channel()).into_owned();
+        let probe = String::from_utf8_lossy(self.node.probe.channel()).into_owned();
         let mut words: Vec<_> = text.split("\r\n").filter(|word| !word.starts_with('$')).collect();
         words.pop();
         let commands = words.split(|word| word.starts_with('*')).filter(|command| !command.is_empty());
@@ -107,7 +107,7 @@ impl Stage {
                 let taken = room.len().min(part.len());
                 room[..taken].copy_from_slice(&part[..taken]);
                 part = &part[taken..];
-                self.subscriber.on_bytes(&mut self.links, taken, self.now);
+                self.subscriber.on_bytes(&mut self.node, taken, self.now);
                 self.listen();
             }
         }
@@ -116,7 +116,7 @@ impl Stage {
     /// Collects what the worker is to be told.
     fn listen(&mut self) {
         loop {
-            if let Some(event) = self.links.events.pop_front() {
+            if let Some(event) = self.node.events.pop_front() {
                 self.told.push(match event {
                     Report::Subscribed { channel, .. } => format!("subscribed {}", channel.escape_ascii()),
                     Report::Refused { channel, .. } => format!("refused {}", channel.escape_ascii()),
@@ -125,31 +125,31 @@ impl Stage {
                     Report::Gap(Gap { length, .. }) => format!("gap {}", length.as_secs_f64().round()),
                     other => format!("{other:?}"),
                 });
-            } else if let Some((channel, payload)) = self.subscriber.next(&mut self.links, self.now) {
+            } else if let Some((channel, payload)) = self.subscriber.next(&mut self.node, self.now) {
                 let (channel, payload) = self.subscriber.publication(&channel, &payload).unwrap();
                 self.told.push(format!("{}={}", channel.escape_ascii(), payload.escape_ascii()));
-            } else if self.links.events.is_empty() {
+            } else if self.node.events.is_empty() {
                 return;
             }
         }
     }
 
     fn step(&mut self) {
-        self.subscriber.step(&mut self.links, self.now);
+        self.subscriber.step(&mut self.node, self.now);
         self.listen();
     }
 
     /// Time passes; the machine runs whenever it asked for that.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
-        while let Some(next) = self.subscriber.next_timeout(&self.links).filter(|next| *next <= end) {
+        while let Some(next) = self.subscriber.next_timeout(&self.node).filter(|next| *next <= end) {
             if !self.subscriber.is_up() {
                 break;
             }
-            assert!(next >= self.now || self.links.probe.limit().is_some(), "a time in the past is asked for");
+            assert!(next >= self.now || self.node.probe.limit().is_some(), "a time in the past is asked for");
             self.now = next.max(self.now);
             self.step();
-            if self.subscriber.next_timeout(&self.links) == Some(next) {
+            if self.subscriber.next_timeout(&self.node) == Some(next) {
                 panic!("the same time is asked for again: the worker would never sleep");
             }
         }
@@ -163,7 +163,7 @@ impl Stage {
     fn pushed(&self, kind: &str, name: &str) -> Vec<u8> {
         let first = if self.protocol == Protocol::Resp3 { '>' } else { '*' };
         let name = if name == "PROBE" {
-            String::from_utf8_lossy(self.links.probe.channel()).into_owned()
+            String::from_utf8_lossy(self.node.probe.channel()).into_owned()
         } else {
             name.to_owned()
         };
@@ -226,18 +226,18 @@ impl Stage {
         assert_eq!(self.commands().len(), 1, "the count");
         let count = self.count(1 + names.len());
         self.say(&count);
-        assert!(!self.links.is_deaf());
+        assert!(!self.node.is_incomplete());
     }
 
     fn set_marker(&mut self, seal: Seal) -> Vec<u8> {
         let marker = Marker::new("m", "a", Some(seal));
         let payload = marker.payload();
-        self.links.marker = Some(marker);
+        self.node.marker = Some(marker);
         self.subscriber.set_marker();
         self.step();
         self.expect_command("SUBSCRIBE m:a");
         self.push("subscribe", "m:a");
-        assert_eq!(self.links.marker.as_ref().map(|marker| marker.progress), Some(Progress::Set));
+        assert_eq!(self.node.marker.as_ref().map(|marker| marker.progress), Some(Progress::Set));
         self.publication("m:a", &payload)
     }
 }
@@ -257,13 +257,13 @@ fn a_link_subscribes_the_probe_then_all_channels_and_counts_them() {
     let subscribe = stage.commands();
     assert!(subscribe == ["SUBSCRIBE a b"] || subscribe == ["SUBSCRIBE b a"], "{subscribe:?}");
     stage.push("subscribe", "a");
-    assert!(stage.links.is_deaf() && stage.commands().is_empty());
+    assert!(stage.node.is_incomplete() && stage.commands().is_empty());
     stage.push("subscribe", "b");
     stage.expect_command("CLIENT INFO");
-    assert!(stage.links.is_deaf());
+    assert!(stage.node.is_incomplete());
     let count = stage.count(3);
     stage.say(&count);
-    assert!(!stage.links.is_deaf() && stage.commands().is_empty());
+    assert!(!stage.node.is_incomplete() && stage.commands().is_empty());
     assert_eq!(stage.take_told(), ["subscribed a", "subscribed b"]);
     // One command at a time, and the next has all that came meanwhile.
     for name in ["c", "d", "e"] {
@@ -272,13 +272,13 @@ fn a_link_subscribes_the_probe_then_all_channels_and_counts_them() {
     stage.expect_command("SUBSCRIBE c");
     stage.push("subscribe", "c");
     stage.expect_command("SUBSCRIBE d e");
-    stage.subscriber.unsubscribe(&mut stage.links, channel("c"));
+    stage.subscriber.unsubscribe(&mut stage.node, channel("c"));
     stage.push("subscribe", "d");
     stage.push("subscribe", "e");
     stage.expect_command("UNSUBSCRIBE c");
     stage.push("unsubscribe", "c");
     assert_eq!(stage.take_told(), ["subscribed c", "subscribed d", "subscribed e"]);
-    assert_eq!(stage.links.channels.confirmed(), 4);
+    assert_eq!(stage.node.channels.confirmed(), 4);
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn an_answer_that_does_not_come_ends_the_link_but_not_while_the_process_is_stopp
     let mut stage = Stage::hearing();
     stage.subscribe("c");
     stage.pass(TIMEOUT - SECOND);
-    assert!(stage.subscriber.is_up() && !stage.links.is_reachable(stage.subscriber.unanswered_since(), stage.now));
+    assert!(stage.subscriber.is_up() && !stage.node.is_reachable(stage.subscriber.unanswered_since(), stage.now));
     stage.now += 60 * SECOND;
     stage.step();
     assert!(stage.subscriber.is_up(), "the answer may have come meanwhile");
@@ -320,7 +320,7 @@ fn an_answer_that_does_not_come_ends_the_link_but_not_while_the_process_is_stopp
     stage.subscribe("d");
     stage.pass(2 * TIMEOUT);
     assert_eq!(stage.take_told(), ["lost"]);
-    assert!(!stage.subscriber.is_up() && stage.links.is_deaf());
+    assert!(!stage.subscriber.is_up() && stage.node.is_incomplete());
     stage.connect();
     stage.all_confirmed();
     assert_eq!(stage.told.pop().map(|told| told.starts_with("gap ")), Some(true));
@@ -361,7 +361,7 @@ fn channels_that_are_refused_together_are_tried_one_by_one() {
     told.sort();
     told.dedup();
     assert_eq!(told, ["refused b", "subscribed a", "subscribed c"]);
-    assert!(!stage.links.is_deaf() && stage.links.health.refusal().is_none());
+    assert!(!stage.node.is_incomplete() && stage.node.health.refusal().is_none());
     // It is tried again when it is wanted again.
     stage.subscribe("b");
     stage.expect_command("SUBSCRIBE b");
@@ -373,7 +373,7 @@ fn a_channel_that_was_subscribed_only_to_look_is_given_back_before_redis_is_know
     stage.connect();
     stage.commands();
     stage.push("subscribe", "PROBE");
-    assert!(stage.duties(1).is_empty() && !stage.links.is_deaf());
+    assert!(stage.duties(1).is_empty() && !stage.node.is_incomplete());
     for name in ["x", "y"] {
         stage.subscribe(name);
         stage.commands();
@@ -382,7 +382,7 @@ fn a_channel_that_was_subscribed_only_to_look_is_given_back_before_redis_is_know
         stage.say(b"-NOPERM no\r\n");
     }
     assert_eq!(stage.take_told(), ["refused x", "refused y"]);
-    assert!(stage.links.health.refusal().is_some());
+    assert!(stage.node.health.refusal().is_some());
     let mut looked = Vec::new();
     while looked.is_empty() {
         stage.pass(SECOND);
@@ -390,10 +390,10 @@ fn a_channel_that_was_subscribed_only_to_look_is_given_back_before_redis_is_know
     }
     assert_eq!(looked, ["SUBSCRIBE y"]);
     stage.push("subscribe", "y");
-    assert!(stage.links.health.refusal().is_some());
+    assert!(stage.node.health.refusal().is_some());
     stage.expect_command("UNSUBSCRIBE y");
     stage.push("unsubscribe", "y");
-    assert!(stage.links.health.refusal().is_none() && stage.take_told().is_empty());
+    assert!(stage.node.health.refusal().is_none() && stage.take_told().is_empty());
     assert!(stage.duties(1).is_empty());
 }
 
@@ -403,12 +403,12 @@ fn what_is_refused_for_now_is_tried_again() {
     stage.subscribe("c");
     stage.commands();
     stage.say(b"-LOADING Redis is loading\r\n");
-    assert!(stage.links.refused_since.is_some() && stage.commands().is_empty());
+    assert!(stage.node.refused_since.is_some() && stage.commands().is_empty());
     stage.pass(SECOND / 5);
     stage.expect_command("SUBSCRIBE c");
     stage.push("subscribe", "c");
     assert_eq!(stage.take_told(), ["subscribed c"]);
-    assert!(stage.links.refused_since.is_none());
+    assert!(stage.node.refused_since.is_none());
 }
 
 #[test]
@@ -427,12 +427,12 @@ fn at_the_marker_nothing_is_read_until_its_release_even_if_an_answer_waits_there
     assert_eq!(stage.take_told(), ["a=before"]);
     stage.pass(10 * TIMEOUT);
     assert!(stage.subscriber.is_at_marker(), "no deadline passes there");
-    stage.subscriber.release(&mut stage.links, stage.now);
+    stage.subscriber.release(&mut stage.node, stage.now);
     stage.listen();
     assert_eq!(stage.take_told(), ["a=behind", "subscribed c"]);
     assert_eq!(stage.duties(4), ["UNSUBSCRIBE m:a"]);
     stage.push("unsubscribe", "m:a");
-    assert!(stage.subscriber.is_up() && stage.links.marker.is_none());
+    assert!(stage.subscriber.is_up() && stage.node.marker.is_none());
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn a_link_that_is_cut_in_any_state_is_made_again_with_all_channels_and_tells_one
             }
             // While it subscribes again: before the probe is confirmed, and in the middle.
             _ => {
-                stage.subscriber.fail(&mut stage.links, &LinkError::Closed, stage.now);
+                stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
                 stage.connect();
                 if state == 5 {
                     stage.commands();
@@ -466,10 +466,10 @@ fn a_link_that_is_cut_in_any_state_is_made_again_with_all_channels_and_tells_one
                 }
             }
         }
-        stage.subscriber.fail(&mut stage.links, &LinkError::Closed, stage.now);
+        stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
         stage.listen();
         assert_eq!(stage.told.last().map(String::as_str), Some("lost"), "{state}");
-        assert!(stage.links.marker.as_ref().is_none_or(|marker| marker.progress == Progress::Lost));
+        assert!(stage.node.marker.as_ref().is_none_or(|marker| marker.progress == Progress::Lost));
         stage.take_told();
         stage.connect();
         stage.all_confirmed();
@@ -509,7 +509,7 @@ fn a_node_that_is_no_master_any_more_is_left() {
     stage.expect_command("HELLO 3");
     stage.say(b"%1\r\n+role\r\n+replica\r\n");
     assert_eq!(stage.take_told(), ["lost"]);
-    assert!(stage.links.health.fault().is_some_and(|fault| fault.contains("replica")));
+    assert!(stage.node.health.fault().is_some_and(|fault| fault.contains("replica")));
 }
 
 #[test]
@@ -522,7 +522,7 @@ fn a_sharded_channel_that_moves_away_is_dropped_and_tried_again() {
     stage.push("ssubscribe", "live:a");
     stage.commands();
     stage.say(b"-NOPERM no CLIENT INFO\r\n");
-    assert!(!stage.links.is_deaf());
+    assert!(!stage.node.is_incomplete());
     stage.subscribe("live:b");
     stage.subscribe("chat:c");
     stage.expect_command("SSUBSCRIBE live:b");
@@ -533,18 +533,18 @@ fn a_sharded_channel_that_moves_away_is_dropped_and_tried_again() {
     stage.push("subscribe", "chat:c");
     let told = stage.take_told();
     assert_eq!(told, ["subscribed live:a", "dropped live:a", "subscribed live:b", "subscribed chat:c"]);
-    assert!(std::mem::take(&mut stage.links.doubts_topology));
+    assert!(std::mem::take(&mut stage.node.doubts_topology));
     stage.pass(SECOND / 2);
     stage.expect_command("SSUBSCRIBE live:a");
     stage.say(b"-MOVED 1 b:1\r\n");
-    assert!(stage.subscriber.is_up() && stage.links.refused_since.is_some());
+    assert!(stage.subscriber.is_up() && stage.node.refused_since.is_some());
     stage.pass(SECOND / 5);
     stage.expect_command("SSUBSCRIBE live:a");
     stage.push("ssubscribe", "live:a");
     let told = stage.take_told();
     assert!(told[0] == "subscribed live:a" && told[1].starts_with("gap "), "{told:?}");
     // An end that was asked for is an answer; one that comes twice, because the slot moved, is none.
-    stage.subscriber.unsubscribe(&mut stage.links, channel("live:a"));
+    stage.subscriber.unsubscribe(&mut stage.node, channel("live:a"));
     stage.step();
     stage.expect_command("SUNSUBSCRIBE live:a");
     stage.push("sunsubscribe", "live:a");
@@ -582,8 +582,8 @@ fn what_is_no_resp_or_no_answer_ends_the_link() {
 #[test]
 fn a_probe_that_does_not_come_back_ends_the_link() {
     let mut stage = Stage::hearing();
-    let number = stage.links.probe.next(stage.now);
-    stage.links.probe.on_published(number, 1, stage.now);
+    let number = stage.node.probe.next(stage.now);
+    stage.node.probe.on_published(number, 1, stage.now);
     stage.pass(SECOND);
     stage.commands();
     stage.say(b"%1\r\n+role\r\n+master\r\n");
@@ -596,13 +596,13 @@ fn a_probe_that_does_not_come_back_ends_the_link() {
 fn a_new_link_is_asked_for_after_a_pause_and_never_where_the_node_has_left() {
     let mut stage = Stage::new(&["a"]);
     assert!(stage.subscriber.wants_link(stage.now), "the first at once");
-    stage.subscriber.on_not_connected(&stage.links, &LinkError::Closed, stage.now);
+    stage.subscriber.on_not_connected(&stage.node, &LinkError::Closed, stage.now);
     assert!(!stage.subscriber.wants_link(stage.now));
-    let next = stage.subscriber.next_timeout(&stage.links).unwrap();
+    let next = stage.subscriber.next_timeout(&stage.node).unwrap();
     assert!(next > stage.now && next <= stage.now + SECOND && stage.subscriber.wants_link(next));
     stage.subscriber.close();
     assert!(!stage.subscriber.wants_link(next + 60 * SECOND));
-    assert_eq!(stage.subscriber.next_timeout(&stage.links), None);
+    assert_eq!(stage.subscriber.next_timeout(&stage.node), None);
 }
 
 proptest! {
@@ -633,6 +633,6 @@ proptest! {
                 stage.connect();
             }
         }
-        prop_assert!(stage.links.channels.confirmed() <= 7);
+        prop_assert!(stage.node.channels.confirmed() <= 7);
     }
 }

@@ -1,10 +1,10 @@
 //! TLS to Redis and its Sentinels: the certificates in the settings, and the client's side of the handshake.
 //!
 //! `verifier.rs` judges a server's certificate, `certificate.rs` reads the fields that rustls does not give,
-//! `fault.rs` explains faults. May not enter: addresses, and Redis' protocol.
+//! `error.rs` explains faults. May not enter: addresses, and Redis' protocol.
 
 mod certificate;
-mod fault;
+mod explain;
 mod verifier;
 
 use std::io;
@@ -20,11 +20,11 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use self::certificate::Certificate;
 use self::verifier::Verifier;
-use super::fault::SettingsError;
+use super::error::SettingsError;
 use super::transport::Transport;
 use crate::config::RedisConfig;
 
-pub(super) use self::fault::{Trust, explained};
+pub(super) use self::explain::{Trust, explained};
 
 /// The client's side of TLS.
 #[derive(Debug, Clone)]

@@ -1,15 +1,15 @@
-//! The states of a subscribing link; of one that is made, its stream and the errand that is under way. May not enter:
-//! which errand comes when (`subscriber.rs`).
+//! The states of a subscribing link; of one that is made, its stream and the command that is under way. May not enter:
+//! which command comes when (`subscriber.rs`).
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::errand::Errand;
-use super::links::{Greeting, Links};
+use super::link_command::LinkCommand;
+use super::node_state::{Greeting, NodeState};
 use super::resp::{Protocol, Reader};
-use super::role::Watch;
+use super::role::RoleWatch;
 use crate::clock::Deadline;
 
 /// How often what Redis has is compared with what the worker wants; that also keeps a link without
@@ -19,21 +19,21 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A link's stream, and what is under way on it.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct SubscribingLink {
     pub(crate) reader: Reader,
     /// Bytes to send.
     pub(crate) out: Vec<u8>,
-    pub(crate) role: Watch,
+    pub(crate) role: RoleWatch,
     pub(crate) address: String,
     /// What comes next, before anything that the worker wants.
-    pub(crate) plan: VecDeque<Errand>,
+    pub(crate) plan: VecDeque<LinkCommand>,
     pub(crate) under_way: Option<UnderWay>,
 }
 
-/// An errand whose answer is awaited.
+/// An command whose answer is awaited.
 #[derive(Debug)]
 pub(crate) struct UnderWay {
-    pub(crate) errand: Errand,
+    pub(crate) command: LinkCommand,
     pub(crate) since: Instant,
     deadline: Deadline,
 }
@@ -64,18 +64,18 @@ pub(crate) enum LinkState {
     /// One is being made.
     Connecting,
     /// The probe's channel is subscribed, and all that are wanted.
-    Subscribing(Box<Link>, Count),
+    Subscribing(Box<SubscribingLink>, Count),
     /// They are; what is new is subscribed, and the link is audited.
-    Hearing(Box<Link>, Audits),
+    Hearing(Box<SubscribingLink>, Audits),
     /// The stream stands still: nothing behind the marker is read, so an answer may be waiting there.
-    AtMarker(Box<Link>, Audits),
+    AtMarker(Box<SubscribingLink>, Audits),
     /// No link is made any more, or none ever was.
     Closed,
 }
 
 impl LinkState {
     /// The link, if there is one.
-    pub(crate) fn link(&self) -> Option<&Link> {
+    pub(crate) fn link(&self) -> Option<&SubscribingLink> {
         match self {
             Self::Subscribing(link, _) | Self::Hearing(link, _) | Self::AtMarker(link, _) => Some(link),
             Self::Waiting { .. } | Self::Connecting | Self::Closed => None,
@@ -83,7 +83,7 @@ impl LinkState {
     }
 
     /// The link, to change.
-    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
+    pub(crate) fn link_mut(&mut self) -> Option<&mut SubscribingLink> {
         match self {
             Self::Subscribing(link, _) | Self::Hearing(link, _) | Self::AtMarker(link, _) => Some(link),
             Self::Waiting { .. } | Self::Connecting | Self::Closed => None,
@@ -107,23 +107,23 @@ impl LinkState {
     }
 
     /// The worker goes on behind the marker.
-    pub(crate) fn go_on(&mut self, links: &mut Links, now: Instant) {
+    pub(crate) fn go_on(&mut self, node: &mut NodeState, now: Instant) {
         self.change(|state| match state {
             Self::AtMarker(mut link, audits) => {
                 // The time that it took to get here is not the probe's fault, or Redis'.
-                links.probe.begin(now);
-                link.restart_deadline(links, now);
+                node.probe.begin(now);
+                link.restart_deadline(node, now);
                 Self::Hearing(link, audits)
             }
             other => other,
         });
     }
 
-    /// Plans errands before all others.
-    pub(crate) fn plan_first(&mut self, errands: impl IntoIterator<Item = Errand>) {
+    /// Plans commands before all others.
+    pub(crate) fn plan_first(&mut self, commands: impl IntoIterator<Item = LinkCommand>) {
         if let Some(link) = self.link_mut() {
             let rest = std::mem::take(&mut link.plan);
-            link.plan = errands.into_iter().chain(rest).collect();
+            link.plan = commands.into_iter().chain(rest).collect();
         }
     }
 
@@ -132,22 +132,22 @@ impl LinkState {
     }
 
     /// When the link has something to do at the latest.
-    pub(crate) fn next_timeout(&self, links: &Links) -> Option<Instant> {
+    pub(crate) fn next_timeout(&self, node: &NodeState) -> Option<Instant> {
         match self {
             Self::Waiting { until } => Some(*until),
             Self::Subscribing(link, _) => link.next_timeout([None, None]),
             Self::Hearing(link, audits) => {
-                let next = link.next_timeout([Some(audits.next_at), links.retry_at]);
-                next.into_iter().chain(links.probe.limit()).min()
+                let next = link.next_timeout([Some(audits.next_at), node.retry_at]);
+                next.into_iter().chain(node.probe.limit()).min()
             }
             Self::Connecting | Self::AtMarker(..) | Self::Closed => None,
         }
     }
 }
 
-impl Link {
+impl SubscribingLink {
     /// A link that does `plan` first.
-    pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<Errand>>) -> Self {
+    pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<LinkCommand>>) -> Self {
         let Greeting { protocol, address, mut role, .. } = greeting;
         if protocol == Protocol::Resp2 {
             // There the publisher asks for both.
@@ -157,26 +157,26 @@ impl Link {
         Self { reader, out: Vec::new(), role, address, plan: plan.into(), under_way: None }
     }
 
-    /// Sends an errand's commands; it has `response_timeout` for the answer.
-    pub(crate) fn send(&mut self, links: &mut Links, errand: Errand, now: Instant) {
-        debug_assert!(self.under_way.is_none(), "one errand at a time");
-        if matches!(errand, Errand::Probe) && links.placement.has_sharded() {
-            links.probe.rename(|channel| links.placement.node_of(channel) == links.node);
+    /// Sends an command's commands; it has `response_timeout` for the answer.
+    pub(crate) fn send(&mut self, node: &mut NodeState, command: LinkCommand, now: Instant) {
+        debug_assert!(self.under_way.is_none(), "one command at a time");
+        if matches!(command, LinkCommand::Probe) && node.placement.has_sharded() {
+            node.probe.rename(|channel| node.placement.node_of(channel) == node.id);
         }
-        errand.write(links, self.reader.protocol(), &self.role, &mut self.out);
-        self.keep_under_way(links, errand, now);
+        command.write(node, self.reader.protocol(), &self.role, &mut self.out);
+        self.keep_under_way(node, command, now);
     }
 
-    /// Goes on with an errand that awaits further answers; it has `response_timeout` for the next.
-    pub(crate) fn keep_under_way(&mut self, links: &Links, errand: Errand, now: Instant) {
-        let deadline = Deadline::after(links.terms.response_timeout, now);
-        self.under_way = Some(UnderWay { errand, since: now, deadline });
+    /// Goes on with an command that awaits further answers; it has `response_timeout` for the next.
+    pub(crate) fn keep_under_way(&mut self, node: &NodeState, command: LinkCommand, now: Instant) {
+        let deadline = Deadline::after(node.terms.response_timeout, now);
+        self.under_way = Some(UnderWay { command, since: now, deadline });
     }
 
     /// The stream stood still: what is under way has all of its time again.
-    pub(crate) fn restart_deadline(&mut self, links: &Links, now: Instant) {
+    pub(crate) fn restart_deadline(&mut self, node: &NodeState, now: Instant) {
         if let Some(under_way) = &mut self.under_way {
-            under_way.deadline = Deadline::after(links.terms.response_timeout, now);
+            under_way.deadline = Deadline::after(node.terms.response_timeout, now);
         }
     }
 

@@ -8,12 +8,12 @@ use crate::config::RedisUrl;
 
 /// A node for all workers; clones are one.
 #[derive(Debug, Clone)]
-pub(super) struct Peer {
+pub(super) struct KnownNode {
     pub(super) settings: Arc<Settings>,
     pub(super) health: Arc<Health>,
 }
 
-impl Peer {
+impl KnownNode {
     /// A node with the links of so many workers.
     pub(super) fn new(settings: Arc<Settings>, workers: usize) -> Self {
         let health = Arc::new(Health::new(settings.server(), workers));

@@ -1,6 +1,6 @@
-//! The two links of a worker to a node: the real machines, and the ends of their streams.
+//! The two node of a worker to a node: the real machines, and the ends of their streams.
 //!
-//! Stands in for `station.rs`, which has sockets and futures: bytes, answers and time reach the machines in the same
+//! Stands in for `node_links.rs`, which has sockets and futures: bytes, answers and time reach the machines in the same
 //! order. May not enter: what a server does with commands.
 
 use std::collections::VecDeque;
@@ -11,13 +11,13 @@ use redis::{Pipeline, RedisError, Value};
 use tokio::time::Instant;
 
 use super::stream::StreamId;
-use crate::broker::redis::fault::LinkError;
+use crate::broker::redis::error::LinkError;
 use crate::broker::redis::health::Health;
-use crate::broker::redis::links::{Greeting, Links, Terms};
 use crate::broker::redis::marker::{Marker, Progress};
+use crate::broker::redis::node_state::{Greeting, NodeState, Terms};
 use crate::broker::redis::publisher::Publisher;
 use crate::broker::redis::resp::{Protocol, reply_len};
-use crate::broker::redis::role::Watch;
+use crate::broker::redis::role::RoleWatch;
 use crate::broker::redis::subscriber::Subscriber;
 use crate::broker::{Event, Marking, Request, Seal};
 use crate::placement::{Node, Placement};
@@ -38,7 +38,7 @@ pub(crate) struct End {
     pub(crate) out: Vec<u8>,
 }
 
-/// Which of a worker's two links.
+/// Which of a worker's two node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
     Subscriber,
@@ -55,21 +55,21 @@ pub(crate) enum Step<'a> {
     Drop(StreamId),
 }
 
-/// A worker's links to one node.
+/// A worker's node to one node.
 #[derive(Debug)]
-pub(crate) struct Station {
-    pub(crate) links: Links,
+pub(crate) struct NodeLinks {
+    pub(crate) node: NodeState,
     subscriber: Subscriber,
     publisher: Publisher,
-    pub(crate) ear: End,
-    pub(crate) mouth: End,
+    pub(crate) subscriber_stream: End,
+    pub(crate) publisher_stream: End,
     /// How many answers the publisher awaits.
     awaited: usize,
     protocol: Protocol,
     is_flowing: bool,
 }
 
-impl Station {
+impl NodeLinks {
     pub(crate) fn new(node: Node, protocol: Protocol, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
         let terms = Terms {
             server: "redis://redis".to_owned(),
@@ -79,11 +79,11 @@ impl Station {
             is_in_cluster: false,
         };
         Self {
-            links: Links::new(node, terms, health, placement, now),
+            node: NodeState::new(node, terms, health, placement, now),
             subscriber: Subscriber::new(MAX_RECONNECT_DELAY, now),
             publisher: Publisher::new(MAX_RECONNECT_DELAY, now),
-            ear: End::default(),
-            mouth: End::default(),
+            subscriber_stream: End::default(),
+            publisher_stream: End::default(),
             awaited: 0,
             protocol,
             is_flowing: false,
@@ -91,34 +91,34 @@ impl Station {
     }
 
     pub(crate) fn request(&mut self, request: Request, now: Instant) {
-        let Self { links, subscriber, publisher, .. } = self;
+        let Self { node, subscriber, publisher, .. } = self;
         match request {
-            Request::Subscribe { channel, .. } => subscriber.subscribe(links, channel),
-            Request::Unsubscribe { channel, .. } => subscriber.unsubscribe(links, channel),
+            Request::Subscribe { channel, .. } => subscriber.subscribe(node, channel),
+            Request::Unsubscribe { channel, .. } => subscriber.unsubscribe(node, channel),
             Request::MessagesWait => publisher.on_messages_wait(),
             Request::Publish { messages, .. } => {
-                let pipeline = publisher.on_messages(links, messages, now);
+                let pipeline = publisher.on_messages(node, messages, now);
                 self.send(pipeline);
             }
             Request::SetMarker { name, seal } => self.set_marker(&name, seal),
-            Request::PublishMarker => links.is_marker_due = true,
-            Request::Release => subscriber.release(links, now),
-            Request::LoseSince(since) => links.lost(since),
+            Request::PublishMarker => node.is_marker_due = true,
+            Request::Release => subscriber.release(node, now),
+            Request::LoseSince(since) => node.lost(since),
             Request::Move(_) => panic!("nothing moves"),
         }
     }
 
     pub(crate) fn set_marker(&mut self, name: &str, seal: Option<Seal>) {
-        self.links.marker = Some(Marker::new(name, &self.links.terms.marker_name, seal));
+        self.node.marker = Some(Marker::new(name, &self.node.terms.marker_name, seal));
         self.subscriber.set_marker();
     }
 
-    /// As `Pool::marking`, of one node.
+    /// As `RedisBroker::marking`, of one node.
     pub(crate) fn marking(&self) -> Marking {
-        if self.links.lost_since.is_some() || self.links.refused_since.is_some() {
+        if self.node.lost_since.is_some() || self.node.refused_since.is_some() {
             return Marking::Lost;
         }
-        match self.links.marker.as_ref().map(|marker| marker.progress) {
+        match self.node.marker.as_ref().map(|marker| marker.progress) {
             None | Some(Progress::Lost) => Marking::Lost,
             Some(_) if self.subscriber.is_at_marker() => Marking::Reached,
             Some(Progress::Set) => Marking::Set,
@@ -128,20 +128,20 @@ impl Station {
 
     pub(crate) fn end(&mut self, which: Which) -> &mut End {
         match which {
-            Which::Subscriber => &mut self.ear,
-            Which::Publisher => &mut self.mouth,
+            Which::Subscriber => &mut self.subscriber_stream,
+            Which::Publisher => &mut self.publisher_stream,
         }
     }
 
-    /// The links' protocol over RESP2?
+    /// The node' protocol over RESP2?
     pub(crate) fn is_resp2(&self) -> bool {
         self.protocol == Protocol::Resp2
     }
 
     /// A link is made, to a server that says that it is a master, or not made.
     pub(crate) fn on_connected(&mut self, which: Which, stream: Option<StreamId>, is_master: bool, now: Instant) {
-        let Self { links, subscriber, publisher, .. } = self;
-        let mut role = Watch::new(self.protocol, now);
+        let Self { node, subscriber, publisher, .. } = self;
+        let mut role = RoleWatch::new(self.protocol, now);
         let name = if is_master { "master" } else { "replica" };
         let fields = ["role", name].map(|field| Value::SimpleString(field.to_owned()));
         let rank = role.on_answer(now, Ok::<_, RedisError>(Value::Array(fields.to_vec()))).expect("an answer came");
@@ -149,8 +149,8 @@ impl Station {
             Some(_) if !rank.is_wrong() => {
                 let greeting = Greeting { protocol: self.protocol, address: "redis:1".to_owned(), role, master: None };
                 match which {
-                    Which::Subscriber => subscriber.on_connected(links, greeting, now),
-                    Which::Publisher => publisher.on_connected(links, greeting, now),
+                    Which::Subscriber => subscriber.on_connected(node, greeting, now),
+                    Which::Publisher => publisher.on_connected(node, greeting, now),
                 }
                 *self.end(which) = End { stream, ..End::default() };
                 if which == Which::Publisher {
@@ -162,37 +162,37 @@ impl Station {
             None => LinkError::Closed,
         };
         match which {
-            Which::Subscriber => subscriber.on_not_connected(links, &error, now),
-            Which::Publisher => publisher.on_not_connected(links, &error, now),
+            Which::Subscriber => subscriber.on_not_connected(node, &error, now),
+            Which::Publisher => publisher.on_not_connected(node, &error, now),
         }
     }
 
     /// When it has something to do at the latest.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
-        self.subscriber.next_timeout(&self.links).into_iter().chain(self.publisher.next_timeout()).min()
+        self.subscriber.next_timeout(&self.node).into_iter().chain(self.publisher.next_timeout()).min()
     }
 
     /// Takes the next step, and gives it to `take`. False when there is nothing more to do at the moment.
     pub(crate) fn step(&mut self, now: Instant, take: impl FnOnce(Step<'_>)) -> bool {
-        if let Some(event) = self.links.events.pop_front() {
+        if let Some(event) = self.node.events.pop_front() {
             take(Step::Event(Event::Report(event)));
             return true;
         }
-        if let Some((channel, payload)) = self.subscriber.next(&mut self.links, now) {
+        if let Some((channel, payload)) = self.subscriber.next(&mut self.node, now) {
             self.is_flowing = true;
             let (channel, payload) = self.subscriber.publication(&channel, &payload).expect("it was just read");
             take(Step::Event(Event::Publication { channel, payload }));
             return true;
         }
-        if !self.links.events.is_empty() {
+        if !self.node.events.is_empty() {
             return true;
         }
-        self.subscriber.step(&mut self.links, now);
+        self.subscriber.step(&mut self.node, now);
         if self.step_ear(now) {
             return true;
         }
         if !self.subscriber.is_up()
-            && let Some(stream) = std::mem::take(&mut self.ear).stream
+            && let Some(stream) = std::mem::take(&mut self.subscriber_stream).stream
         {
             take(Step::Drop(stream));
             return true;
@@ -201,13 +201,13 @@ impl Station {
             take(Step::Connect(Which::Subscriber));
             return true;
         }
-        let pipeline = self.publisher.step(&mut self.links, now);
+        let pipeline = self.publisher.step(&mut self.node, now);
         self.send(pipeline);
         if self.step_mouth(now) {
             return true;
         }
         if !self.publisher.is_up()
-            && let Some(stream) = std::mem::take(&mut self.mouth).stream
+            && let Some(stream) = std::mem::take(&mut self.publisher_stream).stream
         {
             take(Step::Drop(stream));
             return true;
@@ -216,33 +216,33 @@ impl Station {
             take(Step::Connect(Which::Publisher));
             return true;
         }
-        if self.links.events.is_empty() && std::mem::take(&mut self.is_flowing) {
+        if self.node.events.is_empty() && std::mem::take(&mut self.is_flowing) {
             take(Step::Event(Event::Paused));
             return true;
         }
-        !self.links.events.is_empty()
+        !self.node.events.is_empty()
     }
 
     /// Moves bytes of the subscribing link.
     fn step_ear(&mut self, now: Instant) -> bool {
-        let Self { links, subscriber, ear, .. } = self;
+        let Self { node, subscriber, subscriber_stream, .. } = self;
         if let Some(out) = subscriber.outgoing() {
-            ear.out.append(out);
+            subscriber_stream.out.append(out);
         }
         if !subscriber.wants_bytes() {
             return false;
         }
-        if !ear.arrived.is_empty() {
+        if !subscriber_stream.arrived.is_empty() {
             let room = subscriber.room();
-            let len = room.len().min(ear.arrived.len());
-            for (place, byte) in room.iter_mut().zip(ear.arrived.drain(..len)) {
+            let len = room.len().min(subscriber_stream.arrived.len());
+            for (place, byte) in room.iter_mut().zip(subscriber_stream.arrived.drain(..len)) {
                 *place = byte;
             }
-            subscriber.on_bytes(links, len, now);
+            subscriber.on_bytes(node, len, now);
             return true;
         }
-        if std::mem::take(&mut ear.is_ended) {
-            subscriber.fail(links, &LinkError::Closed, now);
+        if std::mem::take(&mut subscriber_stream.is_ended) {
+            subscriber.fail(node, &LinkError::Closed, now);
             return true;
         }
         false
@@ -250,19 +250,19 @@ impl Station {
 
     /// Takes answers of the publishing link.
     fn step_mouth(&mut self, now: Instant) -> bool {
-        let Self { links, publisher, mouth, awaited, .. } = self;
+        let Self { node, publisher, publisher_stream, awaited, .. } = self;
         if !publisher.is_up() {
             return false;
         }
         if *awaited > 0
-            && let Some(answers) = take_answers(&mut mouth.arrived, *awaited)
+            && let Some(answers) = take_answers(&mut publisher_stream.arrived, *awaited)
         {
             *awaited = 0;
-            publisher.on_answers(links, Ok(answers), now);
+            publisher.on_answers(node, Ok(answers), now);
             return true;
         }
-        if std::mem::take(&mut mouth.is_ended) {
-            publisher.fail(links, &LinkError::Closed, now);
+        if std::mem::take(&mut publisher_stream.is_ended) {
+            publisher.fail(node, &LinkError::Closed, now);
             return true;
         }
         false
@@ -271,7 +271,7 @@ impl Station {
     fn send(&mut self, pipeline: Option<Pipeline>) {
         if let Some(pipeline) = pipeline {
             self.awaited = pipeline.cmd_iter().count();
-            self.mouth.out.extend(pipeline.get_packed_pipeline());
+            self.publisher_stream.out.extend(pipeline.get_packed_pipeline());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Redis as a worker's broker: its links to all nodes (`station.rs`), polled by the worker, and what moves with a slot of
-//! a cluster. May not enter: bytes, sockets.
+//! Redis as a worker's broker: its links to all nodes (`node_links.rs`), polled by the worker, and the channels that
+//! move with a slot of a cluster. May not enter: bytes, sockets.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,10 +14,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::cluster::{Cluster, Topology};
 use super::deployment::{Deployment, Kind};
-use super::links::NEWS;
+use super::known_node::KnownNode;
 use super::marker::{Marker, Progress};
-use super::peer::Peer;
-use super::station::{Life, Station, Step};
+use super::node_links::{Life, NodeLinks, Step};
+use super::node_state::NEWS;
 use crate::broker::event::{Event, Marking, Report, Request};
 use crate::broker::seal::Seal;
 use crate::channel::Channel;
@@ -25,14 +25,14 @@ use crate::message::ClientMessage;
 use crate::placement::{Moved, NOWHERE, Node, Owners, Placement};
 
 /// A worker's links to all nodes.
-pub(crate) struct Pool {
+pub(crate) struct RedisBroker {
     placement: Placement,
     /// By node. That of a node that is gone keeps its place until another takes it.
-    stations: Vec<Station>,
+    links: Vec<NodeLinks>,
     following: Option<Following>,
     /// Nodes whose messages wait for batches at other nodes: their channels lived there before.
     behind: Vec<Behind>,
-    /// The station that is polled next.
+    /// The index of the links that are polled next.
     at: usize,
     /// Whether nothing more was there at the last poll.
     is_idle: bool,
@@ -63,81 +63,82 @@ struct Behind {
     batch: u64,
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stations = self.stations.iter().map(|station| (&station.links, station.life));
-        f.debug_struct("Pool").field("stations", &stations.collect::<Vec<_>>()).finish_non_exhaustive()
+        let links = self.links.iter().map(|links| (&links.node, links.life));
+        f.debug_struct("RedisBroker").field("links", &links.collect::<Vec<_>>()).finish_non_exhaustive()
     }
 }
 
-impl Pool {
-    /// Links to all nodes, none of them made yet.
+impl RedisBroker {
+    /// NodeState to all nodes, none of them made yet.
     pub(crate) fn new(deployment: &Deployment, placement: Placement) -> Self {
         let now = Instant::now();
-        let (peers, following): (Arc<[Peer]>, _) = match deployment.kind() {
-            Kind::Independent(peers) => (peers.clone(), None),
+        let (known_nodes, following): (Arc<[KnownNode]>, _) = match deployment.kind() {
+            Kind::Independent(known_nodes) => (known_nodes.clone(), None),
             Kind::Cluster(cluster) => {
                 // Of NOWHERE, where there are no workers with links.
-                let nowhere = Peer::new(cluster.settings().clone(), 0);
+                let nowhere = KnownNode::new(cluster.settings().clone(), 0);
                 ([nowhere].into(), Some(Following::new(cluster.clone(), now)))
             }
         };
-        let station = |(node, peer): (Node, &Peer)| Station::new(node, peer.clone(), placement.clone(), now);
-        let stations = placement.nodes().zip(peers.iter()).map(station).collect();
-        Self { placement, stations, following, behind: Vec::new(), at: 0, is_idle: true, timer: None, now }
+        let links =
+            |(node, known_node): (Node, &KnownNode)| NodeLinks::new(node, known_node.clone(), placement.clone(), now);
+        let links = placement.nodes().zip(known_nodes.iter()).map(links).collect();
+        Self { placement, links, following, behind: Vec::new(), at: 0, is_idle: true, timer: None, now }
     }
 
-    fn station(&self, Node(node): Node) -> &Station {
-        self.stations.get(node).expect("a placement is over these")
+    fn links(&self, Node(node): Node) -> &NodeLinks {
+        self.links.get(node).expect("a placement is over these")
     }
 
-    fn station_mut(&mut self, Node(node): Node) -> &mut Station {
-        self.stations.get_mut(node).expect("a placement is over these")
+    fn links_mut(&mut self, Node(node): Node) -> &mut NodeLinks {
+        self.links.get_mut(node).expect("a placement is over these")
     }
 
     pub(crate) fn request(&mut self, request: Request) {
         let now = Instant::now();
         match request {
             Request::Subscribe { node, channel } => {
-                let Station { subscriber, links, .. } = self.station_mut(node);
-                subscriber.subscribe(links, channel);
+                let NodeLinks { subscriber, node, .. } = self.links_mut(node);
+                subscriber.subscribe(node, channel);
             }
             Request::Unsubscribe { node, channel } => {
-                let Station { subscriber, links, .. } = self.station_mut(node);
-                subscriber.unsubscribe(links, channel);
+                let NodeLinks { subscriber, node, .. } = self.links_mut(node);
+                subscriber.unsubscribe(node, channel);
             }
             Request::Move(moved) => self.on_moved(moved),
             Request::MessagesWait => self.messages_wait(),
-            Request::Publish { node, messages } => self.station_mut(node).publish(messages, now),
+            Request::Publish { node, messages } => self.links_mut(node).publish(messages, now),
             Request::SetMarker { name, seal } => self.set_marker(&name, seal),
             Request::PublishMarker => {
-                let in_use = self.stations.iter_mut().filter(|station| station.is_in_use());
-                in_use.for_each(|station| station.links.is_marker_due = true);
+                let in_use = self.links.iter_mut().filter(|links| links.is_in_use());
+                in_use.for_each(|links| links.node.is_marker_due = true);
             }
             Request::Release => {
-                for Station { subscriber, links, .. } in &mut self.stations {
-                    subscriber.release(links, now);
+                for NodeLinks { subscriber, node, .. } in &mut self.links {
+                    subscriber.release(node, now);
                 }
             }
-            Request::LoseSince(since) => self.stations.iter_mut().for_each(|station| station.links.lost(since)),
+            Request::LoseSince(since) => self.links.iter_mut().for_each(|links| links.node.lost(since)),
         }
-        // A station that was polled before may have something to do.
+        // Links that were polled before may have something to do.
         self.at = 0;
     }
 
     /// The messages that were taken and not answered for.
     pub(crate) fn abandon(&mut self) -> Vec<ClientMessage> {
-        self.stations.iter_mut().flat_map(|station| station.publisher.abandon()).collect()
+        self.links.iter_mut().flat_map(|links| links.publisher.abandon()).collect()
     }
 
     fn messages_wait(&mut self) {
-        self.stations.iter_mut().for_each(|station| station.publisher.on_messages_wait());
+        self.links.iter_mut().for_each(|links| links.publisher.on_messages_wait());
     }
 
     fn set_marker(&mut self, name: &str, seal: Option<Seal>) {
-        for station in self.stations.iter_mut().filter(|station| station.is_in_use()) {
-            let Station { subscriber, links, .. } = station;
-            links.marker = Some(Marker::new(name, &links.terms.marker_name, seal));
+        for links in self.links.iter_mut().filter(|links| links.is_in_use()) {
+            let NodeLinks { subscriber, node, .. } = links;
+            node.marker = Some(Marker::new(name, &node.terms.marker_name, seal));
             subscriber.set_marker();
         }
     }
@@ -146,11 +147,11 @@ impl Pool {
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<'_>> {
         if std::mem::take(&mut self.is_idle) {
             self.at = 0;
-            self.stations.iter_mut().for_each(Station::begin_turn);
+            self.links.iter_mut().for_each(NodeLinks::begin_turn);
             self.tell_topology();
         }
         let (at, step) = loop {
-            if let Some(found) = self.poll_stations(cx) {
+            if let Some(found) = self.poll_links(cx) {
                 break found;
             }
             if self.poll_topology(cx) {
@@ -166,17 +167,17 @@ impl Pool {
             Step::Report(report) => Event::Report(report),
             Step::Paused => Event::Paused,
             Step::Publication(channel, payload) => {
-                let publication = self.stations.get(at).and_then(|station| station.publication(&channel, &payload));
+                let publication = self.links.get(at).and_then(|links| links.publication(&channel, &payload));
                 let (channel, payload) = publication.expect("it was just read there");
                 Event::Publication { channel, payload }
             }
         })
     }
 
-    fn poll_stations(&mut self, cx: &mut Context<'_>) -> Option<(usize, Step)> {
-        while let Some(station) = self.stations.get_mut(self.at) {
-            let polled = station.poll(cx, &mut self.now);
-            if std::mem::take(&mut station.links.doubts_topology)
+    fn poll_links(&mut self, cx: &mut Context<'_>) -> Option<(usize, Step)> {
+        while let Some(links) = self.links.get_mut(self.at) {
+            let polled = links.poll(cx, &mut self.now);
+            if std::mem::take(&mut links.node.doubts_topology)
                 && let Some(Following { cluster, .. }) = &self.following
             {
                 cluster.doubt();
@@ -189,20 +190,20 @@ impl Pool {
         None
     }
 
-    /// Tells the stations what they have to know of the cluster.
+    /// Tells the links what they have to know of the cluster.
     fn tell_topology(&mut self) {
         let Some(Following { cluster, .. }) = &self.following else { return };
         let known_at = cluster.known_at();
-        for Station { links, .. } in &mut self.stations {
-            links.topology_known_at = known_at;
-            links.is_behind_others = self.behind.iter().any(|behind| behind.node == links.node);
+        for NodeLinks { node, .. } in &mut self.links {
+            node.topology_known_at = known_at;
+            node.is_behind_others = self.behind.iter().any(|behind| behind.node == node.id);
         }
     }
 
     /// Forgets the batches that were answered for; says whether there were any.
     fn forget_behind(&mut self) -> bool {
         let before = self.behind.len();
-        let batch = |Node(node): Node| self.stations.get(node).and_then(|station| station.publisher.batch());
+        let batch = |Node(node): Node| self.links.get(node).and_then(|links| links.publisher.batch());
         self.behind.retain(|behind| batch(behind.other) == Some(behind.batch));
         let has_changed = self.behind.len() < before;
         if has_changed {
@@ -211,9 +212,9 @@ impl Pool {
         has_changed
     }
 
-    /// Whether a station has something to do by now. Otherwise, the task is woken when one has.
+    /// Whether any links have something to do by now. Otherwise, the task is woken when one has.
     fn is_timer_due(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(next) = self.stations.iter().filter_map(Station::next_timeout).min() else { return false };
+        let Some(next) = self.links.iter().filter_map(NodeLinks::next_timeout).min() else { return false };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
         if timer.deadline() != next {
             timer.as_mut().reset(next);
@@ -236,21 +237,21 @@ impl Pool {
 
     /// Brings links to where the cluster has nodes now.
     fn follow(&mut self, topology: &Topology) {
-        let nodes: Vec<_> = topology.nodes.iter().map(|peer| self.node_of(peer)).collect();
+        let nodes: Vec<_> = topology.nodes.iter().map(|known_node| self.node_of(known_node)).collect();
         let owner = |node: &Option<usize>| node.and_then(|node| nodes.get(node)).copied().unwrap_or(NOWHERE);
         let [slots, homes] = [&topology.owners, &topology.homes].map(|owners| owners.iter().map(owner).collect());
-        self.placement.set_owners(Owners { slots, homes, nodes: self.stations.len(), live: nodes.len() });
+        self.placement.set_owners(Owners { slots, homes, nodes: self.links.len(), live: nodes.len() });
         // Of nodes that are leaving as well.
-        for station in &self.stations {
-            let Some(batch) = station.publisher.batch() else { continue };
-            let other = station.links.node;
-            let to = station.publisher.under_way().map(|message| self.placement.node_of(&message.channel));
+        for links in &self.links {
+            let Some(batch) = links.publisher.batch() else { continue };
+            let other = links.node.id;
+            let to = links.publisher.under_way().map(|message| self.placement.node_of(&message.channel));
             let to: HashSet<_> = to.filter(|node| *node != other).collect();
             self.behind.extend(to.into_iter().map(|node| Behind { node, other, batch }));
         }
-        for station in self.stations.iter_mut().filter(|station| station.is_in_use()) {
-            if !nodes.contains(&station.links.node) {
-                station.leave();
+        for links in self.links.iter_mut().filter(|links| links.is_in_use()) {
+            if !nodes.contains(&links.node.id) {
+                links.leave();
             }
         }
         self.messages_wait();
@@ -265,52 +266,52 @@ impl Pool {
         };
         let old_until = *old_until;
         for Moved { channel, from, to, was_heard } in moved {
-            let from = self.station_mut(from);
-            let heard_until = from.links.heard_until(old_until);
-            from.links.channels.forget(&channel);
-            let Station { subscriber, links, .. } = self.station_mut(to);
+            let from = self.links_mut(from);
+            let heard_until = from.node.heard_until(old_until);
+            from.node.channels.forget(&channel);
+            let NodeLinks { subscriber, node, .. } = self.links_mut(to);
             if was_heard {
-                links.lost(heard_until);
+                node.lost(heard_until);
             }
-            subscriber.subscribe(links, channel);
+            subscriber.subscribe(node, channel);
         }
         // Of NOWHERE no link tells that nothing is missing there any more.
-        let nowhere = &mut self.station_mut(NOWHERE).links;
+        let nowhere = &mut self.links_mut(NOWHERE).node;
         if nowhere.channels.is_complete() {
             nowhere.lost_since = None;
         }
     }
 
-    /// The node of a peer; it has links from now on.
-    fn node_of(&mut self, peer: &Peer) -> Node {
-        let known = self.stations.iter().find(|station| station.life == Life::Kept && station.peer.is(peer));
-        if let Some(station) = known {
-            return station.links.node;
+    /// The node of a known_node; it has links from now on.
+    fn node_of(&mut self, known_node: &KnownNode) -> Node {
+        let known = self.links.iter().find(|links| links.life == Life::Kept && links.known_node.is(known_node));
+        if let Some(links) = known {
+            return links.node.id;
         }
-        let free = self.stations.iter().position(|station| station.life == Life::Gone);
-        let node = Node(free.unwrap_or(self.stations.len()));
-        let station = Station::new(node, peer.clone(), self.placement.clone(), Instant::now());
-        match self.stations.get_mut(node.0) {
-            Some(place) => *place = station,
-            None => self.stations.push(station),
+        let free = self.links.iter().position(|links| links.life == Life::Gone);
+        let node = Node(free.unwrap_or(self.links.len()));
+        let links = NodeLinks::new(node, known_node.clone(), self.placement.clone(), Instant::now());
+        match self.links.get_mut(node.0) {
+            Some(place) => *place = links,
+            None => self.links.push(links),
         }
         node
     }
 
     pub(crate) fn is_reachable(&self, channel: &Channel) -> bool {
-        self.station(self.placement.node_of(channel)).is_reachable(Instant::now())
+        self.links(self.placement.node_of(channel)).is_reachable(Instant::now())
     }
 
     pub(crate) fn marking(&self) -> Marking {
-        let in_use = || self.stations.iter().filter(|station| station.is_in_use());
+        let in_use = || self.links.iter().filter(|links| links.is_in_use());
         // What is missed must be told by the process that knows.
-        let misses = |station: &Station| station.links.lost_since.is_some() || station.links.refused_since.is_some();
+        let misses = |links: &NodeLinks| links.node.lost_since.is_some() || links.node.refused_since.is_some();
         if in_use().any(misses) {
             return Marking::Lost;
         }
-        let marking = |station: &Station| match station.links.marker.as_ref().map(|marker| marker.progress) {
+        let marking = |links: &NodeLinks| match links.node.marker.as_ref().map(|marker| marker.progress) {
             None | Some(Progress::Lost) => Marking::Lost,
-            Some(_) if station.subscriber.is_at_marker() => Marking::Reached,
+            Some(_) if links.subscriber.is_at_marker() => Marking::Reached,
             Some(Progress::Set) => Marking::Set,
             Some(Progress::Asked) => Marking::Asked,
         };
@@ -320,24 +321,24 @@ impl Pool {
     /// How long subscriptions are away, if they are.
     pub(crate) fn away_for(&self) -> Duration {
         let now = Instant::now();
-        let lost = self.stations.iter().filter_map(|station| station.links.lost_since);
+        let lost = self.links.iter().filter_map(|links| links.node.lost_since);
         lost.map(|since| now.saturating_duration_since(since)).max().unwrap_or_default()
     }
 
     /// Why messages do not flow, if they do not, in any worker.
     pub(crate) fn fault(&self) -> Option<String> {
         let now = Instant::now();
-        self.faults(|station| station.links.fault(now).or_else(|| station.links.health.refusal()))
+        self.faults(|links| links.node.fault(now).or_else(|| links.node.health.refusal()))
     }
 
     /// What is wrong with the links themselves.
     pub(crate) fn link_fault(&self) -> Option<String> {
         let now = Instant::now();
-        self.faults(|station| station.links.fault(now))
+        self.faults(|links| links.node.fault(now))
     }
 
-    fn faults(&self, of: impl Fn(&Station) -> Option<String>) -> Option<String> {
-        let kept = self.stations.iter().filter(|station| station.life == Life::Kept);
+    fn faults(&self, of: impl Fn(&NodeLinks) -> Option<String>) -> Option<String> {
+        let kept = self.links.iter().filter(|links| links.life == Life::Kept);
         let of_cluster = self.following.iter().filter_map(|following| following.cluster.fault());
         let faults: Vec<_> = of_cluster.chain(kept.filter_map(of)).collect();
         (!faults.is_empty()).then(|| faults.join("; "))

@@ -1,13 +1,13 @@
-//! What a subscribing link asks of Redis, one errand at a time: the commands, and what each confirmation brings forward.
+//! What a subscribing link asks of Redis, one command at a time: the commands, and what each confirmation brings forward.
 //!
 //! So a confirmation is never mixed up with another's, and what comes meanwhile is coalesced into the next command. May
 //! not enter: what follows from an answer (`subscriber.rs`).
 
 use redis::Cmd;
 
-use super::links::Links;
+use super::node_state::NodeState;
 use super::resp::{Confirmation, Protocol};
-use super::role::Watch;
+use super::role::RoleWatch;
 use crate::channel::Channel;
 
 /// Channels per command, and the bytes of their names, which come back with the confirmations. Chosen: 1,000
@@ -18,7 +18,7 @@ pub(super) const CHUNK_BYTES: usize = 64 << 10;
 
 /// What is to be done at Redis.
 #[derive(Debug)]
-pub(super) enum Errand {
+pub(super) enum LinkCommand {
     /// Subscribes the probe's channel, if Redis lets us: one that lives there, where channels are sharded.
     Probe,
     /// Subscribes all channels that are not confirmed.
@@ -114,15 +114,15 @@ impl Progress {
     }
 }
 
-impl Errand {
+impl LinkCommand {
     /// Appends its commands to `out`; nothing where there is none to send.
-    pub(super) fn write(&self, links: &Links, protocol: Protocol, role: &Watch, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, node: &NodeState, protocol: Protocol, role: &RoleWatch, out: &mut Vec<u8>) {
         let one = |name: &str, channel: &Channel| command(name, [channel]);
-        let sharded = |channel: &Channel| links.placement.is_sharded(channel);
+        let sharded = |channel: &Channel| node.placement.is_sharded(channel);
         match self {
             Self::Probe => {
-                let name = if links.placement.has_sharded() { "SSUBSCRIBE" } else { "SUBSCRIBE" };
-                out.extend(one(name, links.probe.channel()));
+                let name = if node.placement.has_sharded() { "SSUBSCRIBE" } else { "SUBSCRIBE" };
+                out.extend(one(name, node.probe.channel()));
             }
             Self::Subscribe(progress) => out.extend(command("SUBSCRIBE", &progress.channels)),
             Self::OneByOne(rest, _) => {
@@ -151,10 +151,10 @@ impl Errand {
         }
     }
 
-    /// Takes a confirmation of `channel` into account. True when it was the last that the errand awaits.
-    pub(super) fn on_confirmation(&mut self, links: &Links, confirmation: Confirmation, channel: &[u8]) -> bool {
+    /// Takes a confirmation of `channel` into account. True when it was the last that the command awaits.
+    pub(super) fn on_confirmation(&mut self, node: &NodeState, confirmation: Confirmation, channel: &[u8]) -> bool {
         match (self, confirmation) {
-            (Self::Probe, Confirmation::Subscribed) => links.probe.is_on(channel),
+            (Self::Probe, Confirmation::Subscribed) => node.probe.is_on(channel),
             (Self::Subscribe(progress), Confirmation::Subscribed)
             | (Self::Unsubscribe(progress), Confirmation::Unsubscribed)
             | (Self::UnsubscribeSharded(progress), Confirmation::ShardUnsubscribed) => {

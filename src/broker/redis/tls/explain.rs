@@ -198,7 +198,7 @@ mod tests {
             let kind = fault.clone();
             let error = io::Error::new(io::ErrorKind::InvalidData, Error::InvalidCertificate(fault));
             let told = explained(error, Trust::Named).to_string();
-            assert!(told.contains(part) && told.contains("invalid peer certificate"), "{kind:?}: {told}");
+            assert!(told.contains(part) && told.contains("invalid known_node certificate"), "{kind:?}: {told}");
         }
         let other = io::Error::from(io::ErrorKind::ConnectionReset);
         assert_eq!(explained(other, Trust::Named).kind(), io::ErrorKind::ConnectionReset);

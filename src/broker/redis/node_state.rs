@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::fault::LinkError;
+use super::channel_table::ChannelTable;
+use super::error::LinkError;
 use super::health::Health;
 use super::marker::{Marker, Progress};
 use super::probe::Probe;
-use super::register::Register;
 use super::resp::Protocol;
-use super::role::{Rank, Watch};
-use super::transport::Place;
+use super::role::{Rank, RoleWatch};
+use super::transport::HostPort;
 use crate::broker::event::{Gap, Report};
 use crate::channel::Channel;
 use crate::placement::{NOWHERE, Node, Placement};
@@ -52,9 +52,9 @@ pub(crate) struct Greeting {
     /// The node's address, for log lines.
     pub(crate) address: String,
     /// The role of the node, which has been asked once.
-    pub(crate) role: Watch,
+    pub(crate) role: RoleWatch,
     /// The master that the Sentinels named.
-    pub(crate) master: Option<Place>,
+    pub(crate) master: Option<HostPort>,
 }
 
 /// What becomes of a publication.
@@ -70,16 +70,16 @@ pub(crate) enum Sorted {
 
 /// What the links of a worker to one node know.
 #[derive(Debug)]
-pub(crate) struct Links {
-    pub(crate) node: Node,
+pub(crate) struct NodeState {
+    pub(crate) id: Node,
     pub(crate) terms: Terms,
     pub(crate) health: Arc<Health>,
     pub(crate) placement: Placement,
-    pub(crate) channels: Register,
+    pub(crate) channels: ChannelTable,
     pub(crate) probe: Probe,
     pub(crate) marker: Option<Marker>,
     /// Since when not all wanted channels are subscribed; `None` while they are.
-    pub(crate) deaf_since: Option<Instant>,
+    pub(crate) incomplete_since: Option<Instant>,
     /// When all wanted channels were subscribed last.
     pub(crate) subscribed_at: Instant,
     /// Since when subscriptions are lost that were there: until the gap is told.
@@ -96,7 +96,7 @@ pub(crate) struct Links {
     pub(crate) is_marker_due: bool,
     /// The master that the subscriber is at, where Sentinels name it: messages go there and nowhere else, or they would
     /// not come back.
-    pub(crate) subscriber_at: Option<Place>,
+    pub(crate) subscriber_at: Option<HostPort>,
     /// Whether messages of this node have to wait for others that are under way at other nodes.
     pub(crate) is_behind_others: bool,
     /// Until when the cluster was certainly as we know it.
@@ -107,17 +107,17 @@ pub(crate) struct Links {
     pub(crate) events: VecDeque<Report>,
 }
 
-impl Links {
-    pub(crate) fn new(node: Node, terms: Terms, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
+impl NodeState {
+    pub(crate) fn new(id: Node, terms: Terms, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
         Self {
-            node,
+            id,
             terms,
             health,
             placement,
-            channels: Register::default(),
+            channels: ChannelTable::default(),
             probe: Probe::new(now),
             marker: None,
-            deaf_since: Some(now),
+            incomplete_since: Some(now),
             subscribed_at: now,
             lost_since: None,
             refused_since: None,
@@ -135,11 +135,11 @@ impl Links {
 
     /// Whether this is where channels of a cluster are whose slot has no owner.
     pub(crate) fn is_nowhere(&self) -> bool {
-        self.terms.is_in_cluster && self.node == NOWHERE
+        self.terms.is_in_cluster && self.id == NOWHERE
     }
 
-    pub(crate) fn is_deaf(&self) -> bool {
-        self.deaf_since.is_some()
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete_since.is_some()
     }
 
     /// Tells a publication of the worker's from one of the links' own.
@@ -184,7 +184,7 @@ impl Links {
         } else if let Some(channel) = self.channels.lose(channel) {
             let known = self.topology_known_at.and_then(|at| at.checked_sub(NEWS));
             self.lost(self.heard_until(known.unwrap_or(now)));
-            self.events.push_back(Report::Dropped { node: self.node, channel });
+            self.events.push_back(Report::Dropped { node: self.id, channel });
         } else {
             return;
         }
@@ -206,7 +206,7 @@ impl Links {
         self.refused_since = None;
         if let Some(since) = self.lost_since.take() {
             let length = now.saturating_duration_since(since);
-            self.events.push_back(Report::Gap(Gap { node: self.node, server: self.terms.server.clone(), length }));
+            self.events.push_back(Report::Gap(Gap { node: self.id, server: self.terms.server.clone(), length }));
         }
     }
 
@@ -229,7 +229,7 @@ impl Links {
 
     /// Whether the link has not been without subscriptions, or without an answer since `unanswered_since`, for long.
     pub(crate) fn is_reachable(&self, unanswered_since: Option<Instant>, now: Instant) -> bool {
-        let trouble = [self.deaf_since, unanswered_since];
+        let trouble = [self.incomplete_since, unanswered_since];
         trouble.into_iter().flatten().all(|since| now.saturating_duration_since(since) < BLIP)
     }
 

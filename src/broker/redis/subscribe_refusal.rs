@@ -10,7 +10,7 @@ use crate::throttle::Throttle;
 
 /// What a refused channel says of the others.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Extent {
+pub(super) enum RefusalScope {
     One,
     All,
     /// Redis took this channel before: whether it still does decides.
@@ -18,13 +18,13 @@ pub(super) enum Extent {
 }
 
 /// What follows when Redis has refused `channel`, and taken no other channel of the same command.
-pub(super) fn extent(health: &Health, channel: &Channel) -> Extent {
+pub(super) fn extent(health: &Health, channel: &Channel) -> RefusalScope {
     match health.tried(channel) {
         // Taken by any worker: all have the same ACL user.
-        [Some(taken), _] => Extent::Ask(taken),
+        [Some(taken), _] => RefusalScope::Ask(taken),
         // One channel says nothing about the others, however often its client asks.
-        [None, before] if before.as_ref().is_none_or(|before| before == channel) => Extent::One,
-        [None, _] => Extent::All,
+        [None, before] if before.as_ref().is_none_or(|before| before == channel) => RefusalScope::One,
+        [None, _] => RefusalScope::All,
     }
 }
 

@@ -1,15 +1,15 @@
-//! A made publishing link: what is under way on it, and what follows from Redis' answers. May not enter: what is asked when
-//! (`publisher.rs`).
+//! A publishing link that is up: what is under way on it, and what follows from Redis' answers. May not enter: what is
+//! asked when (`publisher.rs`).
 
 use std::collections::{HashSet, VecDeque};
 
 use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
-use super::fault::{LinkError, is_for_now, is_not_allowed, is_refusal};
-use super::links::{Greeting, Links, RETRY};
-use super::role::{Rank, Watch};
-use super::transport::Place;
+use super::error::{LinkError, is_for_now, is_not_allowed, is_refusal};
+use super::node_state::{Greeting, NodeState, RETRY};
+use super::role::{Rank, RoleWatch};
+use super::transport::HostPort;
 use crate::broker::event::Report;
 use crate::clock::Deadline;
 use crate::id::SessionKey;
@@ -21,10 +21,10 @@ const MAX_DOUBTED: usize = 1 << 16;
 
 /// A link that was greeted.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(crate) struct PublishingLink {
     pub(crate) address: String,
-    pub(crate) master: Option<Place>,
-    pub(crate) role: Watch,
+    pub(crate) master: Option<HostPort>,
+    pub(crate) role: RoleWatch,
     doubt: Doubt,
     pub(crate) work: Work,
     /// Since when nothing was sent.
@@ -70,8 +70,8 @@ pub(crate) struct Doubt {
 }
 
 impl Doubt {
-    fn of(links: &Links, role: &Watch) -> Self {
-        Self::when(role.is_told() && !links.terms.is_in_cluster)
+    fn of(node: &NodeState, role: &RoleWatch) -> Self {
+        Self::when(role.is_told() && !node.terms.is_in_cluster)
     }
 
     fn when(is_asked: bool) -> Self {
@@ -88,10 +88,10 @@ impl Doubt {
     }
 }
 
-impl Outlet {
-    pub(crate) fn new(links: &Links, greeting: Greeting, now: Instant) -> Self {
+impl PublishingLink {
+    pub(crate) fn new(node: &NodeState, greeting: Greeting, now: Instant) -> Self {
         let Greeting { address, master, role, .. } = greeting;
-        let doubt = Doubt::of(links, &role);
+        let doubt = Doubt::of(node, &role);
         Self { address, master, role, doubt, work: Work::Idle, idle_since: now, paused_until: None }
     }
 
@@ -112,29 +112,29 @@ impl Outlet {
     }
 
     /// The link is lost, and the answers of Redis with it; a node that is no master puts its last ones in doubt.
-    pub(crate) fn end(&mut self, links: &mut Links, error: &LinkError) {
+    pub(crate) fn end(&mut self, node: &mut NodeState, error: &LinkError) {
         for message in self.take_under_way() {
-            self.tell(links, message, Err(NotPublished::Unknown));
+            self.tell(node, message, Err(NotPublished::Unknown));
         }
         if matches!(error, LinkError::NoMaster(..)) {
             let Doubt { sessions, messages, .. } = std::mem::take(&mut self.doubt);
             // The subscriber's may be the same.
-            links.is_suspect = true;
-            links.events.push_back(Report::Doubt { sessions, messages });
+            node.is_suspect = true;
+            node.events.push_back(Report::Doubt { sessions, messages });
         }
     }
 
     /// Whether nothing may be published yet, and until when at the latest, if that is known.
-    pub(crate) fn wait(&mut self, links: &Links, now: Instant) -> Option<Option<Instant>> {
-        if links.is_deaf() || links.is_behind_others {
+    pub(crate) fn wait(&mut self, node: &NodeState, now: Instant) -> Option<Option<Instant>> {
+        if node.is_incomplete() || node.is_behind_others {
             return Some(None);
         }
         // Twice the longest pause between attempts; a worker that cannot come back must not hold the others for longer.
-        let patience = links.subscribed_at + 2 * links.terms.max_reconnect_delay;
-        if now < patience && !links.health.do_all_hear() {
+        let patience = node.subscribed_at + 2 * node.terms.max_reconnect_delay;
+        if now < patience && !node.health.are_all_complete() {
             return Some(Some(patience));
         }
-        if links.lost_since.is_some() {
+        if node.lost_since.is_some() {
             // Of channels that are not subscribed for now, though the link is up, the others do not wait long.
             self.paused_until = self.paused_until.or(Some(now + RETRY));
         }
@@ -143,7 +143,7 @@ impl Outlet {
 
     pub(crate) fn on_answer(
         &mut self,
-        links: &mut Links,
+        node: &mut NodeState,
         question: &Question,
         answer: RedisResult<Value>,
         sent: Instant,
@@ -152,21 +152,21 @@ impl Outlet {
         match (question, answer) {
             (Question::Role, answer) => {
                 let rank = self.role.on_answer(sent, answer).map_err(LinkError::Ended)?;
-                links.on_rank(rank, &self.address, now)?;
+                node.on_rank(rank, &self.address, now)?;
                 if rank == Rank::Master || !self.role.is_told() {
-                    self.doubt = Doubt::of(links, &self.role);
+                    self.doubt = Doubt::of(node, &self.role);
                 }
                 if !self.role.is_told() {
-                    links.health.role_is_unknown();
+                    node.health.role_is_unknown();
                 }
             }
-            (Question::Probe(number), Ok(Value::Int(receivers))) => links.probe.on_published(*number, receivers, now),
+            (Question::Probe(number), Ok(Value::Int(receivers))) => node.probe.on_published(*number, receivers, now),
             (Question::Probe(_), Ok(other)) => {
                 tracing::debug!(?other, "Redis answers PUBLISH with {other:?} instead of a number");
             }
             (Question::Probe(_), Err(error)) if is_not_allowed(&error) => {
-                links.probe.refuse();
-                links.health.probe_is_refused(&error);
+                node.probe.refuse();
+                node.health.probe_is_refused(&error);
             }
             // It was not published, and that says nothing about the subscriber; where its slot has moved,
             // the subscriber is told so as well.
@@ -186,7 +186,7 @@ impl Outlet {
     /// The answers to messages.
     pub(crate) fn on_published(
         &mut self,
-        links: &mut Links,
+        node: &mut NodeState,
         messages: VecDeque<ClientMessage>,
         mut answers: Vec<Value>,
         now: Instant,
@@ -200,31 +200,31 @@ impl Outlet {
                 Value::ServerError(error) if is_for_now(Some(error.code())) && !is_overtaken => returned.push(message),
                 Value::ServerError(error) => {
                     let refusal = Refusal::new(error.code(), error.details());
-                    self.tell(links, message, Err(NotPublished::Refused(refusal)));
+                    self.tell(node, message, Err(NotPublished::Refused(refusal)));
                 }
-                _ => self.tell(links, message, Ok(())),
+                _ => self.tell(node, message, Ok(())),
             }
         }
         if !returned.is_empty() {
-            give_back(links, returned);
-            links.contradicted(now);
+            give_back(node, returned);
+            node.contradicted(now);
             self.paused_until = Some(now + RETRY);
         }
     }
 
-    fn tell(&mut self, links: &mut Links, message: ClientMessage, outcome: Result<(), NotPublished>) {
+    fn tell(&mut self, node: &mut NodeState, message: ClientMessage, outcome: Result<(), NotPublished>) {
         let bytes = message.cost();
         if let (Ok(()), Origin::Session(key)) = (&outcome, &message.origin) {
             self.doubt.add(*key);
         }
-        links.events.push_back(Report::Published { origin: message.origin, bytes, outcome });
+        node.events.push_back(Report::Published { origin: message.origin, bytes, outcome });
     }
 }
 
 /// Messages that were certainly not published go back to the outbox.
-pub(crate) fn give_back(links: &mut Links, messages: Vec<ClientMessage>) {
+pub(crate) fn give_back(node: &mut NodeState, messages: Vec<ClientMessage>) {
     if !messages.is_empty() {
-        links.events.push_back(Report::Returned(messages));
+        node.events.push_back(Report::Returned(messages));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The two links of a worker to one node, with their sockets: makes streams for the machines (`subscriber.rs`,
 //! `publisher.rs`) and moves bytes, answers and time between them. The publisher's stream is the redis crate's. May not
-//! enter: what bytes mean, other nodes (`pool.rs`).
+//! enter: what bytes mean, other nodes (`redis_broker.rs`).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::connect::{Driver, Greeted, Purpose, multiplex};
-use super::fault::LinkError;
-use super::links::{Greeting, Links};
-use super::peer::Peer;
+use super::error::LinkError;
+use super::known_node::KnownNode;
+use super::node_state::{Greeting, NodeState};
 use super::publisher::Publisher;
 use super::resp::Part;
 use super::subscriber::Subscriber;
@@ -29,16 +29,16 @@ const READS_PER_TURN: usize = 8;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// A worker's links to one node.
-pub(super) struct Station {
-    pub(super) peer: Peer,
-    pub(super) links: Links,
+pub(super) struct NodeLinks {
+    pub(super) known_node: KnownNode,
+    pub(super) node: NodeState,
     pub(super) subscriber: Subscriber,
     pub(super) publisher: Publisher,
     pub(super) life: Life,
-    ear: Ear,
-    mouth: Mouth,
+    subscriber_stream: SubscriberStream,
+    publisher_stream: PublisherStream,
     /// Resolves when all workers have their subscriptions; there while they have not.
-    all_hear: Option<BoxFuture<()>>,
+    all_complete: Option<BoxFuture<()>>,
     /// Reads of this turn.
     reads: usize,
     /// Whether publications were given out since the last pause.
@@ -55,7 +55,7 @@ pub(super) enum Life {
     Gone,
 }
 
-/// What a station has for the worker.
+/// What the links to a node have for their worker.
 #[derive(Debug)]
 pub(super) enum Step {
     /// Channel and payload, parts of what was read.
@@ -65,7 +65,7 @@ pub(super) enum Step {
 }
 
 /// The subscriber's stream.
-enum Ear {
+enum SubscriberStream {
     None,
     Connecting(BoxFuture<Result<Greeted, LinkError>>),
     Up {
@@ -77,7 +77,7 @@ enum Ear {
 }
 
 /// The publisher's stream.
-enum Mouth {
+enum PublisherStream {
     None,
     Connecting(BoxFuture<Result<(MultiplexedConnection, Driver, Greeting), LinkError>>),
     Up { connection: MultiplexedConnection, driver: Driver, answers: Option<BoxFuture<RedisResult<Vec<Value>>>> },
@@ -90,26 +90,26 @@ enum Progress {
     None,
 }
 
-impl Station {
-    /// Links to a node, none of them made yet; no link is ever made where channels of a cluster are whose slot has no
+impl NodeLinks {
+    /// NodeState to a node, none of them made yet; no link is ever made where channels of a cluster are whose slot has no
     /// owner.
-    pub(super) fn new(node: Node, peer: Peer, placement: Placement, now: Instant) -> Self {
-        let links = Links::new(node, peer.settings.terms(), peer.health.clone(), placement, now);
-        let delay = links.terms.max_reconnect_delay;
-        let (subscriber, publisher) = if links.is_nowhere() {
+    pub(super) fn new(node: Node, known_node: KnownNode, placement: Placement, now: Instant) -> Self {
+        let node = NodeState::new(node, known_node.settings.terms(), known_node.health.clone(), placement, now);
+        let delay = node.terms.max_reconnect_delay;
+        let (subscriber, publisher) = if node.is_nowhere() {
             (Subscriber::closed(now), Publisher::closed(now))
         } else {
             (Subscriber::new(delay, now), Publisher::new(delay, now))
         };
         Self {
-            peer,
-            links,
+            known_node,
+            node,
             subscriber,
             publisher,
             life: Life::Kept,
-            ear: Ear::None,
-            mouth: Mouth::None,
-            all_hear: None,
+            subscriber_stream: SubscriberStream::None,
+            publisher_stream: PublisherStream::None,
+            all_complete: None,
             reads: 0,
             is_flowing: false,
         }
@@ -117,30 +117,30 @@ impl Station {
 
     /// Whether links are made and kept.
     pub(super) fn is_in_use(&self) -> bool {
-        self.life == Life::Kept && !self.links.is_nowhere()
+        self.life == Life::Kept && !self.node.is_nowhere()
     }
 
     /// The node is no part of the cluster any more.
     pub(super) fn leave(&mut self) {
         self.life = Life::Leaving;
         self.subscriber.close();
-        self.ear = Ear::None;
+        self.subscriber_stream = SubscriberStream::None;
     }
 
     /// The worker's messages for this node.
     pub(super) fn publish(&mut self, messages: Vec<ClientMessage>, now: Instant) {
-        if let Some(pipeline) = self.publisher.on_messages(&mut self.links, messages, now) {
+        if let Some(pipeline) = self.publisher.on_messages(&mut self.node, messages, now) {
             self.send(pipeline);
         }
     }
 
     pub(super) fn is_reachable(&self, now: Instant) -> bool {
-        self.links.is_reachable(self.subscriber.unanswered_since(), now)
+        self.node.is_reachable(self.subscriber.unanswered_since(), now)
     }
 
     /// When it has something to do at the latest.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        self.subscriber.next_timeout(&self.links).into_iter().chain(self.publisher.next_timeout()).min()
+        self.subscriber.next_timeout(&self.node).into_iter().chain(self.publisher.next_timeout()).min()
     }
 
     /// The worker's other tasks had their turn.
@@ -156,20 +156,21 @@ impl Station {
     /// What the worker is to be told next.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Poll<Step> {
         loop {
-            if let Some(report) = self.links.events.pop_front() {
+            if let Some(report) = self.node.events.pop_front() {
                 return Poll::Ready(Step::Report(report));
             }
-            if let Some((channel, payload)) = self.subscriber.next(&mut self.links, *now) {
+            if let Some((channel, payload)) = self.subscriber.next(&mut self.node, *now) {
                 self.is_flowing = true;
                 return Poll::Ready(Step::Publication(channel, payload));
             }
-            if !self.links.events.is_empty() {
+            if !self.node.events.is_empty() {
                 continue;
             }
             *now = Instant::now();
-            self.subscriber.step(&mut self.links, *now);
-            let is_idle = self.poll_ear(cx, *now) == Progress::None && self.poll_mouth(cx, *now) == Progress::None;
-            if is_idle && self.links.events.is_empty() {
+            self.subscriber.step(&mut self.node, *now);
+            let is_idle =
+                self.poll_subscriber(cx, *now) == Progress::None && self.poll_publisher(cx, *now) == Progress::None;
+            if is_idle && self.node.events.is_empty() {
                 break;
             }
         }
@@ -185,39 +186,39 @@ impl Station {
         Poll::Pending
     }
 
-    fn poll_ear(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
-        let Self { subscriber, links, ear, .. } = self;
-        if !subscriber.is_up() && matches!(ear, Ear::Up { .. }) {
-            *ear = Ear::None;
+    fn poll_subscriber(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
+        let Self { subscriber, node, subscriber_stream, .. } = self;
+        if !subscriber.is_up() && matches!(subscriber_stream, SubscriberStream::Up { .. }) {
+            *subscriber_stream = SubscriberStream::None;
         }
         if subscriber.wants_link(now) {
-            *ear = Ear::Connecting(connecting(&self.peer, Purpose::Subscriber));
+            *subscriber_stream = SubscriberStream::Connecting(connecting(&self.known_node, Purpose::Subscriber));
         }
-        match ear {
-            Ear::None => Progress::None,
-            Ear::Connecting(connecting) => {
+        match subscriber_stream {
+            SubscriberStream::None => Progress::None,
+            SubscriberStream::Connecting(connecting) => {
                 let Poll::Ready(made) = connecting.as_mut().poll(cx) else { return Progress::None };
                 match made {
                     Ok(Greeted { transport, greeting }) => {
-                        let (settings, master) = (self.peer.settings.clone(), greeting.master.clone());
+                        let (settings, master) = (self.known_node.settings.clone(), greeting.master.clone());
                         let moved = Box::pin(async move { settings.is_moved(master.as_ref()).await });
-                        *ear = Ear::Up { transport, moved, is_flushed: true };
-                        subscriber.on_connected(links, greeting, now);
+                        *subscriber_stream = SubscriberStream::Up { transport, moved, is_flushed: true };
+                        subscriber.on_connected(node, greeting, now);
                     }
                     Err(error) => {
-                        *ear = Ear::None;
-                        subscriber.on_not_connected(links, &error, now);
+                        *subscriber_stream = SubscriberStream::None;
+                        subscriber.on_not_connected(node, &error, now);
                     }
                 }
                 Progress::Made
             }
-            Ear::Up { transport, moved, is_flushed } => {
+            SubscriberStream::Up { transport, moved, is_flushed } => {
                 if let Poll::Ready(error) = moved.as_mut().poll(cx) {
-                    subscriber.fail(links, &error, now);
+                    subscriber.fail(node, &error, now);
                     return Progress::Made;
                 }
                 if poll_write(transport, subscriber, is_flushed, cx).is_err() {
-                    subscriber.fail(links, &LinkError::Closed, now);
+                    subscriber.fail(node, &LinkError::Closed, now);
                     return Progress::Made;
                 }
                 if !subscriber.wants_bytes() || self.reads >= READS_PER_TURN {
@@ -228,9 +229,9 @@ impl Station {
                 match Pin::new(transport).poll_read(cx, &mut room) {
                     Poll::Ready(Ok(())) if !room.filled().is_empty() => {
                         let len = room.filled().len();
-                        subscriber.on_bytes(links, len, now);
+                        subscriber.on_bytes(node, len, now);
                     }
-                    Poll::Ready(_) => subscriber.fail(links, &LinkError::Closed, now),
+                    Poll::Ready(_) => subscriber.fail(node, &LinkError::Closed, now),
                     Poll::Pending => {
                         self.reads -= 1;
                         return Progress::None;
@@ -241,55 +242,55 @@ impl Station {
         }
     }
 
-    fn poll_mouth(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
+    fn poll_publisher(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
         if self.life == Life::Leaving {
             self.publisher.close();
             if self.publisher.is_closed() {
                 self.life = Life::Gone;
-                self.mouth = Mouth::None;
+                self.publisher_stream = PublisherStream::None;
             }
         }
-        if !self.publisher.is_up() && matches!(self.mouth, Mouth::Up { .. }) {
-            self.mouth = Mouth::None;
+        if !self.publisher.is_up() && matches!(self.publisher_stream, PublisherStream::Up { .. }) {
+            self.publisher_stream = PublisherStream::None;
         }
         if self.publisher.wants_link(now) {
-            let connecting = connecting(&self.peer, Purpose::Publisher);
-            self.mouth = Mouth::Connecting(Box::pin(async move {
+            let connecting = connecting(&self.known_node, Purpose::Publisher);
+            self.publisher_stream = PublisherStream::Connecting(Box::pin(async move {
                 let Greeted { transport, greeting } = connecting.await?;
                 let (connection, driver) = multiplex(transport).await?;
                 Ok((connection, driver, greeting))
             }));
         }
-        if let Some(pipeline) = self.publisher.step(&mut self.links, now) {
+        if let Some(pipeline) = self.publisher.step(&mut self.node, now) {
             self.send(pipeline);
         }
         self.poll_all_hear(cx);
-        let Self { publisher, links, mouth, .. } = self;
-        match mouth {
-            Mouth::None => Progress::None,
-            Mouth::Connecting(connecting) => {
+        let Self { publisher, node, publisher_stream, .. } = self;
+        match publisher_stream {
+            PublisherStream::None => Progress::None,
+            PublisherStream::Connecting(connecting) => {
                 let Poll::Ready(made) = connecting.as_mut().poll(cx) else { return Progress::None };
                 match made {
                     Ok((connection, driver, greeting)) => {
-                        *mouth = Mouth::Up { connection, driver, answers: None };
-                        publisher.on_connected(links, greeting, now);
+                        *publisher_stream = PublisherStream::Up { connection, driver, answers: None };
+                        publisher.on_connected(node, greeting, now);
                     }
                     Err(error) => {
-                        *mouth = Mouth::None;
-                        publisher.on_not_connected(links, &error, now);
+                        *publisher_stream = PublisherStream::None;
+                        publisher.on_not_connected(node, &error, now);
                     }
                 }
                 Progress::Made
             }
-            Mouth::Up { driver, answers, .. } => {
+            PublisherStream::Up { driver, answers, .. } => {
                 if driver.as_mut().poll(cx).is_ready() {
-                    publisher.fail(links, &LinkError::Closed, now);
+                    publisher.fail(node, &LinkError::Closed, now);
                     return Progress::Made;
                 }
                 let Some(awaited) = answers else { return Progress::None };
                 let Poll::Ready(answered) = awaited.as_mut().poll(cx) else { return Progress::None };
                 *answers = None;
-                publisher.on_answers(links, answered, now);
+                publisher.on_answers(node, answered, now);
                 Progress::Made
             }
         }
@@ -297,21 +298,21 @@ impl Station {
 
     /// Is woken when all workers have their subscriptions: the publisher may wait for that.
     fn poll_all_hear(&mut self, cx: &mut Context<'_>) {
-        if self.all_hear.is_none() && self.publisher.is_up() && !self.links.health.do_all_hear() {
-            let mut deaf = self.links.health.deaf();
-            self.all_hear = Some(Box::pin(async move {
-                // The sender is that of the peer's health, which outlives this.
+        if self.all_complete.is_none() && self.publisher.is_up() && !self.node.health.are_all_complete() {
+            let mut deaf = self.node.health.deaf();
+            self.all_complete = Some(Box::pin(async move {
+                // The sender is that of the known_node's health, which outlives this.
                 drop(deaf.wait_for(|deaf| *deaf == 0).await);
             }));
         }
-        if self.all_hear.as_mut().is_some_and(|all_hear| all_hear.as_mut().poll(cx).is_ready()) {
-            self.all_hear = None;
+        if self.all_complete.as_mut().is_some_and(|all_complete| all_complete.as_mut().poll(cx).is_ready()) {
+            self.all_complete = None;
             cx.waker().wake_by_ref();
         }
     }
 
     fn send(&mut self, pipeline: Pipeline) {
-        let Mouth::Up { connection, answers, .. } = &mut self.mouth else {
+        let PublisherStream::Up { connection, answers, .. } = &mut self.publisher_stream else {
             debug_assert!(false, "only a link that is up sends");
             return;
         };
@@ -324,8 +325,8 @@ impl Station {
 }
 
 /// A stream to a node.
-fn connecting(peer: &Peer, purpose: Purpose) -> BoxFuture<Result<Greeted, LinkError>> {
-    let Peer { settings, health } = peer.clone();
+fn connecting(known_node: &KnownNode, purpose: Purpose) -> BoxFuture<Result<Greeted, LinkError>> {
+    let KnownNode { settings, health } = known_node.clone();
     Box::pin(async move { settings.connect(purpose, &|slow| health.attempt_failed(slow)).await })
 }
 

@@ -7,7 +7,7 @@ use crate::channel::Channel;
 
 /// Whether Redis has confirmed a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Status {
     Asked,
     Confirmed,
 }
@@ -22,22 +22,22 @@ pub(crate) enum Confirmed {
 
 /// The channels at one node.
 #[derive(Debug, Default)]
-pub(crate) struct Register {
-    channels: HashMap<Channel, Standing>,
+pub(crate) struct ChannelTable {
+    channels: HashMap<Channel, Status>,
     confirmed: usize,
 }
 
-impl Register {
+impl ChannelTable {
     /// Wants `channel`, which has to be subscribed.
     pub(crate) fn ask(&mut self, channel: Channel) {
-        let before = self.channels.insert(channel, Standing::Asked);
-        self.confirmed -= usize::from(before == Some(Standing::Confirmed));
+        let before = self.channels.insert(channel, Status::Asked);
+        self.confirmed -= usize::from(before == Some(Status::Confirmed));
     }
 
     /// Does not want `channel` any more.
     pub(crate) fn forget(&mut self, channel: &[u8]) {
         let before = self.channels.remove(channel);
-        self.confirmed -= usize::from(before == Some(Standing::Confirmed));
+        self.confirmed -= usize::from(before == Some(Status::Confirmed));
     }
 
     /// Whether the worker wants `channel`.
@@ -49,22 +49,22 @@ impl Register {
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> Confirmed {
         let Some((name, _)) = self.channels.get_key_value(channel) else { return Confirmed::Unwanted };
         let name = name.clone();
-        let before = self.channels.insert(name.clone(), Standing::Confirmed);
-        self.confirmed += usize::from(before == Some(Standing::Asked));
+        let before = self.channels.insert(name.clone(), Status::Confirmed);
+        self.confirmed += usize::from(before == Some(Status::Asked));
         Confirmed::Wanted(name)
     }
 
     /// The subscription to `channel` is lost. Returns the channel if it was confirmed.
     pub(crate) fn lose(&mut self, channel: &[u8]) -> Option<Channel> {
-        let standing = self.channels.get_mut(channel).filter(|standing| **standing == Standing::Confirmed)?;
-        *standing = Standing::Asked;
+        let standing = self.channels.get_mut(channel).filter(|standing| **standing == Status::Confirmed)?;
+        *standing = Status::Asked;
         self.confirmed -= 1;
         self.channels.get_key_value(channel).map(|(name, _)| name.clone())
     }
 
     /// All subscriptions are lost.
     pub(crate) fn lose_all(&mut self) {
-        self.channels.values_mut().for_each(|standing| *standing = Standing::Asked);
+        self.channels.values_mut().for_each(|standing| *standing = Status::Asked);
         self.confirmed = 0;
     }
 
@@ -81,7 +81,7 @@ impl Register {
 
     /// Those that Redis has not confirmed.
     pub(crate) fn unconfirmed(&self) -> Vec<Channel> {
-        let unconfirmed = self.channels.iter().filter(|(_, standing)| **standing == Standing::Asked);
+        let unconfirmed = self.channels.iter().filter(|(_, standing)| **standing == Status::Asked);
         let unconfirmed = unconfirmed.map(|(channel, _)| channel.clone());
         // A simulated run has to be the same each time, whatever the order of the table.
         if cfg!(test) { unconfirmed.collect::<BTreeSet<_>>().into_iter().collect() } else { unconfirmed.collect() }
@@ -95,25 +95,25 @@ mod tests {
     #[test]
     fn what_is_confirmed_is_counted_and_lost() {
         let [a, b] = [b"a", b"b"].map(|name| Channel::copy_from_slice(name));
-        let mut register = Register::default();
-        assert!(register.is_complete());
-        register.ask(a.clone());
-        register.ask(b.clone());
-        assert_eq!(register.confirm(b"a"), Confirmed::Wanted(a.clone()));
-        assert_eq!(register.confirm(b"a"), Confirmed::Wanted(a.clone()), "again");
-        assert_eq!(register.confirm(b"c"), Confirmed::Unwanted);
-        assert_eq!((register.confirmed(), register.unconfirmed()), (1, vec![b.clone()]));
-        assert_eq!((register.lose(b"b"), register.lose(b"a"), register.lose(b"a")), (None, Some(a.clone()), None));
-        register.confirm(b"a");
-        register.ask(a.clone());
-        assert_eq!(register.confirmed(), 0, "it has to be subscribed again");
-        register.confirm(b"a");
-        register.confirm(b"b");
-        assert!(register.is_complete());
-        register.forget(b"a");
-        register.forget(b"c");
-        assert_eq!(register.confirmed(), 1);
-        register.lose_all();
-        assert_eq!((register.confirmed(), register.unconfirmed()), (0, vec![b]));
+        let mut table = ChannelTable::default();
+        assert!(table.is_complete());
+        table.ask(a.clone());
+        table.ask(b.clone());
+        assert_eq!(table.confirm(b"a"), Confirmed::Wanted(a.clone()));
+        assert_eq!(table.confirm(b"a"), Confirmed::Wanted(a.clone()), "again");
+        assert_eq!(table.confirm(b"c"), Confirmed::Unwanted);
+        assert_eq!((table.confirmed(), table.unconfirmed()), (1, vec![b.clone()]));
+        assert_eq!((table.lose(b"b"), table.lose(b"a"), table.lose(b"a")), (None, Some(a.clone()), None));
+        table.confirm(b"a");
+        table.ask(a.clone());
+        assert_eq!(table.confirmed(), 0, "it has to be subscribed again");
+        table.confirm(b"a");
+        table.confirm(b"b");
+        assert!(table.is_complete());
+        table.forget(b"a");
+        table.forget(b"c");
+        assert_eq!(table.confirmed(), 1);
+        table.lose_all();
+        assert_eq!((table.confirmed(), table.unconfirmed()), (0, vec![b]));
     }
 }

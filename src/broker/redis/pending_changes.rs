@@ -1,0 +1,83 @@
+//! What a worker wants of a subscribing link, in order, until it is asked of Redis. May not enter: answers.
+
+use std::collections::VecDeque;
+
+use super::link_command::{CHUNK, CHUNK_BYTES, LinkCommand, Progress, Tried, chunks};
+use super::node_state::NodeState;
+use crate::channel::Channel;
+
+/// What the worker wants of the link.
+#[derive(Debug)]
+pub(super) enum Change {
+    Subscribe(Channel),
+    Unsubscribe(Channel),
+    /// Subscribes the marker's channel.
+    Marker,
+    Unmark(Channel),
+}
+
+/// PendingChanges that wait.
+#[derive(Debug, Default)]
+pub(super) struct PendingChanges(VecDeque<Change>);
+
+impl PendingChanges {
+    pub(super) fn push(&mut self, command: Change) {
+        self.0.push_back(command);
+    }
+
+    /// All wanted channels are to be subscribed, and nothing has to be unsubscribed on a new link.
+    pub(super) fn start_over(&mut self) {
+        self.0.retain(|command| matches!(command, Change::Marker));
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The commands of the next commands: each run of the same kind as one, or as one for those that are sharded and one
+    /// for the others.
+    pub(super) fn next(&mut self, node: &NodeState) -> Vec<LinkCommand> {
+        let (mut join, mut leave, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while join.len() + leave.len() < CHUNK && bytes < CHUNK_BYTES {
+            match self.0.pop_front() {
+                Some(Change::Subscribe(channel)) if leave.is_empty() => {
+                    bytes += channel.len();
+                    join.push(channel);
+                }
+                Some(Change::Unsubscribe(channel)) if join.is_empty() => {
+                    bytes += channel.len();
+                    leave.push(channel);
+                }
+                Some(Change::Marker) if join.is_empty() && leave.is_empty() => {
+                    // Without one, it was released before it was subscribed.
+                    if let Some(marker) = &node.marker {
+                        return vec![LinkCommand::Marker(marker.channel.clone())];
+                    }
+                }
+                Some(Change::Unmark(channel)) if join.is_empty() && leave.is_empty() => {
+                    return vec![LinkCommand::Unmark(channel)];
+                }
+                Some(other_kind) => {
+                    self.0.push_front(other_kind);
+                    break;
+                }
+                None => break,
+            }
+        }
+        if !join.is_empty() {
+            return subscriptions(node, join);
+        }
+        let (sharded, plain) = node.split(leave);
+        let plain = (!plain.is_empty()).then(|| LinkCommand::Unsubscribe(Progress::new(plain)));
+        let sharded = (!sharded.is_empty()).then(|| LinkCommand::UnsubscribeSharded(Progress::new(sharded)));
+        plain.into_iter().chain(sharded).collect()
+    }
+}
+
+/// The commands that subscribe channels: those that are not sharded first.
+pub(super) fn subscriptions(node: &NodeState, channels: Vec<Channel>) -> Vec<LinkCommand> {
+    let (sharded, plain) = node.split(channels);
+    let plain = chunks(plain).into_iter().map(|chunk| LinkCommand::Subscribe(Progress::new(chunk)));
+    let sharded = chunks(sharded).into_iter().map(|chunk| LinkCommand::Sharded(Progress::new(chunk), Tried::default()));
+    plain.chain(sharded).collect()
+}
