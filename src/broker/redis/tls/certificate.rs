@@ -1,7 +1,7 @@
 //! Reads the fields of an X.509 certificate that rustls does not give (RFC 5280 §4.1, X.690 DER).
 //!
 //! rustls refuses a certificate of version 1 as a whole and never reads a common name; OpenSSL, and so
-//! redis-cli, takes both. `verifier.rs` decides what these fields are worth. The bytes may come from a known_node:
+//! redis-cli, takes both. `verifier.rs` decides what these fields are worth. The bytes may come from a peer:
 //! no read here may panic. May not enter: trust, and I/O.
 
 /// DER tags (X.690 §8.1.2).

@@ -131,23 +131,27 @@ fn of_certificate(error: &CertificateError, trust: Trust) -> String {
                 .to_owned()
         }
         Fault::BadEncoding => "the server's certificate cannot be read: make a new one".to_owned(),
-        // webpki's own kinds have no type in rustls.
-        other => match format!("{other:?}") {
-            text if text.contains("CaUsedAsEndEntity") => format!(
-                "the server's certificate is the certificate of an authority (CA:TRUE), as from `openssl req -x509`: \
-                 put this certificate into redis.ca_file or redis.pinned_certificate_file; {FETCH}"
-            ),
-            text if text.contains("UnsupportedCertVersion") => format!(
-                "the server's certificate has X.509 version 1, as from `openssl x509 -req` without -extfile: make one \
-                 with subjectAltName, name its authority by redis.ca_file, or pin this one by \
-                 redis.pinned_certificate_file; {FETCH}"
-            ),
-            text if text.contains("UnsupportedCriticalExtension") => CRITICAL_EXTENSION.to_owned(),
-            _ => format!(
-                "the server's certificate cannot be used: make another one, or pin this one by \
-                 redis.pinned_certificate_file; {FETCH}"
-            ),
-        },
+        other => of_webpki_fault(&format!("{other:?}")),
+    }
+}
+
+/// The sentence for a fault that has no kind in rustls; `fault` is webpki's own kind as rustls prints it.
+fn of_webpki_fault(fault: &str) -> String {
+    match fault {
+        _ if fault.contains("CaUsedAsEndEntity") => format!(
+            "the server's certificate is the certificate of an authority (CA:TRUE), as from `openssl req -x509`: put \
+             this certificate into redis.ca_file or redis.pinned_certificate_file; {FETCH}"
+        ),
+        _ if fault.contains("UnsupportedCertVersion") => format!(
+            "the server's certificate has X.509 version 1, as from `openssl x509 -req` without -extfile: make one with \
+             subjectAltName, name its authority by redis.ca_file, or pin this one by redis.pinned_certificate_file; \
+             {FETCH}"
+        ),
+        _ if fault.contains("UnsupportedCriticalExtension") => CRITICAL_EXTENSION.to_owned(),
+        _ => format!(
+            "the server's certificate cannot be used: make another one, or pin this one by \
+             redis.pinned_certificate_file; {FETCH}"
+        ),
     }
 }
 
@@ -167,6 +171,7 @@ fn unknown_issuer(trust: Trust) -> String {
     )
 }
 
+/// A time as RFC 3339 writes it.
 fn date(time: UnixTime) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()))
 }
@@ -198,7 +203,7 @@ mod tests {
             let kind = fault.clone();
             let error = io::Error::new(io::ErrorKind::InvalidData, Error::InvalidCertificate(fault));
             let told = explained(error, Trust::Named).to_string();
-            assert!(told.contains(part) && told.contains("invalid known_node certificate"), "{kind:?}: {told}");
+            assert!(told.contains(part) && told.contains("invalid peer certificate"), "{kind:?}: {told}");
         }
         let other = io::Error::from(io::ErrorKind::ConnectionReset);
         assert_eq!(explained(other, Trust::Named).kind(), io::ErrorKind::ConnectionReset);
