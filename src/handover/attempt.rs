@@ -7,7 +7,6 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use super::deadlines::{ENDING, STEP};
 use super::error::GiveError;
@@ -99,27 +98,12 @@ impl Attempt {
     pub(super) fn end(&self) -> Option<ExitStatus> {
         let mut program = self.lock().program.take()?;
         // A process about to end gets some time: its own exit status says more than a kill.
-        let by_itself = ended_within(&mut program, ENDING);
+        let by_itself = program.await_end(ENDING);
         if by_itself.is_none() {
             program.end();
-            ended_within(&mut program, STEP);
+            program.await_end(STEP);
             program.let_go();
         }
         by_itself
     }
-}
-
-fn ended_within(program: &mut Grandchild, limit: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + limit;
-    loop {
-        match program.status() {
-            None if Instant::now() < deadline => pause(Duration::from_millis(5)),
-            status => return status,
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this thread serves no session")]
-pub(super) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

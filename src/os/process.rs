@@ -5,17 +5,20 @@
 //! (`main_pid_alien` in systemd's src/core/service.c; seen with systemd 252).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::PidfdFlags;
 
 /// A program, and the process between the program and this process.
 #[derive(Debug)]
@@ -61,8 +64,15 @@ impl Grandchild {
         Ok(Self { between: command.spawn()? })
     }
 
-    /// The program's exit status, if the program has ended.
-    pub(crate) fn status(&mut self) -> Option<std::process::ExitStatus> {
+    /// Waits for the program's end, at most `limit`; returns its exit status. Blocks; not for async code.
+    pub(crate) fn await_end(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let pid = rustix::process::Pid::from_child(&self.between);
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        // Readable when the process has ended (pidfd_open(2)). Linux before 5.3 has none: all of `limit` passes.
+        let ending = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
+        let mut watched: Vec<_> = ending.iter().map(|ending| PollFd::new(ending.as_fd(), PollFlags::POLLIN)).collect();
+        // After an error, the status is read at once.
+        poll(&mut watched, limit).ok();
         self.between.try_wait().ok().flatten()
     }
 
