@@ -4,6 +4,7 @@
 //! its own; the workers serve meanwhile. May not enter: how a worker is quiesced.
 
 use std::collections::HashSet;
+use std::mem::discriminant;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +28,7 @@ use crate::channel::Channel;
 use crate::front::acceptor::Entrance;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
-use crate::worker::{Answer, Collected, Command, Mailbox};
+use crate::worker::{Answer, Collected, Command, Ended, Mailbox};
 
 /// Everything that a hand-over needs of a running server.
 #[derive(Debug, Clone)]
@@ -108,30 +109,15 @@ impl Site {
 
     /// Returns the new process' introduction, the number of its sessions, and how long no session was served.
     fn talk(&self, line: &Line, attempt: &Attempt) -> Result<(Hello, usize, Duration), GiveError> {
-        let hello = match line.hear(HELLO)? {
-            (Message::Hello(hello), _) => hello,
-            (other, _) => return Err(out_of_turn(&other)),
-        };
-        hello.check()?;
+        let hello = hear_hello(line)?;
         // An earlier version does not name its broker. With the same broker, it waits for a marker.
         let shares_streams = hello.broker.as_ref().is_none_or(|broker| *broker == self.broker);
         let marker = format!("webws:probe:{:016x}", fastrand::u64(..));
         let seal = Some(Seal::random());
-        let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
-        let homes = self.deployment.as_ref().map(Deployment::homes).unwrap_or_default();
-        let first = Message::Listeners {
-            hello: Hello::own(),
-            listeners,
-            broker: self.broker.clone(),
-            marker: marker.clone(),
-            seal,
-            homes,
-            control: self.control.as_ref().map(|path| path.display().to_string()),
-        };
-        line.say(&first, &sockets, STEP)?;
+        self.say_listeners(line, &marker, seal)?;
         let mut known = HashSet::new();
         self.say_channels(line, &mut known)?;
-        expect_ready(line, READY)?;
+        expect(line, READY, &Message::Ready)?;
         if shares_streams {
             let set = self.set_marker(&marker, seal);
             set.map_err(|error| GiveError::NoMarker(Box::new(error)))?;
@@ -139,15 +125,41 @@ impl Site {
 
         let stood_still = self.quiesce()?;
         self.say_channels(line, &mut known)?;
-        expect_ready(line, STEP)?;
+        expect(line, STEP, &Message::Ready)?;
         if shares_streams {
-            // One worker publishes for all: their streams come from the same nodes.
-            if let Some(worker) = self.workers.first() {
-                worker.blocking_send(Command::PublishMarker)?;
-            }
+            self.publish_marker()?;
             self.await_marker()?;
         }
         line.say(&Message::Marked, &[], STEP)?;
+        let sessions = self.say_sessions(line)?;
+        expect(line, STEP, &Message::Adopted)?;
+        if shares_streams {
+            // Proves that this process' streams are still at the marker: this process could still resume.
+            self.await_marker()?;
+        }
+        attempt.commit()?;
+        line.say(&Message::Commit, &[], STEP)?;
+        expect_serving(line)?;
+        Ok((hello, sessions, stood_still.elapsed()))
+    }
+
+    /// Sends the listeners, and what else the new process needs before it has workers.
+    fn say_listeners(&self, line: &Line, marker: &str, seal: Option<Seal>) -> Result<(), ProtocolError> {
+        let (listeners, sockets): (Vec<_>, Vec<_>) = self.listeners.iter().cloned().unzip();
+        let message = Message::Listeners {
+            hello: Hello::own(),
+            listeners,
+            broker: self.broker.clone(),
+            marker: marker.to_owned(),
+            seal,
+            homes: self.deployment.as_ref().map(Deployment::homes).unwrap_or_default(),
+            control: self.control.as_ref().map(|path| path.display().to_string()),
+        };
+        line.say(&message, &sockets, STEP)
+    }
+
+    /// Sends all workers' snapshots; returns the number of sessions.
+    fn say_sessions(&self, line: &Line) -> Result<usize, GiveError> {
         let mut sessions = 0;
         // One worker at a time: backlogs are copied, and may be large.
         for (worker, mailbox) in self.workers.iter().enumerate() {
@@ -156,27 +168,7 @@ impl Site {
             say_worker(line, worker, collected)?;
         }
         line.say(&Message::End, &[], STEP)?;
-        match line.hear(STEP)? {
-            (Message::Adopted, _) => {}
-            (other, _) => return Err(out_of_turn(&other)),
-        }
-        if shares_streams {
-            // Proves that this process' streams are still at the marker: this process could still resume.
-            self.await_marker()?;
-        }
-        attempt.commit()?;
-        line.say(&Message::Commit, &[], STEP)?;
-        match line.hear(STEP) {
-            Ok((Message::Serving, _)) => {}
-            heard => {
-                // The new process serves if it has said so by now; from now on, it cannot say so.
-                line.stop_hearing();
-                if !matches!(line.hear(STEP), Ok((Message::Serving, _))) {
-                    return Err(heard.map_or_else(GiveError::Protocol, |(other, _)| out_of_turn(&other)));
-                }
-            }
-        }
-        Ok((hello, sessions, stood_still.elapsed()))
+        Ok(sessions)
     }
 
     /// Quiesces everything; returns since when no session is served.
@@ -192,6 +184,12 @@ impl Site {
     /// Makes all streams stop at the marker called `name`.
     fn set_marker(&self, name: &str, seal: Option<Seal>) -> Result<(), GiveError> {
         self.all(|tell| Command::SetMarker { name: name.to_owned(), seal, within: MARKER, tell })
+    }
+
+    /// Publishes the marker on all nodes.
+    fn publish_marker(&self) -> Result<(), Ended> {
+        // One worker publishes for all: their streams come from the same nodes.
+        self.workers.first().map_or(Ok(()), |worker| worker.blocking_send(Command::PublishMarker))
     }
 
     /// Waits for all streams to stand still at the marker.
@@ -236,9 +234,26 @@ impl Site {
     }
 }
 
-fn expect_ready(line: &Line, limit: Duration) -> Result<(), GiveError> {
-    match line.hear(limit)? {
-        (Message::Ready, _) => Ok(()),
-        (other, _) => Err(out_of_turn(&other)),
-    }
+/// Receives the new process' introduction.
+fn hear_hello(line: &Line) -> Result<Hello, GiveError> {
+    let hello = match line.hear(HELLO)? {
+        (Message::Hello(hello), _) => hello,
+        (other, _) => return Err(out_of_turn(&other)),
+    };
+    hello.check()?;
+    Ok(hello)
+}
+
+/// Receives a message of the same kind as `expected`.
+fn expect(line: &Line, limit: Duration, expected: &Message) -> Result<(), GiveError> {
+    let (message, _) = line.hear(limit)?;
+    if discriminant(&message) == discriminant(expected) { Ok(()) } else { Err(out_of_turn(&message)) }
+}
+
+/// Receives `Serving`: from then on the new process serves, and this one does not resume.
+fn expect_serving(line: &Line) -> Result<(), GiveError> {
+    let Err(error) = expect(line, STEP, &Message::Serving) else { return Ok(()) };
+    // The new process serves if it has said so by now; from now on, it cannot say so.
+    line.stop_hearing();
+    expect(line, STEP, &Message::Serving).map_err(|_| error)
 }
