@@ -203,6 +203,14 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Logs that the service is cut off by a second signal to stop.
+    pub(crate) fn log_cut_off(&self) {
+        let sessions = self.sessions();
+        tracing::warn!(sessions, "stopped at once by a second signal, {sessions} sessions are cut off: {self}");
+    }
+}
+
 impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sessions={} log_lines_dropped={}", self.sessions(), crate::log::dropped_lines())?;

@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -62,6 +63,11 @@ impl Running {
     /// Each worker's counts, for a watchdog.
     pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {
         self.entrance.shards()
+    }
+
+    /// The path of the control socket: the setting `control`.
+    pub(crate) fn control(&self) -> Option<&PathBuf> {
+        self.config.control.as_ref()
     }
 
     /// Everything that a hand-over needs, valid while the server runs.

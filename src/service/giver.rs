@@ -32,102 +32,135 @@ pub(super) struct Giver<'a> {
     pub(super) is_suspended: Cell<bool>,
 }
 
+/// The result of a hand-over.
+struct Given {
+    result: Result<Done, GiveError>,
+    /// Whether a signal to stop came meanwhile.
+    is_stopping: bool,
+}
+
+impl Given {
+    /// The reply to the request, which the log repeats after a failure.
+    fn reply(&self) -> Reply {
+        match &self.result {
+            Ok(done) => Reply::done(format!(
+                "{} sessions are with process {} (webws {}) now; nothing was served for {} ms",
+                done.sessions,
+                done.pid,
+                done.version,
+                done.standstill.as_millis()
+            )),
+            Err(error) if self.is_stopping => Reply::failed(format!("not handed over: {error}")),
+            Err(error) => Reply::failed(format!("not handed over, everything goes on as before: {error}")),
+        }
+    }
+
+    fn log(&self, reply: &Reply) {
+        match &self.result {
+            Ok(Done { pid, sessions, standstill, .. }) => {
+                let standstill_ms = millis(*standstill);
+                tracing::info!(
+                    pid,
+                    sessions,
+                    standstill_ms,
+                    "handed over {sessions} sessions to process {pid}; nothing was served for {standstill_ms} ms"
+                );
+            }
+            Err(error) => tracing::error!(%error, "{}", reply.text()),
+        }
+    }
+}
+
 impl Giver<'_> {
     /// Hands over when requested; returns how the server ends.
     pub(super) async fn serve(&self, signals: &mut Signals, requested: &mut mpsc::Receiver<Request>) -> Ending {
         loop {
-            let mut request = tokio::select! {
+            let request = tokio::select! {
                 wanted = signals.next() => match wanted {
                     Wanted::Stop => return Ending::Drain,
                     Wanted::HandOver => None,
                 },
                 request = requested.recv() => request,
             };
-            if let Some(request) = request.take_if(|request| request.operation == Operation::Suspend) {
-                if self.suspend(request).await {
-                    self.is_suspended.set(true);
-                    return Ending::Leave;
-                }
-                continue;
-            }
-            let attempt = Attempt::default();
-            let _break_off = BreakOff(attempt.clone());
-            let mut giving = Box::pin(self.give(attempt.clone()));
-            let mut is_stopping = false;
-            let given = loop {
-                tokio::select! {
-                    given = &mut giving => break given,
-                    // A second signal to stop stays unread here: `second_signal` ends the process at once.
-                    wanted = signals.next(), if !is_stopping => match wanted {
-                        Wanted::Stop => {
-                            // A hand-over that is committed is not broken off: the new process is stopped instead.
-                            is_stopping = true;
-                            attempt.break_off();
-                        }
-                        Wanted::HandOver => tracing::warn!("{}", Reply::BUSY),
-                    },
-                    Some(other) = requested.recv() => {
-                        tracing::warn!("{}", Reply::BUSY);
-                        other.answer(Reply::busy()).await;
-                    }
-                }
+            let ending = match request {
+                Some(request) if request.operation == Operation::Suspend => self.suspend(request).await,
+                request => self.hand_over(request, signals, requested).await,
             };
-            let reply = match &given {
-                Ok(done) => Reply::done(format!(
-                    "{} sessions are with process {} (webws {}) now; nothing was served for {} ms",
-                    done.sessions,
-                    done.pid,
-                    done.version,
-                    done.standstill.as_millis()
-                )),
-                Err(error) if is_stopping => Reply::failed(format!("not handed over: {error}")),
-                Err(error) => Reply::failed(format!("not handed over, everything goes on as before: {error}")),
-            };
-            match &given {
-                Ok(Done { pid, sessions, standstill, .. }) => {
-                    let standstill_ms = millis(*standstill);
-                    tracing::info!(
-                        pid,
-                        sessions,
-                        standstill_ms,
-                        "handed over {sessions} sessions to process {pid}; nothing was served for {standstill_ms} ms"
-                    );
-                }
-                Err(_) => tracing::error!("{}", reply.text()),
-            }
-            // Before the reply: a client that has read the reply finds the log line.
-            blocking(log::flush).await.ok();
-            if let Ok(done) = &given {
-                // Before the reply as well: systemctl, called next, must reach the new process.
-                os::systemd::notify_main_process(done.pid);
-                // Later requests reach the control socket of the new process.
-                let control = self.control.take();
-                if let Some(control) = control {
-                    control.leave().await;
-                }
-            }
-            if let Some(request) = request {
-                request.answer(reply).await;
-            }
-            match given {
-                Ok(done) => {
-                    while let Ok(late) = requested.try_recv() {
-                        late.answer(Reply::elsewhere()).await;
-                    }
-                    if is_stopping {
-                        os::process::terminate(done.pid);
-                    }
-                    drop(self.farewell.set((done.line, done.pid)));
-                    return Ending::Leave;
-                }
-                Err(_) if is_stopping => return Ending::Drain,
-                Err(_) => {}
+            if let Some(ending) = ending {
+                return ending;
             }
         }
     }
 
-    /// Leaves the sessions to the process that is started next; true on success.
-    async fn suspend(&self, request: Request) -> bool {
+    /// Hands over once, for `request` or a signal. Returns how the server ends; none when the server continues.
+    async fn hand_over(
+        &self,
+        request: Option<Request>,
+        signals: &mut Signals,
+        requested: &mut mpsc::Receiver<Request>,
+    ) -> Option<Ending> {
+        let given = self.give_while_refusing(signals, requested).await;
+        let reply = given.reply();
+        given.log(&reply);
+        // Before the reply: a client that has read the reply finds the log line.
+        blocking(log::flush).await.ok();
+        if let Ok(done) = &given.result {
+            // Before the reply as well: systemctl, called next, must reach the new process.
+            os::systemd::notify_main_process(done.pid);
+            // Later requests reach the control socket of the new process.
+            let control = self.control.take();
+            if let Some(control) = control {
+                control.leave().await;
+            }
+        }
+        if let Some(request) = request {
+            request.answer(reply).await;
+        }
+        match given.result {
+            Ok(done) => {
+                while let Ok(late) = requested.try_recv() {
+                    late.answer(Reply::elsewhere()).await;
+                }
+                if given.is_stopping {
+                    os::process::terminate(done.pid);
+                }
+                drop(self.farewell.set((done.line, done.pid)));
+                Some(Ending::Leave)
+            }
+            Err(_) if given.is_stopping => Some(Ending::Drain),
+            Err(_) => None,
+        }
+    }
+
+    /// Hands over; meanwhile refuses other requests, and breaks the hand-over off at a signal to stop.
+    async fn give_while_refusing(&self, signals: &mut Signals, requested: &mut mpsc::Receiver<Request>) -> Given {
+        let attempt = Attempt::default();
+        let _break_off = BreakOff(attempt.clone());
+        let mut giving = Box::pin(self.give(attempt.clone()));
+        let mut is_stopping = false;
+        loop {
+            tokio::select! {
+                result = &mut giving => return Given { result, is_stopping },
+                // A second signal to stop stays unread here: `second_signal` ends the process at once.
+                wanted = signals.next(), if !is_stopping => match wanted {
+                    Wanted::Stop => {
+                        // A hand-over that is committed is not broken off: the new process is stopped instead.
+                        is_stopping = true;
+                        attempt.break_off();
+                    }
+                    Wanted::HandOver => tracing::warn!("{}", Reply::BUSY),
+                },
+                Some(other) = requested.recv() => {
+                    tracing::warn!("{}", Reply::BUSY);
+                    other.answer(Reply::busy()).await;
+                }
+            }
+        }
+    }
+
+    /// Leaves the sessions to the process that is started next. Returns how the server ends; none when the server
+    /// continues.
+    async fn suspend(&self, request: Request) -> Option<Ending> {
         let site = self.site.clone();
         let left = blocking(move || site.leave()).await.unwrap_or_else(|error| Err(GiveError::Here(error.to_string())));
         let reply = match &left {
@@ -145,7 +178,8 @@ impl Giver<'_> {
         };
         blocking(log::flush).await.ok();
         request.answer(reply).await;
-        left.is_ok()
+        self.is_suspended.set(left.is_ok());
+        left.is_ok().then_some(Ending::Leave)
     }
 
     async fn give(&self, attempt: Attempt) -> Result<Done, GiveError> {

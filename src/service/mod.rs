@@ -5,7 +5,7 @@
 mod blocking;
 mod error;
 mod giver;
-mod inherit;
+mod origin;
 mod run;
 mod watch;
 

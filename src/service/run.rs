@@ -4,19 +4,20 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::ServiceError;
 use super::giver::Giver;
-use super::inherit::{listen, resume, take_over};
+use super::origin::{Facts, Origin};
 use super::watch::{second_signal, watchdog};
-use crate::admin::{control, status};
+use crate::admin::control::{self, Control, Request};
+use crate::admin::status;
 use crate::config::Config;
-use crate::handover::{Predecessor, Program};
+use crate::handover::Program;
 use crate::os;
-use crate::server::{Ending, Server, ServerError};
+use crate::server::{Ending, Running};
 use crate::signals::{HangUp, Signals};
 
 /// Requests to hand over that may wait: one is carried out, and the others get the reply that it is under way.
@@ -46,96 +47,26 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
     let mut signals = Signals::try_new(on_hang_up).map_err(ServiceError::Signals)?;
     // At the start: later, another file may be at the program's path.
     let program = Program::own();
-    let broker = config.broker.to_string();
     let control = config.control.clone();
-    let found = Predecessor::find(Some(&broker)).map_err(ServiceError::hand_over)?;
-    let mut legacy = None;
-    let (predecessor, server) = match found {
-        None => (None, listen(config, &mut legacy)),
-        Some((predecessor, heritage)) => {
-            // Settings that a start would refuse are refused now, while the old process still serves.
-            let server = Server::check(&config).map_err(ServerError::from);
-            let server = server.and_then(|()| Server::taking_over(config, heritage));
-            (Some(Arc::new(predecessor)), server.map_err(ServiceError::from))
-        }
-    };
-    let server = match (server, &predecessor) {
-        (Err(error), Some(predecessor)) => {
-            predecessor.refuse(&error.to_string());
-            return Err(error);
-        }
-        (server, _) => server?,
-    };
-    let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
-    raise_limits(server.wanted_descriptors());
-    let (metrics, workers, addresses) = (server.metrics(), server.workers(), server.addresses());
-    let max_sessions = server.max_sessions();
-    let own_version = env!("CARGO_PKG_VERSION");
-    let mut running = server.start()?;
-    let has_sessions = predecessor.is_some() || legacy.is_some();
-    match predecessor {
-        None => {
-            if let Some(legacy) = legacy {
-                resume(&mut running, legacy).await?;
-            }
-            tracing::info!(
-                listen = addresses,
-                broker,
-                workers,
-                max_sessions,
-                "webws {own_version} serves on {addresses} with broker {broker}, {workers} workers and at most \
-                 {max_sessions} WebSockets"
-            );
-        }
-        Some(predecessor) => {
-            let (version, its_control) = (predecessor.version.clone(), predecessor.control.clone());
-            let sessions = take_over(&mut running, predecessor, &broker).await?;
-            if let Some(path) = its_control.filter(|path| control.as_ref() != Some(path)) {
-                os::socket_file::remove_dead(&path);
-            }
-            tracing::info!(
-                listen = addresses,
-                broker,
-                workers,
-                sessions,
-                max_sessions,
-                before = version,
-                "webws {own_version} has taken over {sessions} sessions from webws {version} and serves on {addresses} \
-                 with broker {broker}, {workers} workers and at most {max_sessions} WebSockets"
-            );
-        }
-    }
+    let (mut running, origin, facts) = start(config, extra)?;
+    let has_sessions = origin.has_sessions();
+    origin.take_up(&mut running, &facts).await?;
     if extra == Extra::TestPage {
-        show_page(&addresses);
+        show_page(&facts.addresses);
     }
     let (requests, mut requested) = mpsc::channel(MAX_REQUESTS);
     // The socket to the new process, and its id. Dropped last: the new process waits for the socket's end.
     let farewell = OnceCell::new();
-    let control =
-        control.map(|path| control::listen(&path, requests.clone()).map_err(|error| (path, error))).transpose();
-    let control = match control {
-        // Sessions that were taken over are served, even without a control socket.
-        Err((path, error)) if has_sessions => {
-            let path = path.display();
-            tracing::error!(
-                %error,
-                %path,
-                "the control socket {path} cannot be made ({error}): reload and upgrade do not work until a restart"
-            );
-            None
-        }
-        Err((path, source)) => return Err(ServiceError::Control { path, source }),
-        Ok(control) => control,
-    };
-    let control = RefCell::new(control);
+    let control = RefCell::new(open_control(control, requests.clone(), has_sessions)?);
     for oddity in os::systemd::oddities() {
         tracing::warn!("{oddity}");
     }
-    os::systemd::notify_ready(&format!("serving on {addresses}"));
+    os::systemd::notify_ready(&format!("serving on {}", facts.addresses));
     let watchdog = watchdog(running.shards());
     let (tell, told) = oneshot::channel();
     let site = running.site();
-    let status = status::renew(metrics.clone(), site.workers.clone(), max_sessions);
+    let metrics = facts.metrics;
+    let status = status::renew(metrics.clone(), site.workers.clone(), facts.max_sessions);
     let serving = running.run_until(async {
         let is_suspended = Cell::new(false);
         let metrics = metrics.clone();
@@ -150,24 +81,59 @@ pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceErro
         tell.send((signals, giver.is_suspended.get())).ok();
         ending
     });
+    let successor = || farewell.get().map(|(_, pid)| *pid);
     tokio::select! {
         biased;
         () = second_signal(told) => {
-            if let Some((_, successor)) = farewell.get() {
-                // The signal is meant for the process that serves.
-                os::process::terminate(*successor);
-                return Ok(());
-            }
-            let sessions = metrics.sessions();
-            tracing::warn!(sessions, "stopped at once by a second signal, {sessions} sessions are cut off: {metrics}");
+            // After a hand-over, the signal is meant for the process that serves.
+            successor().map_or_else(|| metrics.log_cut_off(), os::process::terminate);
             Ok(())
         }
         ended = serving => {
-            metrics.log_stopped(farewell.get().map(|(_, pid)| *pid));
+            metrics.log_stopped(successor());
             ended.map_err(ServiceError::from)
         }
         () = watchdog => Ok(()),
         () = status => Ok(()),
+    }
+}
+
+/// Starts a server: its listeners and its workers. The sessions of another process are not there yet.
+fn start(config: Config, extra: Extra) -> Result<(Running, Origin, Facts), ServiceError> {
+    let broker = config.broker.to_string();
+    let (server, origin) = Origin::find(config)?;
+    let server = if extra == Extra::TestPage { server.with_test_page() } else { server };
+    raise_limits(server.wanted_descriptors());
+    let facts = Facts {
+        addresses: server.addresses(),
+        broker,
+        workers: server.workers(),
+        max_sessions: server.max_sessions(),
+        metrics: server.metrics(),
+    };
+    Ok((server.start()?, origin, facts))
+}
+
+/// Listens on the control socket, if one is configured.
+fn open_control(
+    path: Option<PathBuf>,
+    requests: mpsc::Sender<Request>,
+    has_sessions: bool,
+) -> Result<Option<Control>, ServiceError> {
+    let Some(path) = path else { return Ok(None) };
+    match control::listen(&path, requests) {
+        Ok(control) => Ok(Some(control)),
+        // Sessions that were taken over are served, even without a control socket.
+        Err(error) if has_sessions => {
+            let path = path.display();
+            tracing::error!(
+                %error,
+                %path,
+                "the control socket {path} cannot be made ({error}): reload and upgrade do not work until a restart"
+            );
+            Ok(None)
+        }
+        Err(source) => Err(ServiceError::Control { path, source }),
     }
 }
 
