@@ -165,6 +165,7 @@ const NOT_REPEATED: [&str; 3] = ["F_AFTER", "F_BACKTRACE", "F_REASONS"];
 
 /// An outage, a gap, a hand-over, refusals, a wrong level, an end: whatever is logged by it.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story: each step causes a line")]
 async fn every_line_of_the_journal_reads_completely() {
     let mut redis = Redis::start().await;
     let journal = Journal::new();

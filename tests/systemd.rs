@@ -136,6 +136,7 @@ impl Drop for Manager {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story: start, reload, stop")]
 async fn reload_exchanges_the_process_and_systemd_follows() {
     let redis = Redis::start().await;
     let Some(manager) = Manager::start(&redis).await else {

@@ -117,6 +117,7 @@ pub(crate) struct World {
 }
 
 impl World {
+    #[expect(clippy::too_many_lines, reason = "a list: the draws from the seed, and the fields")]
     pub(crate) fn new(seed: u64) -> Self {
         fastrand::seed(seed);
         let mut rng = Rng::with_seed(seed);

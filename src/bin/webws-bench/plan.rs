@@ -136,6 +136,7 @@ impl Plan {
     ///
     /// # Errors
     /// A sentence a fault: where, what, and what to do.
+    #[expect(clippy::too_many_lines, reason = "a list: one check per argument")]
     pub(crate) fn try_new(args: LoadArgs) -> Result<Self, Vec<String>> {
         let mut faults = Vec::new();
         let mut check = |fine: bool, fault: &str| {
