@@ -5,6 +5,7 @@
 use crate::channel::Channel;
 use crate::id::SessionKey;
 use crate::protocol::encoding::Encoding;
+use crate::protocol::websocket::client_frame::client_frame;
 use crate::worker::simulated::SharedSocket;
 
 /// What a handshake ends with, in the place of a 101's head.
@@ -117,21 +118,21 @@ impl Client {
     pub(crate) fn begin_message(&mut self, padding: usize) {
         if self.outgoing.is_empty() && !self.is_done {
             let payload = format!("{}{}!", Self::message(self.id, self.sent), " ".repeat(padding));
-            self.outgoing = frame(0x81, payload.as_bytes());
+            self.outgoing = client_frame(0x81, payload.as_bytes());
         }
     }
 
     /// Sends a ping, unless a frame is being sent.
     pub(crate) fn ping(&mut self) {
         if self.outgoing.is_empty() && !self.is_done {
-            self.push(&frame(0x89, b"p"));
+            self.push(&client_frame(0x89, b"p"));
         }
     }
 
     /// Says goodbye.
     pub(crate) fn close(&mut self) {
         if self.outgoing.is_empty() && !self.is_done {
-            self.push(&frame(0x88, &1000_u16.to_be_bytes()));
+            self.push(&client_frame(0x88, &1000_u16.to_be_bytes()));
             self.is_done = true;
         }
     }
@@ -212,19 +213,4 @@ impl Client {
             other => panic!("client {}: a frame that begins with {other:x}", self.id),
         }
     }
-}
-
-/// A client's frame, masked by zeros (RFC 6455 §5.2).
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match u16::try_from(payload.len()).unwrap() {
-        short @ ..126 => frame.push(0x80 | short.to_be_bytes()[1]),
-        long => {
-            frame.push(0x80 | 126);
-            frame.extend(long.to_be_bytes());
-        }
-    }
-    frame.extend([0; 4]);
-    frame.extend(payload);
-    frame
 }

@@ -15,6 +15,7 @@ use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::outbound::Batch;
 use crate::protocol::socket::memory::MemorySocket;
+pub(super) use crate::protocol::websocket::client_frame::client_frame as frame;
 
 pub(super) const CHANNEL: &[u8] = b"chat:a";
 pub(super) const LUA: Encoding = Encoding::Lua { name_at: 5 };
@@ -145,21 +146,6 @@ pub(super) fn encoded(encoding: Encoding, payload: &[u8]) -> Vec<u8> {
     let mut frame = BytesMut::new();
     encoding.encode(CHANNEL, payload, &mut frame);
     frame.to_vec()
-}
-
-/// A client's frame, masked by zeros (RFC 6455 §5.2).
-pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match u16::try_from(payload.len()).unwrap() {
-        short @ ..126 => frame.push(0x80 | short.to_be_bytes()[1]),
-        long => {
-            frame.push(0x80 | 126);
-            frame.extend(long.to_be_bytes());
-        }
-    }
-    frame.extend([0; 4]);
-    frame.extend(payload);
-    frame
 }
 
 /// A server's close frame.

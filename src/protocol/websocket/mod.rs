@@ -2,6 +2,8 @@
 //!
 //! The only room that names tungstenite. May not enter: sockets, channels, Redis.
 
+#[cfg(test)]
+pub(crate) mod client_frame;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod reader;

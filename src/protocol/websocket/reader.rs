@@ -275,6 +275,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::websocket::client_frame::client_frame as frame;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::collections::VecDeque;
@@ -307,22 +308,6 @@ mod tests {
         Open,
         Closed,
         Fault(CloseReason),
-    }
-
-    /// A masked frame in the shortest form; `first` is FIN, RSV and opcode.
-    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-        const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-        let mut frame = vec![first];
-        match u16::try_from(payload.len()).unwrap() {
-            length @ ..126 => frame.push(0x80 | length.to_be_bytes()[1]),
-            length => {
-                frame.push(0x80 | 126);
-                frame.extend(length.to_be_bytes());
-            }
-        }
-        frame.extend(MASK);
-        frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-        frame
     }
 
     fn kept(incoming: &Incoming<'_>) -> Event {
