@@ -144,6 +144,47 @@ pub struct Metrics {
     shards: Arc<[Arc<Shard>]>,
 }
 
+/// Logs `text` with all counters as fields.
+macro_rules! log_all {
+    ($level:ident, $metrics:ident, $successor:expr, $text:expr) => {
+        tracing::$level!(
+            pid = $successor,
+            sessions = $metrics.sessions(),
+            log_lines_dropped = crate::log::dropped_lines(),
+            sessions_opened = $metrics.get(Counter::SessionsOpened),
+            handshakes_refused = $metrics.get(Counter::HandshakesRefused),
+            publications_received = $metrics.get(Counter::PublicationsReceived),
+            frames_delivered = $metrics.get(Counter::FramesDelivered),
+            texts_published = $metrics.get(Counter::TextsPublished),
+            texts_lost = $metrics.get(Counter::TextsLost),
+            subscriptions_lost = $metrics.get(Counter::SubscriptionsLost),
+            gaps = $metrics.get(Counter::Gaps),
+            gap_ms = $metrics.get(Counter::GapMillis),
+            binaries_taken = $metrics.get(Counter::BinariesTaken),
+            binaries_ignored = $metrics.get(Counter::BinariesIgnored),
+            binaries_refused = $metrics.get(Counter::BinariesRefused),
+            publications_not_utf8 = $metrics.get(Counter::PublicationsNotUtf8),
+            closed_client_closed = $metrics.closed(CloseReason::ClientClosed),
+            closed_client_gone = $metrics.closed(CloseReason::ClientGone),
+            closed_protocol_error = $metrics.closed(CloseReason::ProtocolError),
+            closed_invalid_text = $metrics.closed(CloseReason::InvalidText),
+            closed_too_big = $metrics.closed(CloseReason::TooBig),
+            closed_publish_denied = $metrics.closed(CloseReason::PublishDenied),
+            closed_binary_refused = $metrics.closed(CloseReason::BinaryRefused),
+            closed_slow_consumer = $metrics.closed(CloseReason::SlowConsumer),
+            closed_stalled = $metrics.closed(CloseReason::Stalled),
+            closed_silent = $metrics.closed(CloseReason::Silent),
+            closed_not_published = $metrics.closed(CloseReason::NotPublished),
+            closed_subscription_lost = $metrics.closed(CloseReason::SubscriptionLost),
+            closed_gap = $metrics.closed(CloseReason::Gap),
+            closed_going_away = $metrics.closed(CloseReason::GoingAway),
+            closed_internal = $metrics.closed(CloseReason::Internal),
+            "{}",
+            $text
+        )
+    };
+}
+
 impl Metrics {
     pub(crate) fn new(shards: Arc<[Arc<Shard>]>) -> Self {
         Self { shards }
@@ -158,56 +199,25 @@ impl Metrics {
         self.shards.iter().map(|shard| shard.get(counter)).sum()
     }
 
-    /// Logs the end of the service with all counters, in the text and as fields. `successor` is the process that
-    /// serves now, if any.
+    /// Logs the end of the service. `successor` is the process that serves now, if any.
     pub(crate) fn log_stopped(&self, successor: Option<u32>) {
-        let closed = |reason| Some(self.get(Counter::SessionsClosed(reason))).filter(|count| *count > 0);
         let text = match successor {
             Some(pid) => format!("stopped, process {pid} continues to serve: {self}"),
             None => format!("stopped: {self}"),
         };
-        tracing::info!(
-            pid = successor,
-            sessions = self.sessions(),
-            log_lines_dropped = crate::log::dropped_lines(),
-            sessions_opened = self.get(Counter::SessionsOpened),
-            handshakes_refused = self.get(Counter::HandshakesRefused),
-            publications_received = self.get(Counter::PublicationsReceived),
-            frames_delivered = self.get(Counter::FramesDelivered),
-            texts_published = self.get(Counter::TextsPublished),
-            texts_lost = self.get(Counter::TextsLost),
-            subscriptions_lost = self.get(Counter::SubscriptionsLost),
-            gaps = self.get(Counter::Gaps),
-            gap_ms = self.get(Counter::GapMillis),
-            binaries_taken = self.get(Counter::BinariesTaken),
-            binaries_ignored = self.get(Counter::BinariesIgnored),
-            binaries_refused = self.get(Counter::BinariesRefused),
-            publications_not_utf8 = self.get(Counter::PublicationsNotUtf8),
-            closed_client_closed = closed(CloseReason::ClientClosed),
-            closed_client_gone = closed(CloseReason::ClientGone),
-            closed_protocol_error = closed(CloseReason::ProtocolError),
-            closed_invalid_text = closed(CloseReason::InvalidText),
-            closed_too_big = closed(CloseReason::TooBig),
-            closed_publish_denied = closed(CloseReason::PublishDenied),
-            closed_binary_refused = closed(CloseReason::BinaryRefused),
-            closed_slow_consumer = closed(CloseReason::SlowConsumer),
-            closed_stalled = closed(CloseReason::Stalled),
-            closed_silent = closed(CloseReason::Silent),
-            closed_not_published = closed(CloseReason::NotPublished),
-            closed_subscription_lost = closed(CloseReason::SubscriptionLost),
-            closed_gap = closed(CloseReason::Gap),
-            closed_going_away = closed(CloseReason::GoingAway),
-            closed_internal = closed(CloseReason::Internal),
-            "{text}"
-        );
+        log_all!(info, self, successor, text);
     }
-}
 
-impl Metrics {
-    /// Logs that the service is cut off by a second signal to stop.
+    /// Logs that a second signal to stop ends the service at once.
     pub(crate) fn log_cut_off(&self) {
         let sessions = self.sessions();
-        tracing::warn!(sessions, "stopped at once by a second signal, {sessions} sessions are cut off: {self}");
+        let text = format!("stopped at once by a second signal, {sessions} sessions are cut off: {self}");
+        log_all!(warn, self, None::<u32>, text);
+    }
+
+    /// How many sessions have ended for this reason; none when it is zero.
+    fn closed(&self, reason: CloseReason) -> Option<u64> {
+        Some(self.get(Counter::SessionsClosed(reason))).filter(|count| *count > 0)
     }
 }
 

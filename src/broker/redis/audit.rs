@@ -31,7 +31,7 @@ pub(super) fn on_count(
             tell_wrong_count(lacking);
         }
         (Counting::Again, _) if lacking > 0 => return Err(LinkError::Fewer(lacking)),
-        (Counting::Audit, LinkState::Hearing(_, audits) | LinkState::AtMarker(_, audits))
+        (Counting::Audit, LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits))
             if lacking > 0 && audits.count == Count::Believed =>
         {
             tracing::warn!(
@@ -53,7 +53,7 @@ pub(super) fn on_count(
 
 /// The answers of an audit have come, behind all publications before them.
 pub(super) fn end(state: &mut LinkState, node: &mut NodeState, now: Instant) {
-    if let LinkState::Hearing(_, audits) | LinkState::AtMarker(_, audits) = state {
+    if let LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits) = state {
         audits.complete_at = now;
         node.probe.proved(now);
     }

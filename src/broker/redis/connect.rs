@@ -287,6 +287,7 @@ impl Settings {
             let server = self.url.to_string();
             tracing::info!(
                 server,
+                protocol = "RESP2",
                 "{server} does not know HELLO, so webws speaks RESP2 to it: all works, but webws does not notice when \
                  the server forgets a single subscription, because RESP2 does not allow CLIENT INFO there"
             );

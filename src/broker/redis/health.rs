@@ -20,7 +20,7 @@ pub(crate) struct Health {
     /// Whether Redis refuses subscriptions: the state has more.
     is_refused: AtomicBool,
     /// Workers whose subscriptions are away.
-    deaf: watch::Sender<usize>,
+    incomplete: watch::Sender<usize>,
 }
 
 #[derive(Debug)]
@@ -74,27 +74,27 @@ impl Health {
             taken: None,
             refused: None,
         };
-        Self { state: Mutex::new(state), is_refused: AtomicBool::new(false), deaf: watch::Sender::new(workers) }
+        Self { state: Mutex::new(state), is_refused: AtomicBool::new(false), incomplete: watch::Sender::new(workers) }
     }
 
     /// A worker has all its subscriptions.
-    pub(crate) fn worker_hears(&self) {
-        self.deaf.send_modify(|deaf| *deaf = deaf.saturating_sub(1));
+    pub(crate) fn worker_is_complete(&self) {
+        self.incomplete.send_modify(|incomplete| *incomplete = incomplete.saturating_sub(1));
     }
 
     /// A worker that had its subscriptions has lost them.
     pub(crate) fn worker_is_incomplete(&self) {
-        self.deaf.send_modify(|deaf| *deaf += 1);
+        self.incomplete.send_modify(|incomplete| *incomplete += 1);
     }
 
     /// Whether all workers have their subscriptions.
     pub(crate) fn are_all_complete(&self) -> bool {
-        *self.deaf.borrow() == 0
+        *self.incomplete.borrow() == 0
     }
 
     /// Follows how many workers do not have their subscriptions.
-    pub(crate) fn deaf(&self) -> watch::Receiver<usize> {
-        self.deaf.subscribe()
+    pub(crate) fn incomplete(&self) -> watch::Receiver<usize> {
+        self.incomplete.subscribe()
     }
 
     /// What is wrong, if anything, in words for an operator.
@@ -109,8 +109,10 @@ impl Health {
                 ));
             }
         });
-        match *self.deaf.borrow() {
-            deaf if deaf > 0 && fault.is_none() => Some(format!("{deaf} workers are still subscribing their channels")),
+        match *self.incomplete.borrow() {
+            incomplete if incomplete > 0 && fault.is_none() => {
+                Some(format!("{incomplete} workers are still subscribing their channels"))
+            }
             _ => fault,
         }
     }
@@ -217,16 +219,17 @@ impl Health {
             if state.down > 0 {
                 return;
             }
-            let server = &state.server;
+            let State { server, links, .. } = &*state;
             if state.was_up {
                 let after = state.since.elapsed();
                 tracing::info!(
                     server,
+                    links,
                     ?after,
-                    "Redis is back after {after:.1?}: all links to {server} are up and subscribed"
+                    "Redis is back after {after:.1?}: all {links} links to {server} are up and subscribed"
                 );
             } else {
-                tracing::info!(server, "Redis: all links are up to {server}");
+                tracing::info!(server, links, "Redis: all {links} links to {server} are up");
             }
             state.was_up = true;
             state.is_told = false;
@@ -267,8 +270,9 @@ impl State {
             return;
         }
         self.also_told.extend(error.lasting());
+        let was_told = std::mem::replace(&mut self.is_told, true);
         let server = &self.server;
-        if std::mem::replace(&mut self.is_told, true) {
+        if was_told {
             tracing::debug!(server, %error, "Redis is still away ({server}): {error}");
         } else {
             tracing::warn!(

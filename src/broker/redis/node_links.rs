@@ -264,7 +264,7 @@ impl NodeLinks {
         if let Some(pipeline) = self.publisher.step(&mut self.node, now) {
             self.send(pipeline);
         }
-        self.poll_all_hear(cx);
+        self.poll_all_complete(cx);
         let Self { publisher, node, publisher_stream, .. } = self;
         match publisher_stream {
             PublisherStream::None => Progress::None,
@@ -297,12 +297,12 @@ impl NodeLinks {
     }
 
     /// Is woken when all workers have their subscriptions: the publisher may wait for that.
-    fn poll_all_hear(&mut self, cx: &mut Context<'_>) {
+    fn poll_all_complete(&mut self, cx: &mut Context<'_>) {
         if self.all_complete.is_none() && self.publisher.is_up() && !self.node.health.are_all_complete() {
-            let mut deaf = self.node.health.deaf();
+            let mut incomplete = self.node.health.incomplete();
             self.all_complete = Some(Box::pin(async move {
-                // The sender is that of the known_node's health, which outlives this.
-                drop(deaf.wait_for(|deaf| *deaf == 0).await);
+                // The node's health has the sender, and outlives this future.
+                drop(incomplete.wait_for(|incomplete| *incomplete == 0).await);
             }));
         }
         if self.all_complete.as_mut().is_some_and(|all_complete| all_complete.as_mut().poll(cx).is_ready()) {

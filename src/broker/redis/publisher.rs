@@ -12,7 +12,7 @@ use std::time::Duration;
 use redis::{Pipeline, RedisResult, Value};
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Down};
 use super::error::LinkError;
 use super::node_state::{Greeting, NodeState};
 use super::publishing_link::{PublishingLink, Question, Work, give_back};
@@ -42,14 +42,10 @@ pub(crate) struct Publisher {
     wake_at: Option<Instant>,
 }
 
-/// Waiting → Connecting → Up, and back to Waiting when the link fails; from all to Closed.
+/// Down → Up, and back when the link fails; from both to Closed.
 #[derive(Debug)]
 enum LinkState {
-    /// There is no link until then.
-    Waiting {
-        until: Instant,
-    },
-    Connecting,
+    Down(Down),
     Up(Box<PublishingLink>),
     /// No link is made any more, or none ever was.
     Closed,
@@ -59,7 +55,7 @@ impl Publisher {
     /// A link that is to be made at once.
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
         let backoff = Backoff::new(max_reconnect_delay);
-        let state = LinkState::Waiting { until: now };
+        let state = LinkState::Down(Down::Waiting { until: now });
         Self { state, backoff, has_messages: false, batches: 0, wake_at: None }
     }
 
@@ -75,21 +71,17 @@ impl Publisher {
 
     /// Whether a link is to be made; the caller makes it, and says what came of it.
     pub(crate) fn wants_link(&mut self, now: Instant) -> bool {
-        let is_due = matches!(self.state, LinkState::Waiting { until } if until <= now);
-        if is_due {
-            self.state = LinkState::Connecting;
-        }
-        is_due
+        if let LinkState::Down(down) = &mut self.state { down.begin(now) } else { false }
     }
 
     pub(crate) fn on_not_connected(&mut self, node: &NodeState, error: &LinkError, now: Instant) {
-        debug_assert!(matches!(self.state, LinkState::Connecting));
+        debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.health.attempt_failed(error);
-        self.state = LinkState::Waiting { until: self.backoff.pause(now) };
+        self.state = LinkState::Down(self.backoff.pause(now));
     }
 
     pub(crate) fn on_connected(&mut self, node: &mut NodeState, greeting: Greeting, now: Instant) {
-        debug_assert!(matches!(self.state, LinkState::Connecting));
+        debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.health.link_is_up();
         self.backoff.reset();
         if !greeting.role.is_told() {
@@ -119,7 +111,7 @@ impl Publisher {
     pub(crate) fn abandon(&mut self) -> VecDeque<ClientMessage> {
         match std::mem::replace(&mut self.state, LinkState::Closed) {
             LinkState::Up(mut link) => link.take_under_way(),
-            LinkState::Waiting { .. } | LinkState::Connecting | LinkState::Closed => VecDeque::new(),
+            LinkState::Down(_) | LinkState::Closed => VecDeque::new(),
         }
     }
 
@@ -136,7 +128,7 @@ impl Publisher {
     pub(crate) fn under_way(&self) -> impl Iterator<Item = &ClientMessage> {
         let link = match &self.state {
             LinkState::Up(link) => Some(link),
-            LinkState::Waiting { .. } | LinkState::Connecting | LinkState::Closed => None,
+            LinkState::Down(_) | LinkState::Closed => None,
         };
         link.and_then(|link| link.under_way()).into_iter().flatten()
     }
@@ -144,13 +136,13 @@ impl Publisher {
     /// When [`Publisher::step`] has something to do at the latest.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         match &self.state {
-            LinkState::Waiting { until } => Some(*until),
+            LinkState::Down(down) => down.next_at(),
             LinkState::Up(link) => match &link.work {
                 Work::UnderWay { deadline, .. } => Some(deadline.at()),
                 Work::Asked => None,
                 Work::Idle => self.wake_at,
             },
-            LinkState::Connecting | LinkState::Closed => None,
+            LinkState::Closed => None,
         }
     }
 
@@ -288,7 +280,7 @@ impl Publisher {
         let LinkState::Up(link) = &mut self.state else { return };
         link.end(node, error);
         node.health.link_is_lost(error);
-        self.state = LinkState::Waiting { until: self.backoff.pause(now) };
+        self.state = LinkState::Down(self.backoff.pause(now));
     }
 }
 

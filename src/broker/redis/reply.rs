@@ -14,7 +14,7 @@ use super::subscribe_refusal::{self, RefusalScope};
 use crate::broker::event::Report;
 use crate::channel::{Channel, SubscriptionRefused};
 
-/// What became of an command.
+/// What became of a command.
 #[derive(Debug)]
 pub(super) enum Consequence {
     Done,
@@ -51,7 +51,7 @@ pub(super) fn on_confirmation(
     None
 }
 
-/// All confirmations of an command have come.
+/// All confirmations of a command have come.
 pub(super) fn on_confirmed(node: &mut NodeState, command: LinkCommand) -> Consequence {
     match command {
         LinkCommand::Probe => node.probe.allow(),
@@ -87,7 +87,7 @@ pub(super) fn on_confirmed(node: &mut NodeState, command: LinkCommand) -> Conseq
     Consequence::Done
 }
 
-/// A command of an command was answered, which where confirmations are awaited is a refusal.
+/// A command of a command was answered, which where confirmations are awaited is a refusal.
 ///
 /// # Errors
 /// When the link is of no use any more.

@@ -11,7 +11,7 @@ use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
 use super::audit;
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Down};
 use super::error::LinkError;
 use super::link_command::{Counting, LinkCommand};
 use super::marker;
@@ -38,7 +38,7 @@ impl Subscriber {
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
         let backoff = Backoff::new(max_reconnect_delay);
         Self {
-            state: LinkState::Waiting { until: now },
+            state: LinkState::Down(Down::Waiting { until: now }),
             commands: PendingChanges::default(),
             backoff,
             has_heard: false,
@@ -93,21 +93,17 @@ impl Subscriber {
 
     /// Whether a link is to be made; the caller makes it, and says what came of it.
     pub(crate) fn wants_link(&mut self, now: Instant) -> bool {
-        let is_due = matches!(self.state, LinkState::Waiting { until } if until <= now);
-        if is_due {
-            self.state = LinkState::Connecting;
-        }
-        is_due
+        if let LinkState::Down(down) = &mut self.state { down.begin(now) } else { false }
     }
 
     pub(crate) fn on_not_connected(&mut self, node: &NodeState, error: &LinkError, now: Instant) {
-        debug_assert!(matches!(self.state, LinkState::Connecting));
+        debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.health.attempt_failed(error);
-        self.state = LinkState::Waiting { until: self.backoff.pause(now) };
+        self.state = LinkState::Down(self.backoff.pause(now));
     }
 
     pub(crate) fn on_connected(&mut self, node: &mut NodeState, greeting: Greeting, now: Instant) {
-        debug_assert!(matches!(self.state, LinkState::Connecting));
+        debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.subscriber_at.clone_from(&greeting.master);
         if !greeting.role.is_told() {
             node.health.role_is_unknown();
@@ -128,7 +124,7 @@ impl Subscriber {
 
     /// Whether bytes are to be read; not while the stream stands still.
     pub(crate) fn wants_bytes(&self) -> bool {
-        matches!(self.state, LinkState::Subscribing(..) | LinkState::Hearing(..))
+        matches!(self.state, LinkState::Subscribing(..) | LinkState::Complete(..))
     }
 
     pub(crate) fn is_at_marker(&self) -> bool {
@@ -170,7 +166,7 @@ impl Subscriber {
     /// bytes are needed.
     pub(crate) fn next(&mut self, node: &mut NodeState, now: Instant) -> Option<(Part, Part)> {
         while node.events.is_empty()
-            && let LinkState::Subscribing(link, _) | LinkState::Hearing(link, _) = &mut self.state
+            && let LinkState::Subscribing(link, _) | LinkState::Complete(link, _) = &mut self.state
         {
             match link.reader.next() {
                 Ok(Some(Item::Publication { channel, payload })) => {
@@ -269,13 +265,13 @@ impl Subscriber {
 
     /// Does what is due, and what the worker has asked for.
     pub(crate) fn step(&mut self, node: &mut NodeState, now: Instant) {
-        if let LinkState::Subscribing(link, _) | LinkState::Hearing(link, _) = &mut self.state
+        if let LinkState::Subscribing(link, _) | LinkState::Complete(link, _) = &mut self.state
             && link.is_overdue(now)
         {
             let silent = LinkError::Silent("Redis".to_owned(), node.terms.response_timeout);
             return self.fail(node, &silent, now);
         }
-        if matches!(self.state, LinkState::Hearing(..))
+        if matches!(self.state, LinkState::Complete(..))
             && let Some(silence) = node.probe.missed(now)
         {
             return self.fail(node, &LinkError::Deaf(silence), now);
@@ -307,9 +303,9 @@ impl Subscriber {
             return Some(command);
         }
         if let LinkState::Subscribing(..) = &self.state {
-            self.hear(node, now);
+            self.complete(node, now);
         }
-        if let LinkState::Hearing(link, audits) = &mut self.state {
+        if let LinkState::Complete(link, audits) = &mut self.state {
             let may_ask = link.role.next_at().is_some();
             if may_ask && (link.role.is_due(now) || node.is_suspect) {
                 node.is_suspect = false;
@@ -321,7 +317,7 @@ impl Subscriber {
             }
         }
         let mut commands = self.commands.next(node);
-        if matches!(self.state, LinkState::Hearing(..)) && node.retry_at.is_some_and(|at| at <= now) {
+        if matches!(self.state, LinkState::Complete(..)) && node.retry_at.is_some_and(|at| at <= now) {
             node.retry_at = None;
             // What was commanded before comes first: a channel may have to be left and joined again.
             while let more = self.commands.next(node)
@@ -341,12 +337,12 @@ impl Subscriber {
     }
 
     /// All wanted channels are subscribed.
-    fn hear(&mut self, node: &mut NodeState, now: Instant) {
-        self.state.hear(now);
+    fn complete(&mut self, node: &mut NodeState, now: Instant) {
+        self.state.complete(now);
         node.probe.begin(now);
         node.incomplete_since = None;
         node.subscribed_at = now;
-        node.health.worker_hears();
+        node.health.worker_is_complete();
         node.health.link_is_up();
         self.backoff.reset();
         node.end_gap(now);
@@ -362,8 +358,8 @@ impl Subscriber {
 
     /// The link is lost, as when its stream has ended, and another is made after a pause.
     pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
-        let state = std::mem::replace(&mut self.state, LinkState::Waiting { until: self.backoff.pause(now) });
-        let (LinkState::Subscribing(..) | LinkState::Hearing(..) | LinkState::AtMarker(..)) = &state else {
+        let state = std::mem::replace(&mut self.state, LinkState::Down(self.backoff.pause(now)));
+        let (LinkState::Subscribing(..) | LinkState::Complete(..) | LinkState::AtMarker(..)) = &state else {
             self.state = state;
             return;
         };
@@ -374,9 +370,9 @@ impl Subscriber {
         if node.channels.confirmed() > 0 || !node.is_incomplete() {
             let since = match (error, &state) {
                 // What the probe heard says nothing about a subscription that Redis forgot.
-                (LinkError::Fewer(_), LinkState::Hearing(_, audits)) => audits.complete_at,
+                (LinkError::Fewer(_), LinkState::Complete(_, audits)) => audits.complete_at,
                 // Its new master may have had messages since that it did not hear of.
-                (LinkError::NoMaster(..), LinkState::Hearing(link, _)) => link.role.master_at(),
+                (LinkError::NoMaster(..), LinkState::Complete(link, _)) => link.role.master_at(),
                 _ => node.probe.heard_at(),
             };
             node.lost(since);

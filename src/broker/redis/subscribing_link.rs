@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::backoff::Down;
 use super::link_command::LinkCommand;
 use super::node_state::{Greeting, NodeState};
 use super::resp::{Protocol, Reader};
@@ -55,18 +56,15 @@ pub(crate) enum Count {
     Unknown,
 }
 
-/// Waiting → Connecting → Subscribing → Hearing ⇄ AtMarker; from each of the last four to Waiting when the link fails,
-/// and from all to Closed when the node leaves its cluster.
+/// Down → Subscribing → Complete ⇄ AtMarker; from each of the last three to Down when the link fails, and from all to
+/// Closed when the node leaves its cluster.
 #[derive(Debug)]
 pub(crate) enum LinkState {
-    /// There is no link until then.
-    Waiting { until: Instant },
-    /// One is being made.
-    Connecting,
+    Down(Down),
     /// The probe's channel is subscribed, and all that are wanted.
     Subscribing(Box<SubscribingLink>, Count),
     /// They are; what is new is subscribed, and the link is audited.
-    Hearing(Box<SubscribingLink>, Audits),
+    Complete(Box<SubscribingLink>, Audits),
     /// The stream stands still: nothing behind the marker is read, so an answer may be waiting there.
     AtMarker(Box<SubscribingLink>, Audits),
     /// No link is made any more, or none ever was.
@@ -77,31 +75,31 @@ impl LinkState {
     /// The link, if there is one.
     pub(crate) fn link(&self) -> Option<&SubscribingLink> {
         match self {
-            Self::Subscribing(link, _) | Self::Hearing(link, _) | Self::AtMarker(link, _) => Some(link),
-            Self::Waiting { .. } | Self::Connecting | Self::Closed => None,
+            Self::Subscribing(link, _) | Self::Complete(link, _) | Self::AtMarker(link, _) => Some(link),
+            Self::Down(_) | Self::Closed => None,
         }
     }
 
     /// The link, to change.
     pub(crate) fn link_mut(&mut self) -> Option<&mut SubscribingLink> {
         match self {
-            Self::Subscribing(link, _) | Self::Hearing(link, _) | Self::AtMarker(link, _) => Some(link),
-            Self::Waiting { .. } | Self::Connecting | Self::Closed => None,
+            Self::Subscribing(link, _) | Self::Complete(link, _) | Self::AtMarker(link, _) => Some(link),
+            Self::Down(_) | Self::Closed => None,
         }
     }
 
     /// All wanted channels are subscribed.
-    pub(crate) fn hear(&mut self, now: Instant) {
+    pub(crate) fn complete(&mut self, now: Instant) {
         self.change(|state| match state {
-            Self::Subscribing(link, count) => Self::Hearing(link, Audits::new(count, now)),
+            Self::Subscribing(link, count) => Self::Complete(link, Audits::new(count, now)),
             other => other,
         });
     }
 
-    /// The marker was read. Only a link that hears subscribes its channel.
+    /// The marker was read. Only a complete link subscribes its channel.
     pub(crate) fn stand_still(&mut self) {
         self.change(|state| match state {
-            Self::Hearing(link, audits) => Self::AtMarker(link, audits),
+            Self::Complete(link, audits) => Self::AtMarker(link, audits),
             other => other,
         });
     }
@@ -113,7 +111,7 @@ impl LinkState {
                 // The time that it took to get here is not the probe's fault, or Redis'.
                 node.probe.begin(now);
                 link.restart_deadline(node, now);
-                Self::Hearing(link, audits)
+                Self::Complete(link, audits)
             }
             other => other,
         });
@@ -134,13 +132,13 @@ impl LinkState {
     /// When the link has something to do at the latest.
     pub(crate) fn next_timeout(&self, node: &NodeState) -> Option<Instant> {
         match self {
-            Self::Waiting { until } => Some(*until),
+            Self::Down(down) => down.next_at(),
             Self::Subscribing(link, _) => link.next_timeout([None, None]),
-            Self::Hearing(link, audits) => {
+            Self::Complete(link, audits) => {
                 let next = link.next_timeout([Some(audits.next_at), node.retry_at]);
                 next.into_iter().chain(node.probe.limit()).min()
             }
-            Self::Connecting | Self::AtMarker(..) | Self::Closed => None,
+            Self::AtMarker(..) | Self::Closed => None,
         }
     }
 }
@@ -157,7 +155,7 @@ impl SubscribingLink {
         Self { reader, out: Vec::new(), role, address, plan: plan.into(), under_way: None }
     }
 
-    /// Sends an command's commands; it has `response_timeout` for the answer.
+    /// Sends a command's commands; it has `response_timeout` for the answer.
     pub(crate) fn send(&mut self, node: &mut NodeState, command: LinkCommand, now: Instant) {
         debug_assert!(self.under_way.is_none(), "one command at a time");
         if matches!(command, LinkCommand::Probe) && node.placement.has_sharded() {
@@ -167,7 +165,7 @@ impl SubscribingLink {
         self.keep_under_way(node, command, now);
     }
 
-    /// Goes on with an command that awaits further answers; it has `response_timeout` for the next.
+    /// Goes on with a command that awaits further answers; it has `response_timeout` for the next.
     pub(crate) fn keep_under_way(&mut self, node: &NodeState, command: LinkCommand, now: Instant) {
         let deadline = Deadline::after(node.terms.response_timeout, now);
         self.under_way = Some(UnderWay { command, since: now, deadline });

@@ -28,7 +28,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// NodeState whose subscriber hears all, and a publishing link whose node is a master.
+    /// NodeState whose subscriber is complete, and a publishing link whose node is a master.
     fn up() -> Self {
         let now = Instant::now();
         let terms = Terms {
@@ -41,7 +41,7 @@ impl Stage {
         let health = Arc::new(Health::new(&RedisUrl::default(), 1));
         let mut node = NodeState::new(Node(0), terms, health, Placement::over(1), now);
         node.incomplete_since = None;
-        node.health.worker_hears();
+        node.health.worker_is_complete();
         let mut stage = Self { node, publisher: Publisher::new(SECOND, now), now };
         stage.connect(None);
         stage
@@ -177,7 +177,7 @@ fn nothing_is_published_while_the_subscriber_is_away_but_the_role_is_asked() {
     stage.node.health.worker_is_incomplete();
     stage.node.subscribed_at = stage.now;
     assert!(stage.step().is_empty() && stage.told().is_empty(), "another worker has its moment");
-    stage.node.health.worker_hears();
+    stage.node.health.worker_is_complete();
     assert_eq!(stage.publish(&[(1, "a", "x")]), ["PUBLISH a x"]);
 }
 

@@ -443,7 +443,7 @@ fn a_link_that_is_cut_in_any_state_is_made_again_with_all_channels_and_tells_one
         stage.all_confirmed();
         stage.take_told();
         match state {
-            // While it hears, in a publication, in an answer, and at the marker.
+            // While it is complete, in a publication, in an answer, and at the marker.
             0 => {}
             1 => {
                 let publication = stage.publication("a", "cut");
