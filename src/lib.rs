@@ -24,7 +24,7 @@
 //!
 //! # From Redis to N browsers
 //! The worker polls its broker. The RESP reader of the subscribing link yields each publication as a slice of the
-//! link's read buffer; the reader never waits for a client. `node_state` sorts them: a session's publication, the
+//! link's read buffer; the reader never waits for a client. `node_state` tells them apart: a session's publication, the
 //! link's own probe, or the marker of a hand-over. The `hub` finds the channel's audiences (subscribers that get the
 //! same bytes), and each audience's `encoding` frames the payload once, into the audience's batch. When the link has
 //! nothing more to read, every touched audience is flushed: one `send` of the batch per subscriber. While most of a

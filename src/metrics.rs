@@ -20,9 +20,9 @@ pub(crate) enum Counter {
     /// Frames handed to sessions.
     FramesDelivered,
     /// Client messages that the broker took.
-    TextsPublished,
+    MessagesPublished,
     /// Client messages that the broker did not take, or whose fate is unknown.
-    TextsLost,
+    MessagesLost,
     /// Clients' binary messages that entered the outbox. The broker's answer counts them once more, as published or
     /// lost.
     BinariesTaken,
@@ -47,8 +47,8 @@ const PLAIN: [(Counter, &str); 13] = [
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
     (Counter::FramesDelivered, "frames_delivered"),
-    (Counter::TextsPublished, "texts_published"),
-    (Counter::TextsLost, "texts_lost"),
+    (Counter::MessagesPublished, "texts_published"),
+    (Counter::MessagesLost, "texts_lost"),
     (Counter::SubscriptionsLost, "subscriptions_lost"),
     (Counter::Gaps, "gaps"),
     (Counter::GapMillis, "gap_ms"),
@@ -67,8 +67,8 @@ impl Counter {
             Self::HandshakesRefused => 1,
             Self::PublicationsReceived => 2,
             Self::FramesDelivered => 3,
-            Self::TextsPublished => 4,
-            Self::TextsLost => 5,
+            Self::MessagesPublished => 4,
+            Self::MessagesLost => 5,
             Self::SubscriptionsLost => 6,
             Self::Gaps => 7,
             Self::GapMillis => 8,
@@ -155,8 +155,8 @@ macro_rules! log_all {
             handshakes_refused = $metrics.get(Counter::HandshakesRefused),
             publications_received = $metrics.get(Counter::PublicationsReceived),
             frames_delivered = $metrics.get(Counter::FramesDelivered),
-            texts_published = $metrics.get(Counter::TextsPublished),
-            texts_lost = $metrics.get(Counter::TextsLost),
+            texts_published = $metrics.get(Counter::MessagesPublished),
+            texts_lost = $metrics.get(Counter::MessagesLost),
             subscriptions_lost = $metrics.get(Counter::SubscriptionsLost),
             gaps = $metrics.get(Counter::Gaps),
             gap_ms = $metrics.get(Counter::GapMillis),

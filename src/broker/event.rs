@@ -32,7 +32,7 @@ pub(crate) enum Request {
     SetMarker { name: String, seal: Option<Seal> },
     /// To publish the marker, behind all messages that were taken.
     PublishMarker,
-    /// To go on behind the marker.
+    /// To resume behind the marker.
     Release,
     /// To note that no process has listened since then: a gap, which is told when all is subscribed.
     LoseSince(Instant),

@@ -22,7 +22,7 @@ pub(super) fn say_worker(line: &Line, worker: usize, collected: Collected) -> Re
             (other, _) => return Err(out_of_turn(&other)),
         }
     }
-    for message in message_parts(worker, collected.texts, collected.away) {
+    for message in message_parts(worker, collected.messages, collected.away) {
         line.say(&message, &[], STEP)?;
     }
     Ok(())

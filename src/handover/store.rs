@@ -85,7 +85,7 @@ impl Site {
                 descriptors::send(&ours, b"s", &sockets)
                     .map_err(|error| GiveError::Here(format!("{count} sockets are too many to be kept: {error}")))?;
             }
-            for message in message_parts(worker, collected.texts, collected.away) {
+            for message in message_parts(worker, collected.messages, collected.away) {
                 write(&message, 0)?;
             }
         }

@@ -241,7 +241,7 @@ impl<'a> Gathering<'a> {
             // The last part of the client messages completes a worker.
             Message::Messages { worker, messages, has_more, away_ms } => {
                 self.away = self.away.max(Duration::from_millis(away_ms));
-                self.adopted.texts.extend(messages);
+                self.adopted.messages.extend(messages);
                 if has_more {
                     return Ok(true);
                 }

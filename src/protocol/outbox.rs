@@ -97,7 +97,7 @@ impl Outbox {
     }
 
     /// Adds `time`, in which no message could be taken, to the deadline of each message.
-    pub(crate) fn rested(&mut self, time: Millis) {
+    pub(crate) fn extend_deadlines(&mut self, time: Millis) {
         self.queues.iter_mut().flat_map(|(_, queue)| queue.iter_mut()).for_each(|message| message.since += time);
     }
 

@@ -181,7 +181,7 @@ impl Core {
         if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {
             if PANICKED.allows() {
                 tracing::error!(
-                    "a panic in one session: its WebSocket is closed with 1011, the others go on; please report it"
+                    "a panic in one session: its WebSocket is closed with 1011, all others continue; please report it"
                 );
             }
             self.apply(key, Action::End(CloseReason::Internal), now);

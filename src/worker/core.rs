@@ -91,8 +91,8 @@ impl Core {
         key
     }
 
-    pub(super) fn has_unpublished(&mut self, key: SessionKey) -> bool {
-        self.slots.get_mut(key).is_some_and(|slot| slot.session.has_unpublished())
+    pub(super) fn has_waiting_messages(&mut self, key: SessionKey) -> bool {
+        self.slots.get_mut(key).is_some_and(|slot| slot.session.has_waiting_messages())
     }
 
     /// The open sessions.

@@ -56,7 +56,7 @@ impl Worker {
         let core = &mut self.core;
         let mut due = Vec::new();
         if let Phase::Draining { open, .. } = &mut self.phase {
-            let leaving = open.take_due(at, |key| core.has_unpublished(key));
+            let leaving = open.take_due(at, |key| core.has_waiting_messages(key));
             due.extend(leaving.into_iter().map(|key| (key, CloseReason::GoingAway)));
         }
         for spread in &mut self.gaps {
@@ -85,7 +85,7 @@ impl Worker {
         }
         let left = self.core.outbox.waiting() as u64;
         if left > 0 {
-            self.shard.add(Counter::TextsLost, left);
+            self.shard.add(Counter::MessagesLost, left);
             tracing::warn!(
                 left,
                 "{left} messages of clients were still unpublished at the end of drain_time and are lost"

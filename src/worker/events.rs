@@ -111,7 +111,7 @@ impl Worker {
              closed with 1013",
             sessions.len()
         );
-        self.shard.add(Counter::TextsLost, messages);
+        self.shard.add(Counter::MessagesLost, messages);
         let now = self.now();
         for key in sessions {
             self.guarded(key, now, |core| core.close(key, CloseReason::NotPublished, now));
@@ -121,7 +121,7 @@ impl Worker {
     /// The broker has answered for a message, or never will.
     pub(super) fn on_published(&mut self, origin: Origin, bytes: usize, outcome: Result<(), NotPublished>) {
         static NOT_PUBLISHED: Throttle = Throttle::per_minute();
-        let counter = if outcome.is_ok() { Counter::TextsPublished } else { Counter::TextsLost };
+        let counter = if outcome.is_ok() { Counter::MessagesPublished } else { Counter::MessagesLost };
         self.shard.add(counter, 1);
         self.core.outbox.answered();
         let key = match origin {

@@ -92,9 +92,9 @@ impl Worker {
             let still_for = now.saturating_sub(since);
             self.core.hub.set_pace(self.config.pace);
             self.core.free_reserved(now);
-            self.core.outbox.rested(still_for);
+            self.core.outbox.extend_deadlines(still_for);
             for key in self.core.all_keys() {
-                self.guarded(key, now, |core| core.go_on(key, still_for, now));
+                self.guarded(key, now, |core| core.resume_session(key, still_for, now));
             }
         }
         broker.request(Request::Release);

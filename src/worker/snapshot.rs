@@ -27,7 +27,7 @@ use crate::protocol::session::{Action, Session};
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
     pub(crate) sessions: Vec<(SessionSnapshot, Lent)>,
-    pub(crate) texts: Vec<MessageSnapshot>,
+    pub(crate) messages: Vec<MessageSnapshot>,
     /// How long its sessions have missed what was published, in a gap that has not ended.
     pub(crate) away: Duration,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Collected {
 #[derive(Debug, Default)]
 pub(crate) struct Adopted {
     pub(crate) sessions: Vec<(SessionSnapshot, OwnedFd)>,
-    pub(crate) texts: Vec<MessageSnapshot>,
+    pub(crate) messages: Vec<MessageSnapshot>,
 }
 
 impl Core {
@@ -51,7 +51,7 @@ impl Core {
             places.insert(key, collected.sessions.len());
             collected.sessions.push((snapshot, Lent::from(socket)));
         }
-        collected.texts = self.outbox.iter().map(|message| MessageSnapshot::of(message, &places, now)).collect();
+        collected.messages = self.outbox.iter().map(|message| MessageSnapshot::of(message, &places, now)).collect();
         collected
     }
 
@@ -65,7 +65,7 @@ impl Core {
         for (snapshot, socket) in adopted.sessions {
             self.adopt_session(snapshot, endpoints, Connection::Socket(socket), now)?;
         }
-        self.adopt_messages(adopted.texts, now);
+        self.adopt_messages(adopted.messages, now);
         Ok(())
     }
 
@@ -126,7 +126,7 @@ impl Core {
     }
 
     /// Lets a session that stood still for `quiesced` be read again: what its socket has to say is told once more.
-    pub(super) fn go_on(&mut self, key: SessionKey, quiesced: Millis, now: Millis) {
+    pub(super) fn resume_session(&mut self, key: SessionKey, quiesced: Millis, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         slot.session.quiesced(quiesced);
         if !slot.has_socket() {

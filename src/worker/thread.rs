@@ -178,7 +178,7 @@ mod tests {
         assert!(publish().is_err(), "nothing is published while a worker is quiesced");
         worker.tell(|tell| Command::AwaitMarker { within: PATIENCE, tell }).unwrap();
         let snapshot = Mailbox::of(&worker.sender).blocking_ask(Command::Collect).unwrap();
-        assert_eq!(snapshot.texts.len(), 1, "the message that waits is in the snapshot");
+        assert_eq!(snapshot.messages.len(), 1, "the message that waits is in the snapshot");
         worker.tell(Command::Resume).unwrap();
         assert_eq!(publish(), Ok(Ok(())));
         worker.end();

@@ -337,7 +337,7 @@ impl Worker {
         // A second later than the sessions' own deadline, which counts from the last progress.
         let longest = self.config.endpoints.iter().map(|endpoint| millis(endpoint.publish_timeout)).max();
         let lost = self.core.outbox.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
-        self.shard.add(Counter::TextsLost, lost.len() as u64 + self.core.outbox.take_dropped());
+        self.shard.add(Counter::MessagesLost, lost.len() as u64 + self.core.outbox.take_dropped());
         if !lost.is_empty() && MESSAGES_LOST.allows() {
             let lost = lost.len();
             tracing::warn!(

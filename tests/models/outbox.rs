@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
             96..=97 => {
                 let time = self.rng.u64(..500);
                 self.now += time;
-                self.outbox.rested(time);
+                self.outbox.extend_deadlines(time);
                 self.waiting.values_mut().flatten().for_each(|message| message.since += time);
             }
             _ => self.arrive(),

@@ -405,9 +405,9 @@ impl Simulated {
         self.is_frozen = false;
         self.core.free_reserved(now);
         self.reserving.clear();
-        self.core.outbox.rested(quiesced);
+        self.core.outbox.extend_deadlines(quiesced);
         for key in self.core.all_keys() {
-            self.core.guarded(key, now, |core| core.go_on(key, quiesced, now));
+            self.core.guarded(key, now, |core| core.resume_session(key, quiesced, now));
         }
         self.requests.push(Request::Release);
         self.after_change();

@@ -1,5 +1,5 @@
 //! The marker: a point in the stream of a node that is the same for all its subscribers, at which a link stands still
-//! until its worker goes on. May not enter: the hand-over that wants it.
+//! until its worker resumes. May not enter: the hand-over that wants it.
 
 use crate::broker::seal::Seal;
 use crate::channel::Channel;

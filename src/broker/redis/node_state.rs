@@ -57,14 +57,14 @@ pub(crate) struct Greeting {
     pub(crate) master: Option<HostPort>,
 }
 
-/// What becomes of a publication.
+/// What a publication on a link is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Sorted {
-    /// Sessions get it.
-    Publication,
-    /// It was the probe's, or a forged marker.
+pub(crate) enum PublicationKind {
+    /// A publication for sessions.
+    Session,
+    /// The probe's, or a forged marker.
     Own,
-    /// The stream stands still here.
+    /// The marker: the stream stands still here.
     Marker,
 }
 
@@ -142,14 +142,14 @@ impl NodeState {
         self.incomplete_since.is_some()
     }
 
-    /// Tells a publication of the worker's from one of the links' own.
-    pub(crate) fn sort(&mut self, channel: &[u8], payload: &[u8]) -> Sorted {
+    /// Tells a publication for sessions from the links' own.
+    pub(crate) fn kind_of(&mut self, channel: &[u8], payload: &[u8]) -> PublicationKind {
         if let Some(marker) = self.marker.as_ref().filter(|marker| *marker.channel == *channel) {
-            if marker.is_sealed(payload) { Sorted::Marker } else { Sorted::Own }
+            if marker.is_sealed(payload) { PublicationKind::Marker } else { PublicationKind::Own }
         } else if self.probe.takes(channel, payload) {
-            Sorted::Own
+            PublicationKind::Own
         } else {
-            Sorted::Publication
+            PublicationKind::Session
         }
     }
 

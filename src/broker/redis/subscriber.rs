@@ -15,7 +15,7 @@ use super::backoff::{Backoff, Down};
 use super::error::LinkError;
 use super::link_command::{Counting, LinkCommand};
 use super::marker;
-use super::node_state::{Greeting, NodeState, Sorted};
+use super::node_state::{Greeting, NodeState, PublicationKind};
 use super::pending_changes::{Change, PendingChanges, subscriptions};
 use super::reply::{self, Consequence};
 use super::resp::{Item, Part};
@@ -82,7 +82,7 @@ impl Subscriber {
         if marker.progress != marker::Progress::Lost {
             self.command(Change::Unmark(marker.channel));
         }
-        self.state.go_on(node, now);
+        self.state.resume(node, now);
     }
 
     /// No link is made any more.
@@ -171,10 +171,10 @@ impl Subscriber {
             match link.reader.next() {
                 Ok(Some(Item::Publication { channel, payload })) => {
                     self.has_heard = true;
-                    match node.sort(link.reader.bytes(&channel), link.reader.bytes(&payload)) {
-                        Sorted::Publication => return Some((channel, payload)),
-                        Sorted::Own => {}
-                        Sorted::Marker => self.state.stand_still(),
+                    match node.kind_of(link.reader.bytes(&channel), link.reader.bytes(&payload)) {
+                        PublicationKind::Session => return Some((channel, payload)),
+                        PublicationKind::Own => {}
+                        PublicationKind::Marker => self.state.stand_still(),
                     }
                 }
                 Ok(None) => {

@@ -31,7 +31,7 @@ pub(crate) struct SubscribingLink {
     pub(crate) under_way: Option<UnderWay>,
 }
 
-/// An command whose answer is awaited.
+/// A command whose answer is awaited.
 #[derive(Debug)]
 pub(crate) struct UnderWay {
     pub(crate) command: LinkCommand,
@@ -104,8 +104,8 @@ impl LinkState {
         });
     }
 
-    /// The worker goes on behind the marker.
-    pub(crate) fn go_on(&mut self, node: &mut NodeState, now: Instant) {
+    /// The worker resumes behind the marker.
+    pub(crate) fn resume(&mut self, node: &mut NodeState, now: Instant) {
         self.change(|state| match state {
             Self::AtMarker(mut link, audits) => {
                 // The time that it took to get here is not the probe's fault, or Redis'.

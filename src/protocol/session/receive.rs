@@ -3,7 +3,7 @@
 use std::io;
 
 use super::action::{Action, Payload, Publish, Queued, Rejected};
-use super::state::{Phase, Session, Unpublished};
+use super::state::{Phase, Session, Waiting};
 use super::subscription::Subscription;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -91,7 +91,7 @@ impl Session {
             subscription: self.subscriptions.first().expect("a session has a channel"),
             // Messages that the client sent before it received the 1001 are still published.
             takes_messages: matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. }),
-            unpublished: &mut self.unpublished,
+            waiting: &mut self.waiting,
             is_paused: &mut self.is_paused,
             replies: Vec::new(),
             refused: None,
@@ -118,11 +118,11 @@ impl Session {
     /// The broker has answered for a message with a cost of `bytes`. A paused session may be read again when at most
     /// half of `allowance` waits.
     pub(crate) fn on_published(&mut self, bytes: usize, allowance: usize, now: Millis) -> Action {
-        let unpublished = &mut self.unpublished;
-        debug_assert!(unpublished.messages > 0 && unpublished.bytes >= bytes, "the broker answers once for a message");
-        unpublished.messages = unpublished.messages.saturating_sub(1);
-        unpublished.bytes = unpublished.bytes.saturating_sub(bytes);
-        unpublished.since = now;
+        let waiting = &mut self.waiting;
+        debug_assert!(waiting.messages > 0 && waiting.bytes >= bytes, "the broker answers once for a message");
+        waiting.messages = waiting.messages.saturating_sub(1);
+        waiting.bytes = waiting.bytes.saturating_sub(bytes);
+        waiting.since = now;
         if self.may_resume(allowance) { Action::ReadAgain } else { Action::Stay }
     }
 
@@ -135,7 +135,7 @@ impl Session {
     /// Whether a pause can end: half of `allowance` is free again.
     pub(crate) fn may_resume(&self, allowance: usize) -> bool {
         let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
-        self.is_paused && self.unpublished.bytes <= room / 2
+        self.is_paused && self.waiting.bytes <= room / 2
     }
 
     /// Ends a pause, and decodes the bytes that were kept.
@@ -146,8 +146,8 @@ impl Session {
     }
 
     /// Whether the broker has not answered for all of the session's messages.
-    pub(crate) fn has_unpublished(&self) -> bool {
-        self.unpublished.messages > 0
+    pub(crate) fn has_waiting_messages(&self) -> bool {
+        self.waiting.messages > 0
     }
 }
 
@@ -161,7 +161,7 @@ struct Turn<'a, P> {
     encoding: Encoding,
     subscription: &'a Subscription,
     takes_messages: bool,
-    unpublished: &'a mut Unpublished,
+    waiting: &'a mut Waiting,
     is_paused: &'a mut bool,
     /// Pongs.
     replies: Vec<u8>,
@@ -222,12 +222,12 @@ impl<P: Publish> Turn<'_, P> {
 
     fn publish(&mut self, payload: Payload<'_>) -> Flow {
         let Queued { bytes, allowance } = self.outbox.publish(&self.subscription.channel, payload);
-        if self.unpublished.messages == 0 {
-            self.unpublished.since = self.now;
+        if self.waiting.messages == 0 {
+            self.waiting.since = self.now;
         }
-        self.unpublished.messages += 1;
-        self.unpublished.bytes += bytes;
-        if self.unpublished.bytes >= allowance.min(self.config.max_unpublished_bytes) {
+        self.waiting.messages += 1;
+        self.waiting.bytes += bytes;
+        if self.waiting.bytes >= allowance.min(self.config.max_unpublished_bytes) {
             *self.is_paused = true;
             return Flow::Pause;
         }

@@ -119,7 +119,7 @@ impl Session {
             heard_ago: ago(self.heard_at),
             pinged_ago: ago(self.pinged_at),
             alive_ago: ago(self.alive_at),
-            unpublished_ago: ago(self.unpublished.since),
+            unpublished_ago: ago(self.waiting.since),
             is_paused: self.is_paused,
         })
     }
@@ -160,15 +160,15 @@ impl Session {
         session.heard_at = at(snapshot.heard_ago);
         session.pinged_at = at(snapshot.pinged_ago);
         session.alive_at = at(snapshot.alive_ago);
-        session.unpublished.since = at(snapshot.unpublished_ago);
+        session.waiting.since = at(snapshot.unpublished_ago);
         session.is_paused = snapshot.is_paused;
         Ok(session)
     }
 
     /// Counts a message in the outbox, with a cost of `bytes`.
     pub(crate) fn adopt_message(&mut self, bytes: usize) {
-        self.unpublished.messages += 1;
-        self.unpublished.bytes += bytes;
+        self.waiting.messages += 1;
+        self.waiting.bytes += bytes;
     }
 }
 

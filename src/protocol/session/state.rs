@@ -31,7 +31,7 @@ pub(super) enum Phase {
 
 /// A client's messages that the broker has not answered for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Unpublished {
+pub(super) struct Waiting {
     /// The messages' cost.
     pub(super) bytes: usize,
     pub(super) messages: usize,
@@ -55,7 +55,7 @@ pub(crate) struct Session {
     pub(super) pinged_at: Millis,
     /// When the client last sent a byte, or took a byte of the backlog.
     pub(super) alive_at: Millis,
-    pub(super) unpublished: Unpublished,
+    pub(super) waiting: Waiting,
     /// Whether the socket is not read, because too many messages wait for the broker.
     pub(super) is_paused: bool,
 }
@@ -80,7 +80,7 @@ impl Session {
             heard_at: now,
             pinged_at: now,
             alive_at: now,
-            unpublished: Unpublished { since: now, ..Unpublished::default() },
+            waiting: Waiting { since: now, ..Waiting::default() },
             is_paused: false,
         }
     }

@@ -291,19 +291,19 @@ fn a_text_is_refused_where_clients_may_not_publish() {
 fn messages_without_an_answer_close_the_session_and_progress_puts_it_off() {
     let mut stage = Stage::lua();
     assert_eq!(stage.read(&[frame(TEXT, b"1"), frame(TEXT, b"2")].concat()), Action::Stay);
-    assert!(stage.session.has_unpublished());
+    assert!(stage.session.has_waiting_messages());
     assert_eq!(stage.pass(9_999), Action::Stay);
     assert_eq!(stage.session.on_published(10, usize::MAX, stage.now), Action::Stay);
     assert_eq!(stage.pass(9_999), Action::Stay);
     assert_eq!(stage.session.on_published(10, usize::MAX, stage.now), Action::Stay);
-    assert!(!stage.session.has_unpublished());
+    assert!(!stage.session.has_waiting_messages());
     assert_eq!(stage.read(&frame(TEXT, b"3")), Action::Stay);
     assert_eq!(stage.pass(10_000), Action::Close(CloseReason::NotPublished));
     assert!(stage.sent().ends_with(&close_frame(CloseReason::NotPublished)));
 }
 
 #[test]
-fn a_session_with_too_much_unpublished_is_paused_and_resumes_at_half() {
+fn a_session_with_too_many_waiting_messages_is_paused_and_resumes_at_half() {
     let mut stage = Stage::lua();
     (stage.outbox.cost, stage.outbox.allowance) = (10, 40);
     let all: Vec<_> = (0..6).flat_map(|n| frame(TEXT, n.to_string().as_bytes())).collect();
@@ -343,9 +343,9 @@ fn time_in_which_the_owner_stands_still_counts_against_no_deadline() {
     assert_eq!(stage.read(&frame(TEXT, b"1")), Action::Stay);
     stage.socket.room = 0;
     assert_eq!(stage.deliver(b"x"), Action::Stay);
-    let before = [stage.session.silent_at(), stage.session.stalled_at(), stage.session.unpublished_at()];
+    let before = [stage.session.silent_at(), stage.session.stalled_at(), stage.session.not_published_at()];
     stage.session.quiesced(3_000);
-    let after = [stage.session.silent_at(), stage.session.stalled_at(), stage.session.unpublished_at()];
+    let after = [stage.session.silent_at(), stage.session.stalled_at(), stage.session.not_published_at()];
     assert_eq!(after, before.map(|at| at + 3_000));
     let mut stage = Stage::subscribing(EndpointConfig::default(), LUA);
     let due = stage.session.next_due();

@@ -43,7 +43,7 @@ impl Session {
         if self.silent_at() <= now {
             return self.fault(CloseReason::Silent, socket, now);
         }
-        if self.unpublished_at() <= now {
+        if self.not_published_at() <= now {
             return self.fault(CloseReason::NotPublished, socket, now);
         }
         if self.ping_at() <= now {
@@ -61,7 +61,7 @@ impl Session {
         match self.phase {
             Phase::Opening => Millis::MAX,
             Phase::Subscribing { until } | Phase::Closing { until, .. } | Phase::Ending { until, .. } => until,
-            Phase::Open => self.stalled_at().min(self.silent_at()).min(self.unpublished_at()).min(self.ping_at()),
+            Phase::Open => self.stalled_at().min(self.silent_at()).min(self.not_published_at()).min(self.ping_at()),
         }
     }
 
@@ -75,9 +75,9 @@ impl Session {
         if self.is_paused { Millis::MAX } else { after(self.alive_at, self.endpoint.config.idle_timeout) }
     }
 
-    pub(super) fn unpublished_at(&self) -> Millis {
+    pub(super) fn not_published_at(&self) -> Millis {
         let config = &self.endpoint.config;
-        if self.has_unpublished() { after(self.unpublished.since, config.publish_timeout) } else { Millis::MAX }
+        if self.has_waiting_messages() { after(self.waiting.since, config.publish_timeout) } else { Millis::MAX }
     }
 
     fn ping_at(&self) -> Millis {
@@ -87,7 +87,7 @@ impl Session {
     /// Moves all deadlines by `time`, in which the quiesced worker did not read, tick or publish.
     pub(crate) fn quiesced(&mut self, time: Millis) {
         self.alive_at = self.alive_at.saturating_add(time);
-        self.unpublished.since = self.unpublished.since.saturating_add(time);
+        self.waiting.since = self.waiting.since.saturating_add(time);
         if let Some(queue) = &mut self.outbound {
             queue.progress_at = queue.progress_at.saturating_add(time);
         }
