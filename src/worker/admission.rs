@@ -1,6 +1,6 @@
-//! How handshakes reach their worker, and whether it has room for them.
+//! Admission of handshakes: sends each to its worker, and refuses it when the worker has no room.
 //!
-//! A session waits for its subscription before its 101. May not enter: HTTP.
+//! May not enter: HTTP, how a session opens (`opening.rs`).
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::metrics::Shard;
 use crate::notice;
 use crate::protocol::endpoint::Endpoint;
 
-/// Connections that may be on their way to their session; each has one of the places for handshakes. While a worker
-/// is quiesced, more of them wait for room here, in their handshake's task.
+/// Connections on their way to a session; each holds one of the permits for handshakes. While the worker is quiesced,
+/// further connections wait in the tasks of their handshakes.
 pub(super) const MAX_OPENINGS: usize = 128;
 
-/// A worker as its handshakes have it.
+/// What handshakes have of their worker.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) config: Arc<Config>,
@@ -49,7 +49,7 @@ impl Handle {
 }
 
 impl Worker {
-    /// How it is, for an operator.
+    /// The state that an operator sees.
     pub(super) fn state(&self, broker: &Broker) -> State {
         State { handshakes: self.handshakes.count(), fault: self.fault(broker) }
     }
@@ -63,7 +63,7 @@ impl Worker {
         broker.fault().or_else(|| self.is_full().then(full))
     }
 
-    /// Whether there are as many sessions as there may be.
+    /// Whether the limit of sessions is reached.
     fn is_full(&self) -> bool {
         self.metrics.sessions() >= self.max_sessions as u64
     }

@@ -1,4 +1,5 @@
-//! One timer of a worker's loop, set to whatever comes first. tokio's timers tick once a millisecond.
+//! The one timer of a worker's loop, set to the earliest deadline. tokio's timers tick once a millisecond. May not
+//! enter: what is due.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,11 +7,11 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep};
 
-/// A timer that is set again and again.
+/// A timer that is set many times.
 #[derive(Debug)]
 pub(super) struct Alarm {
     sleep: Pin<Box<Sleep>>,
-    /// What it is set to; `None` when it has fired or is not needed.
+    /// The instant that it is set to; `None` when the timer has fired or is not needed.
     at: Option<Instant>,
 }
 
@@ -19,7 +20,7 @@ impl Alarm {
         Self { sleep: Box::pin(tokio::time::sleep(std::time::Duration::ZERO)), at: None }
     }
 
-    /// Ready at `at`, or when it is past; never ready when that is `None`.
+    /// Ready at `at` or later; never ready when `at` is `None`.
     pub(super) fn poll_at(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
         if self.at != at {
             self.at = at;

@@ -1,6 +1,6 @@
-//! Commands are answered when what they wait for has come, or their time is up.
+//! Answers to commands that take longer: sent when the awaited state is reached, or when the deadline passes.
 //!
-//! Looked at in each turn of the worker, and at least with each tick. May not enter: commands that are answered at once.
+//! The worker checks them in each turn, and at least with each tick. May not enter: commands that are answered at once.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,14 +19,14 @@ impl Worker {
     pub(super) fn poll_waits(&mut self, broker: &Broker, cx: &mut Context<'_>) {
         for mut wait in std::mem::take(&mut self.waits) {
             match self.poll_wait(&mut wait, broker, cx) {
-                // An asker that has gone needs no answer.
+                // The asker may have gone.
                 Poll::Ready(result) => drop(wait.tell.send(result)),
                 Poll::Pending => self.waits.push(wait),
             }
         }
     }
 
-    /// Sets the marker that a command waits for, if it can be set by now.
+    /// Sets the marker that a command waits for, as soon as that is possible.
     pub(super) fn set_marker(&mut self, broker: &mut Broker) {
         for wait in &mut self.waits {
             if matches!(wait.until, Until::MarkerPossible { .. })
@@ -48,7 +48,7 @@ impl Worker {
         }
     }
 
-    /// What came of it, when that is known.
+    /// The result, once known.
     fn outcome(&self, until: &mut Until, broker: &Broker, cx: &mut Context<'_>) -> Option<Result<(), String>> {
         match until {
             Until::Connected => broker.link_fault().is_none().then_some(Ok(())),
@@ -64,7 +64,7 @@ impl Worker {
         }
     }
 
-    /// Only the process that knows of a gap can tell its clients.
+    /// A gap is told to clients by the process that knows of the gap.
     fn tells_no_gap(&self) -> Result<(), String> {
         match self.gaps.is_empty() {
             true => Ok(()),
@@ -73,13 +73,13 @@ impl Worker {
     }
 }
 
-/// What is answered when the time is up.
+/// The answer when the deadline has passed.
 fn give_up(wait: &Wait, broker: &Broker) -> Result<(), String> {
     let within = wait.within;
     match &wait.until {
         Until::Connected | Until::MarkerPossible { .. } => broker.link_fault().map_or(Ok(()), Err),
         Until::Marker(_) => Err(format!("Redis did not come to the marker within {within:?}")),
-        // A connection that says nothing does not keep the hand-over waiting.
+        // A silent connection does not delay the hand-over.
         Until::HandshakesFinished => Ok(()),
         Until::Answered => Err("the broker does not answer for messages that it has: try again later".to_owned()),
         Until::Subscribed(_) => {
@@ -89,7 +89,7 @@ fn give_up(wait: &Wait, broker: &Broker) -> Result<(), String> {
     }
 }
 
-/// What came of all `confirmations`, when all have come or one is a refusal.
+/// The result of all `confirmations`, once all are there or one is a refusal.
 fn poll_all(confirmations: &mut Vec<Confirmation>, cx: &mut Context<'_>) -> Option<Result<(), String>> {
     while let Some(next) = confirmations.last_mut() {
         match Pin::new(next).poll(cx) {

@@ -1,4 +1,5 @@
-//! The one place where what sessions ask is carried out ([`Core::apply`]), and where a session's fault stops.
+//! Carries out the actions of sessions ([`Core::apply`]), and confines a panic to its session. May not enter: the
+//! decisions of a session.
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +18,8 @@ use crate::protocol::session::{Action, Session};
 use crate::throttle::Throttle;
 
 impl Core {
-    /// Makes a session of a connection whose request was accepted; [`Core::begin`] subscribes it. Its client is refused
-    /// when the subscription is not confirmed by `until`.
+    /// Makes a session of a connection whose request was accepted; [`Core::begin`] subscribes the session. The client
+    /// is refused when the subscription is not confirmed by `until`.
     pub(super) fn admit(&mut self, opening: Box<Opening>, until: Millis, now: Millis) -> SessionKey {
         let (endpoint, channel) = (opening.endpoint.clone(), opening.channel.clone());
         let key = self.insert(Session::new(endpoint, channel, opening.encoding, until, now));
@@ -27,16 +28,16 @@ impl Core {
         key
     }
 
-    /// Subscribes a session: its publications wait for it from the confirmation on, with which it is among
-    /// [`Core::take_upgrades`].
+    /// Subscribes a session. From the confirmation on, publications are kept for the session, and
+    /// [`Core::take_upgrades`] returns it.
     pub(super) fn begin(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let action = slot.session.begin();
         self.apply(key, action, now);
     }
 
-    /// Gives a session the socket of its handshake: the 101 is sent first, and the bytes behind the request are read
-    /// first.
+    /// Gives a session the socket of its handshake: the session sends the 101 first, and reads first the bytes behind
+    /// the request.
     pub(super) fn open(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let Some(opening) = slot.connection.take_opening() else { return };
@@ -95,7 +96,7 @@ impl Core {
         self.apply(key, action, now);
     }
 
-    /// Carries out what a transition asks, and brings registration and timer up to date.
+    /// Carries out the action of a transition, and updates the registration of the socket and the timer.
     pub(super) fn apply(&mut self, key: SessionKey, action: Action, now: Millis) {
         match action {
             Action::Stay => {}
@@ -108,7 +109,7 @@ impl Core {
                     self.outbox.abandon(key);
                 }
                 self.unsubscribe(key, now);
-                // It may have been paused, and what it has to read told long ago.
+                // The session may have been paused, and its readiness reported long ago.
                 self.read_again(key);
             }
             Action::End(reason) => return self.end(key, reason, now),
@@ -148,7 +149,7 @@ impl Core {
         self.remove(key, now);
     }
 
-    /// Brings the registration of a session's socket and its timer up to date.
+    /// Updates the registration of a session's socket, and its timer.
     fn watch(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let wants = slot.wants();
@@ -175,7 +176,7 @@ impl Core {
         self.shard.set_sessions(self.slots.len());
     }
 
-    /// Keeps the fault of one session from the others: a panic in `act` ends that session.
+    /// Confines the fault of one session: a panic in `act` ends that session only.
     pub(super) fn guarded(&mut self, key: SessionKey, now: Millis, act: impl FnOnce(&mut Self)) {
         static PANICKED: Throttle = Throttle::per_minute();
         if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {

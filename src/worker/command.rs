@@ -1,6 +1,7 @@
-//! What server, admin, hand-over and publishers tell a worker: its one mailbox.
+//! Commands to a worker, from the server, the control socket, a hand-over and publishers; and the mailbox in which they
+//! wait.
 //!
-//! May not enter: what a worker does about a command.
+//! May not enter: how a worker carries out a command.
 
 use std::time::Duration;
 
@@ -12,15 +13,14 @@ use crate::broker::Seal;
 use crate::channel::Channel;
 use crate::message::NotPublished;
 
-/// Commands that may wait for their worker. When so many do, the sender waits: its message stays in its own memory,
-/// and commands are taken in the order in which their senders came. Chosen: far more than a worker is told while it
-/// has one turn.
+/// Commands that may wait in a mailbox. When the mailbox is full, senders wait in their order of arrival, each with its
+/// message in its own memory. Chosen: far more than a worker gets during one turn.
 const MAX_COMMANDS: usize = 1_024;
 
-/// What came of a command.
+/// The result of a command.
 pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 
-/// What a worker is told.
+/// A command to a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// To close all sessions, spread over `drain_time`, and to end.
@@ -33,29 +33,29 @@ pub(crate) enum Command {
     State(oneshot::Sender<State>),
     /// To report why it has no links to the broker.
     LinkFault(oneshot::Sender<Option<String>>),
-    /// To report the channels that its sessions hear.
+    /// To report the channels of its sessions.
     Channels(oneshot::Sender<Vec<Channel>>),
-    /// To have its links to the broker.
+    /// To connect to the broker.
     Connect { within: Duration, tell: Answer },
-    /// To subscribe channels whose sessions are to come.
+    /// To subscribe the channels of sessions that will be adopted.
     Reserve { channels: Vec<Channel>, within: Duration, tell: Answer },
-    /// To let its streams stop at a marker.
+    /// To make its streams stop at a marker.
     SetMarker { name: String, seal: Option<Seal>, within: Duration, tell: Answer },
-    /// To finish its handshakes: no connections come any more.
+    /// To finish its handshakes; no further connections come.
     FinishHandshakes { within: Duration, tell: Answer },
-    /// To be quiesced, and to report when the broker has answered for the messages that it has.
+    /// To quiesce, and to report when the broker has answered for all messages that it took.
     Quiesce { within: Duration, tell: Answer },
     /// To publish the marker.
     PublishMarker,
-    /// To report when its streams have come to the marker.
+    /// To report when its streams have reached the marker.
     AwaitMarker { within: Duration, tell: Answer },
     /// To become a snapshot; the sockets stay open until the worker resumes or ends.
     Collect(oneshot::Sender<Collected>),
-    /// To be what another worker was.
+    /// To adopt the snapshot of another worker.
     Adopt(Adopted, Answer),
-    /// To note that no process has listened for so long for the sessions that it has adopted.
+    /// To report a gap of this length for the adopted sessions: no process was subscribed.
     Lose(Duration, Missing),
-    /// To serve again.
+    /// To resume.
     Resume(Answer),
 }
 
@@ -70,27 +70,27 @@ pub(crate) struct PublishRequest {
 /// A worker's state.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Connections that wait to be answered, or are being answered.
+    /// Connections in their handshake, or queued for it.
     pub(crate) handshakes: usize,
-    /// Why it is not ready, if it is not.
+    /// Why the worker is not ready, if so.
     pub(crate) fault: Option<String>,
 }
 
-/// Why no process listened for a while.
+/// Why no process was subscribed for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// There was no process, as an operator wanted.
+    /// No process ran: an operator restarted the service.
     Restart,
-    /// The new process listens to another broker.
+    /// The new process uses another broker.
     OtherBroker,
 }
 
-/// A mailbox: the server's end, for as long as which the worker runs, and the worker's.
+/// A mailbox: the server's end, which keeps the worker running, and the worker's end.
 pub(crate) fn mailbox() -> (mpsc::Sender<Command>, mpsc::Receiver<Command>) {
     mpsc::channel(MAX_COMMANDS)
 }
 
-/// A worker's mailbox, for all but its server: it does not keep the worker running.
+/// A worker's mailbox for everything but the server: this end does not keep the worker running.
 #[derive(Debug, Clone)]
 pub(crate) struct Mailbox(mpsc::WeakSender<Command>);
 
@@ -104,7 +104,7 @@ impl Mailbox {
         Self(sender.downgrade())
     }
 
-    /// Sends a command; waits while too many wait.
+    /// Sends a command; waits while the mailbox is full.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -123,7 +123,7 @@ impl Mailbox {
         told.await.map_err(|_| Ended)
     }
 
-    /// As [`Mailbox::send`], on a thread that may block.
+    /// As [`Mailbox::send`]. Blocks; not for async code.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -132,7 +132,7 @@ impl Mailbox {
         sender.blocking_send(command).map_err(|_| Ended)
     }
 
-    /// As [`Mailbox::ask`], on a thread that may block.
+    /// As [`Mailbox::ask`]. Blocks; not for async code.
     ///
     /// # Errors
     /// When the worker has ended.

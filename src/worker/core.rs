@@ -1,8 +1,7 @@
-//! What the sessions' transitions work on: sessions, hub, timers, client messages on their way. Borrowed for one
-//! transition at a time.
+//! Everything that a session's transition works on: sessions, hub, timers, outbox. Each transition borrows it.
 //!
-//! Readiness and time come in here; what sessions ask is carried out in `apply`, what moves to another process is in
-//! `snapshot`. May not enter: tasks, the broker.
+//! Readiness and time enter here. `apply.rs` carries out actions, `snapshot.rs` moves sessions to another process. May
+//! not enter: tasks, the broker.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,14 +25,14 @@ use crate::protocol::hub::Hub;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::session::{Action, Scratch, Session};
 
-/// What a session's event counts for beside the bytes that it brings, in [`Core::work`]. Chosen: a
-/// system call or two take about as long as some 2 kB of frames.
+/// The cost of a session's event in [`Core::work`], besides the bytes read. Chosen: one or two system calls take about
+/// as long as decoding 2 kB of frames.
 const EVENT_BYTES: usize = 2 << 10;
 
-/// What came of a subscription that sessions of another process will need.
+/// The result of a subscription for sessions that will be adopted.
 pub(super) type Confirmation = oneshot::Receiver<Result<(), SubscriptionRefused>>;
 
-/// What transitions work on, borrowed for one of them at a time.
+/// Everything that a transition works on.
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) slots: Slots,
@@ -43,21 +42,21 @@ pub(super) struct Core {
     pub(super) outbox: Outbox,
     pub(super) registrar: Registrar,
     scratch: Scratch,
-    /// Sessions that have another turn, because they have more to read: each once.
+    /// Sessions that have more to read, each once.
     again: Vec<SessionKey>,
-    /// Sessions that are not read until a node's messages have room again, the longest held first.
+    /// By node: sessions that are not read until the node's messages have room, the longest held first.
     held: PerNode<Vec<SessionKey>>,
-    /// Channels that the broker has to be asked for.
+    /// Channels for which the broker is to be asked.
     pub(super) wanted: Vec<(Node, Channel)>,
-    /// Sessions that are subscribed and wait for their 101.
+    /// Subscribed sessions that wait for their 101.
     pub(super) upgrades: Vec<SessionKey>,
-    /// Channels of sessions that are to come from another process, and their waits for a confirmation.
+    /// Channels of sessions that will be adopted, and the senders that await the confirmations.
     reserved: Vec<Channel>,
     reserving: HashMap<Channel, Vec<oneshot::Sender<Result<(), SubscriptionRefused>>>>,
-    /// Sessions that have come from another process, and those of them whose path is not served any more.
+    /// Adopted sessions, and those of them that are orphaned.
     pub(super) adopted: Vec<SessionKey>,
     pub(super) orphaned: HashSet<SessionKey>,
-    /// What a flush found, to be carried out after it.
+    /// Actions that a flush has caused; carried out after the flush.
     unsettled: Vec<(SessionKey, Action)>,
     pub(super) shard: Arc<Shard>,
 }
@@ -104,7 +103,7 @@ impl Core {
         self.slots.len() == 0 && self.outbox.unsettled() == 0
     }
 
-    /// The sessions that are to open ([`Core::open`]).
+    /// Sessions that can open ([`Core::open`]).
     pub(super) fn take_upgrades(&mut self) -> Vec<SessionKey> {
         std::mem::take(&mut self.upgrades)
     }
@@ -118,7 +117,7 @@ impl Core {
         std::mem::take(&mut self.wanted)
     }
 
-    /// The broker confirmed `channel` at `node`. False when the channel is not wanted there any more.
+    /// The broker has confirmed `channel` at `node`. Returns whether the channel is still wanted there.
     pub(super) fn on_subscribed(&mut self, node: Node, channel: &[u8], now: Millis) -> bool {
         let Some(awaiting) = self.hub.confirm(node, channel) else { return false };
         self.tell_reserving(channel, &Ok(()));
@@ -144,24 +143,24 @@ impl Core {
         }
     }
 
-    /// The subscriptions at a node are lost. Returns how many there were.
+    /// The subscriptions at a node are lost; returns their number.
     pub(super) fn lose(&mut self, node: Node) -> usize {
         self.hub.unconfirm_all(node, self.slots.newest())
     }
 
-    /// One of them is lost; says whether it was there.
+    /// The subscription to one channel is lost; returns whether it was confirmed.
     pub(super) fn lose_one(&mut self, node: Node, channel: &[u8]) -> bool {
         self.hub.unconfirm(node, channel, self.slots.newest())
     }
 
-    /// No session has heard anything for a while.
+    /// All sessions have missed publications.
     pub(super) fn miss_all(&mut self) {
         self.hub.miss_all(self.slots.newest());
     }
 
-    /// Channels live elsewhere now; returns those that have to be subscribed there.
+    /// Channels have moved to other nodes; returns those to subscribe there.
     pub(super) fn follow_placement(&mut self) -> Vec<Moved> {
-        // A session that is held because of one node may have its messages go to another.
+        // The messages of a held session may go to another node now.
         let held = self.held.iter_mut().flat_map(|(_, held)| std::mem::take(held)).collect();
         self.release(held);
         self.held.grow(self.placement.count(), |_| Vec::new());
@@ -169,8 +168,8 @@ impl Core {
         self.hub.follow_placement(self.slots.newest())
     }
 
-    /// A gap at `node` is over. Returns how many channels had it, and the open sessions to close
-    /// because of it: those that were there before.
+    /// A gap at `node` has ended. Returns the number of its channels, and the open sessions to close because of the
+    /// gap: those that were subscribed before it.
     pub(super) fn end_gap(&mut self, node: Node) -> (usize, Vec<SessionKey>) {
         let (channels, missed) = self.hub.take_missed(node);
         let slots = &mut self.slots;
@@ -183,7 +182,8 @@ impl Core {
         (channels, before.filter(is_closed).collect())
     }
 
-    /// Wants `channel` for sessions that are to come. The returned confirmation is `None` when it is there already.
+    /// Wants `channel` for sessions that will be adopted. Returns its confirmation, or `None` if it is confirmed
+    /// already.
     pub(super) fn reserve(&mut self, channel: &Channel) -> Option<Confirmation> {
         let reserved = self.hub.reserve(channel);
         self.reserved.push(channel.clone());
@@ -199,12 +199,12 @@ impl Core {
 
     fn tell_reserving(&mut self, channel: &[u8], outcome: &Result<(), SubscriptionRefused>) {
         for tell in self.reserving.remove(channel).unwrap_or_default() {
-            // A hand-over that has failed meanwhile needs no answer.
+            // The hand-over may have failed meanwhile.
             drop(tell.send(outcome.clone()));
         }
     }
 
-    /// The sessions that were to come have come.
+    /// All sessions have been adopted.
     pub(super) fn free_reserved(&mut self, now: Millis) {
         self.reserving.clear();
         for channel in std::mem::take(&mut self.reserved) {
@@ -212,8 +212,7 @@ impl Core {
         }
     }
 
-    /// How much work was done since [`Core::begin_slice`], in bytes that were read; an event counts for
-    /// [`EVENT_BYTES`].
+    /// The work since [`Core::begin_slice`], in bytes read; each event adds [`EVENT_BYTES`].
     pub(super) fn work(&self) -> usize {
         self.scratch.work
     }
@@ -222,7 +221,7 @@ impl Core {
         self.scratch.work = 0;
     }
 
-    /// Gives a session another turn, after the others.
+    /// Gives a session another turn, behind the others.
     pub(super) fn read_again(&mut self, key: SessionKey) {
         if let Some(slot) = self.slots.get_mut(key)
             && !std::mem::replace(&mut slot.has_another_turn, true)
@@ -235,7 +234,7 @@ impl Core {
         !self.again.is_empty()
     }
 
-    /// The sessions that have another turn, which is now.
+    /// Takes the sessions that have another turn.
     pub(super) fn take_again(&mut self) -> Vec<SessionKey> {
         let again = std::mem::take(&mut self.again);
         for key in &again {
@@ -257,14 +256,14 @@ impl Core {
             action = slot.session.on_writable(&mut slot.connection, now);
             self.scratch.work += backlog.saturating_sub(slot.session.backlog());
         }
-        // A session with another turn is read then.
+        // A session with another turn is read in that turn.
         if ready.readable && action == Action::Stay && !slot.has_another_turn {
             action = self.read(key, ready.hung_up, now);
         }
         self.apply(key, action, now);
     }
 
-    /// Reads once from a session's socket, unless its messages have no room.
+    /// Reads once from a session's socket, unless the outbox has no room.
     fn read(&mut self, key: SessionKey, hung_up: bool, now: Millis) -> Action {
         let Some(slot) = self.slots.get_mut(key) else { return Action::Stay };
         let node = self.outbox.node_of(slot.session.channel());
@@ -286,7 +285,7 @@ impl Core {
         slot.session.on_readable(&mut slot.connection, &mut self.scratch, hung_up, now, &mut outgoing)
     }
 
-    /// The broker has taken a message that counts for `bytes`.
+    /// The broker has published a message with a cost of `bytes`.
     pub(super) fn on_published(&mut self, key: SessionKey, bytes: usize, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let allowance = self.outbox.allowance(self.outbox.node_of(slot.session.channel()));
@@ -296,14 +295,14 @@ impl Core {
         }
     }
 
-    /// The broker did not take a message, or its fate is unknown. The session closes, if no close is under way, and its
-    /// later messages are dropped: an unknown message may still be published, and would be behind them.
+    /// The broker has not published a message, or its fate is unknown. The session is closed, if no close is under way,
+    /// and its later messages are dropped: an unknown message may still be published, and they would overtake it.
     pub(super) fn on_not_published(&mut self, key: SessionKey, now: Millis) {
         self.outbox.abandon(key);
         self.close(key, CloseReason::NotPublished, now);
     }
 
-    /// Lets held sessions be read when there is room again.
+    /// Reads held sessions again when there is room.
     pub(super) fn release_held(&mut self) {
         let outbox = &self.outbox;
         let with_room = self.held.iter_mut().filter(|(node, _)| outbox.has_room(*node));
@@ -320,7 +319,7 @@ impl Core {
         }
     }
 
-    /// A timer of a session fires, which was set to `at`.
+    /// A session's timer, which was set to `at`, fires.
     pub(super) fn on_due(&mut self, key: SessionKey, at: Millis, now: Millis) {
         let Some(slot) = self.slots.get_mut(key).filter(|slot| slot.due == at) else { return };
         slot.due = Millis::MAX;
@@ -329,8 +328,7 @@ impl Core {
         self.apply(key, action, now);
     }
 
-    /// Hands waiting batches to their subscribers; returns when to try again with those
-    /// that were held back.
+    /// Flushes batches to subscribers; returns when to flush those that are held back.
     pub(super) fn flush(&mut self, now: Millis) -> Option<Instant> {
         let Self { hub, slots, unsettled, .. } = self;
         let flushed = hub.flush(&mut Delivery { slots, unsettled, now });

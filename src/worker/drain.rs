@@ -1,4 +1,4 @@
-//! Sessions are closed spread over a time: at a drain, and behind a gap. A drain ends the worker.
+//! Closes sessions spread over a time: at a drain, which ends the worker, and after a gap.
 //!
 //! May not enter: how a session closes.
 
@@ -16,7 +16,7 @@ use crate::id::SessionKey;
 use crate::message::NotPublished;
 use crate::metrics::Counter;
 
-/// How long the end waits beyond all other times: for the replies to close frames.
+/// How long the worker waits for replies to close frames, beyond all other times.
 const LAST_REPLIES: Duration = Duration::from_secs(3);
 
 impl Worker {
@@ -28,8 +28,7 @@ impl Worker {
         self.core.hub.stop_pacing();
         self.flush();
         let start = Instant::now();
-        // Sessions with messages that the broker has not answered for wait for the answer, within the
-        // time that their endpoints give it.
+        // A session with waiting messages is closed when the broker has answered, within its endpoint's time.
         let patience = self.config.endpoints.iter().map(|endpoint| endpoint.publish_timeout).max();
         let deadline = start + self.config.drain_time + patience.unwrap_or_default() + LAST_REPLIES;
         let now = self.now();
@@ -45,7 +44,7 @@ impl Worker {
         }
     }
 
-    /// When some more sessions are to be closed, counted from `now`.
+    /// When the next sessions are to be closed, counted from `now`.
     pub(super) fn next_step(&self, now: Instant) -> Option<Instant> {
         let is_draining = matches!(&self.phase, Phase::Draining { open, .. } if !open.is_empty());
         (is_draining || !self.gaps.is_empty() && !self.phase.is_still()).then(|| now + SPREAD_STEP)
@@ -76,9 +75,9 @@ impl Worker {
         is_done || Instant::now() >= *deadline
     }
 
-    /// Accounts for the messages that a drain leaves.
+    /// Counts and logs the messages that a drain leaves.
     pub(super) fn count_left(&mut self, broker: &mut Broker) {
-        // What the broker has taken and not answered for stays unknown.
+        // The outcome of messages without an answer stays unknown.
         for message in broker.abandon() {
             let bytes = message.cost();
             self.on_published(message.origin, bytes, Err(NotPublished::Unknown));

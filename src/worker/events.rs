@@ -1,6 +1,6 @@
-//! What the broker tells its worker, and what follows from it for the broker.
+//! Carries out the broker's events; each returns the requests that follow.
 //!
-//! May not enter: how the broker does it.
+//! May not enter: how a broker works.
 
 use std::collections::HashSet;
 
@@ -18,7 +18,7 @@ use crate::protocol::hub::Batching;
 use crate::throttle::Throttle;
 
 impl Worker {
-    /// Carries out one event; returns what follows from it for the broker.
+    /// Carries out one event; returns the requests that follow.
     pub(super) fn on_event(&mut self, event: Event<'_>) -> Option<Request> {
         match event {
             Event::Publication { channel, payload } => {
@@ -64,7 +64,7 @@ impl Worker {
             Report::Published { origin, bytes, outcome } => self.on_published(origin, bytes, outcome),
             Report::Returned(messages) => {
                 self.core.outbox.take_back(messages);
-                // They may be for another node by now.
+                // Channels may have moved: the messages may be for another node now.
                 return Some(Request::MessagesWait);
             }
             Report::Doubt { sessions, messages } => self.on_doubt(sessions, messages),
@@ -77,11 +77,11 @@ impl Worker {
         self.shard.add(Counter::Gaps, 1);
         self.shard.add(Counter::GapMillis, millis(*length));
         if channels == 0 {
-            // No session listened.
+            // No session was subscribed.
             return;
         }
         let missed = Missed { length_ms: millis(*length), channels, closing: sessions.len() };
-        // A gap that is older than this worker is that of a restart.
+        // A gap that began before this worker is that of a restart.
         let is_older = millis(*length) > self.now().saturating_sub(clock::START);
         if self.missing == Some(Missing::Restart) && is_older {
             notice::restart_gap(server, missed);
@@ -126,7 +126,7 @@ impl Worker {
         self.core.outbox.answered();
         let key = match origin {
             Origin::Session(key) => key,
-            // A publisher that has gone needs no answer.
+            // The publisher may have gone.
             Origin::Publisher(tell) => return drop(tell.send(outcome)),
         };
         let now = self.now();

@@ -1,8 +1,8 @@
-//! A worker obeys its commands. For a hand-over it is quiesced, becomes a snapshot, and resumes or leaves; or it adopts
+//! Carries out commands. For a hand-over, a worker quiesces, becomes a snapshot, and resumes or leaves; or it adopts
 //! the snapshot of another worker, and resumes from there.
 //!
-//! While it is quiesced no session is read, nothing is published, and no timer runs: a session stays as it is.
-//! May not enter: waiting (`wait.rs`).
+//! While a worker is quiesced, no session is read, nothing is published, and no timer runs. May not enter: how long a
+//! command waits (`wait.rs`).
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::broker::{Broker, Marking, Request};
 use crate::channel::Channel;
 
 impl Worker {
-    /// Obeys a command, at once or when what it waits for has come.
+    /// Carries out a command: at once, or when the awaited state is reached.
     pub(super) fn obey(&mut self, command: Command, broker: &mut Broker) {
         match command {
             Command::Drain => self.drain(broker),
             Command::Leave => self.phase.leave(),
             Command::Publish(request) => self.publish(request),
-            // An asker that has gone needs no answer, here and below.
+            // The asker may have gone, here and below.
             Command::State(tell) => drop(tell.send(self.state(broker))),
             Command::LinkFault(tell) => drop(tell.send(broker.link_fault())),
             Command::Channels(tell) => drop(tell.send(self.core.hub.channels_in_use())),
@@ -64,7 +64,7 @@ impl Worker {
         let now = self.now();
         self.core.hub.stop_pacing();
         self.core.flush(now);
-        // From here on the other process knows all that was sent.
+        // From here on, the other process knows everything that was sent.
         self.phase.freeze();
         Collected { away: broker.away_for(), ..self.core.collect(now) }
     }
@@ -83,9 +83,9 @@ impl Worker {
         broker.request(Request::LoseSince(now.checked_sub(time).unwrap_or(now)));
     }
 
-    /// Serves again, as if nothing had been asked.
+    /// Resumes, as if the worker had never been quiesced.
     pub(super) fn resume(&mut self, broker: &mut Broker) {
-        // What a hand-over waited for is off.
+        // Commands of the hand-over are no longer awaited.
         self.waits.clear();
         let now = self.now();
         if let Some(since) = self.phase.resume() {

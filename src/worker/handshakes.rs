@@ -1,6 +1,6 @@
-//! How many connections a worker has that are no sessions yet: in its queue, or being answered.
+//! Counts the connections of a worker that are not yet sessions: those in the queue, and those in their handshake.
 //!
-//! Counted on the acceptor's thread and on the worker's. May not enter: what connections say.
+//! The acceptor's thread and the worker's thread both count. May not enter: requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(crate) struct Handshakes {
     open: AtomicUsize,
-    /// That the count fell to zero.
+    /// Notified when the count falls to zero.
     finished: Arc<Notify>,
 }
 
-/// One connection, counted for as long as this exists.
+/// One connection; counted until dropped.
 #[derive(Debug)]
 pub(crate) struct Handshake(Arc<Handshakes>);
 
@@ -26,7 +26,7 @@ impl Handshakes {
     }
 
     pub(crate) fn count(&self) -> usize {
-        // The count is written before a notification, and read behind it.
+        // The count is written before the notification, and read after it.
         self.open.load(Ordering::Acquire)
     }
 

@@ -1,7 +1,7 @@
-//! Sessions whose turn comes spread over a time, in random order: clients that are closed at one instant come back at
-//! one instant.
+//! Sessions that are closed spread over a time, in random order: clients that are closed at one instant would connect
+//! again at one instant.
 //!
-//! May not enter: why they have a turn.
+//! May not enter: why the sessions are closed.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use crate::id::SessionKey;
 
-/// How often some more sessions have their turn.
+/// The time between two groups of sessions.
 pub(super) const SPREAD_STEP: Duration = Duration::from_millis(10);
 
-/// Sessions that have their turn one after the other.
+/// Sessions in random order, spread over a time.
 #[derive(Debug)]
 pub(super) struct Spread {
     waiting: Vec<SessionKey>,
@@ -32,7 +32,7 @@ impl Spread {
         self.waiting.is_empty()
     }
 
-    /// The sessions whose turn it is at `now`. Those that are `held` keep their place.
+    /// Takes the sessions that are due at `now`. Sessions that are `held` keep their place.
     pub(super) fn take_due(&mut self, now: Instant, mut is_held: impl FnMut(SessionKey) -> bool) -> Vec<SessionKey> {
         let due_by_now = share_of(self.total, now.saturating_duration_since(self.start), self.time);
         let mut count = due_by_now.saturating_sub(self.total - self.waiting.len());
@@ -49,7 +49,7 @@ impl Spread {
     }
 }
 
-/// How many of `total` have had their turn after `elapsed`, evenly over `time` and one at least.
+/// How many of `total` are due after `elapsed`: evenly over `time`, and at least one.
 fn share_of(total: usize, elapsed: Duration, time: Duration) -> usize {
     let share = elapsed.as_secs_f64() / time.as_secs_f64().max(f64::MIN_POSITIVE);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to total, or more")]

@@ -1,10 +1,11 @@
-//! One thread with everything it needs: runtime, sessions, hub, its own links to the broker,
-//! reactor, timer wheel, counters. Nothing on the message path is shared between workers.
+//! One thread that owns a runtime, sessions, the hub, its links to the broker, a reactor, a timer wheel and counters.
+//! Workers share nothing on the message path.
 //!
-//! `thread.rs` starts a worker. Its loop (`turn.rs`) owns all of it and gives its sources of work their turns: sockets,
-//! commands (`command.rs`, obeyed in `handover.rs`), handshakes (`admission.rs`), timers, the broker (`events.rs`). What a
-//! worker is doing is its `phase.rs`; commands that take longer are in `wait.rs` and `answer.rs`. All of them move the
-//! sessions in `core.rs`, whose actions `apply.rs` carries out. May not enter: HTTP, what bytes mean.
+//! `thread.rs` starts a worker. Its loop (`turn.rs`) gives each source of work a turn: sockets, commands (`command.rs`,
+//! carried out in `handover.rs`), handshakes (`admission.rs`), timers, the broker (`events.rs`). `phase.rs` says what a
+//! worker is doing. Commands that take longer wait in `wait.rs` and are answered in `answer.rs`. All of them work on
+//! the sessions in `core.rs`, and `apply.rs` carries out the sessions' actions. May not enter: HTTP, the meaning of
+//! bytes.
 
 mod admission;
 mod alarm;

@@ -1,6 +1,6 @@
-//! A connection whose request was accepted: all that its session needs to open, or its client to be refused.
+//! A connection whose request was accepted: what its session needs to open, and what its client gets when refused.
 //!
-//! May not enter: HTTP, and whether it is admitted (`admission.rs`).
+//! May not enter: HTTP, the decision to admit (`admission.rs`).
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::session::Denial;
 
-/// Why a handshake was not admitted: the reason in its 503.
+/// Why a handshake was not admitted; the text of the 503.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("the server goes away: try again")]
@@ -38,7 +38,7 @@ impl From<Denial> for Refusal {
     }
 }
 
-/// What becomes of a connection that is refused; dropped unused when its session opens.
+/// Answers a connection that is refused; dropped unused when its session opens.
 pub(crate) type Refuse = Box<dyn FnOnce(OwnedFd, Refusal)>;
 
 /// A connection on its way to its session.
@@ -46,14 +46,14 @@ pub(crate) struct Opening {
     pub(crate) endpoint: Rc<Endpoint>,
     pub(crate) channel: Channel,
     pub(crate) encoding: Encoding,
-    /// By when its handshake has to be over.
+    /// The deadline of the handshake.
     pub(crate) deadline: Instant,
     /// The session's first bytes, the 101, and the bytes behind the request.
     pub(crate) hello: Hello,
     pub(crate) refuse: Refuse,
 }
 
-/// A socket, what is sent first on it, and what was read already.
+/// A socket, the bytes to send first, and the bytes that were read already.
 #[derive(Debug)]
 pub(crate) struct Hello {
     pub(crate) socket: OwnedFd,

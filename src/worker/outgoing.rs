@@ -1,4 +1,5 @@
-//! The two hot ways through a worker: clients' messages into the outbox, the hub's batches to sockets.
+//! The two hot paths through a worker: client messages into the outbox, and the hub's batches to sockets. May not
+//! enter: the order of turns.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::protocol::outbox::Outbox;
 use crate::protocol::session::{Action, Payload, Publish, Queued, Rejected};
 use crate::protocol::socket::Socket;
 
-/// The way of one session's messages into the outbox.
+/// One session's access to the outbox.
 pub(super) struct Outgoing<'a> {
     pub(super) outbox: &'a mut Outbox,
     pub(super) shard: &'a Shard,
@@ -52,10 +53,10 @@ impl Publish for Outgoing<'_> {
     }
 }
 
-/// Where the hub's batches go.
+/// The receiver of the hub's batches.
 pub(super) struct Delivery<'a> {
     pub(super) slots: &'a mut Slots,
-    /// Sessions that ask for something, to be given it after the flush.
+    /// The actions of sessions, carried out after the flush.
     pub(super) unsettled: &'a mut Vec<(SessionKey, Action)>,
     pub(super) now: Millis,
 }
@@ -65,7 +66,7 @@ impl Outlet for Delivery<'_> {
         let slot = self.slots.get_mut(key);
         debug_assert!(slot.is_some(), "a session leaves the hub before its slot");
         let Some(slot) = slot else { return };
-        // One session's panic must not keep the batch from those behind it.
+        // One session's panic must not keep the batch from the other sessions.
         let Slot { session, connection, .. } = slot;
         let action = catch_unwind(AssertUnwindSafe(|| session.deliver(frames, connection, self.now)))
             .unwrap_or(Action::End(CloseReason::Internal));

@@ -1,4 +1,4 @@
-//! What a worker is doing, with the data of it, and which phase may follow which.
+//! What a worker is doing, with the data of that phase, and which phase may follow which.
 //!
 //! ```text
 //! Serving ──quiesce──▶ Quiesced ──freeze──▶ Frozen        a new process' worker begins here
@@ -6,7 +6,7 @@
 //!    ├──────resume────────┴───────resume──────┘
 //!    └──drain──▶ Draining
 //! ```
-//! Each of them may leave. May not enter: how sessions are quiesced, resumed or closed.
+//! Each phase may leave. May not enter: how sessions are quiesced, resumed or closed.
 
 use tokio::time::Instant;
 
@@ -18,13 +18,13 @@ use crate::clock::Millis;
 pub(super) enum Phase {
     /// Sessions are read and written, messages are published, timers run.
     Serving,
-    /// The same, until all sessions are closed, at the latest at the deadline.
+    /// As serving, until all sessions are closed, at the latest at the deadline.
     Draining { open: Spread, deadline: Instant },
     /// For a hand-over: no session is read, nothing is published, no timer runs. Publications are still sent.
     Quiesced { since: Millis },
-    /// The same, and nothing is sent: the sessions are a snapshot, or still to come.
+    /// As quiesced, and nothing is sent: the sessions are a snapshot, or not adopted yet.
     Frozen { since: Millis },
-    /// The worker ends, and nothing moves any more: another process may have the sessions.
+    /// The worker ends; another process may have the sessions.
     Leaving,
 }
 
@@ -61,13 +61,13 @@ impl Phase {
         }
     }
 
-    /// The sessions of another process come now: their time stands still from here on.
+    /// Sessions are adopted: their time stands still from here on.
     pub(super) fn adopt(&mut self, now: Millis) {
         debug_assert!(matches!(self, Self::Frozen { .. }), "sessions come while {self:?}");
         *self = Self::Frozen { since: now };
     }
 
-    /// Returns since when everything stood still; `None` where nothing did, because a hand-over failed early.
+    /// Returns since when the sessions stood still; `None` if they did not, because a hand-over failed early.
     pub(super) fn resume(&mut self) -> Option<Millis> {
         debug_assert!(!self.is_leaving(), "resumed while {self:?}");
         let (Self::Quiesced { since } | Self::Frozen { since }) = *self else { return None };

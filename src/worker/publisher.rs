@@ -1,4 +1,4 @@
-//! Publishing from within the program that embeds a server.
+//! Publishing from within the program that embeds a server. May not enter: sessions.
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -33,8 +33,8 @@ impl Publisher {
         Self { mailbox }
     }
 
-    /// Publishes `payload` on `channel` (its full name, as `chat:zhang`) and waits for the
-    /// broker's word. Messages of one publisher leave in the order of the calls.
+    /// Publishes `payload` on `channel` (its full name, as `chat:zhang`) and waits for the broker's answer. The
+    /// messages of one publisher are published in the order of the calls.
     ///
     /// # Errors
     /// The message was not published, or its fate is unknown: see [`NotPublished`].

@@ -1,8 +1,7 @@
 //! The sessions' readiness: one epoll per worker, awaited by tokio as a single descriptor.
 //!
-//! Edge-triggered. A session is registered for reading, and for writing only while it has
-//! something left to send: a socket that is writable all the time would wake us for every
-//! delivery. May not enter: what the bytes mean.
+//! Edge-triggered. A session is registered for reading, and for writing only while it has a backlog: an idle socket is
+//! always writable, and would wake the worker at each delivery. May not enter: what the bytes mean.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,7 +23,7 @@ const EVENTS: usize = 1024;
 pub(crate) enum Wants {
     /// Bytes from the client.
     Read,
-    /// Those, and room for bytes to the client.
+    /// Bytes from the client, and room for bytes to the client.
     ReadAndWrite,
 }
 
@@ -33,19 +32,19 @@ pub(crate) enum Wants {
 pub(crate) struct Ready {
     pub(crate) key: SessionKey,
     pub(crate) readable: bool,
-    /// The peer may have sent its FIN: a short read does not mean that nothing follows.
+    /// The peer may have sent its FIN: after a short read, more may follow.
     pub(crate) hung_up: bool,
     pub(crate) writable: bool,
 }
 
 impl Ready {
-    /// A session that may have more to read than its last turn allowed.
+    /// The readiness of a session that may have more to read than its last turn allowed.
     pub(crate) fn again(key: SessionKey) -> Self {
         Self { key, readable: true, hung_up: true, writable: false }
     }
 }
 
-/// Registers sockets; the worker's half that is used while events are handled.
+/// Registers sockets: the half that is used while events are handled.
 #[derive(Debug)]
 pub(crate) struct Registrar(Registry);
 
@@ -56,7 +55,7 @@ pub(crate) struct Reactor {
     events: Events,
 }
 
-/// Makes a reactor, on the runtime that will await it.
+/// Makes a reactor, on the runtime that will await its events.
 ///
 /// # Errors
 /// When the process has no descriptor left.
@@ -68,7 +67,7 @@ pub(crate) fn new() -> io::Result<(Reactor, Registrar)> {
 }
 
 impl Registrar {
-    /// One that no reactor listens to.
+    /// A registrar without a reactor.
     ///
     /// # Errors
     /// When the process has no descriptor left.
@@ -77,7 +76,7 @@ impl Registrar {
         Ok(Self(Poll::new()?.registry().try_clone()?))
     }
 
-    /// Registers a socket. What is ready already is reported.
+    /// Registers a socket. Readiness that exists already is reported.
     ///
     /// # Errors
     /// When the kernel has no memory for it, or `fs.epoll.max_user_watches` is reached.
@@ -85,7 +84,7 @@ impl Registrar {
         self.0.register(&mut SourceFd(&socket.as_raw_fd()), token(key), interest(wants))
     }
 
-    /// Changes what a socket waits for. What is ready already is reported again.
+    /// Changes what a socket waits for. Readiness that exists already is reported again.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -1,6 +1,6 @@
 //! A worker on its way to its thread.
 //!
-//! May not enter: what a worker does there.
+//! May not enter: how a worker runs.
 
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ pub(crate) struct WorkerSeed {
     pub(crate) metrics: Metrics,
     pub(crate) max_sessions: usize,
     pub(crate) mailbox: mpsc::Receiver<Command>,
-    /// The other end of it.
+    /// The other end of the mailbox.
     pub(crate) own: Mailbox,
     pub(crate) handshakes: Arc<Handshakes>,
-    /// Whether the worker begins frozen, because another process' sessions are to come.
+    /// Whether the worker begins frozen, because another process' sessions will be adopted.
     pub(crate) awaits_sessions: bool,
 }

@@ -1,4 +1,4 @@
-//! A worker's sessions, each in a slot with its connection and the worker's own notes on it.
+//! A worker's sessions: each in a slot with its connection and the worker's notes.
 //!
 //! May not enter: what a session's transitions mean, the hub, timers.
 
@@ -20,40 +20,40 @@ use slab::Slab;
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     slab: Slab<Slot>,
-    /// The newest session's.
+    /// The newest session's generation.
     generation: Generation,
 }
 
-/// One session, and what only its worker needs to know.
+/// One session, and the notes of its worker.
 #[derive(Debug)]
 pub(super) struct Slot {
     generation: Generation,
     pub(super) session: Session,
     pub(super) connection: Connection,
-    /// When the wheel brings it up.
+    /// When the wheel fires for this session.
     pub(super) due: Millis,
-    /// What its socket is registered for.
+    /// What the socket is registered for.
     pub(super) registered: Wants,
-    /// Whether it is in the list of sessions with more to read.
+    /// Whether the session is in the list of those with more to read.
     pub(super) has_another_turn: bool,
-    /// Whether it is in the list of sessions that are not read until the outbox has room.
+    /// Whether the session is in the list of those held until the outbox has room.
     pub(super) is_held: bool,
 }
 
 /// What connects a session to its client.
 #[derive(Debug)]
 pub(super) enum Connection {
-    /// The session waits for its subscription. Nothing is left of the connection once it is refused.
+    /// The session waits for its subscription. `None` once the client is refused.
     Handshake(Option<Box<Opening>>),
-    /// The session has it.
+    /// The session has its socket.
     Socket(OwnedFd),
-    /// The session has one in memory: in the simulation.
+    /// The session has a socket in memory, in the simulation.
     #[cfg(test)]
     Memory(SharedSocket),
 }
 
 impl Slots {
-    /// Adds a session whose handshake has its socket.
+    /// Adds a session whose socket is still with its handshake.
     pub(super) fn insert(&mut self, session: Session) -> SessionKey {
         self.generation = self.generation.wrapping_add(1);
         let index = self.slab.insert(Slot {
@@ -92,12 +92,12 @@ impl Slots {
 }
 
 impl Slot {
-    /// Whether its session has its socket.
+    /// Whether the session has its socket.
     pub(super) fn has_socket(&self) -> bool {
         !matches!(self.connection, Connection::Handshake(_))
     }
 
-    /// What its socket should be registered for.
+    /// What the socket should be registered for.
     pub(super) fn wants(&self) -> Wants {
         if self.session.has_unsent() { Wants::ReadAndWrite } else { Wants::Read }
     }
@@ -111,7 +111,7 @@ impl Connection {
         }
     }
 
-    /// Takes the connection of a handshake, which ends.
+    /// Takes the connection of a handshake, which ends with it.
     pub(super) fn take_opening(&mut self) -> Option<Box<Opening>> {
         match self {
             Self::Handshake(opening) => opening.take(),
@@ -155,7 +155,7 @@ impl Socket for Connection {
         if let Self::Memory(socket) = self {
             return socket.untaken_bytes();
         }
-        // In a handshake nothing was sent.
+        // During a handshake, nothing was sent.
         self.socket().map_or(0, |socket| os::socket::untaken_bytes(socket.as_fd()))
     }
 

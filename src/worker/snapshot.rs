@@ -1,4 +1,5 @@
-//! A worker's sessions and client messages as data for another process, and as they come from one.
+//! A worker's sessions and client messages as data for another process: makes snapshots, and adopts them. May not
+//! enter: the messages of the two processes.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,16 +24,16 @@ use crate::protocol::endpoint::Endpoint;
 use crate::protocol::session::snapshot::SessionSnapshot;
 use crate::protocol::session::{Action, Session};
 
-/// A worker as data: its sessions with their sockets, and the messages that wait.
+/// A worker as data: its sessions with their sockets, and the messages in its outbox.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
     pub(crate) sessions: Vec<(SessionSnapshot, Lent)>,
     pub(crate) messages: Vec<MessageSnapshot>,
-    /// How long its sessions have missed what was published, in a gap that has not ended.
+    /// How long its sessions have missed publications, in a gap that has not ended.
     pub(crate) away: Duration,
 }
 
-/// The same as it arrives: messages name a session by its place among those that come with them.
+/// A worker as data, as another process receives it: messages name a session by its index.
 #[derive(Debug, Default)]
 pub(crate) struct Adopted {
     pub(crate) sessions: Vec<(SessionSnapshot, OwnedFd)>,
@@ -40,7 +41,7 @@ pub(crate) struct Adopted {
 }
 
 impl Core {
-    /// All that another process needs to go on.
+    /// Everything that another process needs to continue.
     pub(super) fn collect(&self, now: Millis) -> Collected {
         let mut collected = Collected::default();
         let mut places = HashMap::new();
@@ -55,11 +56,11 @@ impl Core {
         collected
     }
 
-    /// Makes sessions of what another process had; they stand still. The channels that have to be subscribed for them
-    /// are in [`Core::take_wanted`].
+    /// Makes sessions from another process' snapshot; they are quiesced. [`Core::take_wanted`] returns the channels to
+    /// subscribe.
     ///
     /// # Errors
-    /// When one contradicts itself, or the kernel does not let us wait for its socket.
+    /// When a snapshot contradicts itself, or the kernel does not watch its socket.
     pub(super) fn adopt(&mut self, adopted: Adopted, endpoints: &[Rc<Endpoint>], now: Millis) -> io::Result<()> {
         self.adopted.clear();
         for (snapshot, socket) in adopted.sessions {
@@ -69,7 +70,7 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a session of one that another process had; it stands still.
+    /// Makes a session from a snapshot; it is quiesced.
     ///
     /// # Errors
     /// As [`Core::adopt`].
@@ -83,7 +84,7 @@ impl Core {
         let known = endpoints.iter().find(|endpoint| endpoint.config.path == snapshot.endpoint).cloned();
         let is_known = known.is_some();
         let endpoint = known.unwrap_or_else(|| {
-            // Of a path that is not served any more: it ends when all goes on.
+            // Orphaned: closed when the worker resumes.
             let path = snapshot.endpoint.clone();
             Rc::new(Endpoint::new(EndpointConfig { path, ..EndpointConfig::default() }))
         });
@@ -104,7 +105,7 @@ impl Core {
         Ok(key)
     }
 
-    /// Takes client messages that waited in another process, of the sessions that were adopted last.
+    /// Adopts the messages of the sessions that were adopted last.
     pub(super) fn adopt_messages(&mut self, messages: Vec<MessageSnapshot>, now: Millis) {
         for MessageSnapshot { session, channel, payload, ago } in messages {
             let origin = session.and_then(|place| self.adopted.get(place)).copied();
@@ -125,7 +126,8 @@ impl Core {
         self.slots.iter().map(|(key, _)| key).collect()
     }
 
-    /// Lets a session that stood still for `quiesced` be read again: what its socket has to say is told once more.
+    /// Reads a session again that was quiesced for a time of `quiesced`: the readiness of its socket is reported once
+    /// more.
     pub(super) fn resume_session(&mut self, key: SessionKey, quiesced: Millis, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         slot.session.quiesced(quiesced);
@@ -140,7 +142,7 @@ impl Core {
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
         slot.registered = wants;
-        // No event tells of bytes that were read and kept.
+        // No event reports bytes that were read and kept.
         self.read_again(key);
         if self.orphaned.remove(&key) {
             self.close(key, CloseReason::GoingAway, now);
@@ -150,10 +152,10 @@ impl Core {
     }
 }
 
-/// A message that waits for the broker, for another process.
+/// A message in an outbox, as data for another process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MessageSnapshot {
-    /// The place of its session among those that come with it; none when its client has left.
+    /// The index of its session in the same snapshot; none when the client has left.
     session: Option<usize>,
     channel: ByteBuf,
     payload: ByteBuf,
@@ -161,7 +163,7 @@ pub(crate) struct MessageSnapshot {
 }
 
 impl MessageSnapshot {
-    /// About how many bytes it is in a hand-over's message.
+    /// The approximate size in a message of the hand-over, in bytes.
     pub(crate) fn size(&self) -> usize {
         size_of::<Self>() + self.channel.len() + self.payload.len()
     }

@@ -1,6 +1,6 @@
-//! A worker's sessions and what it is doing with them.
+//! A worker: its core, its phase, and what is under way.
 //!
-//! Its sources of work stand beside it (`turn.rs`). May not enter: in which order they have their turn.
+//! `turn.rs` has its sources of work. May not enter: the order of turns.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,13 +31,13 @@ pub(super) struct Worker {
     pub(super) clock: Clock,
     pub(super) core: Core,
     pub(super) phase: Phase,
-    /// Commands that are not answered yet.
+    /// Commands without an answer yet.
     pub(super) waits: Vec<Wait>,
-    /// Sessions to close because of a gap, of each gap.
+    /// For each gap, the sessions to close.
     pub(super) gaps: Vec<Spread>,
-    /// Why no process listened for the sessions that came from another one.
+    /// Why no process was subscribed for the adopted sessions.
     pub(super) missing: Option<Missing>,
-    /// When to flush what the hub holds back.
+    /// When to flush the batches that the hub holds back.
     pub(super) next_flush: Option<Instant>,
     pub(super) handshakes: Arc<Handshakes>,
 }
@@ -51,18 +51,18 @@ impl Worker {
         self.core.guarded(key, now, act);
     }
 
-    /// Hands out what the hub has collected, as far as it is not held back.
+    /// Flushes the hub's batches, except those held back.
     pub(super) fn flush(&mut self) {
-        // Of a snapshot nothing is sent; it is flushed when the worker resumes.
+        // A frozen worker sends nothing; the batches are flushed when it resumes.
         self.next_flush = if self.phase.is_frozen() { None } else { self.core.flush(self.clock.now()) };
     }
 
-    /// Takes a message of a publisher.
+    /// Puts a publisher's message into the outbox.
     pub(super) fn publish(&mut self, request: PublishRequest) {
         let PublishRequest { channel, payload, tell } = request;
         let outbox = &mut self.core.outbox;
         if outbox.is_full(outbox.node_of(&channel)) {
-            // A publisher that has gone needs no answer.
+            // The publisher may have gone.
             drop(tell.send(Err(NotPublished::Unavailable)));
         } else {
             let since = self.clock.now();

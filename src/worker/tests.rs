@@ -59,7 +59,7 @@ async fn when_too_much_waits_to_be_published_nobody_is_read_and_later_all_are() 
     for (_, client) in &mut clients {
         client.write_all(&frame).unwrap();
     }
-    // Twice: the reactor tells of a session that is not read again when more comes; the list has it once.
+    // Twice: the reactor reports a session that is not read when more bytes come; the list has it once.
     let keys = clients.iter().chain(&clients).map(|(key, _)| *key);
     for key in keys {
         core.read_again(key);

@@ -20,12 +20,12 @@ use crate::clock::{self, Clock};
 use crate::placement::Placement;
 use crate::protocol::endpoint::Endpoint;
 
-/// Runs a worker until it has drained, or at once to its end when its server is gone.
+/// Runs a worker until its drain is over, or until its server is gone.
 ///
-/// `front` brings connections to it.
+/// `front` passes connections to the worker.
 ///
 /// # Errors
-/// When the thread's runtime or reactor cannot be made, and when a task of the worker ends before its time.
+/// When the thread's runtime or reactor cannot be made, or a task of the worker ends early.
 pub(crate) fn run<F: Future<Output = ()> + 'static>(
     seed: WorkerSeed,
     front: impl FnOnce(Handle) -> F,
@@ -34,10 +34,10 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let (turns, handle) = planted(seed)?;
-        // Dropped, and so ended, with this future.
+        // Dropped with this future, which ends the task.
         let mut tasks = JoinSet::new();
         tasks.spawn_local(front(handle));
-        // A task of its own, which is polled when it is woken; this future is polled with every other task.
+        // A separate task is polled only when woken; this future is polled with every other task.
         let mut turns = tokio::task::spawn_local(turns.run());
         tokio::select! {
             ended = &mut turns => ended.unwrap_or_else(|panic| Err(io::Error::other(panic))),
@@ -46,7 +46,7 @@ pub(crate) fn run<F: Future<Output = ()> + 'static>(
     })
 }
 
-/// The worker of a seed with its sources of work, and what its handshakes have of it.
+/// A worker from its seed, its sources of work, and the handle for its handshakes.
 fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
     let (reactor, registrar) = reactor::new()?;
     let (broker, placement) = match seed.broker {
@@ -234,7 +234,7 @@ mod tests {
         worker.ended.recv_timeout(PATIENCE).unwrap().unwrap();
     }
 
-    /// Opens a connection on `chat:a`; a refusal is told on it.
+    /// Opens a connection on `chat:a`; a refusal is sent on the returned receiver.
     async fn open(worker: &Handle, socket: UnixStream) {
         let endpoint = worker.endpoints.first().unwrap().clone();
         let hello = Hello { socket: socket.into(), head: Bytes::from_static(b"101 "), read_ahead: Vec::new() };

@@ -1,5 +1,5 @@
-//! A worker's loop: commands, sockets, timers and what is held back have their turns. After a bounded amount of work
-//! everything else on the thread has its turn: what is always ready must not keep it waiting.
+//! A worker's loop: gives turns to commands, sockets, timers, the broker and batches that are held back. Each turn does
+//! a bounded amount of work; then all other tasks of the thread are polled, even if a source is always ready.
 //!
 //! May not enter: what a session does in its turn.
 
@@ -27,17 +27,18 @@ use crate::metrics::Counter;
 use crate::notice;
 use crate::throttle::Throttle;
 
-/// What sessions may do in one turn, in `Core::work`. Chosen: some milliseconds at most, whatever
-/// clients send; and 128 events that bring little.
+/// The work of sessions in one turn, as in `Core::work`. Chosen: some milliseconds at most, whatever clients send; 128
+/// events that bring few bytes.
 const SLICE_BYTES: usize = 256 << 10;
 
-/// Timers handled in one turn.
+/// Timers that fire in one turn.
 const TIMERS_PER_SLICE: usize = 512;
 
-/// Commands obeyed in one turn. Chosen: most are messages of a publisher, and cost what an event of a session does.
+/// Commands carried out in one turn. Chosen: most are messages of a publisher, and cost as much as an event of a
+/// session.
 const COMMANDS_PER_TURN: usize = 128;
 
-/// Handshakes that become sessions, or are refused, in one turn. Chosen: each costs some ten events of a session.
+/// Handshakes that become sessions, or are refused, in one turn. Chosen: each costs about ten events of a session.
 const OPENINGS_PER_TURN: usize = 64;
 
 /// A worker and its sources of work.
@@ -48,20 +49,20 @@ pub(super) struct Turns {
     mailbox: mpsc::Receiver<Command>,
     openings: mpsc::Receiver<Box<Opening>>,
     reactor: Reactor,
-    /// Sockets that are ready, and sessions that have another turn.
+    /// Ready sockets, and sessions that have another turn.
     ready: VecDeque<Ready>,
     again: VecDeque<SessionKey>,
     ticks: Interval,
-    /// Sessions whose timer has fired, and whether the rest of the tick is still to be done behind them.
+    /// Sessions whose timer has fired, and whether the rest of the tick is still to be done.
     due: VecDeque<(SessionKey, Millis)>,
     is_tick_due: bool,
-    /// What is held back, and sessions that are closed over a time.
+    /// The alarm for batches that are held back, and for sessions that are closed spread over a time.
     alarm: Alarm,
     next_step: Option<Instant>,
     finished: Pin<Box<OwnedNotified>>,
 }
 
-/// Where a worker's work comes from.
+/// The sources of a worker's work.
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) broker: Broker,
@@ -70,10 +71,10 @@ pub(super) struct Sources {
     pub(super) reactor: Reactor,
 }
 
-/// What comes behind a turn.
+/// What follows a turn.
 #[derive(Debug)]
 enum Next {
-    /// Another one, when everything else on the thread had its turn.
+    /// Another turn, after all other tasks of the thread.
     Turn,
     /// The end.
     End(io::Result<()>),
@@ -108,10 +109,10 @@ impl Turns {
         }
     }
 
-    /// Runs the worker to its end.
+    /// Runs the worker until its end.
     ///
     /// # Errors
-    /// When its sockets cannot be waited for.
+    /// When the readiness of its sockets cannot be awaited.
     pub(super) async fn run(mut self) -> io::Result<()> {
         loop {
             match poll_fn(|cx| self.poll_turn(cx)).await {
@@ -121,10 +122,10 @@ impl Turns {
         }
     }
 
-    /// One turn of everything that is ready; pending when nothing is left to do. Nothing in a turn wakes its own task:
-    /// the next turn would come before the runtime has looked at the sockets of everything else.
+    /// One turn of every source; pending when nothing is left to do. No turn wakes its own task: the next turn would
+    /// come before the runtime polls other sockets.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        // Those that had their turn before the others have had theirs are behind them.
+        // A new round of sessions with more to read begins when all of the last round had their turn.
         if self.again.is_empty() && !self.worker.phase.is_still() {
             self.again.extend(self.worker.core.take_again());
         }
@@ -143,7 +144,7 @@ impl Turns {
             self.tick(cx),
             self.finish_handshakes(cx),
             self.close_due(),
-            // Behind all that asks it for something; then what it may have brought to its end or put off.
+            // Behind the sources that make requests of the broker, and before those that depend on its events.
             self.hear_broker(cx),
             self.answer(cx),
             self.set_alarm(cx),
@@ -161,12 +162,12 @@ impl Turns {
         Poll::Pending
     }
 
-    /// Obeys the commands that wait.
+    /// Carries out the commands in the mailbox.
     fn obey(&mut self, cx: &mut Context<'_>) -> Source {
         for _ in 0..COMMANDS_PER_TURN {
             match self.mailbox.poll_recv(cx) {
                 Poll::Ready(Some(command)) => self.worker.obey(command, &mut self.broker),
-                // The server is gone; a drain comes to its end.
+                // The server is gone; a drain is finished first.
                 Poll::Ready(None) => {
                     if !self.worker.phase.is_draining() {
                         self.worker.phase.leave();
@@ -187,8 +188,8 @@ impl Turns {
         Source::Pending
     }
 
-    /// Makes sessions of connections whose requests were accepted, and opens those that are subscribed. While the worker
-    /// stands still neither process would have them.
+    /// Makes sessions of accepted connections, and opens subscribed sessions. Not while the worker is quiesced: neither
+    /// process would have these sessions.
     fn admit(&mut self, cx: &mut Context<'_>) -> Source {
         if self.worker.phase.is_still() {
             return Source::Pending;
@@ -205,7 +206,7 @@ impl Turns {
         source
     }
 
-    /// Carries out what the broker tells, and tells it what sessions have for it.
+    /// Carries out the broker's events, and passes on the sessions' requests.
     fn hear_broker(&mut self, cx: &mut Context<'_>) -> Source {
         for (node, channel) in self.worker.core.take_wanted() {
             self.broker.request(Request::Subscribe { node, channel });
@@ -222,13 +223,13 @@ impl Turns {
         if self.worker.phase.is_still() || !self.worker.core.has_upgrades() {
             return Source::Pending;
         }
-        // Subscribed just now. What came behind the request of one may be for the broker.
+        // These sessions were subscribed just now. The bytes behind their requests may hold messages for the broker.
         let was_empty = self.worker.core.outbox.is_empty();
         self.worker.open_subscribed();
         if was_empty && !self.worker.core.outbox.is_empty() { Source::HasMore } else { Source::Pending }
     }
 
-    /// Lets sessions read and write whose sockets are ready.
+    /// Lets sessions with ready sockets read and write.
     fn serve_sockets(&mut self, cx: &mut Context<'_>) -> io::Result<Source> {
         let worker = &mut self.worker;
         worker.core.begin_slice();
@@ -240,7 +241,7 @@ impl Turns {
                 }
                 continue;
             };
-            // A session that stands still is told once more when it resumes.
+            // Readiness of a quiesced session is reported again when the session resumes.
             if !worker.phase.is_still() {
                 let now = worker.now();
                 worker.guarded(ready.key, now, |core| core.on_ready(ready, now));
@@ -249,7 +250,7 @@ impl Turns {
         Ok(Source::HasMore)
     }
 
-    /// Reads on where a session had more than its turn, after the others had theirs.
+    /// Continues to read sessions that had more than one turn allows, after the others.
     fn serve_again(&mut self) -> Source {
         let worker = &mut self.worker;
         if self.again.is_empty() || worker.phase.is_still() {
@@ -265,7 +266,7 @@ impl Turns {
         if self.again.is_empty() { Source::Pending } else { Source::HasMore }
     }
 
-    /// Pings, deadlines, lingering channels.
+    /// Fires timers: pings, deadlines, channels that linger.
     fn tick(&mut self, cx: &mut Context<'_>) -> Source {
         let worker = &mut self.worker;
         while self.ticks.poll_tick(cx).is_ready() {
@@ -291,7 +292,7 @@ impl Turns {
         Source::Pending
     }
 
-    /// Looks again at what waits for the last handshake.
+    /// Checks the commands that wait for the last handshake.
     fn finish_handshakes(&mut self, cx: &mut Context<'_>) -> Source {
         let is_awaited = !self.worker.waits.is_empty() || self.worker.phase.is_draining();
         if !is_awaited || self.finished.as_mut().poll(cx).is_pending() {
@@ -301,7 +302,7 @@ impl Turns {
         Source::HasMore
     }
 
-    /// Closes the sessions whose turn it is.
+    /// Closes the sessions that are due.
     fn close_due(&mut self) -> Source {
         let now = Instant::now();
         let next_step = self.worker.next_step(now);
@@ -314,7 +315,7 @@ impl Turns {
         Source::Pending
     }
 
-    /// Flushes what is due, and sets the alarm to what comes next.
+    /// Flushes batches that are due, and sets the alarm to the next deadline.
     fn set_alarm(&mut self, cx: &mut Context<'_>) -> Source {
         if self.worker.next_flush.is_some_and(|at| at <= Instant::now()) {
             self.worker.flush();
@@ -325,16 +326,16 @@ impl Turns {
 }
 
 impl Worker {
-    /// Whether a turn has left something for the next one.
+    /// Whether a source has more to do than its turn allowed.
     fn has_more(&self) -> bool {
         !self.phase.is_still() && (self.core.has_again() || self.core.has_upgrades())
     }
 
-    /// What a tick does behind the sessions' timers.
+    /// The rest of a tick, after the sessions' timers.
     fn end_tick(&mut self, now: Millis, broker: &mut Broker) {
         static MESSAGES_LOST: Throttle = Throttle::per_minute();
         self.core.hub.expire(now, |node, channel| broker.request(Request::Unsubscribe { node, channel }));
-        // A second later than the sessions' own deadline, which counts from the last progress.
+        // One second after the sessions' own deadline, which counts from their last progress.
         let longest = self.config.endpoints.iter().map(|endpoint| millis(endpoint.publish_timeout)).max();
         let lost = self.core.outbox.expire(now.saturating_sub(longest.unwrap_or(0) + 1_000));
         self.shard.add(Counter::MessagesLost, lost.len() as u64 + self.core.outbox.take_dropped());

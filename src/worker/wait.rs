@@ -1,6 +1,6 @@
-//! What a command waits for before it is answered, and until when.
+//! What a command waits for, and until when.
 //!
-//! May not enter: whether what it waits for has come (`answer.rs`).
+//! May not enter: the check whether the wait has ended (`answer.rs`).
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::core::Confirmation;
 use crate::broker::{Marking, Seal};
 use crate::clock::Deadline;
 
-/// A command that is not answered yet.
+/// A command without an answer yet.
 #[derive(Debug)]
 pub(super) struct Wait {
     pub(super) until: Until,
-    /// The time that the deadline was made of.
+    /// The length of the deadline.
     pub(super) within: Duration,
     deadline: Deadline,
     pub(super) tell: Answer,
@@ -26,13 +26,13 @@ pub(super) struct Wait {
 pub(super) enum Until {
     /// The links to the broker are made.
     Connected,
-    /// The links are there, and the marker can be set; then until it is.
+    /// The links are made and the marker can be set; afterwards, the marker is set.
     MarkerPossible { name: String, seal: Option<Seal> },
-    /// The marker has come so far.
+    /// The marker has made this progress.
     Marker(Marking),
-    /// No connection is left that is to be answered.
+    /// No connection is in its handshake.
     HandshakesFinished,
-    /// The broker has answered for the messages that it has.
+    /// The broker has answered for all messages that it took.
     Answered,
     /// The subscriptions are confirmed.
     Subscribed(Vec<Confirmation>),
@@ -43,12 +43,12 @@ impl Wait {
         Self { until, within, deadline: Deadline::after(within, Instant::now()), tell }
     }
 
-    /// Gives it its time once more.
+    /// Starts the deadline once more.
     pub(super) fn restart(&mut self) {
         self.deadline = Deadline::after(self.within, Instant::now());
     }
 
-    /// Whether its time is up. Time in which the process was stopped does not count.
+    /// Whether the deadline has passed. Time in which the process was stopped does not count.
     pub(super) fn is_over(&mut self) -> bool {
         self.deadline.has_passed(Instant::now())
     }

@@ -1,27 +1,25 @@
 //! A worker's timers: buckets of 100 ms, one tick for all sessions.
 //!
-//! A session is due at one instant, which it knows itself; an entry of the wheel whose
-//! session has another instant by now is stale and dropped when its bucket comes round.
-//! Silence, deadlines and pings therefore cost nothing while bytes flow.
+//! Each session knows its own deadline. A wheel entry with another instant is stale, and dropped when its bucket is
+//! reached. So silence, deadlines and pings cost nothing while bytes flow. May not enter: what is due.
 
 use std::time::Duration;
 
 use crate::clock::Millis;
 use crate::id::SessionKey;
 
-/// How late a timer may fire. Chosen: a ping every 5.0 to 5.1 s; ten wake-ups a second
-/// are not visible.
+/// How late a timer may fire. Chosen: a ping every 5.0 to 5.1 s; ten wake-ups a second are not visible.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 const TICK_MILLIS: Millis = 100;
 
-/// Buckets in the wheel: 51.2 s. What is due later comes round more than once.
+/// Buckets in the wheel: 51.2 s. An entry with a later deadline passes several times.
 const BUCKETS: usize = 512;
 
 /// The timer wheel of a worker.
 #[derive(Debug)]
 pub(crate) struct Wheel {
     buckets: Vec<Vec<(SessionKey, Millis)>>,
-    /// The tick that was handled last.
+    /// The last tick that was handled.
     tick: u64,
 }
 
@@ -30,7 +28,7 @@ impl Wheel {
         Self { buckets: std::iter::repeat_with(Vec::new).take(BUCKETS).collect(), tick: now / TICK_MILLIS }
     }
 
-    /// Makes `key` due at `due`.
+    /// Schedules `key` for `due`.
     pub(crate) fn schedule(&mut self, key: SessionKey, due: Millis) {
         let tick = due.div_ceil(TICK_MILLIS).max(self.tick + 1).min(self.tick + BUCKETS as u64);
         if let Some(bucket) = self.buckets.get_mut(slot(tick)) {
@@ -38,12 +36,12 @@ impl Wheel {
         }
     }
 
-    /// The sessions that are due at `now`, with the instant each was scheduled for.
+    /// Takes the sessions that are due at `now`, each with its scheduled instant.
     pub(crate) fn advance(&mut self, now: Millis) -> Vec<(SessionKey, Millis)> {
         let mut due = Vec::new();
         while self.tick < now / TICK_MILLIS {
             self.tick += 1;
-            // Taken whole: a bucket that was full once must not keep its memory.
+            // The bucket is taken whole: a bucket that was full once must not keep its memory.
             let bucket = self.buckets.get_mut(slot(self.tick)).map(std::mem::take).unwrap_or_default();
             for (key, at) in bucket {
                 if at > now { self.schedule(key, at) } else { due.push((key, at)) }
