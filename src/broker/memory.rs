@@ -1,7 +1,7 @@
-//! The embedded broker: one process, all its workers, nothing to install.
+//! The embedded broker: one process with all its workers, without Redis.
 //!
-//! The one thing workers share: a bus with a bounded inbox per worker. A publisher waits
-//! for room in every inbox, so a slow worker slows publishing and loses nothing.
+//! Workers share a bus with a bounded inbox per worker. A publisher waits for room in every inbox, so a slow worker
+//! slows publishing down, and nothing is lost. May not enter: sessions.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,13 +19,13 @@ use crate::channel::Channel;
 use crate::message::ClientMessage;
 use crate::placement::Node;
 
-/// Publications that may wait for a worker. Chosen: at the largest client message 16 MiB.
+/// Publications that may wait for a worker. Chosen: 16 MiB of the largest client messages.
 const INBOX: usize = 256;
 
-/// Publications handed on before the worker's other tasks have their turn. Chosen: a batch worth its system calls.
+/// Publications delivered before the worker's other tasks are polled. Chosen: a batch that is worth its system calls.
 const TURN: usize = 64;
 
-/// Bytes of messages taken from the worker at a time.
+/// Bytes of messages taken from the outbox at a time.
 const TAKE_BYTES: usize = 64 << 10;
 
 type Publication = (Channel, Bytes);
@@ -36,10 +36,10 @@ type Reserving = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<Publicatio
 /// A worker's place on the bus.
 pub(crate) struct Port {
     bus: Arc<[mpsc::Sender<Publication>]>,
-    /// Its place on it.
+    /// The worker's index on the bus.
     own: usize,
     inbox: mpsc::Receiver<Publication>,
-    /// The publication that was handed on last.
+    /// The publication that was delivered last.
     current: Option<Publication>,
     turn: Turn,
     /// Channels to confirm.
@@ -47,23 +47,23 @@ pub(crate) struct Port {
     publishing: Publishing,
 }
 
-/// How far a turn has come.
+/// What a turn has left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
-    /// So many publications were handed on.
+    /// The number of publications that were delivered.
     Under(usize),
-    /// The worker's other tasks come next.
+    /// The worker's other tasks are polled next.
     Over,
 }
 
-/// What a port does with its worker's messages.
+/// The progress of a worker's messages.
 enum Publishing {
     Idle,
     /// The outbox may have messages.
     Due,
-    /// The worker was told that there is room.
+    /// The worker was told about the room.
     Asked,
-    /// The first of these goes to the inboxes from `next` on.
+    /// The first of these is delivered to the inboxes from `next` on.
     Under {
         messages: VecDeque<ClientMessage>,
         next: usize,
@@ -105,12 +105,13 @@ impl Port {
         }
     }
 
-    /// How far a marker has come: no other process publishes here, so the stream stands still when all was handed on.
+    /// The progress of a marker. No other process publishes here, so the stream stands still when everything is
+    /// delivered.
     pub(super) fn marking(&self) -> Marking {
         if self.inbox.is_empty() { Marking::Reached } else { Marking::Set }
     }
 
-    /// The messages that were taken and not published everywhere.
+    /// The messages that the bus took and has not delivered to every inbox.
     pub(super) fn abandon(&mut self) -> Vec<ClientMessage> {
         match std::mem::replace(&mut self.publishing, Publishing::Asked) {
             Publishing::Under { messages, .. } => messages.into(),
@@ -134,7 +135,7 @@ impl Port {
                     Publishing::Under { messages: messages.into(), next: 0, reserving: None }
                 };
             }
-            // Each worker hears everything, and there is neither another process nor another node.
+            // Each worker receives all publications, and there is neither another process nor another node.
             Request::Unsubscribe { .. }
             | Request::Move(_)
             | Request::SetMarker { .. }
@@ -145,7 +146,7 @@ impl Port {
     }
 
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<'_>> {
-        // A worker hears everything, so a subscription holds as soon as it is asked for.
+        // A worker receives all publications, so a subscription holds at once.
         if let Some(channel) = self.asked.pop_front() {
             return Poll::Ready(Event::Report(Report::Subscribed { node: Node(0), channel }));
         }
@@ -196,7 +197,7 @@ impl Port {
                     if let Some(room) = reserving.as_mut() {
                         let Poll::Ready(permit) = room.as_mut().poll(cx) else { return Poll::Pending };
                         *reserving = None;
-                        // A worker that has ended needs no publications.
+                        // A worker that has ended gets no publications.
                         drop(permit.map(|permit| permit.send(publication())));
                     } else if let Err(TrySendError::Full(_)) = inbox.try_send(publication()) {
                         *reserving = Some(Box::pin(inbox.clone().reserve_owned()));

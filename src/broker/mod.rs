@@ -1,8 +1,7 @@
-//! The contract between a worker and what joins it to the other workers and producers:
-//! the embedded broker (`memory.rs`) or Redis (`redis/`).
+//! The contract between a worker and its broker: the embedded broker (`memory.rs`) or Redis (`redis/`).
 //!
-//! A worker owns its [`Broker`], asks by [`Request`] and polls it for [`Event`]s. May not enter:
-//! sessions, sockets of clients.
+//! A worker owns its [`Broker`], makes [`Request`]s, and polls for [`Event`]s. May not enter: sessions, clients'
+//! sockets.
 
 mod event;
 pub(crate) mod memory;
@@ -25,8 +24,7 @@ pub(crate) enum Broker {
 }
 
 impl Broker {
-    /// Takes a request; events that follow from it come by [`Broker::poll_event`], which the worker calls behind its
-    /// requests.
+    /// Takes a request. Events that follow come by [`Broker::poll_event`], which the worker calls after its requests.
     pub(crate) fn request(&mut self, request: Request) {
         match self {
             Self::Memory(port) => port.request(request),
@@ -34,7 +32,7 @@ impl Broker {
         }
     }
 
-    /// The next event. A publication's bytes are those that were read, until the next poll.
+    /// The next event. The bytes of a publication are valid until the next poll.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<'_>> {
         match self {
             Self::Memory(port) => port.poll_event(cx),
@@ -42,7 +40,7 @@ impl Broker {
         }
     }
 
-    /// The messages that were taken and not answered for; none of them is from now on.
+    /// Takes the messages that the broker has not answered for; no answer follows.
     pub(crate) fn abandon(&mut self) -> Vec<ClientMessage> {
         match self {
             Self::Memory(port) => port.abandon(),
@@ -50,7 +48,7 @@ impl Broker {
         }
     }
 
-    /// Whether a handshake for `channel` has a chance of being subscribed in time.
+    /// Whether `channel` can be subscribed in time for a handshake.
     pub(crate) fn is_reachable(&self, channel: &Channel) -> bool {
         match self {
             Self::Memory(_) => true,
@@ -58,7 +56,7 @@ impl Broker {
         }
     }
 
-    /// How far the marker has come.
+    /// The progress of the marker.
     pub(crate) fn marking(&self) -> Marking {
         match self {
             Self::Memory(port) => port.marking(),
@@ -66,7 +64,7 @@ impl Broker {
         }
     }
 
-    /// How long subscriptions are away, if they are.
+    /// For how long subscriptions are lost, if so.
     pub(crate) fn away_for(&self) -> Duration {
         match self {
             Self::Memory(_) => Duration::ZERO,
@@ -74,7 +72,7 @@ impl Broker {
         }
     }
 
-    /// Why messages do not flow, if they do not.
+    /// Why messages do not flow, if so.
     pub(crate) fn fault(&self) -> Option<String> {
         match self {
             Self::Memory(_) => None,
@@ -82,7 +80,7 @@ impl Broker {
         }
     }
 
-    /// Why there are no links to it, if there are none.
+    /// Why the broker has no links, if so.
     pub(crate) fn link_fault(&self) -> Option<String> {
         match self {
             Self::Memory(_) => None,

@@ -1,7 +1,9 @@
-//! Proves that a message on a service channel is ours: other Redis clients may be allowed to publish there.
+//! Signatures of messages on service channels: they prove that webws published a message, because other Redis clients
+//! may be allowed to publish there.
 //!
 //! A seal is a secret key that never goes to Redis. Redis gets the signature of a message's name under that key, by
-//! SipHash 2-4 (<https://www.aumasson.jp/siphash/siphash.pdf>). A signature is valid for its own name only.
+//! SipHash 2-4 (<https://www.aumasson.jp/siphash/siphash.pdf>). A signature is valid for its own name only. May not
+//! enter: what a message means.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

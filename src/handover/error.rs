@@ -1,4 +1,4 @@
-//! Why a hand-over failed, as the old process sees it.
+//! Why a hand-over failed, as the old process sees it. May not enter: the steps of a hand-over.
 
 use std::io;
 use std::path::PathBuf;

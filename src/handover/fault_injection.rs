@@ -1,7 +1,7 @@
 //! Faults that tests inject into a hand-over, in builds with the feature `internals` only.
 //!
-//! The variable `HANDOVER_FAULT` names a file. It holds `abort POINT`, `hang POINT`, or `format FORMAT OLDEST`, which
-//! makes this process announce another version of the protocol.
+//! The variable `HANDOVER_FAULT` names a file. The file holds `abort POINT`, `hang POINT`, or `format FORMAT OLDEST`,
+//! which makes this process announce another version of the protocol. May not enter: what a release does.
 
 /// A point of the new process' side at which a fault can be injected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

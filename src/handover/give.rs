@@ -110,7 +110,7 @@ impl Site {
     /// Returns the new process' introduction, the number of its sessions, and how long no session was served.
     fn talk(&self, line: &Line, attempt: &Attempt) -> Result<(Hello, usize, Duration), GiveError> {
         let hello = hear_hello(line)?;
-        // An earlier version does not name its broker. With the same broker, it waits for a marker.
+        // An earlier version does not name its broker. If its broker is the same, it waits for a marker.
         let shares_streams = hello.broker.as_ref().is_none_or(|broker| *broker == self.broker);
         let marker = format!("webws:probe:{:016x}", fastrand::u64(..));
         let seal = Some(Seal::random());
@@ -171,7 +171,7 @@ impl Site {
         Ok(sessions)
     }
 
-    /// Quiesces everything; returns since when no session is served.
+    /// Quiesces all workers; returns since when no session is served.
     pub(super) fn quiesce(&self) -> Result<Instant, GiveError> {
         // No connection is accepted any more; accepted ones become sessions.
         self.entrance.set_open(false);
@@ -253,7 +253,7 @@ fn expect(line: &Line, limit: Duration, expected: &Message) -> Result<(), GiveEr
 /// Receives `Serving`: from then on the new process serves, and this one does not resume.
 fn expect_serving(line: &Line) -> Result<(), GiveError> {
     let Err(error) = expect(line, STEP, &Message::Serving) else { return Ok(()) };
-    // The new process serves if it has said so by now; from now on, it cannot say so.
+    // The new process serves if it has sent `Serving` by now; from now on, it cannot send.
     line.stop_hearing();
     expect(line, STEP, &Message::Serving).map_err(|_| error)
 }

@@ -1,4 +1,5 @@
-//! Why a server does not start, or ended; and what to do about an address.
+//! Why a server does not start, or ended; and what to do about an address that cannot be used. May not enter: how a
+//! server starts.
 
 use std::io;
 

@@ -16,7 +16,7 @@ pub(super) struct Listener {
     pub(super) listen: Option<Listen>,
     /// The socket file that webws made for the socket.
     pub(super) file: Option<(PathBuf, FileId)>,
-    /// Whether this process removes the file at its end: not while the file belongs to another process.
+    /// Whether this process removes the file at its end; false while the file belongs to another process.
     pub(super) owns_file: bool,
 }
 

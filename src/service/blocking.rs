@@ -1,4 +1,4 @@
-//! Runs code that blocks on a thread of its own.
+//! Runs code that blocks on a thread of its own. May not enter: what the code does.
 
 use tokio::task::JoinError;
 

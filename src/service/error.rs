@@ -1,4 +1,4 @@
-//! Why a service does not start, or ended.
+//! Why a service does not start, or ended. May not enter: how a service starts.
 
 use std::error::Error;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::server::{ServerError, advice};
 
-/// The name a socket has in its `.socket` unit (`FileDescriptorName=`).
+/// The name of a socket in its `.socket` unit (`FileDescriptorName=`).
 pub(super) const SOCKET_NAME: &str = "ws";
 
 /// Why the service does not start, or ended.

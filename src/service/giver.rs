@@ -191,7 +191,7 @@ impl Giver<'_> {
         tracing::info!(sessions, "handing over {sessions} sessions to a new process");
         let site = self.site.clone();
         let give = move || {
-            // Lines of the new process come after the lines of this one.
+            // The lines of the new process follow the lines of this one.
             log::flush();
             site.give(&program, &attempt)
         };

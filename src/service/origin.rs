@@ -1,4 +1,4 @@
-//! Where a new server's listeners and sessions come from: another process, systemd, or nowhere.
+//! The source of a new server's listeners and sessions: another process, systemd, or none.
 //!
 //! May not enter: how connections are served.
 
@@ -25,7 +25,7 @@ pub(super) enum Origin {
     Process(Arc<Predecessor>),
 }
 
-/// What a new server's log says about it.
+/// The facts of a new server that its log names.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) addresses: String,
@@ -36,8 +36,9 @@ pub(super) struct Facts {
 }
 
 impl Origin {
-    /// A server on the old process' listeners if this process was started to take over, and else on systemd's or its
-    /// own; and where its sessions come from. The old process logs why this one does not start.
+    /// A new server and the source of its sessions. The server has the listeners of the old process if this process was
+    /// started to take over, and else those of systemd or its own. When it cannot start, the old process logs the
+    /// reason.
     pub(super) fn find(config: Config) -> Result<(Server, Self), ServiceError> {
         let broker = config.broker.to_string();
         let found = Predecessor::find(Some(&broker)).map_err(ServiceError::hand_over)?;
@@ -162,7 +163,7 @@ pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), 
         site.resume();
         Ok::<_, ProtocolError>(taken)
     });
-    // Part of the sessions is worse than none: this process ends with all of them, and is started again without.
+    // A part of the sessions is worse than none: this process ends with all of them, and is started again without.
     let sessions = taken.await.map_err(ServiceError::hand_over)?.map_err(ServiceError::hand_over)?;
     tracing::info!(sessions, "took up {sessions} sessions that the previous process left with systemd");
     running.own_listeners();

@@ -1,4 +1,4 @@
-//! Tasks beside the server: systemd's watchdog, and the second signal to stop.
+//! Tasks beside the server: systemd's watchdog, and the second signal to stop. May not enter: how a server stops.
 
 use std::sync::Arc;
 use std::time::Duration;

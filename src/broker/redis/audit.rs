@@ -1,8 +1,8 @@
-//! The audits of a subscribing link: the number of subscriptions that Redis has is compared with the number that it
-//! confirmed. Where Redis does not count, the answer is only a sign of life.
+//! The audits of a subscribing link: Redis' number of subscriptions is compared with the number that Redis confirmed.
+//! Where Redis does not count, the answer only proves that the link works.
 //!
-//! If Redis has fewer, no answer names the missing ones. So the worker subscribes all again, on the same link, which
-//! meanwhile delivers for the others. May not enter: how Redis is asked.
+//! If Redis has fewer, no answer names the missing ones. So the worker subscribes all channels again, on the same link,
+//! which meanwhile delivers for the others. May not enter: how Redis is asked.
 
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use super::subscribing_link::{Count, LinkState};
 use crate::broker::event::Report;
 use crate::throttle::Throttle;
 
-/// Redis has so many subscriptions fewer than it confirmed; `None` where it does not count.
+/// Redis has `missing` subscriptions fewer than it confirmed; `None` where Redis does not count.
 ///
 /// # Errors
 /// When it still has fewer after all were subscribed again.
@@ -26,7 +26,7 @@ pub(super) fn on_count(
     let lacking = missing.unwrap_or_default();
     match (counting, &mut *state) {
         (Counting::First, LinkState::Subscribing(_, count)) => {
-            // Right behind the confirmations it must be complete.
+            // Right behind the confirmations, the number must be complete.
             *count = if missing == Some(0) { Count::Believed } else { Count::Unknown };
             tell_wrong_count(lacking);
         }
@@ -51,14 +51,14 @@ pub(super) fn on_count(
     Ok(())
 }
 
-/// The answers of an audit have come, behind all publications before them.
+/// All answers of an audit were read, behind all publications before them.
 pub(super) fn end(state: &mut LinkState, node: &mut NodeState, now: Instant) {
     if let LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits) = state {
         audits.complete_at = now;
         node.probe.proved(now);
     }
     if node.probe.is_lost() {
-        // Its slot may have moved, or Redis did not take it for a moment.
+        // The slot of its channel may have moved, or Redis refused it for the moment.
         state.plan_first([LinkCommand::Probe, LinkCommand::BeginProbe]);
     }
 }

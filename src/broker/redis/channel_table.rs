@@ -1,5 +1,5 @@
-//! The channels of a worker at one node: which are wanted, and which of them Redis has confirmed on the link that there
-//! is now. A new link subscribes all of them. May not enter: commands, links.
+//! The channels of a worker at one node: which are wanted, and which Redis has confirmed on the current link. A new
+//! link subscribes all of them. May not enter: commands, links.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,11 +12,11 @@ enum Status {
     Confirmed,
 }
 
-/// What came of a confirmation.
+/// The effect of a confirmation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Confirmed {
     Wanted(Channel),
-    /// The worker does not want the channel (any more).
+    /// The worker no longer wants the channel, or never did.
     Unwanted,
 }
 
@@ -28,13 +28,13 @@ pub(crate) struct ChannelTable {
 }
 
 impl ChannelTable {
-    /// Wants `channel`, which has to be subscribed.
+    /// Wants `channel`, which is to be subscribed.
     pub(crate) fn ask(&mut self, channel: Channel) {
         let before = self.channels.insert(channel, Status::Asked);
         self.confirmed -= usize::from(before == Some(Status::Confirmed));
     }
 
-    /// Does not want `channel` any more.
+    /// No longer wants `channel`.
     pub(crate) fn forget(&mut self, channel: &[u8]) {
         let before = self.channels.remove(channel);
         self.confirmed -= usize::from(before == Some(Status::Confirmed));
@@ -68,22 +68,22 @@ impl ChannelTable {
         self.confirmed = 0;
     }
 
-    /// How many channels Redis has confirmed.
+    /// The number of channels that Redis has confirmed.
     pub(crate) fn confirmed(&self) -> usize {
         debug_assert!(self.confirmed <= self.channels.len(), "more are confirmed than wanted");
         self.confirmed
     }
 
-    /// Whether all are confirmed.
+    /// Whether all wanted channels are confirmed.
     pub(crate) fn is_complete(&self) -> bool {
         self.confirmed == self.channels.len()
     }
 
-    /// Those that Redis has not confirmed.
+    /// The wanted channels that Redis has not confirmed.
     pub(crate) fn unconfirmed(&self) -> Vec<Channel> {
         let unconfirmed = self.channels.iter().filter(|(_, standing)| **standing == Status::Asked);
         let unconfirmed = unconfirmed.map(|(channel, _)| channel.clone());
-        // A simulated run has to be the same each time, whatever the order of the table.
+        // A simulated run has to be reproducible, whatever the order of the table.
         if cfg!(test) { unconfirmed.collect::<BTreeSet<_>>().into_iter().collect() } else { unconfirmed.collect() }
     }
 }

@@ -1,7 +1,7 @@
-//! Which node of a Redis Cluster owns which slots: one node is asked every second, and at once when another
-//! contradicts the topology (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+//! The topology of a Redis Cluster: which node owns which slots. One node is asked every second, and at once when
+//! another contradicts the topology (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 //!
-//! One topology for all workers of a server, so that they agree on the nodes. May not enter: what moves with a slot
+//! All workers of a server share one topology, so that they agree on the nodes. May not enter: what moves with a slot
 //! (`redis_broker.rs`).
 
 use std::collections::HashMap;
@@ -24,11 +24,11 @@ use crate::placement::SLOTS;
 /// moved slot, so the interval matters for other changes only.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Masters of a cluster of which fewer nodes are configured. Chosen: clusters of more are rare, and the
+/// The number of masters to assume where fewer nodes are configured. Chosen: larger clusters are rare, and the
 /// descriptors are few beside those of sessions.
 const LIKELY_MASTERS: usize = 16;
 
-/// The pause before asking again when there is doubt, or another node when one could not say.
+/// The pause before the next question: after a contradiction, or when a node could not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A Redis Cluster.
@@ -45,19 +45,18 @@ pub(crate) struct Cluster {
     state: Mutex<State>,
 }
 
-/// Its masters, and the slots that they own.
+/// The masters of a cluster, and the slots that they own.
 #[derive(Debug, Default)]
 pub(super) struct Topology {
     pub(super) nodes: Vec<KnownNode>,
-    /// Of each slot, the place of its owner among `nodes`.
+    /// For each slot, the index of its owner in `nodes`.
     pub(super) owners: Vec<Option<usize>>,
-    /// The same of where its channels are that are not sharded. Every node takes and gives them, so they
-    /// stay for as long as their node does: texts that took another way than those before could
-    /// overtake them.
+    /// For each slot, the index of the node for its channels that are not sharded. Every node accepts and delivers
+    /// them, so they stay while their node exists: messages on a new way could overtake those on the old one.
     pub(super) homes: Vec<Option<usize>>,
-    /// How many were before it.
+    /// The number of topologies before this one.
     pub(super) version: u64,
-    /// Until when the one before it certainly held.
+    /// Until when the previous topology certainly held.
     pub(super) old_until: Option<Instant>,
 }
 
@@ -68,19 +67,19 @@ struct State {
     /// Why no node knows the topology, and whether the reason is in the log.
     fault: Option<String>,
     is_told: bool,
-    /// Whether the cluster says of itself that it is down.
+    /// Whether the cluster reports that it is down.
     fails: bool,
-    /// Where another process had the channels of each slot that are not sharded, until the first topology.
+    /// By slot, the nodes at which another process had the channels that are not sharded; until the first topology.
     inherited: Option<Vec<Option<HostPort>>>,
 }
 
-/// The link on which a node is asked.
+/// The link for questions about the topology.
 type Link = (HostPort, MultiplexedConnection, Driver);
 
 /// First and last slot, and their owner.
 type Range = (usize, usize, HostPort);
 
-/// First and last slot, and where their channels are that are not sharded.
+/// First and last slot, and the node of their channels that are not sharded.
 pub(crate) type Home = (usize, usize, HostPort);
 
 impl Cluster {
@@ -98,7 +97,7 @@ impl Cluster {
         }
     }
 
-    /// How many masters descriptors are reserved for: before the first topology, how many there are is unknown.
+    /// For how many masters descriptors are reserved: before the first topology, the number of masters is unknown.
     pub(super) fn likely_masters(&self) -> usize {
         self.seeds.len().max(LIKELY_MASTERS)
     }
@@ -107,7 +106,7 @@ impl Cluster {
         &self.settings
     }
 
-    /// Where the channels are that are not sharded: each place with the slots that follow each other.
+    /// The nodes of the channels that are not sharded, each with a range of slots.
     pub(crate) fn homes(&self) -> Vec<Home> {
         let topology = self.topology.borrow();
         let mut homes: Vec<Home> = Vec::new();
@@ -120,7 +119,7 @@ impl Cluster {
         homes
     }
 
-    /// Keeps them where another process had them, as far as these nodes are still there.
+    /// Keeps these channels at the nodes where another process had them, as far as those nodes exist.
     pub(crate) fn inherit(&self, homes: Vec<Home>) {
         let mut all = vec![None; SLOTS.into()];
         for (first, last, place) in homes {
@@ -129,24 +128,24 @@ impl Cluster {
         self.change(|state| state.inherited = Some(all));
     }
 
-    /// The topology as it changes, beginning with what is known already.
+    /// Follows the topology, beginning with the current one.
     pub(super) fn topology(&self) -> watch::Receiver<Arc<Topology>> {
         let mut topology = self.topology.subscribe();
         topology.mark_changed();
         topology
     }
 
-    /// A node says something else.
+    /// A node contradicts the topology.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
     }
 
-    /// Until when the topology was certainly as we know it.
+    /// Until when the topology certainly held.
     pub(super) fn known_at(&self) -> Option<Instant> {
         self.change(|state| state.known_at)
     }
 
-    /// Why no node knows the topology, or what the cluster says is wrong.
+    /// Why no node knows the topology, or what the cluster reports as wrong.
     pub(super) fn fault(&self) -> Option<String> {
         let down = || "the cluster says that it is down".to_owned();
         let fault = self.change(|state| state.fault.clone().or_else(|| state.fails.then(down)));
@@ -160,7 +159,7 @@ impl Cluster {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps the topology, forever; the first worker to call does it for all.
+    /// Keeps the topology up to date, forever; the first worker that calls does so for all.
     pub(super) async fn watch(&self) {
         if self.is_watched.swap(true, Ordering::Relaxed) {
             return std::future::pending().await;
@@ -179,7 +178,7 @@ impl Cluster {
                     ASK_AGAIN
                 }
             };
-            // A wish that came meanwhile is fulfilled, too.
+            // A request that came meanwhile is fulfilled by the same answer.
             if timeout(pause, self.doubt.notified()).await.is_ok() {
                 tokio::time::sleep(ASK_AGAIN).await;
             }
@@ -198,7 +197,7 @@ impl Cluster {
         }
     }
 
-    /// Asks the node that was asked before, or another one.
+    /// Asks the same node as before, or another one.
     async fn ask(&self, link: &mut Option<Link>) -> Result<Vec<Range>, LinkError> {
         if link.is_none() {
             let place = self.somebody();
@@ -219,9 +218,8 @@ impl Cluster {
         let mut answers = answers.map_err(silent)?.map_err(LinkError::Ended)?.into_iter();
         let info: String = answers.next().and_then(|info| redis::from_redis_value(info).ok()).unwrap_or_default();
         let fails = info.contains("cluster_state:fail");
-        // A node that has lost the others suspects them all, and knows an old topology; where the
-        // others agree that one is dead, they suspect none any more. What is wrong at the very first is
-        // better than nothing.
+        // A node that has lost contact suspects all others, and knows an old topology. Nodes in contact agree on a dead
+        // one, and suspect none any more. A wrong topology at the start is better than none.
         let suspects =
             info.lines().any(|line| line.starts_with("cluster_slots_pfail:") && line != "cluster_slots_pfail:0");
         if fails && suspects && !self.topology.borrow().nodes.is_empty() {
@@ -334,14 +332,14 @@ fn range(answer: &Value, asked: &str) -> Option<Range> {
     let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = range.as_slice() else { return None };
     let [endpoint, Value::Int(port), further @ ..] = master.as_slice() else { return None };
     let host = match text(endpoint) {
-        // It has no hostname, which it was told to announce: its address stands in the metadata.
+        // The node is set to announce a hostname, and has none: its address is in the metadata.
         Some("?") => further.get(1).and_then(address_in).unwrap_or(asked),
         Some(host) if !host.is_empty() => host.trim_matches(['[', ']']),
-        // Of an unknown endpoint, or of a node that does not know its own address: where it was asked.
+        // The endpoint is unknown, or the node does not know its own address: use the address that was asked.
         _ => asked,
     };
     let last = usize::try_from(*last).ok().filter(|last| *last < SLOTS.into())?;
-    // Port 0 is that of a node without TLS among nodes that have it, or the other way round.
+    // Port 0 belongs to a node without TLS among nodes with TLS, or the reverse.
     let port = u16::try_from(*port).ok().filter(|port| *port != 0)?;
     Some((usize::try_from(*first).ok()?, last, (host.to_owned(), port)))
 }

@@ -1,5 +1,5 @@
-//! Makes a stream to a node: TCP, TLS or a Unix socket, then the greeting, the link's name and the role. A publisher's
-//! goes to the redis crate from there. May not enter: what a link is used for.
+//! Makes a stream to a node: TCP, TLS or a Unix socket, then the greeting, the link's name and the role. The redis
+//! crate takes over a publisher's stream. May not enter: the use of a link.
 
 use std::future::Future;
 use std::io;
@@ -26,8 +26,8 @@ use super::transport::{HostPort, Transport};
 use super::wrong_port;
 use crate::config::{RedisAddress, RedisConfig, RedisUrl};
 
-/// How often each link asks the Sentinels whether its master is still the one. A master that dies
-/// ends its links by itself; this is for one that is replaced and lives on.
+/// How often each link asks the Sentinels whether its master was replaced. A master that dies ends its links; this
+/// question detects one that was replaced and still runs.
 const ASK_SENTINELS: Duration = Duration::from_secs(1);
 
 /// Everything needed to make links, checked once at start.
@@ -37,7 +37,7 @@ pub(crate) struct Settings {
     credential: Credential,
     tls: Option<Tls>,
     sentinels: Option<Sentinels>,
-    /// Whether the topology says what the server is.
+    /// Whether the topology decides which node is a master.
     is_cluster_node: bool,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
@@ -45,16 +45,16 @@ pub(crate) struct Settings {
     is_resp2_told: Arc<AtomicBool>,
 }
 
-/// What moves a publishing link's bytes, for as long as it is polled.
+/// Moves the bytes of a publishing link while polled.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()>>>;
 
-/// A stream to a node that has greeted us.
+/// A stream to a node, after the greeting.
 pub(super) struct Greeted {
     pub(super) transport: Box<dyn Transport>,
     pub(super) greeting: Greeting,
 }
 
-/// What a link is for.
+/// The purpose of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Subscriber,
@@ -74,12 +74,12 @@ impl Purpose {
     }
 }
 
-/// Gives a stream to the redis crate. Its driver must be polled for anything to happen on it.
+/// Gives a stream to the redis crate. The connection works only while its driver is polled.
 ///
 /// # Errors
 /// The crate's own.
 pub(super) async fn multiplex(transport: Box<dyn Transport>) -> Result<(MultiplexedConnection, Driver), LinkError> {
-    // The stream is greeted: the crate says nothing of its own.
+    // The greeting is over: the crate sends none of its own.
     let greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
     // Deadlines are ours: the crate's default of 500 ms would fail a slow server's answers.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -142,12 +142,12 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Where the server is, without its password.
+    /// The address of the server, without its password.
     pub(super) fn server(&self) -> &RedisUrl {
         &self.url
     }
 
-    /// Where it is, if that is a host and a port.
+    /// The host and port of the server, if it has them.
     pub(super) fn place(&self) -> Option<HostPort> {
         match &self.url.address {
             RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port) => Some((host.clone(), *port)),
@@ -155,13 +155,13 @@ impl Settings {
         }
     }
 
-    /// The same for one node of a cluster.
+    /// The same settings for one node of a cluster.
     pub(super) fn at(&self, (host, port): HostPort) -> Self {
         let address = if self.tls.is_some() { RedisAddress::Tls(host, port) } else { RedisAddress::Tcp(host, port) };
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
-    /// What is agreed about the links.
+    /// The terms of the links.
     pub(super) fn terms(&self) -> Terms {
         Terms {
             server: self.url.to_string(),
@@ -172,10 +172,11 @@ impl Settings {
         }
     }
 
-    /// Makes a stream and greets the node. `on_slow` hears of a look-up that takes longer than it should, and goes on.
+    /// Makes a stream and greets the node. Calls `on_slow` when a look-up takes longer than it should; the look-up
+    /// continues.
     ///
     /// # Errors
-    /// What each address did.
+    /// The fault of each address.
     pub(super) async fn connect(&self, purpose: Purpose, on_slow: &dyn Fn(&LinkError)) -> Result<Greeted, LinkError> {
         let limit = self.connect_timeout;
         let unreachable = |error| self.unreachable(error);
@@ -192,7 +193,7 @@ impl Settings {
             }
             (RedisAddress::Tcp(host, port) | RedisAddress::Tls(host, port), _) => (host.clone(), *port, None),
             (RedisAddress::Sentinel { .. } | RedisAddress::Cluster { .. }, _) => {
-                // The nodes of a cluster have links, each with an address of its own.
+                // Each node of a cluster has links of its own.
                 let nowhere = io::ErrorKind::AddrNotAvailable;
                 return Err(unreachable(io::Error::new(nowhere, "no node of the cluster owns the slot")));
             }
@@ -216,7 +217,7 @@ impl Settings {
         Err(race.into_error())
     }
 
-    /// Authenticates the link, and asks which server answers.
+    /// Logs in, and asks which server answers.
     async fn greet(
         &self,
         purpose: Purpose,
@@ -228,7 +229,7 @@ impl Settings {
         within(Step::Greeting, &at, self.connect_timeout, async {
             let protocol = self.introduce(purpose, &mut *transport).await?;
             let mut role = RoleWatch::new(protocol, Instant::now());
-            // In a cluster, what a node is can be read off the topology.
+            // In a cluster, the topology tells the role of a node.
             if purpose != Purpose::Topology && !self.is_cluster_node {
                 let rank = self.ask_role(&mut *transport, &mut role).await?;
                 if rank.is_wrong() {
@@ -254,7 +255,7 @@ impl Settings {
         self.tell_protocol(protocol);
         let mut set_name = redis::cmd("CLIENT");
         set_name.arg("SETNAME").arg(purpose.name());
-        // Only a name for CLIENT LIST: an ACL may forbid it.
+        // The name is for CLIENT LIST only: an ACL may forbid the command.
         if let Err(error) = self.ask(transport, &set_name).await?.extract_error() {
             tracing::debug!(%error, "Redis refuses CLIENT SETNAME, so the link has no name in CLIENT LIST: {error}");
         }
@@ -294,14 +295,14 @@ impl Settings {
         }
     }
 
-    /// Resolves when most of the Sentinels name another master than the one a link was made to.
+    /// Resolves when most Sentinels name another master than that of the link.
     pub(super) async fn is_moved(&self, master: Option<&HostPort>) -> LinkError {
         let (Some(sentinels), Some(master)) = (&self.sentinels, master) else {
             return std::future::pending().await;
         };
         loop {
             tokio::time::sleep(ASK_SENTINELS).await;
-            // Where they cannot be asked, or differ, the link goes on.
+            // If the Sentinels cannot be asked, or disagree, the link stays.
             if let Some((host, port)) =
                 sentinels.agreed_master(self.connect_timeout).await.filter(|found| found != master)
             {

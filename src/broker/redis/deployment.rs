@@ -1,4 +1,4 @@
-//! Which Redis there is, for all workers: independent servers or a cluster, from the settings. May not enter: links.
+//! The Redis servers of the settings, for all workers: independent servers or a cluster. May not enter: links.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use super::known_node::KnownNode;
 use crate::config::{Config, RedisAddress, RedisUrl};
 use crate::placement::Placement;
 
-/// What Redis there is, for all workers.
+/// The Redis servers of the settings, for all workers.
 #[derive(Debug, Clone)]
 pub(crate) struct Deployment(Kind);
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    /// Independent servers over which channels are spread; one, mostly.
+    /// Independent servers, over which channels are spread; usually one.
     Independent(Arc<[KnownNode]>),
     Cluster(Arc<Cluster>),
 }
@@ -49,7 +49,7 @@ impl Deployment {
         &self.0
     }
 
-    /// How many links so many workers have; in a cluster, of a size that is likely.
+    /// The number of links for this number of workers; in a cluster, for a likely size.
     pub(crate) fn links(&self, workers: usize) -> usize {
         let nodes = match &self.0 {
             Kind::Independent(known_nodes) => known_nodes.len(),
@@ -58,7 +58,7 @@ impl Deployment {
         2 * workers * nodes
     }
 
-    /// Where the channels of a cluster are that are not sharded.
+    /// The nodes of a cluster's channels that are not sharded.
     pub(crate) fn homes(&self) -> Vec<Home> {
         match &self.0 {
             Kind::Independent(_) => Vec::new(),
@@ -66,15 +66,15 @@ impl Deployment {
         }
     }
 
-    /// Keeps them where another process had them: the two must listen at the same nodes while one takes
-    /// over from the other.
+    /// Keeps these channels at the nodes where another process had them: during a hand-over, both processes must be
+    /// subscribed at the same nodes.
     pub(crate) fn inherit(&self, homes: Vec<Home>) {
         if let Kind::Cluster(cluster) = &self.0 {
             cluster.inherit(homes);
         }
     }
 
-    /// How a worker's channels are spread over it.
+    /// How a worker's channels are spread over the nodes.
     pub(crate) fn placement(&self) -> Placement {
         match &self.0 {
             Kind::Independent(known_nodes) => Placement::over(known_nodes.len()),

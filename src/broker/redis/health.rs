@@ -1,5 +1,5 @@
-//! The health of all links to a node, of all workers: what an operator is told, once per change. May not enter: what
-//! a link does.
+//! The health of all links of all workers to a node: what the log and `/readyz` say, once per change. May not enter:
+//! what a link does.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -13,36 +13,36 @@ use crate::channel::Channel;
 use crate::config::RedisUrl;
 use crate::throttle::Throttle;
 
-/// The state of all links of a server, for one log line per change.
+/// The state of all links to a server, for one log line per change.
 #[derive(Debug)]
 pub(crate) struct Health {
     state: Mutex<State>,
-    /// Whether Redis refuses subscriptions: the state has more.
+    /// Whether Redis refuses subscriptions; `state` has the details.
     is_refused: AtomicBool,
-    /// Workers whose subscriptions are away.
+    /// The number of workers that are incomplete.
     incomplete: watch::Sender<usize>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Where the server is, without its password.
+    /// The address of the server, without its password.
     server: String,
-    /// All links, and those that are not up.
+    /// The number of all links, and of those that are down.
     links: usize,
     down: usize,
-    /// Since when, and whether it was told.
+    /// Since when links are down, and whether the log has said so.
     since: Instant,
     is_told: bool,
-    /// What was told besides.
+    /// Further faults that the log has.
     also_told: Vec<&'static str>,
     was_up: bool,
-    /// What a link said last when it was lost or not made.
+    /// The last error of a link.
     last_error: String,
     is_probe_refused: bool,
     is_role_unknown: bool,
     /// Why no channel can be subscribed.
     refusal: Option<Refusal>,
-    /// The last channels that Redis let any worker subscribe, and did not.
+    /// The last channel that Redis let any worker subscribe, and the last one that it refused.
     taken: Option<Channel>,
     refused: Option<Channel>,
 }
@@ -57,7 +57,7 @@ struct Refusal {
 }
 
 impl Health {
-    /// The health of the links of `workers` workers to `server`, none of them up yet.
+    /// The health of the links of `workers` workers to `server`; none is up yet.
     pub(crate) fn new(server: &RedisUrl, workers: usize) -> Self {
         let state = State {
             server: server.to_string(),
@@ -77,27 +77,27 @@ impl Health {
         Self { state: Mutex::new(state), is_refused: AtomicBool::new(false), incomplete: watch::Sender::new(workers) }
     }
 
-    /// A worker has all its subscriptions.
+    /// A worker is complete at this node.
     pub(crate) fn worker_is_complete(&self) {
         self.incomplete.send_modify(|incomplete| *incomplete = incomplete.saturating_sub(1));
     }
 
-    /// A worker that had its subscriptions has lost them.
+    /// A worker that was complete is incomplete.
     pub(crate) fn worker_is_incomplete(&self) {
         self.incomplete.send_modify(|incomplete| *incomplete += 1);
     }
 
-    /// Whether all workers have their subscriptions.
+    /// Whether all workers are complete.
     pub(crate) fn are_all_complete(&self) -> bool {
         *self.incomplete.borrow() == 0
     }
 
-    /// Follows how many workers do not have their subscriptions.
+    /// Follows the number of workers that are incomplete.
     pub(crate) fn incomplete(&self) -> watch::Receiver<usize> {
         self.incomplete.subscribe()
     }
 
-    /// What is wrong, if anything, in words for an operator.
+    /// What is wrong, if anything, as a sentence for an operator.
     pub(crate) fn fault(&self) -> Option<String> {
         let mut fault = None;
         self.change(|state| {
@@ -168,7 +168,7 @@ impl Health {
         });
     }
 
-    /// Notes that Redis refuses `channel`; returns the last channels before it that were taken and refused.
+    /// Notes that Redis refuses `channel`. Returns the last channels before it that Redis took and refused.
     pub(crate) fn tried(&self, channel: &Channel) -> [Option<Channel>; 2] {
         let mut tried = [None, None];
         self.change(|state| tried = [state.taken.clone(), state.refused.replace(channel.clone())]);
@@ -186,7 +186,7 @@ impl Health {
         self.is_refused.load(Ordering::Relaxed)
     }
 
-    /// Why nothing can be subscribed, as a sentence for an operator.
+    /// Why Redis refuses all subscriptions, as a sentence for an operator.
     pub(crate) fn refusal(&self) -> Option<String> {
         let mut refusal = None;
         self.change(|state| {
@@ -198,7 +198,7 @@ impl Health {
         refusal
     }
 
-    /// The server does not say whether it is a master.
+    /// The server does not report its role.
     pub(crate) fn role_is_unknown(&self) {
         self.change(|state| {
             if !std::mem::replace(&mut state.is_role_unknown, true) {
@@ -254,7 +254,7 @@ impl Health {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        // A panic while this is held can only come from tracing; the counts are right all the same.
+        // Only tracing can panic while the lock is held; the counts are correct all the same.
         change(&mut self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 }

@@ -1,4 +1,4 @@
-//! A node as all workers see it: how to make links to it, and their health.
+//! A node, as all workers know it: its settings and its health. May not enter: links.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::connect::Settings;
 use super::health::Health;
 use crate::config::RedisUrl;
 
-/// A node for all workers; clones are one.
+/// A node for all workers; clones share its health.
 #[derive(Debug, Clone)]
 pub(super) struct KnownNode {
     pub(super) settings: Arc<Settings>,
@@ -14,18 +14,18 @@ pub(super) struct KnownNode {
 }
 
 impl KnownNode {
-    /// A node with the links of so many workers.
+    /// A node with the links of this number of workers.
     pub(super) fn new(settings: Arc<Settings>, workers: usize) -> Self {
         let health = Arc::new(Health::new(settings.server(), workers));
         Self { settings, health }
     }
 
-    /// Its address.
+    /// The address of the node.
     pub(super) fn server(&self) -> &RedisUrl {
         self.settings.server()
     }
 
-    /// Whether `other` is the same, and not another with the same address.
+    /// Whether `other` is the same node, not another one at the same address.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.health, &other.health)
     }

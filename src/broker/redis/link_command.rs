@@ -1,7 +1,7 @@
-//! What a subscribing link asks of Redis, one command at a time: the commands, and what each confirmation brings forward.
+//! The commands of a subscribing link, one at a time, and the effect of each confirmation on its command.
 //!
-//! So a confirmation is never mixed up with another's, and what comes meanwhile is coalesced into the next command. May
-//! not enter: what follows from an answer (`subscriber.rs`).
+//! So each confirmation belongs to one command, and changes that come meanwhile are merged into the next command. May
+//! not enter: what follows from an answer (`reply.rs`).
 
 use redis::Cmd;
 
@@ -10,69 +10,69 @@ use super::resp::{Confirmation, Protocol};
 use super::role::RoleWatch;
 use crate::channel::Channel;
 
-/// Channels per command, and the bytes of their names, which come back with the confirmations. Chosen: 1,000
-/// names are some 30 kB, so a resubscription of many channels is interleaved with messages and stays far
-/// under Redis' query and output buffers, however long the names are.
+/// Channels per command, and the bytes of their names, which the confirmations repeat. Chosen: 1,000 names are some 30
+/// kB. So publications are read between the confirmations of many channels, and Redis' query and output buffers have
+/// room for names of any length.
 pub(super) const CHUNK: usize = 1_000;
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
 
-/// What is to be done at Redis.
+/// A command of a subscribing link.
 #[derive(Debug)]
 pub(super) enum LinkCommand {
-    /// Subscribes the probe's channel, if Redis lets us: one that lives there, where channels are sharded.
+    /// Subscribes the probe's channel, if Redis allows that; where channels are sharded, one that belongs to the node.
     Probe,
     /// Subscribes all channels that are not confirmed.
     Unconfirmed,
     /// Subscribes channels by one command.
     Subscribe(Progress),
-    /// Subscribes each by a command of its own, because Redis refused them together: the last is under way.
+    /// Subscribes each channel by a separate command, because Redis refused them together: the last one is under way.
     OneByOne(Vec<Channel>, Tried),
-    /// Subscribes sharded channels, each by a command of its own, for two slots cannot be in one: sent at once, answered
-    /// in order.
+    /// Subscribes sharded channels, each by a separate command, because one command cannot have two slots. All are sent
+    /// at once, and answered in order.
     Sharded(Progress, Tried),
-    /// Whether Redis takes a channel that it took before. Another was refused with that error.
+    /// Tries a channel that Redis took before, because another channel was refused with this error.
     TryAgain(Channel, String),
-    /// The same at an audit, while Redis refuses all.
+    /// Tries a channel at an audit, while Redis refuses all.
     LookAgain(Channel),
-    /// Unsubscribes a channel that was only subscribed to look; behind it, Redis is known to take subscriptions.
+    /// Unsubscribes a channel that was only tried: Redis takes subscriptions again.
     GiveBack(Channel),
     Unsubscribe(Progress),
     UnsubscribeSharded(Progress),
-    /// Subscribes the marker's channel. Never sharded: at its node it is in one order with everything all the same.
+    /// Subscribes the marker's channel. It is never sharded: within a node, all publications have one order.
     Marker(Channel),
     Unmark(Channel),
-    /// Whether the node is a master.
+    /// Asks whether the node is a master.
     Role,
-    /// How many subscriptions Redis has.
+    /// Asks for the number of subscriptions.
     Count(Counting),
-    /// Is there after the answers of an audit.
+    /// Ends an audit, behind its answers.
     EndAudit,
-    /// The probe begins to be awaited.
+    /// Begins to await the probe.
     BeginProbe,
 }
 
-/// What a count of subscriptions is for.
+/// The reason for a count of subscriptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counting {
-    /// Right behind the confirmations of a new link: whether the count can be believed.
+    /// Right behind the confirmations of a new link: shows whether the count is reliable.
     First,
     Audit,
-    /// After all were subscribed again.
+    /// After all channels were subscribed again.
     Again,
 }
 
-/// Channels that are answered one after the other.
+/// Channels with one answer each, in order.
 #[derive(Debug)]
 pub(super) struct Progress {
     channels: Vec<Channel>,
     answered: usize,
 }
 
-/// What came of channels that were tried one by one: the last of each.
+/// The results of channels that were tried one by one: the last channel of each kind.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     pub(super) taken: Option<Channel>,
-    /// With the error.
+    /// The channel, and the error.
     pub(super) refused: Option<(Channel, String)>,
 }
 
@@ -81,7 +81,7 @@ impl Progress {
         Self { channels, answered: 0 }
     }
 
-    /// The channel that is to be answered next.
+    /// The channel of the next answer.
     pub(super) fn next(&self) -> Option<&Channel> {
         self.channels.get(self.answered)
     }
@@ -90,13 +90,12 @@ impl Progress {
         self.channels.last()
     }
 
-    /// The next was answered.
+    /// The next channel was answered.
     pub(super) fn advance(&mut self) {
         self.answered += 1;
     }
 
-    /// `channel` was answered; false when it is none of those that are awaited. Redis answers in order; what speaks its
-    /// protocol need not.
+    /// `channel` was answered; false when no answer for it is awaited. Redis answers in order; other servers need not.
     pub(super) fn answer(&mut self, channel: &[u8]) -> bool {
         let awaited = self.channels.get_mut(self.answered..).unwrap_or_default();
         let Some(place) = awaited.iter().position(|awaited| **awaited == *channel) else { return false };
@@ -115,7 +114,7 @@ impl Progress {
 }
 
 impl LinkCommand {
-    /// Appends its commands to `out`; nothing where there is none to send.
+    /// Appends its bytes to `out`; none where nothing is to be sent.
     pub(super) fn write(&self, node: &NodeState, protocol: Protocol, role: &RoleWatch, out: &mut Vec<u8>) {
         let one = |name: &str, channel: &Channel| command(name, [channel]);
         let sharded = |channel: &Channel| node.placement.is_sharded(channel);
@@ -151,7 +150,7 @@ impl LinkCommand {
         }
     }
 
-    /// Takes a confirmation of `channel` into account. True when it was the last that the command awaits.
+    /// Takes a confirmation of `channel` into account. Returns whether it was the last that the command awaits.
     pub(super) fn on_confirmation(&mut self, node: &NodeState, confirmation: Confirmation, channel: &[u8]) -> bool {
         match (self, confirmation) {
             (Self::Probe, Confirmation::Subscribed) => node.probe.is_on(channel),
@@ -162,7 +161,7 @@ impl LinkCommand {
                 progress.is_done()
             }
             (Self::Sharded(progress, tried), Confirmation::Subscribed) => {
-                // Strictly in order, for an error names no channel.
+                // Strictly in order, because an error names no channel.
                 if progress.next().is_some_and(|next| **next == *channel) {
                     tried.taken = progress.next().cloned();
                     progress.advance();
@@ -182,7 +181,7 @@ impl LinkCommand {
         }
     }
 
-    /// Whether it awaits that a sharded channel is unsubscribed.
+    /// Whether it awaits the end of a subscription to a sharded channel.
     pub(super) fn awaits_end_of(&self, channel: &[u8]) -> bool {
         let Self::UnsubscribeSharded(progress) = self else { return false };
         let awaited = progress.channels.get(progress.answered..).unwrap_or_default();
@@ -190,7 +189,7 @@ impl LinkCommand {
     }
 }
 
-/// Packs a command.
+/// Encodes a command.
 fn command<'a>(name: &str, channels: impl IntoIterator<Item = &'a Channel>) -> Vec<u8> {
     let mut command: Cmd = redis::cmd(name);
     for channel in channels {
@@ -199,7 +198,7 @@ fn command<'a>(name: &str, channels: impl IntoIterator<Item = &'a Channel>) -> V
     command.get_packed_command()
 }
 
-/// Divides channels into those of one command each.
+/// Divides channels into the parts of one command each.
 pub(super) fn chunks(channels: Vec<Channel>) -> Vec<Vec<Channel>> {
     let mut chunks: Vec<Vec<Channel>> = Vec::new();
     let mut bytes = 0;

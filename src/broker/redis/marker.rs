@@ -1,31 +1,31 @@
-//! The marker: a point in the stream of a node that is the same for all its subscribers, at which a link stands still
-//! until its worker resumes. May not enter: the hand-over that wants it.
+//! The marker: a message at which a link stands still until its worker resumes. It is the same point in the stream of a
+//! node for all subscribers. May not enter: the hand-over that sets it.
 
 use crate::broker::seal::Seal;
 use crate::channel::Channel;
 
-/// The message at which a link stands still, on a channel of its node's own.
+/// A marker, on a channel of its node.
 #[derive(Debug)]
 pub(crate) struct Marker {
     pub(crate) channel: Channel,
-    /// Signs the channel's name, which is the message; a process of an earlier version publishes anything.
+    /// Signs the channel's name; the signature is the message. A process of an earlier version publishes any message.
     seal: Option<Seal>,
     pub(crate) progress: Progress,
 }
 
-/// How far a marker has come before the stream stands still at it.
+/// The progress of a marker, until the stream stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// Its channel is not subscribed yet.
+    /// The marker's channel is not subscribed yet.
     Asked,
-    /// It is.
+    /// The channel is subscribed.
     Set,
-    /// The link was lost since, or Redis does not let us subscribe it.
+    /// The link was lost, or Redis does not allow the channel.
     Lost,
 }
 
 impl Marker {
-    /// The marker `name` at the node with that address, which all processes write the same way.
+    /// The marker `name` at the node with that address; all processes write the address in the same way.
     pub(crate) fn new(name: &str, address: &str, seal: Option<Seal>) -> Self {
         Self { channel: Channel::from(format!("{name}:{address}")), seal, progress: Progress::Asked }
     }

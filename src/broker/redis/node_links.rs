@@ -91,7 +91,7 @@ enum Progress {
 }
 
 impl NodeLinks {
-    /// NodeState to a node, none of them made yet; no link is ever made where channels of a cluster are whose slot has no
+    /// Links to a node, none of them made yet; no link is ever made where channels of a cluster are whose slot has no
     /// owner.
     pub(super) fn new(node: Node, known_node: KnownNode, placement: Placement, now: Instant) -> Self {
         let node = NodeState::new(node, known_node.settings.terms(), known_node.health.clone(), placement, now);

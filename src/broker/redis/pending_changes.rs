@@ -1,4 +1,4 @@
-//! What a worker wants of a subscribing link, in order, until it is asked of Redis. May not enter: answers.
+//! Changes that wait for a subscribing link, in order, until they become commands. May not enter: answers.
 
 use std::collections::VecDeque;
 
@@ -6,7 +6,7 @@ use super::link_command::{CHUNK, CHUNK_BYTES, LinkCommand, Progress, Tried, chun
 use super::node_state::NodeState;
 use crate::channel::Channel;
 
-/// What the worker wants of the link.
+/// A change that the worker wants.
 #[derive(Debug)]
 pub(super) enum Change {
     Subscribe(Channel),
@@ -16,7 +16,7 @@ pub(super) enum Change {
     Unmark(Channel),
 }
 
-/// PendingChanges that wait.
+/// Changes that wait for the link.
 #[derive(Debug, Default)]
 pub(super) struct PendingChanges(VecDeque<Change>);
 
@@ -25,7 +25,7 @@ impl PendingChanges {
         self.0.push_back(command);
     }
 
-    /// All wanted channels are to be subscribed, and nothing has to be unsubscribed on a new link.
+    /// Starts over for a new link: it subscribes all wanted channels, and unsubscribes none.
     pub(super) fn start_over(&mut self) {
         self.0.retain(|command| matches!(command, Change::Marker));
     }
@@ -34,8 +34,7 @@ impl PendingChanges {
         self.0.clear();
     }
 
-    /// The commands of the next commands: each run of the same kind as one, or as one for those that are sharded and one
-    /// for the others.
+    /// The commands for the next changes: one for each run of the same kind, or two where some channels are sharded.
     pub(super) fn next(&mut self, node: &NodeState) -> Vec<LinkCommand> {
         let (mut join, mut leave, mut bytes) = (Vec::new(), Vec::new(), 0);
         while join.len() + leave.len() < CHUNK && bytes < CHUNK_BYTES {
@@ -49,7 +48,7 @@ impl PendingChanges {
                     leave.push(channel);
                 }
                 Some(Change::Marker) if join.is_empty() && leave.is_empty() => {
-                    // Without one, it was released before it was subscribed.
+                    // Without a marker, it was released before its channel was subscribed.
                     if let Some(marker) = &node.marker {
                         return vec![LinkCommand::Marker(marker.channel.clone())];
                     }
@@ -74,7 +73,7 @@ impl PendingChanges {
     }
 }
 
-/// The commands that subscribe channels: those that are not sharded first.
+/// The commands that subscribe channels; those that are not sharded come first.
 pub(super) fn subscriptions(node: &NodeState, channels: Vec<Channel>) -> Vec<LinkCommand> {
     let (sharded, plain) = node.split(channels);
     let plain = chunks(plain).into_iter().map(|chunk| LinkCommand::Subscribe(Progress::new(chunk)));

@@ -71,7 +71,7 @@ impl fmt::Debug for RedisBroker {
 }
 
 impl RedisBroker {
-    /// NodeState to all nodes, none of them made yet.
+    /// Links to all nodes, none of them made yet.
     pub(crate) fn new(deployment: &Deployment, placement: Placement) -> Self {
         let now = Instant::now();
         let (known_nodes, following): (Arc<[KnownNode]>, _) = match deployment.kind() {

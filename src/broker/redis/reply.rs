@@ -1,4 +1,4 @@
-//! What follows from an answer on a subscribing link: channels confirmed, refused or to be tried again. May not enter:
+//! What follows from an answer on a subscribing link: channels are confirmed, refused, or tried again. May not enter:
 //! the link itself (`subscriber.rs`).
 
 use redis::{RedisError, RedisResult, Value};
@@ -14,20 +14,20 @@ use super::subscribe_refusal::{self, RefusalScope};
 use crate::broker::event::Report;
 use crate::channel::{Channel, SubscriptionRefused};
 
-/// What became of a command.
+/// What follows for the link.
 #[derive(Debug)]
 pub(super) enum Consequence {
     Done,
-    /// Another comes next.
+    /// Another command comes next.
     Next(LinkCommand),
-    /// It awaits further answers.
+    /// The command awaits further answers.
     Await(LinkCommand),
-    /// So many subscriptions are missing at Redis; `None` where it does not count them.
+    /// The number of subscriptions that Redis lacks; `None` where Redis does not count.
     Counted(Counting, Option<usize>),
 }
 
-/// Takes a confirmation into account that was read while `command` is under way. Returns the channel if it is subscribed
-/// and not wanted.
+/// Takes a confirmation into account, read while `command` is under way. Returns the channel if it is subscribed and
+/// not wanted.
 pub(super) fn on_confirmation(
     node: &mut NodeState,
     command: Option<&LinkCommand>,
@@ -39,7 +39,7 @@ pub(super) fn on_confirmation(
         Confirmation::Subscribed if node.probe.is_on(channel) || node.is_marker(channel) => {}
         Confirmation::Subscribed => match node.channels.confirm(channel) {
             Confirmed::Wanted(channel) => node.events.push_back(Report::Subscribed { node: node.id, channel }),
-            // It was subscribed to look, and is given back.
+            // The channel was only tried; `GiveBack` unsubscribes it.
             Confirmed::Unwanted if matches!(command, Some(LinkCommand::LookAgain(looked)) if **looked == *channel) => {}
             Confirmed::Unwanted => return Some(Channel::copy_from_slice(channel)),
         },
@@ -87,7 +87,7 @@ pub(super) fn on_confirmed(node: &mut NodeState, command: LinkCommand) -> Conseq
     Consequence::Done
 }
 
-/// A command of a command was answered, which where confirmations are awaited is a refusal.
+/// Redis answered a command. Where confirmations are awaited, the answer is a refusal.
 ///
 /// # Errors
 /// When the link is of no use any more.
@@ -113,7 +113,7 @@ pub(super) fn on_answer(
             node.health.probe_is_refused(&error);
         }
         LinkCommand::Subscribe(_) if is_for_now => node.contradicted(now),
-        // One by one, to find those that it refuses.
+        // One by one, to find the channels that Redis refuses.
         LinkCommand::Subscribe(progress) => return Ok(one_by_one(node, progress.into_channels(), Tried::default())),
         LinkCommand::OneByOne(mut rest, mut tried) => {
             if let Some(channel) = rest.pop() {
@@ -133,7 +133,7 @@ pub(super) fn on_answer(
                 Consequence::Await(LinkCommand::Sharded(progress, tried))
             });
         }
-        // As of a channel that has moved since: says nothing about the others.
+        // The channel may have moved: its refusal says nothing about the others.
         LinkCommand::TryAgain(_, refused) if is_for_now => subscribe_refusal::tell_one(&refused),
         LinkCommand::TryAgain(_, refused) => node.health.subscription_is_refused(&refused),
         LinkCommand::LookAgain(_) => {}
@@ -155,7 +155,7 @@ pub(super) fn on_answer(
     Ok(Consequence::Done)
 }
 
-/// Redis does not subscribe a channel: for now, or not at all.
+/// Redis does not subscribe a channel, now or at all.
 fn refuse(node: &mut NodeState, channel: Channel, error: &RedisError, tried: &mut Tried, now: Instant) {
     if is_for_now(error.code()) {
         tracing::debug!(%error, "a channel cannot be subscribed at this node for now: {error}");
@@ -168,12 +168,12 @@ fn refuse(node: &mut NodeState, channel: Channel, error: &RedisError, tried: &mu
     node.events.push_back(Report::Refused { channel, refused });
 }
 
-/// The rest of channels that are tried one by one.
+/// Tries the remaining channels one by one.
 fn one_by_one(node: &mut NodeState, rest: Vec<Channel>, tried: Tried) -> Consequence {
     if rest.is_empty() { on_tried(node, tried) } else { Consequence::Next(LinkCommand::OneByOne(rest, tried)) }
 }
 
-/// Some channels were tried.
+/// Channels were tried one by one.
 fn on_tried(node: &mut NodeState, Tried { taken, refused }: Tried) -> Consequence {
     if let Some(channel) = taken {
         node.health.subscription_is_taken(&channel);
@@ -187,19 +187,19 @@ fn on_tried(node: &mut NodeState, Tried { taken, refused }: Tried) -> Consequenc
     Consequence::Done
 }
 
-/// Reads how many subscriptions Redis has: `None` where its ACL or RESP2 does not allow us to ask, or it does not say.
+/// Reads the number of subscriptions: `None` where an ACL or RESP2 forbids the question, or Redis does not say.
 fn on_count(node: &NodeState, counting: Counting, answer: RedisResult<Value>) -> Result<Consequence, LinkError> {
     let info = match answer {
-        // Over RESP2 it is the answer to PING.
+        // Over RESP2, this is the answer to PING.
         Ok(value) => redis::from_redis_value::<String>(value).unwrap_or_default(),
         Err(error) if is_refusal(&error) => String::new(),
         Err(error) => return Err(LinkError::Ended(error)),
     };
     let count = |kind: &str| info.split(' ').find_map(|field| field.strip_prefix(kind)?.parse::<usize>().ok());
-    // A server that does not count sharded ones has none of them, or too few for us to believe.
+    // A server that does not count sharded channels has none, or the number is not reliable.
     let there = count("sub=").map(|there| there + count("ssub=").unwrap_or_default());
-    // Nothing else is under way on the link, so that the numbers belong together; but sharded channels may have been
-    // taken from us before Redis counted.
+    // Nothing else is under way on the link, so the numbers belong together. But Redis may have ended subscriptions to
+    // sharded channels before it counted.
     let told = node.channels.confirmed() + usize::from(node.probe.is_allowed());
     Ok(Consequence::Counted(counting, there.map(|there| told.saturating_sub(there))))
 }

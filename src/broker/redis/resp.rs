@@ -1,5 +1,5 @@
-//! The RESP reader of a subscribing link: publications and confirmations are parsed in place, an answer to a command is
-//! found whole (<https://redis.io/docs/latest/develop/reference/protocol-spec/>). RESP2 has arrays where RESP3 has
+//! The RESP reader of a subscribing link. It parses publications and confirmations in place, and finds answers to
+//! commands whole (<https://redis.io/docs/latest/develop/reference/protocol-spec/>). RESP2 has arrays where RESP3 has
 //! pushes; the reader tells them apart by their first element.
 //!
 //! Nothing is copied: an [`Item`] names ranges of the buffer, valid until the next [`Reader::room`]. May not enter:
@@ -18,8 +18,8 @@ pub(crate) enum Protocol {
 /// publications of 9,000 channels took seven system calls.
 const READ_BYTES: usize = 64 << 10;
 
-/// What a push starts with that the reader takes apart, behind its first byte: three elements, the first of which is
-/// its kind. Publications first, because nearly all pushes are some.
+/// The starts of the pushes that the reader parses, behind their first byte: three elements, and the kind. Publications
+/// come first, because nearly all pushes are publications.
 const KINDS: [(&[u8], Kind); 6] = [
     (b"3\r\n$7\r\nmessage\r\n", Kind::Publication),
     (b"3\r\n$8\r\nsmessage\r\n", Kind::Publication),
@@ -35,20 +35,20 @@ enum Kind {
     Confirmation(Confirmation),
 }
 
-/// What a push says of a channel.
+/// What a push says about a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Confirmation {
-    /// It is subscribed, sharded or not.
+    /// The channel is subscribed, sharded or not.
     Subscribed,
     Unsubscribed,
-    /// A sharded channel is not subscribed any more: an answer, or unasked when its slot moves.
+    /// A sharded channel is no longer subscribed: an answer, or unasked when its slot moves.
     ShardUnsubscribed,
 }
 
 /// A part of the buffer.
 pub(crate) type Part = Range<usize>;
 
-/// What a stream goes on with.
+/// The next item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
     Publication {
@@ -88,7 +88,7 @@ impl Reader {
         if self.unread.is_empty() {
             self.unread = 0..0;
             if self.buffer.len() != READ_BYTES {
-                // The first, or what a large publication left.
+                // The first buffer, or one that a large publication left.
                 self.buffer = vec![0; READ_BYTES];
             }
         } else if self.unread.end == self.buffer.len() {
@@ -101,7 +101,7 @@ impl Reader {
         self.buffer.get_mut(self.unread.end..).expect("the unread bytes end in the buffer")
     }
 
-    /// So many bytes were written to [`Reader::room`].
+    /// `len` bytes were written to [`Reader::room`].
     pub(crate) fn filled(&mut self, len: usize) {
         self.unread.end += len;
         assert!(self.unread.end <= self.buffer.len(), "more bytes than there was room for");
@@ -142,7 +142,7 @@ fn push_byte(protocol: Protocol) -> u8 {
     }
 }
 
-/// The item that `bytes` start with, and its length; `start` is their place in the buffer.
+/// The item at the start of `bytes`, and its length; `start` is their place in the buffer.
 fn next(bytes: &[u8], protocol: Protocol, start: usize) -> Result<Option<(Item, usize)>, Malformed> {
     let Some((first, behind)) = bytes.split_first() else { return Ok(None) };
     if *first == push_byte(protocol) {
@@ -193,7 +193,7 @@ fn push(kind: Kind, rest: &[u8], total: usize, start: usize) -> Result<Option<(I
 /// A part of a stream, and what follows it.
 type Split<'a> = (&'a [u8], &'a [u8]);
 
-/// The line that `bytes` start with, and what follows it; `None` while it is not whole.
+/// The line at the start of `bytes`, and what follows it; `None` while it is not whole.
 fn line(bytes: &[u8]) -> Option<Split<'_>> {
     let end = bytes.iter().position(|byte| *byte == b'\r')?;
     Some((bytes.get(..end)?, bytes.get(end + 2..)?))
@@ -209,7 +209,7 @@ fn number(digits: &[u8]) -> Result<usize, Malformed> {
     })
 }
 
-/// The bulk string that `bytes` start with, and what follows it; `None` while it is not whole.
+/// The bulk string at the start of `bytes`, and what follows it; `None` while it is not whole.
 fn bulk(bytes: &[u8]) -> Result<Option<Split<'_>>, Malformed> {
     let Some((head, rest)) = line(bytes) else { return Ok(None) };
     let len = number(head.strip_prefix(b"$").ok_or(Malformed)?)?;
@@ -217,13 +217,13 @@ fn bulk(bytes: &[u8]) -> Result<Option<Split<'_>>, Malformed> {
     Ok(split())
 }
 
-/// How many bytes the reply has that `bytes` start with; `None` while it is not whole.
+/// The length of the reply at the start of `bytes`; `None` while it is not whole.
 ///
 /// # Errors
 /// The bytes are not RESP.
 pub(crate) fn reply_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
     let mut rest = bytes;
-    // Values that are still to come.
+    // The number of values that are still to come.
     let mut missing = 1_usize;
     while missing > 0 {
         let Some((head, behind)) = line(rest) else { return Ok(None) };
@@ -232,7 +232,7 @@ pub(crate) fn reply_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
         rest = behind;
         match kind {
             b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => {}
-            // RESP2's nulls.
+            // Nulls in RESP2.
             b'$' | b'*' if head == b"-1" => {}
             b'$' | b'!' | b'=' => {
                 let end = number(head)?.checked_add(2).ok_or(Malformed)?;
@@ -240,7 +240,7 @@ pub(crate) fn reply_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
                 rest = behind;
             }
             b'*' | b'~' | b'>' => missing = number(head)?.checked_add(missing).ok_or(Malformed)?,
-            // An attribute comes with the value that it belongs to.
+            // An attribute precedes its value.
             b'%' | b'|' => {
                 let values = number(head)?.checked_mul(2).ok_or(Malformed)?;
                 missing = values.checked_add(missing + usize::from(*kind == b'|')).ok_or(Malformed)?;

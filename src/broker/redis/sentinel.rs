@@ -19,45 +19,45 @@ use super::greeting::without_arguments;
 use super::tls::{Tls, secure};
 use super::transport::{HostPort, Transport};
 
-/// How long the first that answers waits for others to agree, before its word is taken. Chosen: far above a round
-/// trip, and hardly a part of a failover.
+/// How long the first answer waits for others to agree, before it is used alone. Chosen: far above a round trip, and a
+/// small part of a failover.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// The Sentinels of a master, and how they are spoken to.
+/// The Sentinels of a master, and how to talk to them.
 #[derive(Debug, Clone)]
 pub(super) struct Sentinels {
     pub(super) places: Vec<HostPort>,
-    /// The name by which they know the master.
+    /// The name of the master at the Sentinels.
     pub(super) master: String,
     pub(super) own: Credential,
     pub(super) of_redis: Credential,
     pub(super) tls: Option<Tls>,
 }
 
-/// What the Sentinels say.
+/// The answers of the Sentinels.
 #[derive(Debug, Default)]
 struct Answers {
-    /// The masters that they name, each by one of them.
+    /// The masters that Sentinels have named, one answer each.
     named: Vec<HostPort>,
     failed: Vec<LinkError>,
 }
 
-/// A question to the Sentinel at a place.
+/// A question to the Sentinel with this index.
 type Asking<'a> = (&'a HostPort, Pin<Box<dyn Future<Output = Result<Option<HostPort>, LinkError>> + 'a>>);
 
 impl Sentinels {
-    /// Where the master is: as most Sentinels say, or else those that answer first. Each step of asking one may
-    /// take `limit`; `on_slow` hears of a look-up that takes longer, and goes on.
+    /// The address of the master: that of most Sentinels, or else that of the first answers. Each step of a question
+    /// may take `limit`; `on_slow` is called when a look-up takes longer, and the look-up continues.
     ///
     /// # Errors
-    /// When none answers, or none knows the master: what each of them said.
+    /// When no Sentinel answers, or none knows the master: the reason of each.
     pub(super) async fn master(&self, limit: Duration, on_slow: &dyn Fn(&LinkError)) -> Result<HostPort, LinkError> {
         let Answers { mut named, failed } = self.ask_all(limit, GRACE, on_slow).await;
         let most = (0..named.len()).rev().max_by_key(|place| votes(&named, *place));
         most.map(|place| named.swap_remove(place)).ok_or(LinkError::Each(failed))
     }
 
-    /// Where the master is, if more than half of the Sentinels agree on that.
+    /// The address of the master, if more than half of the Sentinels agree.
     pub(super) async fn agreed_master(&self, limit: Duration) -> Option<HostPort> {
         let debug = |error: &LinkError| tracing::debug!(%error, "a Sentinel cannot be asked: {error}");
         let Answers { named, failed } = self.ask_all(limit, limit, &debug).await;
@@ -70,8 +70,8 @@ impl Sentinels {
         named.get(place)
     }
 
-    /// Asks all side by side, until they agree or `grace` has passed since one named a master: one that swallows
-    /// packets does not delay the others.
+    /// Asks all Sentinels at the same time, until they agree or `grace` has passed since one named a master. A Sentinel
+    /// that drops packets does not delay the others.
     async fn ask_all(&self, limit: Duration, grace: Duration, on_slow: &dyn Fn(&LinkError)) -> Answers {
         let ask = |place| -> Asking<'_> { (place, Box::pin(self.ask(place, limit, on_slow))) };
         let mut asking: Vec<_> = self.places.iter().map(ask).collect();
@@ -100,7 +100,7 @@ impl Sentinels {
         answers
     }
 
-    /// Asks one, by the first of its addresses that leads to an answer.
+    /// Asks one Sentinel, at the first of its addresses that answers.
     async fn ask(
         &self,
         (host, port): &HostPort,
@@ -142,7 +142,7 @@ impl Sentinels {
         }
     }
 
-    /// The question, behind AUTH where it has to be.
+    /// The question, after AUTH where a password is set.
     async fn ask_by(&self, connection: &mut MultiplexedConnection) -> io::Result<Result<Value, LinkError>> {
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
@@ -180,7 +180,7 @@ async fn ask(connection: &mut MultiplexedConnection, command: &redis::Cmd) -> Re
     connection.send_packed_command(command).await.and_then(Value::extract_error)
 }
 
-/// How many name the same master as the one at `place`.
+/// The number of Sentinels that name the same master as the answer at `place`.
 fn votes(named: &[HostPort], place: usize) -> usize {
     named.iter().filter(|other| Some(*other) == named.get(place)).count()
 }

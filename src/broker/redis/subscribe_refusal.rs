@@ -8,19 +8,19 @@ use super::health::Health;
 use crate::channel::Channel;
 use crate::throttle::Throttle;
 
-/// What a refused channel says of the others.
+/// What a refused channel says about the others.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RefusalScope {
     One,
     All,
-    /// Redis took this channel before: whether it still does decides.
+    /// Redis took this channel before: it is tried again to decide.
     Ask(Channel),
 }
 
 /// What follows when Redis has refused `channel`, and taken no other channel of the same command.
 pub(super) fn extent(health: &Health, channel: &Channel) -> RefusalScope {
     match health.tried(channel) {
-        // Taken by any worker: all have the same ACL user.
+        // A channel that any worker subscribed counts: all have the same ACL user.
         [Some(taken), _] => RefusalScope::Ask(taken),
         // One channel says nothing about the others, however often its client asks.
         [None, before] if before.as_ref().is_none_or(|before| before == channel) => RefusalScope::One,

@@ -1,5 +1,5 @@
-//! The states of a subscribing link; of one that is made, its stream and the command that is under way. May not enter:
-//! which command comes when (`subscriber.rs`).
+//! The states of a subscribing link, and a link that is up: its stream and the command under way. May not enter: the
+//! order of commands (`subscriber.rs`).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,12 +13,11 @@ use super::resp::{Protocol, Reader};
 use super::role::RoleWatch;
 use crate::clock::Deadline;
 
-/// How often what Redis has is compared with what the worker wants; that also keeps a link without
-/// channels from being idle. Chosen: some hundred bytes each, and a channel that went lost is back
-/// before its clients give up.
+/// How often Redis' number of subscriptions is compared with the worker's; the question also keeps a link without
+/// channels from being idle. Chosen: some hundred bytes each, and a lost channel is back before its clients give up.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A link's stream, and what is under way on it.
+/// The stream of a link, and the command under way.
 #[derive(Debug)]
 pub(crate) struct SubscribingLink {
     pub(crate) reader: Reader,
@@ -26,7 +25,7 @@ pub(crate) struct SubscribingLink {
     pub(crate) out: Vec<u8>,
     pub(crate) role: RoleWatch,
     pub(crate) address: String,
-    /// What comes next, before anything that the worker wants.
+    /// The commands that come next, before the changes that the worker wants.
     pub(crate) plan: VecDeque<LinkCommand>,
     pub(crate) under_way: Option<UnderWay>,
 }
@@ -39,20 +38,20 @@ pub(crate) struct UnderWay {
     deadline: Deadline,
 }
 
-/// The audits of a link: Redis' subscriptions are compared with ours.
+/// The audits of a link: comparisons of Redis' number of subscriptions with ours.
 #[derive(Debug)]
 pub(crate) struct Audits {
     pub(crate) next_at: Instant,
-    /// When they were found complete last.
+    /// When the subscriptions were last found complete.
     pub(crate) complete_at: Instant,
     pub(crate) count: Count,
 }
 
-/// What the server's count of subscriptions is worth.
+/// Whether the server's count of subscriptions is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Count {
     Believed,
-    /// Our ACL does not let us ask, or it was wrong before.
+    /// The ACL forbids the question, or the count was wrong before.
     Unknown,
 }
 
@@ -61,11 +60,11 @@ pub(crate) enum Count {
 #[derive(Debug)]
 pub(crate) enum LinkState {
     Down(Down),
-    /// The probe's channel is subscribed, and all that are wanted.
+    /// The link subscribes the probe's channel and all wanted channels.
     Subscribing(Box<SubscribingLink>, Count),
-    /// They are; what is new is subscribed, and the link is audited.
+    /// All wanted channels are subscribed; new ones are added, and the link is audited.
     Complete(Box<SubscribingLink>, Audits),
-    /// The stream stands still: nothing behind the marker is read, so an answer may be waiting there.
+    /// The stream stands still: nothing behind the marker is read, even if an answer is there.
     AtMarker(Box<SubscribingLink>, Audits),
     /// No link is made any more, or none ever was.
     Closed,
@@ -108,7 +107,7 @@ impl LinkState {
     pub(crate) fn resume(&mut self, node: &mut NodeState, now: Instant) {
         self.change(|state| match state {
             Self::AtMarker(mut link, audits) => {
-                // The time that it took to get here is not the probe's fault, or Redis'.
+                // The standstill is not the fault of the probe or of Redis.
                 node.probe.begin(now);
                 link.restart_deadline(node, now);
                 Self::Complete(link, audits)
@@ -148,14 +147,14 @@ impl SubscribingLink {
     pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<LinkCommand>>) -> Self {
         let Greeting { protocol, address, mut role, .. } = greeting;
         if protocol == Protocol::Resp2 {
-            // There the publisher asks for both.
+            // Over RESP2, the publisher asks for both.
             role.end();
         }
         let reader = Reader::new(protocol);
         Self { reader, out: Vec::new(), role, address, plan: plan.into(), under_way: None }
     }
 
-    /// Sends a command's commands; it has `response_timeout` for the answer.
+    /// Sends a command; the answer has to come within `response_timeout`.
     pub(crate) fn send(&mut self, node: &mut NodeState, command: LinkCommand, now: Instant) {
         debug_assert!(self.under_way.is_none(), "one command at a time");
         if matches!(command, LinkCommand::Probe) && node.placement.has_sharded() {
@@ -165,13 +164,13 @@ impl SubscribingLink {
         self.keep_under_way(node, command, now);
     }
 
-    /// Goes on with a command that awaits further answers; it has `response_timeout` for the next.
+    /// Keeps a command that awaits further answers; the next has to come within `response_timeout`.
     pub(crate) fn keep_under_way(&mut self, node: &NodeState, command: LinkCommand, now: Instant) {
         let deadline = Deadline::after(node.terms.response_timeout, now);
         self.under_way = Some(UnderWay { command, since: now, deadline });
     }
 
-    /// The stream stood still: what is under way has all of its time again.
+    /// The stream stood still: the command under way has its whole time again.
     pub(crate) fn restart_deadline(&mut self, node: &NodeState, now: Instant) {
         if let Some(under_way) = &mut self.under_way {
             under_way.deadline = Deadline::after(node.terms.response_timeout, now);
@@ -183,7 +182,7 @@ impl SubscribingLink {
         self.under_way.as_mut().is_some_and(|under_way| under_way.deadline.has_passed(now))
     }
 
-    /// Until when an answer may take, or else the soonest of `due`.
+    /// The deadline of the answer, or else the earliest of `due`.
     pub(crate) fn next_timeout(&self, due: [Option<Instant>; 2]) -> Option<Instant> {
         match &self.under_way {
             Some(under_way) => Some(under_way.deadline.at()),
@@ -193,12 +192,12 @@ impl SubscribingLink {
 }
 
 impl Audits {
-    /// The audits of a link on which all was just confirmed.
+    /// The audits of a link that has just become complete.
     pub(crate) fn new(count: Count, now: Instant) -> Self {
         Self { next_at: now + AUDIT_INTERVAL, complete_at: now, count }
     }
 
-    /// Whether one is due; the next is later then.
+    /// Whether an audit is due; if so, the next one is scheduled.
     pub(crate) fn take_due(&mut self, now: Instant) -> bool {
         let is_due = self.next_at <= now;
         if is_due {

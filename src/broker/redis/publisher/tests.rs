@@ -28,7 +28,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// NodeState whose subscriber is complete, and a publishing link whose node is a master.
+    /// A node whose subscriber is complete, and a publishing link whose node is a master.
     fn up() -> Self {
         let now = Instant::now();
         let terms = Terms {
