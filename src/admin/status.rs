@@ -1,4 +1,4 @@
-//! The line that `systemctl status` shows, updated while the process serves.
+//! The line that `systemctl status` shows, updated while the process serves. May not enter: how workers count.
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use super::error::ServerError;
 use crate::config::{Config, Listen};
 use crate::os::{self, socket_file::FileId};
 
@@ -28,7 +29,15 @@ impl Drop for Listener {
     }
 }
 
-pub(super) fn bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
+/// Listens at a configured address.
+///
+/// # Errors
+/// When the address cannot be used.
+pub(super) fn bind(listen: &Listen, config: &Config) -> Result<Listener, ServerError> {
+    try_bind(listen, config).map_err(|source| ServerError::Listen { address: listen.to_string(), source })
+}
+
+fn try_bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
     let (socket, file) = match listen {
         Listen::Unix(path) => {
             let (socket, id) = os::socket_file::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;

@@ -77,10 +77,7 @@ impl Server {
             return Err(ConfigError::new(vec!["listen is empty: write one address at least".to_owned()]).into());
         }
         for listen in &server.config.listen {
-            let listener = bind(listen, &server.config);
-            server
-                .listeners
-                .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
+            server.listeners.push(bind(listen, &server.config)?);
         }
         Ok(server)
     }
@@ -109,12 +106,10 @@ impl Server {
         for listen in server.config.listen.clone() {
             let index = given.iter().position(|listener| listener.listen.as_ref() == Some(&listen));
             let listener = match index {
-                Some(index) => Ok(given.swap_remove(index)),
-                None => bind(&listen, &server.config),
+                Some(index) => given.swap_remove(index),
+                None => bind(&listen, &server.config)?,
             };
-            server
-                .listeners
-                .push(listener.map_err(|source| ServerError::Listen { address: listen.to_string(), source })?);
+            server.listeners.push(listener);
         }
         // Listeners that are no longer configured are closed after the old process' end: it may still resume.
         server.leftover = given;

@@ -126,12 +126,10 @@ pub(super) fn on_answer(
                 refuse(node, channel, &error, &mut tried, now);
             }
             progress.advance();
-            let is_done = progress.is_done();
-            return Ok(if is_done {
-                on_tried(node, tried)
-            } else {
-                Consequence::Await(LinkCommand::Sharded(progress, tried))
-            });
+            if progress.is_done() {
+                return Ok(on_tried(node, tried));
+            }
+            return Ok(Consequence::Await(LinkCommand::Sharded(progress, tried)));
         }
         // The channel may have moved: its refusal says nothing about the others.
         LinkCommand::TryAgain(_, refused) if is_for_now => subscribe_refusal::tell_one(&refused),

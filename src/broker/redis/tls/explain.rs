@@ -1,6 +1,7 @@
 //! Says in plain English why TLS with a server failed, and what to do.
 //!
-//! Each kind of rustls' error has a sentence; rustls' own text follows in brackets, for search engines.
+//! Each kind of rustls' error has a sentence; rustls' own text follows in brackets, for search engines. May not enter:
+//! the decision about a certificate (`verifier.rs`).
 
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,6 +1,6 @@
 //! TLS to Redis and its Sentinels: the certificates in the settings, and the client's side of the handshake.
 //!
-//! `verifier.rs` judges a server's certificate, `certificate.rs` reads the fields that rustls does not give,
+//! `verifier.rs` checks a server's certificate, `certificate.rs` reads the fields that rustls does not give,
 //! `error.rs` explains faults. May not enter: addresses, and Redis' protocol.
 
 mod certificate;

@@ -39,7 +39,7 @@ impl Verifier {
         Self { named, authorities, algorithms: crypto.signature_verification_algorithms }
     }
 
-    fn judge(
+    fn verify(
         &self,
         shown: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
@@ -54,18 +54,18 @@ impl Verifier {
         }
         let parsed = match ParsedCertificate::try_from(shown) {
             Ok(parsed) => parsed,
-            Err(error) => return self.judge_version_1(shown, name, now, error),
+            Err(error) => return self.verify_version_1(shown, name, now, error),
         };
         let algorithms = self.algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.authorities, between, now, algorithms)?;
         match verify_server_name(&parsed, name) {
             Err(error) if is_about_name(&error) => has_common_name(shown, name).then_some(()).ok_or(error),
-            judged => judged,
+            verified => verified,
         }
     }
 
     /// Judges a certificate that rustls refused with `error`.
-    fn judge_version_1(
+    fn verify_version_1(
         &self,
         shown: &CertificateDer<'_>,
         name: &ServerName<'_>,
@@ -116,7 +116,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.judge(shown, between, name, now).map(|()| ServerCertVerified::assertion())
+        self.verify(shown, between, name, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
