@@ -11,14 +11,14 @@ pub(crate) struct PerNode<T>(Vec<T>);
 impl<T> PerNode<T> {
     /// A table for the nodes 0 to `count` - 1.
     pub(crate) fn new(count: usize, mut value: impl FnMut(Node) -> T) -> Self {
-        Self((0..count).map(|node| value(Node(node))).collect())
+        Self((0..count).map(|node| value(Node::at(node))).collect())
     }
 
     /// Makes room for `count` nodes. Values of nodes that are there stay; a table never shrinks, because the index of
     /// a node that left is used again.
     pub(crate) fn grow(&mut self, count: usize, mut value: impl FnMut(Node) -> T) {
         for node in self.0.len()..count {
-            self.0.push(value(Node(node)));
+            self.0.push(value(Node::at(node)));
         }
     }
 
@@ -28,7 +28,7 @@ impl<T> PerNode<T> {
     /// When the table was not made or grown for `node`.
     #[track_caller]
     pub(crate) fn at(&self, node: Node) -> &T {
-        self.0.get(node.0).expect("the table has a value for each node of the placement")
+        self.0.get(node.index()).expect("the table has a value for each node of the placement")
     }
 
     /// The value of `node`, to change.
@@ -37,7 +37,7 @@ impl<T> PerNode<T> {
     /// As [`PerNode::at`].
     #[track_caller]
     pub(crate) fn at_mut(&mut self, node: Node) -> &mut T {
-        self.0.get_mut(node.0).expect("the table has a value for each node of the placement")
+        self.0.get_mut(node.index()).expect("the table has a value for each node of the placement")
     }
 
     /// All values, in the order of their nodes.
@@ -47,7 +47,7 @@ impl<T> PerNode<T> {
 
     /// All values with their nodes, to change.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Node, &mut T)> {
-        self.0.iter_mut().enumerate().map(|(node, value)| (Node(node), value))
+        self.0.iter_mut().enumerate().map(|(node, value)| (Node::at(node), value))
     }
 }
 
@@ -57,9 +57,9 @@ mod tests {
 
     #[test]
     fn a_table_grows_and_keeps_what_it_has() {
-        let mut table = PerNode::new(1, |node| node.0);
+        let mut table = PerNode::new(1, Node::index);
         *table.at_mut(Node(0)) = 7;
-        table.grow(3, |node| node.0);
+        table.grow(3, Node::index);
         table.grow(2, |_| unreachable!());
         assert_eq!(table.iter().copied().collect::<Vec<_>>(), [7, 1, 2]);
     }

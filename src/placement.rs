@@ -12,12 +12,10 @@ use std::rc::Rc;
 
 use crate::channel::Channel;
 
-/// A Redis server that a worker has links to, by its index.
+/// A Redis server that a worker has links to, by its index. Small, because `Option<Node>` stands in every channel and,
+/// twice, for every slot of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Node(pub(crate) usize);
-
-/// The node of channels in a cluster whose slot has no known owner.
-pub(crate) const NOWHERE: Node = Node(0);
+pub(crate) struct Node(pub(crate) u16);
 
 /// Slots of a Redis Cluster.
 pub(crate) const SLOTS: u16 = 16_384;
@@ -40,24 +38,38 @@ enum Spread {
 /// The nodes of a cluster's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owners {
-    /// The owner of each slot.
-    pub(crate) slots: Vec<Node>,
-    /// The home of each slot: the node of its channels that are not sharded.
-    pub(crate) homes: Vec<Node>,
+    /// The owner of each slot, if known.
+    pub(crate) slots: Vec<Option<Node>>,
+    /// The home of each slot, if known: the node of its channels that are not sharded.
+    pub(crate) homes: Vec<Option<Node>>,
     /// The number of indices in the list of nodes, in use or not.
     pub(crate) nodes: usize,
     /// The number of nodes in use.
     pub(crate) live: usize,
 }
 
-/// A channel whose node has changed.
+/// A channel whose node has changed; `None` is no node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) channel: Channel,
-    pub(crate) from: Node,
-    pub(crate) to: Node,
+    pub(crate) from: Option<Node>,
+    pub(crate) to: Option<Node>,
     /// Whether the channel was subscribed, or had been before a gap that has not ended.
     pub(crate) was_heard: bool,
+}
+
+impl Node {
+    /// The node at `index` of a list.
+    ///
+    /// # Panics
+    /// When the list has more than 65,536 nodes.
+    pub(crate) fn at(index: usize) -> Self {
+        Self(u16::try_from(index).expect("a cluster has 16,384 slots, and a list of URLs is shorter still"))
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self.0.into()
+    }
 }
 
 impl Placement {
@@ -66,10 +78,10 @@ impl Placement {
         Self(Rc::new(Spread::Independent(nodes.max(1))))
     }
 
-    /// In a cluster whose owners are not known yet. Channels that start with one of `sharded` are sharded.
+    /// In a cluster whose nodes are not known yet. Channels that start with one of `sharded` are sharded.
     pub(crate) fn in_cluster(sharded: Vec<String>) -> Self {
-        let slots = vec![NOWHERE; SLOTS.into()];
-        let owners = Owners { slots: slots.clone(), homes: slots, nodes: 1, live: 0 };
+        let slots = vec![None; SLOTS.into()];
+        let owners = Owners { slots: slots.clone(), homes: slots, nodes: 0, live: 0 };
         Self(Rc::new(Spread::Cluster { owners: RefCell::new(owners), sharded }))
     }
 
@@ -80,7 +92,7 @@ impl Placement {
         }
     }
 
-    /// The number of indices in the list of nodes.
+    /// The number of indices in the list of nodes; zero before a cluster's nodes are known.
     pub(crate) fn count(&self) -> usize {
         match &*self.0 {
             Spread::Independent(nodes) => *nodes,
@@ -90,7 +102,7 @@ impl Placement {
 
     /// All indices in the list of nodes.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
-        (0..self.count()).map(Node)
+        (0..self.count()).map(Node::at)
     }
 
     /// The number of nodes over which channels are spread now, at least one.
@@ -101,15 +113,15 @@ impl Placement {
         }
     }
 
-    /// The node of `channel`.
-    pub(crate) fn node_of(&self, channel: &[u8]) -> Node {
+    /// The node of `channel`; `None` in a cluster while the channel's slot has no known owner.
+    pub(crate) fn node_of(&self, channel: &[u8]) -> Option<Node> {
         match &*self.0 {
-            Spread::Independent(1) => Node(0),
-            Spread::Independent(nodes) => Node(jump(fnv_1a(channel), *nodes)),
+            Spread::Independent(1) => Some(Node(0)),
+            Spread::Independent(nodes) => Some(Node::at(jump(fnv_1a(channel), *nodes))),
             Spread::Cluster { owners, .. } => {
                 let owners = owners.borrow();
                 let nodes = if self.is_sharded(channel) { &owners.slots } else { &owners.homes };
-                nodes.get(usize::from(slot_of(channel))).copied().unwrap_or(NOWHERE)
+                nodes.get(usize::from(slot_of(channel))).copied().flatten()
             }
         }
     }
@@ -189,8 +201,9 @@ mod tests {
             ("news:sport", [0, 1, 1, 4, 9]),
             ("chat:中文", [0, 0, 0, 3, 3]),
         ] {
-            let found = [1, 2, 3, 5, 10].map(|nodes| Placement::over(nodes).node_of(channel.as_bytes()).0);
-            assert_eq!(found, nodes, "{channel}");
+            let found =
+                [1, 2, 3, 5, 10].map(|nodes| Placement::over(nodes).node_of(channel.as_bytes()).map(Node::index));
+            assert_eq!(found, nodes.map(Some), "{channel}");
         }
     }
 
@@ -214,10 +227,17 @@ mod tests {
     fn a_sharded_channel_is_at_its_owner_and_others_at_their_home() {
         let placement = Placement::in_cluster(vec!["live:".to_owned()]);
         let both = || [&b"chat:a"[..], b"live:a"].map(|name| placement.node_of(name));
-        assert_eq!(both(), [NOWHERE, NOWHERE]);
+        assert_eq!((both(), placement.live(), placement.count()), ([None, None], 1, 0));
         let all = |node| vec![node; SLOTS.into()];
-        placement.set_owners(Owners { slots: all(Node(1)), homes: all(Node(2)), nodes: 3, live: 2 });
-        assert_eq!((both(), placement.live(), placement.count()), ([Node(2), Node(1)], 2, 3));
+        placement.set_owners(Owners { slots: all(Some(Node(0))), homes: all(Some(Node(1))), nodes: 2, live: 2 });
+        assert_eq!((both(), placement.live(), placement.count()), ([Some(Node(1)), Some(Node(0))], 2, 2));
+        placement.set_owners(Owners { slots: all(None), homes: all(Some(Node(1))), nodes: 2, live: 2 });
+        assert_eq!(both(), [Some(Node(1)), None]);
+    }
+
+    #[test]
+    fn no_node_takes_no_more_room_than_a_node() {
+        assert_eq!(size_of::<Option<Node>>(), 4);
     }
 
     #[test]
@@ -229,7 +249,7 @@ mod tests {
         };
         let (three, four) = (spread(3), spread(4));
         let moved: Vec<_> = three.iter().zip(&four).filter(|(before, after)| before != after).collect();
-        assert!(moved.iter().all(|(_, after)| **after == Node(3)));
+        assert!(moved.iter().all(|(_, after)| **after == Some(Node(3))));
         assert!((2_000..2_500).contains(&moved.len()), "{}", moved.len());
     }
 }

@@ -16,9 +16,9 @@ use crate::placement::{Moved, Node};
 /// What a worker asks of its broker. Requests take effect in the order of the calls.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// To subscribe a channel; [`Report::Subscribed`] or [`Report::Refused`] follows, and again after each
+    /// To subscribe a channel, at the latest when the channel has a node ([`Request::Move`]); [`Report::Subscribed`] or [`Report::Refused`] follows, and again after each
     /// [`Report::Lost`] or [`Report::Dropped`].
-    Subscribe { node: Node, channel: Channel },
+    Subscribe { node: Option<Node>, channel: Channel },
     /// To unsubscribe a channel that was confirmed.
     Unsubscribe { node: Node, channel: Channel },
     /// To move channels to other nodes: the answer to [`Report::Placed`].

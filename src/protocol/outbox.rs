@@ -28,6 +28,8 @@ pub(crate) struct Outbox {
     placement: Placement,
     /// One for each node, so that a node that is away does not hold up the others.
     queues: PerNode<Turns>,
+    /// Messages on channels that have no node now; no broker takes them before they have one.
+    unplaced: Turns,
     /// Bytes that may wait for all nodes together.
     max_bytes: usize,
     /// Sessions whose clients were told that their messages are lost: messages that the broker gives back are dropped.
@@ -43,35 +45,51 @@ impl Outbox {
     /// Queues for about `max_bytes` in all.
     pub(crate) fn new(max_bytes: usize, placement: Placement) -> Self {
         let queues = PerNode::new(placement.count(), |_| Turns::default());
-        Self { placement, queues, max_bytes, abandoned: HashSet::new(), in_flight: 0, dropped: 0 }
+        Self {
+            placement,
+            queues,
+            unplaced: Turns::default(),
+            max_bytes,
+            abandoned: HashSet::new(),
+            in_flight: 0,
+            dropped: 0,
+        }
     }
 
-    /// The node that messages on `channel` wait for.
-    pub(crate) fn node_of(&self, channel: &Channel) -> Node {
+    /// The node that messages on `channel` wait for; `None` while they wait for a node to be known.
+    pub(crate) fn node_of(&self, channel: &Channel) -> Option<Node> {
         self.placement.node_of(channel)
     }
 
-    fn bytes(&self, node: Node) -> usize {
-        self.queues.at(node).bytes()
+    fn queues(&self) -> impl Iterator<Item = &Turns> {
+        [&self.unplaced].into_iter().chain(self.queues.iter())
     }
 
-    /// Bytes that may wait for one node.
+    fn queues_mut(&mut self) -> impl Iterator<Item = &mut Turns> {
+        [&mut self.unplaced].into_iter().chain(self.queues.iter_mut().map(|(_, queue)| queue))
+    }
+
+    fn bytes(&self, node: Option<Node>) -> usize {
+        node.map_or(&self.unplaced, |node| self.queues.at(node)).bytes()
+    }
+
+    /// Bytes that may wait for one node, or without one.
     fn share(&self) -> usize {
         (self.max_bytes / self.placement.live()).max(1)
     }
 
     /// The bytes that one session may have waiting for `node` now.
-    pub(crate) fn allowance(&self, node: Node) -> usize {
+    pub(crate) fn allowance(&self, node: Option<Node>) -> usize {
         self.share().saturating_sub(self.bytes(node)) / SHARE_OF_FREE
     }
 
     /// Whether clients whose messages go to `node` should not be read for now.
-    pub(crate) fn is_full(&self, node: Node) -> bool {
+    pub(crate) fn is_full(&self, node: Option<Node>) -> bool {
         self.bytes(node) >= self.share()
     }
 
     /// Whether those clients can be read again: half of the room is free.
-    pub(crate) fn has_room(&self, node: Node) -> bool {
+    pub(crate) fn has_room(&self, node: Option<Node>) -> bool {
         self.bytes(node) <= self.share() / 2
     }
 
@@ -93,12 +111,12 @@ impl Outbox {
 
     /// The waiting messages, those of one client in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &ClientMessage> {
-        self.queues.iter().flat_map(Turns::iter)
+        self.queues().flat_map(Turns::iter)
     }
 
     /// Adds `time`, in which no message could be taken, to the deadline of each message.
     pub(crate) fn extend_deadlines(&mut self, time: Millis) {
-        self.queues.iter_mut().flat_map(|(_, queue)| queue.iter_mut()).for_each(|message| message.since += time);
+        self.queues_mut().flat_map(Turns::iter_mut).for_each(|message| message.since += time);
     }
 
     /// The number of messages that wait or that the broker has not answered for.
@@ -108,7 +126,7 @@ impl Outbox {
 
     /// The number of waiting messages.
     pub(crate) fn waiting(&self) -> usize {
-        self.queues.iter().map(Turns::len).sum()
+        self.queues().map(Turns::len).sum()
     }
 
     /// The number of messages dropped since the last call.
@@ -136,14 +154,17 @@ impl Outbox {
     fn queue_of(&mut self, message: &ClientMessage) -> &mut Turns {
         // The placement is shared, and may know a node before follow_placement.
         self.queues.grow(self.placement.count(), |_| Turns::default());
-        self.queues.at_mut(self.placement.node_of(&message.channel))
+        match self.placement.node_of(&message.channel) {
+            Some(node) => self.queues.at_mut(node),
+            None => &mut self.unplaced,
+        }
     }
 
     /// Moves messages to the nodes that their channels have now.
     pub(crate) fn follow_placement(&mut self) {
         self.queues.grow(self.placement.count(), |_| Turns::default());
         let mut messages = Vec::new();
-        for (_, queue) in self.queues.iter_mut() {
+        for queue in self.queues_mut() {
             messages.extend(std::iter::from_fn(|| queue.pop()));
         }
         // All messages of a channel were in one queue, and the stable sort keeps their order.
@@ -153,7 +174,7 @@ impl Outbox {
 
     /// Drops the messages of `session` that wait or come back from the broker.
     pub(crate) fn abandon(&mut self, session: SessionKey) {
-        self.dropped += self.queues.iter_mut().map(|(_, queue)| queue.remove(session)).sum::<usize>() as u64;
+        self.dropped += self.queues_mut().map(|queue| queue.remove(session)).sum::<usize>() as u64;
         if self.in_flight > 0 {
             self.abandoned.insert(session);
         }
@@ -183,7 +204,7 @@ impl Outbox {
     /// Drops the messages that have waited since before `since`. Returns the session of each message; the session may
     /// be gone. Its other messages may have moved all the time, but too slowly.
     pub(crate) fn expire(&mut self, since: Millis) -> Vec<SessionKey> {
-        let expired: Vec<_> = self.queues.iter_mut().flat_map(|(_, queue)| queue.expire(since)).collect();
+        let expired: Vec<_> = self.queues_mut().flat_map(|queue| queue.expire(since)).collect();
         let mut lost = Vec::new();
         for message in expired {
             match message.origin {
@@ -198,7 +219,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::placement::{NOWHERE, Owners, SLOTS};
+    use crate::placement::{Owners, SLOTS};
     use bytes::Bytes;
 
     const NODE: Node = Node(0);
@@ -221,12 +242,12 @@ mod tests {
         let one = message(1, b"a").cost();
         let mut queue = Outbox::new(2 * one, Placement::over(1));
         queue.push(message(1, b"a"));
-        assert!(!queue.is_full(NODE));
+        assert!(!queue.is_full(Some(NODE)));
         queue.push(message(2, b"b"));
-        assert!(queue.is_full(NODE));
+        assert!(queue.is_full(Some(NODE)));
         assert_eq!(payloads(&queue.take(NODE, 1)), [b"a"]);
         assert_eq!(payloads(&queue.take(NODE, usize::MAX)), [b"b"]);
-        assert_eq!(queue.bytes(NODE), 0);
+        assert_eq!(queue.bytes(Some(NODE)), 0);
     }
 
     #[test]
@@ -258,29 +279,56 @@ mod tests {
     fn a_message_that_the_broker_gives_back_is_first_again_and_moves_with_its_channel() {
         let placement = Placement::in_cluster(Vec::new());
         let mut queue = Outbox::new(1_000, placement.clone());
+        let place_at = |node, nodes| {
+            let homes = vec![node; SLOTS.into()];
+            placement.set_owners(Owners { slots: Vec::new(), homes, nodes, live: 1 });
+        };
+        place_at(Some(Node(0)), 1);
         for payload in [b"a", b"b", b"c"] {
             queue.push(message(1, payload));
         }
-        let taken = queue.take(NOWHERE, 2 * message(1, b"a").cost());
+        let taken = queue.take(Node(0), 2 * message(1, b"a").cost());
         assert_eq!((payloads(&taken), queue.unsettled()), (vec![&b"a"[..], b"b"], 3));
         queue.take_back(taken);
         assert_eq!((queue.waiting(), queue.unsettled()), (3, 3));
-        let homes = vec![Node(1); SLOTS.into()];
-        placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 2, live: 1 });
+        place_at(Some(Node(1)), 2);
         queue.push(message(2, b"d"));
         queue.abandon(SessionKey { index: 2, generation: 0 });
         queue.follow_placement();
-        assert_eq!(queue.bytes(NOWHERE), 0);
+        assert_eq!(queue.bytes(Some(Node(0))), 0);
         assert_eq!(payloads(&queue.take(Node(1), usize::MAX)), [b"a", b"b", b"c"]);
+    }
+
+    #[test]
+    fn a_message_on_a_channel_without_a_node_waits_within_the_bounds_and_leaves_when_the_channel_has_one() {
+        let one = message(1, b"a").cost();
+        let placement = Placement::in_cluster(Vec::new());
+        let mut queue = Outbox::new(2 * one, placement.clone());
+        assert!(queue.node_of(&Channel::from_static(b"")).is_none() && queue.has_room(None));
+        queue.push(at(1, 1, b"a"));
+        queue.push(at(2, 2, b"b"));
+        assert!(queue.is_full(None) && !queue.is_empty() && queue.allowance(None) == 0);
+        assert_eq!((queue.iter().count(), queue.unsettled()), (2, 2));
+        assert_eq!(queue.expire(2), [SessionKey { index: 1, generation: 0 }]);
+        let homes = vec![Some(Node(0)); SLOTS.into()];
+        placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 1, live: 1 });
+        // A message behind the change of the placement does not overtake the one before it.
+        queue.follow_placement();
+        queue.push(at(3, 2, b"c"));
+        assert_eq!((queue.bytes(None), payloads(&queue.take(Node(0), usize::MAX))), (0, vec![&b"b"[..], b"c"]));
+        let homes = vec![None; SLOTS.into()];
+        placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 1, live: 1 });
+        queue.take_back(vec![at(2, 2, b"b")]);
+        assert_eq!((queue.bytes(Some(Node(0))), queue.bytes(None)), (0, one));
     }
 
     #[test]
     fn a_long_name_is_counted_with_each_message() {
         let mut queue = Outbox::new(10_000, Placement::over(1));
         queue.push(ClientMessage { channel: Channel::from(vec![b'n'; 9_900]), ..message(1, b"") });
-        assert!(queue.is_full(NODE));
+        assert!(queue.is_full(Some(NODE)));
         assert_eq!(queue.take(NODE, 1).len(), 1);
-        assert!(!queue.is_full(NODE));
+        assert!(!queue.is_full(Some(NODE)));
     }
 
     #[test]
@@ -290,13 +338,13 @@ mod tests {
         let mut waiting = [0; 300];
         for session in (0..300).cycle().take(100_000) {
             let waiting: &mut usize = &mut waiting[session];
-            if *waiting < queue.allowance(NODE) {
+            if *waiting < queue.allowance(Some(NODE)) {
                 let message = message(u32::try_from(session).unwrap(), b"");
                 *waiting += message.cost();
                 queue.push(message);
             }
         }
-        assert!(!queue.is_full(NODE));
-        assert!(queue.allowance(NODE) > 0, "{} of {MAX} bytes are taken", queue.bytes(NODE));
+        assert!(!queue.is_full(Some(NODE)));
+        assert!(queue.allowance(Some(NODE)) > 0, "{} of {MAX} bytes are taken", queue.bytes(Some(NODE)));
     }
 }

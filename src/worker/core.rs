@@ -46,8 +46,10 @@ pub(super) struct Core {
     again: Vec<SessionKey>,
     /// By node: sessions that are not read until the node's messages have room, the longest held first.
     held: PerNode<Vec<SessionKey>>,
+    /// The same for messages on channels without a node.
+    held_unplaced: Vec<SessionKey>,
     /// Channels for which the broker is to be asked.
-    pub(super) wanted: Vec<(Node, Channel)>,
+    pub(super) wanted: Vec<(Option<Node>, Channel)>,
     /// Subscribed sessions that wait for their 101.
     pub(super) upgrades: Vec<SessionKey>,
     /// Channels of sessions that will be adopted, and the senders that await the confirmations.
@@ -66,6 +68,7 @@ impl Core {
         Self {
             slots: Slots::default(),
             held: PerNode::new(placement.count(), |_| Vec::new()),
+            held_unplaced: Vec::new(),
             hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone()),
             wheel: Wheel::new(clock::START),
             outbox: Outbox::new(config.limits.max_unpublished_bytes, placement.clone()),
@@ -113,7 +116,7 @@ impl Core {
     }
 
     /// The channels that the broker has to be asked for.
-    pub(super) fn take_wanted(&mut self) -> Vec<(Node, Channel)> {
+    pub(super) fn take_wanted(&mut self) -> Vec<(Option<Node>, Channel)> {
         std::mem::take(&mut self.wanted)
     }
 
@@ -161,7 +164,8 @@ impl Core {
     /// Channels have moved to other nodes; returns those to subscribe there.
     pub(super) fn follow_placement(&mut self) -> Vec<Moved> {
         // The messages of a held session may go to another node now.
-        let held = self.held.iter_mut().flat_map(|(_, held)| std::mem::take(held)).collect();
+        let held = self.held.iter_mut().map(|(_, held)| held).chain([&mut self.held_unplaced]);
+        let held = held.flat_map(std::mem::take).collect();
         self.release(held);
         self.held.grow(self.placement.count(), |_| Vec::new());
         self.outbox.follow_placement();
@@ -270,7 +274,8 @@ impl Core {
         if slot.session.is_open() && self.outbox.is_full(node) {
             slot.session.pause();
             if !std::mem::replace(&mut slot.is_held, true) {
-                self.held.at_mut(node).push(key);
+                let held = node.map_or(&mut self.held_unplaced, |node| self.held.at_mut(node));
+                held.push(key);
             }
             return Action::Stay;
         }
@@ -305,7 +310,8 @@ impl Core {
     /// Reads held sessions again when there is room.
     pub(super) fn release_held(&mut self) {
         let outbox = &self.outbox;
-        let with_room = self.held.iter_mut().filter(|(node, _)| outbox.has_room(*node));
+        let held = self.held.iter_mut().map(|(node, held)| (Some(node), held)).chain([(None, &mut self.held_unplaced)]);
+        let with_room = held.filter(|(node, _)| outbox.has_room(*node));
         let released: Vec<_> = with_room.flat_map(|(_, held)| std::mem::take(held)).collect();
         self.release(released);
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use fastrand::Rng;
 
-use super::{each_seed, one_of};
+use super::{each_seed, one_of, some_owners};
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey, SubscriberId};
@@ -28,7 +28,7 @@ const PACED: usize = 25;
 /// A channel as the model knows it.
 #[derive(Debug, Default)]
 struct Entry {
-    node: usize,
+    node: Option<Node>,
     is_asked: bool,
     is_confirmed: bool,
     missed_by: Option<Generation>,
@@ -126,12 +126,14 @@ impl<'a> Run<'a> {
     }
 
     fn entry(&mut self, channel: &Channel) -> &mut Entry {
-        let node = self.placement.node_of(channel).0;
+        let node = self.placement.node_of(channel);
         self.entries.entry(channel.clone()).or_insert_with(|| Entry { node, ..Entry::default() })
     }
 
-    fn any_node(&mut self) -> Node {
-        Node(self.rng.usize(..self.placement.count()))
+    /// None while the cluster's nodes are not known.
+    fn any_node(&mut self) -> Option<Node> {
+        let nodes: Vec<_> = self.placement.nodes().collect();
+        one_of(self.rng, &nodes)
     }
 
     fn step(&mut self) {
@@ -172,7 +174,7 @@ impl<'a> Run<'a> {
             let joined = self.hub.join(&channel, ENCODINGS[encoding], key);
             let entry = self.entry(&channel);
             assert_eq!(joined.is_first, !entry.is_asked, "asked for once");
-            assert_eq!((joined.is_confirmed, joined.node.0), (entry.is_confirmed, entry.node));
+            assert_eq!((joined.is_confirmed, joined.node), (entry.is_confirmed, entry.node));
             assert_eq!(joined.channel, channel);
             entry.is_asked = true;
             entry.given_up_at = None;
@@ -204,7 +206,7 @@ impl<'a> Run<'a> {
         let reserved = self.hub.reserve(&channel);
         let entry = self.entry(&channel);
         assert_eq!(reserved.is_first, !entry.is_asked);
-        assert_eq!((reserved.is_confirmed, reserved.node.0), (entry.is_confirmed, entry.node));
+        assert_eq!((reserved.is_confirmed, reserved.node), (entry.is_confirmed, entry.node));
         entry.is_asked = true;
         entry.reserved += 1;
         entry.given_up_at = None;
@@ -226,11 +228,11 @@ impl<'a> Run<'a> {
     fn confirm(&mut self) {
         let channel = self.channel();
         // Mostly where it is wanted.
-        let stray = self.any_node();
-        let node = self.entries.get(&channel).map_or(stray, |entry| Node(entry.node));
+        let Some(stray) = self.any_node() else { return };
+        let node = self.entries.get(&channel).and_then(|entry| entry.node).unwrap_or(stray);
         let node = if self.rng.u8(..8) == 0 { stray } else { node };
         let told = self.hub.confirm(node, &channel);
-        let expected = self.entries.get_mut(&channel).filter(|entry| entry.node == node.0).map(|entry| {
+        let expected = self.entries.get_mut(&channel).filter(|entry| entry.node == Some(node)).map(|entry| {
             entry.is_confirmed = true;
             std::mem::take(&mut entry.awaiting)
         });
@@ -251,24 +253,26 @@ impl<'a> Run<'a> {
     }
 
     fn lose(&mut self) {
-        let (node, newest) = (self.any_node(), self.generation);
+        let Some(node) = self.any_node() else { return };
+        let newest = self.generation;
         let lost = self.hub.unconfirm_all(node, newest);
-        let at = self.entries.values_mut().filter(|entry| entry.node == node.0);
+        let at = self.entries.values_mut().filter(|entry| entry.node == Some(node));
         assert_eq!(lost, at.map(|entry| usize::from(entry.unconfirm(newest))).sum::<usize>());
     }
 
     fn lose_one(&mut self) {
-        let (node, channel, newest) = (self.any_node(), self.channel(), self.generation);
+        let Some(node) = self.any_node() else { return };
+        let (channel, newest) = (self.channel(), self.generation);
         let was_confirmed = self.hub.unconfirm(node, &channel, newest);
-        let entry = self.entries.get_mut(&channel).filter(|entry| entry.node == node.0);
+        let entry = self.entries.get_mut(&channel).filter(|entry| entry.node == Some(node));
         assert_eq!(was_confirmed, entry.is_some_and(|entry| entry.unconfirm(newest)));
     }
 
     fn take_missed(&mut self) {
-        let node = self.any_node();
+        let Some(node) = self.any_node() else { return };
         let (channels, mut missed) = self.hub.take_missed(node);
         let (mut expected_channels, mut expected) = (0, Vec::new());
-        for entry in self.entries.values_mut().filter(|entry| entry.node == node.0) {
+        for entry in self.entries.values_mut().filter(|entry| entry.node == Some(node)) {
             let Some(newest) = entry.missed_by.take() else { continue };
             expected_channels += 1;
             expected.extend(entry.members.iter().map(|(_, key, _)| (*key, newest)));
@@ -281,18 +285,17 @@ impl<'a> Run<'a> {
     fn follow(&mut self) {
         if self.is_cluster {
             let nodes = self.rng.usize(self.placement.count()..=NODES);
-            let some: Vec<_> = std::iter::repeat_with(|| Node(self.rng.usize(..nodes))).take(16).collect();
-            let slots = some.into_iter().cycle().take(SLOTS.into()).collect();
-            self.placement.set_owners(Owners { slots, homes: vec![Node(0); SLOTS.into()], nodes, live: nodes });
+            let slots = some_owners(self.rng, nodes);
+            self.placement.set_owners(Owners { slots, homes: vec![None; SLOTS.into()], nodes, live: nodes });
         }
         let newest = self.generation;
         let mut moved = self.hub.follow_placement(newest);
         let mut expected = Vec::new();
         for (channel, entry) in &mut self.entries {
-            let (from, to) = (Node(entry.node), self.placement.node_of(channel));
+            let (from, to) = (entry.node, self.placement.node_of(channel));
             if from != to {
                 entry.unconfirm(newest);
-                entry.node = to.0;
+                entry.node = to;
                 if entry.is_asked {
                     expected.push(Moved { channel: channel.clone(), from, to, was_heard: entry.missed_by.is_some() });
                 }
@@ -305,7 +308,7 @@ impl<'a> Run<'a> {
     fn expire(&mut self) {
         self.now += self.rng.u64(..2_000);
         let mut gone = BTreeSet::new();
-        self.hub.expire(self.now, |node, channel| assert!(gone.insert((node.0, channel))));
+        self.hub.expire(self.now, |node, channel| assert!(gone.insert((Some(node), channel))));
         let (now, linger) = (self.now, self.linger);
         let mut expected = BTreeSet::new();
         self.entries.retain(|channel, entry| {
@@ -391,9 +394,10 @@ impl<'a> Run<'a> {
         in_use.sort_unstable();
         let used = self.entries.iter().filter(|(_, entry)| entry.is_used()).map(|(channel, _)| channel.clone());
         assert_eq!(in_use, used.collect::<Vec<_>>());
-        for node in 0..self.placement.count() {
-            let confirmed = self.entries.values().filter(|entry| entry.node == node && entry.is_confirmed).count();
-            assert_eq!(self.hub.confirmed(Node(node)), confirmed, "channels confirmed at node {node}");
+        for node in self.placement.nodes() {
+            let at = self.entries.values().filter(|entry| entry.node == Some(node));
+            let confirmed = at.filter(|entry| entry.is_confirmed).count();
+            assert_eq!(self.hub.confirmed(node), confirmed, "channels confirmed at {node:?}");
         }
         for (channel, entry) in &self.entries {
             assert_eq!(self.hub.is_confirmed(channel), entry.is_confirmed);

@@ -9,6 +9,8 @@ mod outbox;
 
 use fastrand::Rng;
 
+use crate::placement::{Node, SLOTS};
+
 /// Seeds of a default run. Chosen: both models together take a second or two in a debug build.
 const SEEDS: u64 = 1_000;
 
@@ -39,4 +41,11 @@ fn each_seed(mut run: impl FnMut(&mut Rng)) {
 /// One of several.
 fn one_of<T: Clone>(rng: &mut Rng, all: &[T]) -> Option<T> {
     (!all.is_empty()).then(|| all[rng.usize(..all.len())].clone())
+}
+
+/// Owners of all slots among so many nodes; some slots have none.
+fn some_owners(rng: &mut Rng, nodes: usize) -> Vec<Option<Node>> {
+    let one = |rng: &mut Rng| rng.usize(..=nodes).checked_sub(1).map(Node::at);
+    let some: Vec<_> = (0..16).map(|_| one(rng)).collect();
+    some.into_iter().cycle().take(SLOTS.into()).collect()
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::sync::oneshot;
 
-use super::{each_seed, one_of};
+use super::{each_seed, one_of, some_owners};
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::SessionKey;
@@ -44,7 +44,7 @@ struct Run<'a> {
     max_bytes: usize,
     live: usize,
     /// What waits, by source and node, the oldest first.
-    waiting: BTreeMap<(Option<SessionKey>, usize), VecDeque<Message>>,
+    waiting: BTreeMap<(Option<SessionKey>, Option<Node>), VecDeque<Message>>,
     /// Messages that were taken, by batch.
     in_flight: Vec<Vec<(Message, ClientMessage)>>,
     abandoned: BTreeSet<SessionKey>,
@@ -58,7 +58,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(rng: &'a mut Rng) -> Self {
         let is_cluster = rng.bool();
-        let nodes = if is_cluster { 1 } else { rng.usize(1..NODES) };
+        let nodes = if is_cluster { 0 } else { rng.usize(1..NODES) };
         let placement =
             if is_cluster { Placement::in_cluster(vec![PREFIX.to_owned()]) } else { Placement::over(nodes) };
         let max_bytes = rng.usize(1_000..100_000);
@@ -125,16 +125,18 @@ impl<'a> Run<'a> {
         );
         let since = self.now;
         let message = ClientMessage { channel: channel.clone(), payload: Bytes::from(payload), origin, since };
-        let node = self.outbox.node_of(&channel).0;
+        let node = self.outbox.node_of(&channel);
         let model = Message { id: self.next, session, channel, cost: message.cost(), since };
         self.outbox.push(message);
         self.waiting.entry((session, node)).or_default().push_back(model);
     }
 
     fn take(&mut self) {
-        let node = self.rng.usize(..self.placement.count());
+        let nodes: Vec<_> = self.placement.nodes().collect();
+        let Some(node) = one_of(self.rng, &nodes) else { return };
         let max_bytes = self.rng.usize(1..20_000);
-        let taken = self.outbox.take(Node(node), max_bytes);
+        let taken = self.outbox.take(node, max_bytes);
+        let node = Some(node);
         let (mut bytes, mut batch) = (0, Vec::new());
         let mut served: BTreeMap<Option<SessionKey>, usize> = BTreeMap::new();
         let all: Vec<_> = self.waiting.keys().filter(|(_, at)| *at == node).map(|(source, _)| *source).collect();
@@ -189,7 +191,7 @@ impl<'a> Run<'a> {
                 self.dropped += 1;
                 continue;
             }
-            let node = self.placement.node_of(&model.channel).0;
+            let node = self.placement.node_of(&model.channel);
             self.waiting.entry((model.session, node)).or_default().push_front(model);
         }
         if self.in_flight.is_empty() {
@@ -242,16 +244,15 @@ impl<'a> Run<'a> {
     fn follow(&mut self) {
         if self.is_cluster {
             let nodes = self.rng.usize(self.placement.count()..=NODES);
-            let some: Vec<_> = std::iter::repeat_with(|| Node(self.rng.usize(..nodes))).take(16).collect();
-            let slots = some.into_iter().cycle().take(SLOTS.into()).collect();
-            self.live = self.rng.usize(1..=nodes);
-            self.placement.set_owners(Owners { slots, homes: vec![Node(0); SLOTS.into()], nodes, live: self.live });
+            let slots = some_owners(self.rng, nodes);
+            self.live = self.rng.usize(..=nodes);
+            self.placement.set_owners(Owners { slots, homes: vec![None; SLOTS.into()], nodes, live: self.live });
         }
         self.outbox.follow_placement();
         let mut all: Vec<_> = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         all.sort_by_key(|message| message.since);
         for message in all {
-            let node = self.placement.node_of(&message.channel).0;
+            let node = self.placement.node_of(&message.channel);
             self.waiting.entry((message.session, node)).or_default().push_back(message);
         }
     }
@@ -264,10 +265,9 @@ impl<'a> Run<'a> {
         assert_eq!(self.outbox.iter().count(), waiting);
         assert_eq!(self.outbox.take_dropped(), std::mem::take(&mut self.dropped));
         let share = (self.max_bytes / self.live.max(1)).max(1);
-        for node in 0..self.placement.count() {
+        for node in self.placement.nodes().map(Some).chain([None]) {
             let at = self.waiting.iter().filter(|((_, at), _)| *at == node);
             let bytes: usize = at.flat_map(|(_, line)| line).map(|message| message.cost).sum();
-            let node = Node(node);
             assert_eq!(self.outbox.allowance(node), share.saturating_sub(bytes) / SHARE_OF_FREE);
             assert_eq!((self.outbox.is_full(node), self.outbox.has_room(node)), (bytes >= share, bytes <= share / 2));
         }

@@ -102,10 +102,6 @@ impl Cluster {
         self.seeds.len().max(LIKELY_MASTERS)
     }
 
-    pub(super) fn settings(&self) -> &Arc<Settings> {
-        &self.settings
-    }
-
     /// The nodes of the channels that are not sharded, each with a range of slots.
     pub(crate) fn homes(&self) -> Vec<Home> {
         let topology = self.topology.borrow();

@@ -2,7 +2,7 @@
 //! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` has their
 //! sockets, `redis_broker.rs` is what a worker polls.
 //!
-//! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `role`, `channel_table`, `health`; `node_state`,
+//! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `role`, `channel_table`, `health`; `node_state`, `unplaced`,
 //! `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect` make a stream; `cluster`
 //! knows where the nodes are. The only room that names the redis crate. May not enter: sessions.
 
@@ -15,6 +15,7 @@ mod credential;
 mod deployment;
 mod dial;
 pub(crate) mod error;
+mod following;
 mod greeting;
 pub(crate) mod health;
 mod known_node;
@@ -36,6 +37,7 @@ pub(crate) mod subscriber;
 mod subscribing_link;
 mod tls;
 pub(crate) mod transport;
+mod unplaced;
 mod wrong_port;
 
 pub(crate) use self::cluster::Home;

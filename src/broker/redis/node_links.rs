@@ -91,21 +91,15 @@ enum Progress {
 }
 
 impl NodeLinks {
-    /// Links to a node, none of them made yet; no link is ever made where channels of a cluster are whose slot has no
-    /// owner.
+    /// Links to a node, none of them made yet.
     pub(super) fn new(node: Node, known_node: KnownNode, placement: Placement, now: Instant) -> Self {
         let node = NodeState::new(node, known_node.settings.terms(), known_node.health.clone(), placement, now);
         let delay = node.terms.max_reconnect_delay;
-        let (subscriber, publisher) = if node.is_nowhere() {
-            (Subscriber::closed(now), Publisher::closed(now))
-        } else {
-            (Subscriber::new(delay, now), Publisher::new(delay, now))
-        };
         Self {
             known_node,
             node,
-            subscriber,
-            publisher,
+            subscriber: Subscriber::new(delay, now),
+            publisher: Publisher::new(delay, now),
             life: Life::Kept,
             subscriber_stream: SubscriberStream::None,
             publisher_stream: PublisherStream::None,
@@ -117,7 +111,7 @@ impl NodeLinks {
 
     /// Whether links are made and kept.
     pub(super) fn is_in_use(&self) -> bool {
-        self.life == Life::Kept && !self.node.is_nowhere()
+        self.life == Life::Kept
     }
 
     /// The node is no part of the cluster any more.

@@ -17,7 +17,7 @@ use super::role::{Rank, RoleWatch};
 use super::transport::HostPort;
 use crate::broker::event::{Gap, Report};
 use crate::channel::Channel;
-use crate::placement::{NOWHERE, Node, Placement};
+use crate::placement::{Node, Placement};
 
 /// A handshake is refused at once when the link has been away, or has owed an answer, for
 /// this long; before, it waits. Chosen: a lost connection is back within it, a lost or
@@ -133,11 +133,6 @@ impl NodeState {
         }
     }
 
-    /// Whether this is where channels of a cluster are whose slot has no owner.
-    pub(crate) fn is_nowhere(&self) -> bool {
-        self.terms.is_in_cluster && self.id == NOWHERE
-    }
-
     pub(crate) fn is_incomplete(&self) -> bool {
         self.incomplete_since.is_some()
     }
@@ -170,9 +165,6 @@ impl NodeState {
 
     /// Until when channels were certainly heard here that were here until `placed`.
     pub(crate) fn heard_until(&self, placed: Instant) -> Instant {
-        if self.is_nowhere() {
-            return self.lost_since.unwrap_or(placed);
-        }
         self.lost_since.unwrap_or(placed).min(placed).min(self.probe.heard_at())
     }
 
@@ -230,7 +222,7 @@ impl NodeState {
     /// Whether the link has not been without subscriptions, or without an answer since `unanswered_since`, for long.
     pub(crate) fn is_reachable(&self, unanswered_since: Option<Instant>, now: Instant) -> bool {
         let trouble = [self.incomplete_since, unanswered_since];
-        trouble.into_iter().flatten().all(|since| now.saturating_duration_since(since) < BLIP)
+        trouble.into_iter().flatten().all(|since| is_blip(since, now))
     }
 
     /// What is wrong with the links of all workers to this node, or with this worker's channels there.
@@ -258,4 +250,9 @@ impl NodeState {
         }
         channels.into_iter().partition(|channel| self.placement.is_sharded(channel))
     }
+}
+
+/// Whether trouble since `since` may be over soon.
+pub(super) fn is_blip(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < BLIP
 }

@@ -47,7 +47,7 @@ pub(crate) struct Publisher {
 enum LinkState {
     Down(Down),
     Up(Box<PublishingLink>),
-    /// No link is made any more, or none ever was.
+    /// No link is made any more.
     Closed,
 }
 
@@ -57,11 +57,6 @@ impl Publisher {
         let backoff = Backoff::new(max_reconnect_delay);
         let state = LinkState::Down(Down::Waiting { until: now });
         Self { state, backoff, has_messages: false, batches: 0, wake_at: None }
-    }
-
-    /// One that is never made.
-    pub(crate) fn closed(now: Instant) -> Self {
-        Self { state: LinkState::Closed, ..Self::new(Duration::ZERO, now) }
     }
 
     /// Messages wait in the outbox.

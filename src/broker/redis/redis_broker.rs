@@ -9,20 +9,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::cluster::{Cluster, Topology};
+use super::cluster::Topology;
 use super::deployment::{Deployment, Kind};
+use super::following::Following;
 use super::known_node::KnownNode;
 use super::marker::{Marker, Progress};
 use super::node_links::{Life, NodeLinks, Step};
-use super::node_state::NEWS;
 use crate::broker::event::{Event, Marking, Report, Request};
 use crate::broker::seal::Seal;
 use crate::channel::Channel;
 use crate::message::ClientMessage;
-use crate::placement::{Moved, NOWHERE, Node, Owners, Placement};
+use crate::placement::{Moved, Node, Owners, Placement};
 
 /// A worker's links to all nodes.
 pub(crate) struct RedisBroker {
@@ -40,21 +39,6 @@ pub(crate) struct RedisBroker {
     now: Instant,
 }
 
-/// A cluster's topology that is followed.
-struct Following {
-    cluster: Arc<Cluster>,
-    /// Asks the cluster, if this worker does it for all.
-    watching: Pin<Box<dyn Future<Output = ()>>>,
-    /// The next topology.
-    next: NextTopology,
-    version: u64,
-    followed_at: Instant,
-    /// Until when the topology before it certainly held.
-    old_until: Instant,
-}
-
-type NextTopology = Pin<Box<dyn Future<Output = watch::Receiver<Arc<Topology>>>>>;
-
 /// The messages of a node wait for a batch at another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Behind {
@@ -71,16 +55,12 @@ impl fmt::Debug for RedisBroker {
 }
 
 impl RedisBroker {
-    /// Links to all nodes, none of them made yet.
+    /// Links to all nodes, none of them made yet. The nodes of a cluster are not known yet.
     pub(crate) fn new(deployment: &Deployment, placement: Placement) -> Self {
         let now = Instant::now();
         let (known_nodes, following): (Arc<[KnownNode]>, _) = match deployment.kind() {
             Kind::Independent(known_nodes) => (known_nodes.clone(), None),
-            Kind::Cluster(cluster) => {
-                // Of NOWHERE, where there are no workers with links.
-                let nowhere = KnownNode::new(cluster.settings().clone(), 0);
-                ([nowhere].into(), Some(Following::new(cluster.clone(), now)))
-            }
+            Kind::Cluster(cluster) => (Arc::default(), Some(Following::new(cluster.clone(), now))),
         };
         let links =
             |(node, known_node): (Node, &KnownNode)| NodeLinks::new(node, known_node.clone(), placement.clone(), now);
@@ -88,20 +68,24 @@ impl RedisBroker {
         Self { placement, links, following, behind: Vec::new(), at: 0, is_idle: true, timer: None, now }
     }
 
-    fn links(&self, Node(node): Node) -> &NodeLinks {
-        self.links.get(node).expect("a placement is over these")
+    fn links(&self, node: Node) -> &NodeLinks {
+        self.links.get(node.index()).expect("a placement is over these")
     }
 
-    fn links_mut(&mut self, Node(node): Node) -> &mut NodeLinks {
-        self.links.get_mut(node).expect("a placement is over these")
+    fn links_mut(&mut self, node: Node) -> &mut NodeLinks {
+        at_mut(&mut self.links, node)
     }
 
     pub(crate) fn request(&mut self, request: Request) {
         let now = Instant::now();
         match request {
-            Request::Subscribe { node, channel } => {
+            Request::Subscribe { node: Some(node), channel } => {
                 let NodeLinks { subscriber, node, .. } = self.links_mut(node);
                 subscriber.subscribe(node, channel);
+            }
+            Request::Subscribe { node: None, channel } => {
+                let following = self.following.as_mut().expect("only in a cluster is a channel without a node");
+                following.unplaced.subscribe(channel);
             }
             Request::Unsubscribe { node, channel } => {
                 let NodeLinks { subscriber, node, .. } = self.links_mut(node);
@@ -120,7 +104,10 @@ impl RedisBroker {
                     subscriber.release(node, now);
                 }
             }
-            Request::LoseSince(since) => self.links.iter_mut().for_each(|links| links.node.lost(since)),
+            Request::LoseSince(since) => {
+                self.links.iter_mut().for_each(|links| links.node.lost(since));
+                self.following.iter_mut().for_each(|following| following.unplaced.lost(since));
+            }
         }
         // Links that were polled before may have something to do.
         self.at = 0;
@@ -203,7 +190,7 @@ impl RedisBroker {
     /// Forgets the batches that were answered for; says whether there were any.
     fn forget_behind(&mut self) -> bool {
         let before = self.behind.len();
-        let batch = |Node(node): Node| self.links.get(node).and_then(|links| links.publisher.batch());
+        let batch = |node: Node| self.links.get(node.index()).and_then(|links| links.publisher.batch());
         self.behind.retain(|behind| batch(behind.other) == Some(behind.batch));
         let has_changed = self.behind.len() < before;
         if has_changed {
@@ -225,28 +212,28 @@ impl RedisBroker {
     /// Follows the next topology, if there is one.
     fn poll_topology(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(following) = &mut self.following else { return false };
-        let watched = following.watching.as_mut().poll(cx);
-        debug_assert!(watched.is_pending(), "a cluster is watched for ever");
-        let Poll::Ready(mut topology) = following.next.as_mut().poll(cx) else { return false };
-        let now = topology.borrow_and_update().clone();
-        following.next = next_topology(topology);
-        following.on_topology(&now, Instant::now());
-        self.follow(&now);
+        let Poll::Ready(topology) = following.poll(cx) else { return false };
+        self.follow(&topology, Instant::now());
         true
     }
 
     /// Brings links to where the cluster has nodes now.
-    fn follow(&mut self, topology: &Topology) {
-        let nodes: Vec<_> = topology.nodes.iter().map(|known_node| self.node_of(known_node)).collect();
-        let owner = |node: &Option<usize>| node.and_then(|node| nodes.get(node)).copied().unwrap_or(NOWHERE);
+    fn follow(&mut self, topology: &Topology, now: Instant) {
+        let nodes: Vec<_> = topology.nodes.iter().map(|known_node| self.node_of(known_node, now)).collect();
+        let owner = |node: &Option<usize>| node.and_then(|node| nodes.get(node)).copied();
         let [slots, homes] = [&topology.owners, &topology.homes].map(|owners| owners.iter().map(owner).collect());
-        self.placement.set_owners(Owners { slots, homes, nodes: self.links.len(), live: nodes.len() });
+        let owners = Owners { slots, homes, nodes: self.links.len(), live: nodes.len() };
+        if let Some(following) = &mut self.following {
+            following.on_topology(topology, now);
+            following.unplaced.on_owners(&owners, now);
+        }
+        self.placement.set_owners(owners);
         // Of nodes that are leaving as well.
         for links in &self.links {
             let Some(batch) = links.publisher.batch() else { continue };
             let other = links.node.id;
             let to = links.publisher.under_way().map(|message| self.placement.node_of(&message.channel));
-            let to: HashSet<_> = to.filter(|node| *node != other).collect();
+            let to: HashSet<_> = to.flatten().filter(|node| *node != other).collect();
             self.behind.extend(to.into_iter().map(|node| Behind { node, other, batch }));
         }
         for links in self.links.iter_mut().filter(|links| links.is_in_use()) {
@@ -260,38 +247,46 @@ impl RedisBroker {
 
     /// Subscribes channels where they live now.
     fn on_moved(&mut self, moved: Vec<Moved>) {
-        let Some(Following { old_until, .. }) = &self.following else {
+        let Self { links, following: Some(Following { unplaced, old_until, .. }), .. } = self else {
             debug_assert!(moved.is_empty(), "only in a cluster do channels move");
             return;
         };
-        let old_until = *old_until;
+        unplaced.settle();
         for Moved { channel, from, to, was_heard } in moved {
-            let from = self.links_mut(from);
-            let heard_until = from.node.heard_until(old_until);
-            from.node.channels.forget(&channel);
-            let NodeLinks { subscriber, node, .. } = self.links_mut(to);
-            if was_heard {
-                node.lost(heard_until);
+            let heard_until = match from {
+                Some(from) => {
+                    let node = &mut at_mut(links, from).node;
+                    node.channels.forget(&channel);
+                    node.heard_until(*old_until)
+                }
+                None => unplaced.take(&channel, *old_until),
+            };
+            if let Some(to) = to {
+                let NodeLinks { subscriber, node, .. } = at_mut(links, to);
+                if was_heard {
+                    node.lost(heard_until);
+                }
+                subscriber.subscribe(node, channel);
+            } else {
+                if was_heard {
+                    unplaced.lost(heard_until);
+                }
+                unplaced.subscribe(channel);
             }
-            subscriber.subscribe(node, channel);
         }
-        // Of NOWHERE no link tells that nothing is missing there any more.
-        let nowhere = &mut self.links_mut(NOWHERE).node;
-        if nowhere.channels.is_complete() {
-            nowhere.lost_since = None;
-        }
+        unplaced.settle();
     }
 
     /// The node of a known_node; it has links from now on.
-    fn node_of(&mut self, known_node: &KnownNode) -> Node {
+    fn node_of(&mut self, known_node: &KnownNode, now: Instant) -> Node {
         let known = self.links.iter().find(|links| links.life == Life::Kept && links.known_node.is(known_node));
         if let Some(links) = known {
             return links.node.id;
         }
         let free = self.links.iter().position(|links| links.life == Life::Gone);
-        let node = Node(free.unwrap_or(self.links.len()));
-        let links = NodeLinks::new(node, known_node.clone(), self.placement.clone(), Instant::now());
-        match self.links.get_mut(node.0) {
+        let node = Node::at(free.unwrap_or(self.links.len()));
+        let links = NodeLinks::new(node, known_node.clone(), self.placement.clone(), now);
+        match self.links.get_mut(node.index()) {
             Some(place) => *place = links,
             None => self.links.push(links),
         }
@@ -299,14 +294,18 @@ impl RedisBroker {
     }
 
     pub(crate) fn is_reachable(&self, channel: &Channel) -> bool {
-        self.links(self.placement.node_of(channel)).is_reachable(Instant::now())
+        let now = Instant::now();
+        match (self.placement.node_of(channel), &self.following) {
+            (Some(node), _) => self.links(node).is_reachable(now),
+            (None, following) => following.as_ref().is_some_and(|following| following.unplaced.is_reachable(now)),
+        }
     }
 
     pub(crate) fn marking(&self) -> Marking {
         let in_use = || self.links.iter().filter(|links| links.is_in_use());
         // What is missed must be told by the process that knows.
         let misses = |links: &NodeLinks| links.node.lost_since.is_some() || links.node.refused_since.is_some();
-        if in_use().any(misses) {
+        if in_use().any(misses) || self.unplaced_missed_since().is_some() {
             return Marking::Lost;
         }
         let marking = |links: &NodeLinks| match links.node.marker.as_ref().map(|marker| marker.progress) {
@@ -318,10 +317,14 @@ impl RedisBroker {
         in_use().map(marking).min().unwrap_or(Marking::Lost)
     }
 
+    fn unplaced_missed_since(&self) -> Option<Instant> {
+        self.following.as_ref()?.unplaced.missed_since()
+    }
+
     /// How long subscriptions are away, if they are.
     pub(crate) fn away_for(&self) -> Duration {
         let now = Instant::now();
-        let lost = self.links.iter().filter_map(|links| links.node.lost_since);
+        let lost = self.links.iter().filter_map(|links| links.node.lost_since).chain(self.unplaced_missed_since());
         lost.map(|since| now.saturating_duration_since(since)).max().unwrap_or_default()
     }
 
@@ -345,33 +348,9 @@ impl RedisBroker {
     }
 }
 
-impl Following {
-    fn new(cluster: Arc<Cluster>, now: Instant) -> Self {
-        let watching = cluster.clone();
-        Self {
-            watching: Box::pin(async move { watching.watch().await }),
-            next: next_topology(cluster.topology()),
-            cluster,
-            version: 0,
-            followed_at: now,
-            old_until: now,
-        }
-    }
-
-    fn on_topology(&mut self, topology: &Topology, now: Instant) {
-        let is_next = topology.version == self.version + 1;
-        let old_until = topology.old_until.filter(|_| is_next).unwrap_or(self.followed_at);
-        self.old_until = old_until.checked_sub(NEWS).unwrap_or(old_until);
-        (self.version, self.followed_at) = (topology.version, now);
-    }
+fn at_mut(links: &mut [NodeLinks], node: Node) -> &mut NodeLinks {
+    links.get_mut(node.index()).expect("a placement is over these")
 }
 
-fn next_topology(mut topology: watch::Receiver<Arc<Topology>>) -> NextTopology {
-    Box::pin(async move {
-        if topology.changed().await.is_err() {
-            // Its sender is the cluster's, which outlives this.
-            return std::future::pending().await;
-        }
-        topology
-    })
-}
+#[cfg(test)]
+mod tests;

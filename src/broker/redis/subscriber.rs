@@ -45,11 +45,6 @@ impl Subscriber {
         }
     }
 
-    /// One that is never made.
-    pub(crate) fn closed(now: Instant) -> Self {
-        Self { state: LinkState::Closed, ..Self::new(Duration::ZERO, now) }
-    }
-
     /// Subscribes a channel.
     pub(crate) fn subscribe(&mut self, node: &mut NodeState, channel: Channel) {
         node.channels.ask(channel.clone());

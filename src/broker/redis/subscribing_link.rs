@@ -158,7 +158,7 @@ impl SubscribingLink {
     pub(crate) fn send(&mut self, node: &mut NodeState, command: LinkCommand, now: Instant) {
         debug_assert!(self.under_way.is_none(), "one command at a time");
         if matches!(command, LinkCommand::Probe) && node.placement.has_sharded() {
-            node.probe.rename(|channel| node.placement.node_of(channel) == node.id);
+            node.probe.rename(|channel| node.placement.node_of(channel) == Some(node.id));
         }
         command.write(node, self.reader.protocol(), &self.role, &mut self.out);
         self.keep_under_way(node, command, now);

@@ -18,7 +18,7 @@ impl Hub {
     /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell; `None` when the channel is
     /// no longer wanted at `node`.
     pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> Option<Vec<(SessionKey, SubscriberId)>> {
-        let entry = self.named(channel).filter(|entry| entry.node == node)?;
+        let entry = self.named(channel).filter(|entry| entry.node == Some(node))?;
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
         let awaiting = std::mem::take(&mut entry.awaiting);
         *self.confirmed.at_mut(node) += usize::from(is_new);
@@ -33,7 +33,9 @@ impl Hub {
         entry.awaiting = Vec::new();
         let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
         let (members, node) = (members.collect(), entry.node);
-        *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
+        if let Some(node) = node {
+            *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
+        }
         members
     }
 
@@ -55,7 +57,7 @@ impl Hub {
     /// As [`Hub::unconfirm_all`], for one channel; true when it was confirmed at `node`.
     pub(crate) fn unconfirm(&mut self, node: Node, channel: &[u8], newest: Generation) -> bool {
         let was_confirmed =
-            self.named(channel).filter(|entry| entry.node == node).is_some_and(|entry| entry.unconfirm(newest));
+            self.named(channel).filter(|entry| entry.node == Some(node)).is_some_and(|entry| entry.unconfirm(newest));
         *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
         was_confirmed
     }
@@ -72,7 +74,9 @@ impl Hub {
                 continue;
             }
             let was_confirmed = entry.unconfirm(newest);
-            *self.confirmed.at_mut(from) -= usize::from(was_confirmed);
+            if let Some(from) = from {
+                *self.confirmed.at_mut(from) -= usize::from(was_confirmed);
+            }
             entry.node = to;
             if entry.is_requested {
                 all.push(Moved { channel: entry.name.clone(), from, to, was_heard: entry.missed_by.is_some() });
@@ -102,7 +106,7 @@ impl Hub {
     }
 
     fn of_node(&mut self, node: Node) -> impl Iterator<Item = &mut ChannelEntry> {
-        self.channels.iter_mut().map(|(_, entry)| entry).filter(move |entry| entry.node == node)
+        self.channels.iter_mut().map(|(_, entry)| entry).filter(move |entry| entry.node == Some(node))
     }
 
     /// The channels at `node` that were requested and are not confirmed.

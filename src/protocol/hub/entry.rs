@@ -16,7 +16,8 @@ use crate::protocol::encoding::Encoding;
 #[derive(Debug)]
 pub(super) struct ChannelEntry {
     pub(super) name: Channel,
-    pub(super) node: Node,
+    /// Where the channel is subscribed; a channel without a node is not confirmed.
+    pub(super) node: Option<Node>,
     /// Whether the subscription was requested from the broker, and not refused.
     pub(super) is_requested: bool,
     pub(super) is_confirmed: bool,
@@ -42,7 +43,7 @@ pub(super) struct Audience {
 }
 
 impl ChannelEntry {
-    pub(super) fn new(name: Channel, node: Node) -> Self {
+    pub(super) fn new(name: Channel, node: Option<Node>) -> Self {
         Self {
             name,
             node,

@@ -21,8 +21,8 @@ pub(crate) struct Joined {
     pub(crate) subscriber: SubscriberId,
     /// The channel's name, shared by all subscribers.
     pub(crate) channel: Channel,
-    /// The channel's node.
-    pub(crate) node: Node,
+    /// The channel's node, if known.
+    pub(crate) node: Option<Node>,
     /// Whether the subscription has to be requested from the broker.
     pub(crate) is_first: bool,
     /// Whether the broker has confirmed the channel; else [`Hub::confirm`] or [`Hub::refuse`] names the session.
@@ -32,7 +32,7 @@ pub(crate) struct Joined {
 /// The result of [`Hub::reserve`]; fields as in [`Joined`].
 #[derive(Debug)]
 pub(crate) struct Reserved {
-    pub(crate) node: Node,
+    pub(crate) node: Option<Node>,
     pub(crate) is_first: bool,
     pub(crate) is_confirmed: bool,
 }
@@ -181,8 +181,9 @@ impl Hub {
             self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
-                *self.confirmed.at_mut(entry.node) -= 1;
-                unsubscribe(entry.node, entry.name);
+                let node = entry.node.expect("only a node confirms a channel");
+                *self.confirmed.at_mut(node) -= 1;
+                unsubscribe(node, entry.name);
             }
         }
     }

@@ -200,22 +200,53 @@ fn sessions_that_missed_publications_are_known_until_the_gap_is_reported() {
 
 #[test]
 fn channels_follow_their_placement() {
-    use crate::placement::{NOWHERE, Owners, SLOTS};
+    use crate::placement::{Owners, SLOTS};
     let placement = Placement::in_cluster(vec!["c:".to_owned()]);
     let mut hub = Hub::new(0, Duration::ZERO, placement.clone());
     let joined = hub.join(&channel(), LUA, key(1));
-    assert!(joined.is_first && joined.node == NOWHERE);
-    let all_at = |node| Owners { slots: vec![node; SLOTS.into()], homes: Vec::new(), nodes: 3, live: 1 };
+    assert!(joined.is_first && joined.node.is_none());
+    let all_at = |node| Owners { slots: vec![node; SLOTS.into()], homes: Vec::new(), nodes: 2, live: 1 };
     let moved = |from, to, was_heard| Moved { channel: channel(), from, to, was_heard };
-    placement.set_owners(all_at(Node(1)));
-    assert_eq!(hub.follow_placement(0), [moved(NOWHERE, Node(1), false)]);
-    assert!(hub.confirm(Node(1), b"c:a").is_some());
+    let (zero, one) = (Some(Node(0)), Some(Node(1)));
+    placement.set_owners(all_at(zero));
+    assert_eq!(hub.follow_placement(0), [moved(None, zero, false)]);
+    assert!(hub.confirm(Node(0), b"c:a").is_some());
     assert!(hub.follow_placement(0).is_empty());
-    placement.set_owners(all_at(Node(2)));
-    assert_eq!(hub.follow_placement(0), [moved(Node(1), Node(2), true)]);
-    assert_eq!([Node(1), Node(2)].map(|node| hub.confirmed(node)), [0, 0]);
-    assert!(hub.confirm(Node(1), b"c:a").is_none() && hub.confirm(Node(2), b"c:a").is_some());
-    assert_eq!(hub.confirmed(Node(2)), 1);
+    placement.set_owners(all_at(one));
+    assert_eq!(hub.follow_placement(0), [moved(zero, one, true)]);
+    assert_eq!([Node(0), Node(1)].map(|node| hub.confirmed(node)), [0, 0]);
+    assert!(hub.confirm(Node(0), b"c:a").is_none() && hub.confirm(Node(1), b"c:a").is_some());
+    assert_eq!(hub.confirmed(Node(1)), 1);
+    placement.set_owners(all_at(None));
+    assert_eq!((hub.follow_placement(7), hub.confirmed(Node(1))), (vec![moved(one, None, true)], 0));
+    assert!(hub.confirm(Node(1), b"c:a").is_none(), "its slot has no owner");
+    placement.set_owners(all_at(zero));
+    assert_eq!(hub.follow_placement(8), [moved(None, zero, true)]);
+    hub.confirm(Node(0), b"c:a");
+    assert_eq!(hub.take_missed(Node(0)), (1, vec![(key(1), 7)]), "sessions of before the loss");
+}
+
+#[test]
+fn a_channel_without_a_node_is_kept_without_subscribers_until_a_node_has_confirmed_it() {
+    use crate::placement::{Owners, SLOTS};
+    let placement = Placement::in_cluster(Vec::new());
+    let mut hub = Hub::new(0, Duration::ZERO, placement.clone());
+    let joined = hub.join(&channel(), LUA, key(1));
+    hub.leave(joined.subscriber, 0);
+    hub.expire(1, |_, _| panic!("no node has the channel"));
+    let homes = vec![Some(Node(0)); SLOTS.into()];
+    placement.set_owners(Owners { slots: Vec::new(), homes, nodes: 1, live: 1 });
+    assert_eq!(hub.follow_placement(0).len(), 1);
+    assert!(hub.confirm(Node(0), b"c:a").is_some());
+    let mut gone = Vec::new();
+    hub.expire(2, |node, channel| gone.push((node, channel)));
+    assert_eq!(gone, [(Node(0), channel())]);
+}
+
+#[test]
+fn a_channel_costs_no_more_memory_than_it_did() {
+    let bytes = size_of::<super::entry::ChannelEntry>();
+    assert!(bytes <= 208, "{bytes} bytes for each channel");
 }
 
 #[test]

@@ -39,9 +39,9 @@ impl Stage {
     /// A node of a cluster that owns all slots, where `live:` is sharded.
     fn sharded(channels: &[&str]) -> Self {
         let placement = Placement::in_cluster(vec!["live:".to_owned()]);
-        let all = || vec![Node(1); SLOTS.into()];
-        placement.set_owners(Owners { slots: all(), homes: all(), nodes: 2, live: 1 });
-        Self::over(placement, Node(1), channels)
+        let all = || vec![Some(Node(0)); SLOTS.into()];
+        placement.set_owners(Owners { slots: all(), homes: all(), nodes: 1, live: 1 });
+        Self::over(placement, Node(0), channels)
     }
 
     fn over(placement: Placement, node: Node, channels: &[&str]) -> Self {
