@@ -6,7 +6,7 @@
 use bytes::{BufMut, BytesMut};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use webws::internals::{Decoder, Fanout, channel, encode};
+use webws::internals::{Decoder, Fanout, channel, encode, replay};
 
 fn main() {
     divan::main();
@@ -51,6 +51,19 @@ fn decode_a_text(bencher: Bencher<'_, '_>, size: usize) {
         .counter(BytesCount::new(size))
         .with_inputs(|| frame.clone())
         .bench_local_values(|mut bytes| decoder.feed(&mut bytes).unwrap().len());
+}
+
+/// A replication log of publications of `size` bytes, between which the other half is a value of another application.
+#[divan::bench(args = [16, 128, 4096, 65_536])]
+fn decode_a_replication_log(bencher: Bencher<'_, '_>, size: usize) {
+    let (mut log, payload) = (Vec::new(), "p".repeat(size));
+    while log.len() < 4 << 20 {
+        log.extend_from_slice(
+            format!("*3\r\n$7\r\nPUBLISH\r\n$10\r\nchat:zhang\r\n${size}\r\n{payload}\r\n").as_bytes(),
+        );
+        log.extend_from_slice(format!("*3\r\n$3\r\nSET\r\n$6\r\nuser:1\r\n${size}\r\n{payload}\r\n").as_bytes());
+    }
+    bencher.counter(BytesCount::new(log.len())).bench_local(|| replay::decode(black_box(&log), 64 << 10));
 }
 
 #[divan::bench]

@@ -2,6 +2,8 @@
 //!
 //! Not part of the library's promises. May not enter: code that the sidecar uses.
 
+pub mod replay;
+
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};

@@ -185,7 +185,7 @@ mod worker;
 
 pub use config::{
     BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy, Limits,
-    Listen, NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, SocketMode, WireName,
+    Listen, NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, ReplayPolicy, SocketMode, WireName,
 };
 pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;
@@ -201,6 +201,6 @@ pub mod binary {
     pub use crate::config::{Reading, examine};
     pub use crate::handover::{has_refused_hand_over, refuse_hand_over};
     pub use crate::log::{count_dropped_log_line, on_log_flush, on_log_level};
-    pub use crate::server::check_reading;
+    pub use crate::server::{check_reading, replay_outlook};
     pub use crate::service::{Extra, ServiceError, run_service};
 }

@@ -10,6 +10,7 @@ mod broker;
 mod check;
 mod control;
 mod environment;
+mod outlook;
 mod readme;
 mod tls;
 

@@ -27,12 +27,13 @@ the level without a restart.";
 pub(crate) enum Command {
     /// Serve, until SIGTERM.
     Run(RunArgs),
-    /// Check a configuration: list all its faults, or print the settings in force.
+    /// Check a configuration: list all its faults, or print the settings in force, and ask Redis how far back its
+    /// replication log reaches.
     Check {
         /// The configuration file (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Print faults only.
+        /// Print faults only, and do not connect to Redis.
         #[arg(long)]
         quiet: bool,
     },

@@ -154,7 +154,7 @@ fn config_failure(error: &ConfigError) -> Failure {
 /// What `check` prints.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
-    /// The settings in force, or all faults and warnings.
+    /// The settings in force and what Redis says of its log, or all faults and warnings.
     All,
     /// Faults only.
     Faults,
@@ -175,7 +175,10 @@ fn check(file: &Path, shown: Shown) -> Result<(), Failure> {
     drop(stderr);
     checked?;
     let settings = toml::to_string(&reading.config).map_err(|error| (1, error.to_string()))?;
-    print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())
+    print(format!("# {} is valid; the settings in force are:\n{settings}", file.display()).as_bytes())?;
+    // As comments: what is printed can be written into a file.
+    let lines = runtime()?.block_on(binary::replay_outlook(&reading.config));
+    print(lines.iter().map(|line| format!("# {line}\n")).collect::<String>().as_bytes())
 }
 
 fn dev_config(
@@ -195,11 +198,7 @@ fn serve(config: Config, notes: &Notes, extra: Extra) -> Result<(), Failure> {
     // Dropped at the end, which writes the last lines.
     let _logging = logging::start(&config.log).map_err(|error| (1, error))?;
     notes.log();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| (1, format!("no runtime: {error}")))?;
-    runtime.block_on(binary::run_service(config, extra)).map_err(|error| match error {
+    runtime()?.block_on(binary::run_service(config, extra)).map_err(|error| match error {
         ServiceError::Server(ServerError::Config(error)) => config_failure(&error),
         ServiceError::Server(ServerError::Listen { ref source, .. })
             if extra == Extra::TestPage && source.kind() == io::ErrorKind::AddrInUse =>
@@ -208,6 +207,11 @@ fn serve(config: Config, notes: &Notes, extra: Extra) -> Result<(), Failure> {
         }
         other => (1, other.to_string()),
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| (1, format!("no runtime: {error}")))
 }
 
 fn print(bytes: &[u8]) -> Result<(), Failure> {

@@ -138,6 +138,22 @@ pub struct RedisConfig {
     /// twice as long, and all are jittered. Default 1 s.
     #[serde(with = "duration")]
     pub max_reconnect_delay: Duration,
+    /// Whether publications that were missed are read back from Redis' replication log. Default `auto`.
+    pub replay: ReplayPolicy,
+}
+
+/// Whether publications that were missed are read back from Redis' replication log, which Redis Cluster does not have.
+/// Needs the rights `+info +replconf +psync`. For as long as it reads, webws looks like a replica to Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ReplayPolicy {
+    /// Never.
+    Off,
+    /// From a log that Redis keeps anyway, as it does while it has a replica, and where webws has the rights.
+    Auto,
+    /// As `auto`; webws also makes the log where there is none, and keeps it (Redis 7.0 or newer).
+    On,
 }
 
 /// What one process accepts. Beyond a limit a handshake gets 503 with `Retry-After`.
@@ -290,6 +306,7 @@ impl Default for RedisConfig {
             subscribe_timeout: Duration::from_secs(3),
             subscription_linger: Duration::from_secs(1),
             max_reconnect_delay: Duration::from_secs(1),
+            replay: ReplayPolicy::Auto,
         }
     }
 }

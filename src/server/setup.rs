@@ -326,7 +326,11 @@ pub fn check_reading(reading: &Reading) -> Result<(), ConfigError> {
     Err(ConfigError::new(faults))
 }
 
-fn redis_deployment(config: &Config, urls: &[RedisUrl], workers: usize) -> Result<redis::Deployment, ConfigError> {
+pub(super) fn redis_deployment(
+    config: &Config,
+    urls: &[RedisUrl],
+    workers: usize,
+) -> Result<redis::Deployment, ConfigError> {
     let systemd = redis::SystemdCredentials {
         redis: os::systemd::credential("redis-password"),
         sentinel: os::systemd::credential("redis-sentinel-password"),

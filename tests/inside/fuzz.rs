@@ -29,6 +29,7 @@ bodies! {
     head in "../../fuzz/bodies/head.rs";
     query in "../../fuzz/bodies/query.rs";
     reader in "../../fuzz/bodies/reader.rs";
+    replay in "../../fuzz/bodies/replay.rs";
     resp in "../../fuzz/bodies/resp.rs";
 }
 

@@ -18,6 +18,7 @@ use super::connect::{Driver, Purpose, Settings, multiplex};
 use super::error::LinkError;
 use super::known_node::KnownNode;
 use super::transport::HostPort;
+use crate::config::RedisUrl;
 use crate::placement::SLOTS;
 
 /// How often a node is asked for the topology. Chosen: lost links reveal a failover, and a contradiction reveals a
@@ -95,6 +96,11 @@ impl Cluster {
             is_watched: AtomicBool::new(false),
             state: Mutex::new(State { known_at: None, fault, is_told: false, fails: false, inherited: None }),
         }
+    }
+
+    /// The cluster's address in the settings.
+    pub(super) fn server(&self) -> &RedisUrl {
+        self.settings.server()
     }
 
     /// For how many masters descriptors are reserved: before the first topology, the number of masters is unknown.
@@ -367,7 +373,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_comes_late_learns_what_is_known() {
-        use crate::config::{RedisConfig, RedisUrl};
+        use crate::config::RedisConfig;
         let settings = Settings::try_new(&RedisUrl::default(), &RedisConfig::default(), &Default::default()).unwrap();
         let cluster = Cluster::new(Arc::new(settings), Vec::new(), Vec::new(), 2);
         let all_at = |host: &str| [(0, usize::from(SLOTS) - 1, (host.to_owned(), 7000))];

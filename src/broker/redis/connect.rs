@@ -61,6 +61,8 @@ pub(super) enum Purpose {
     Publisher,
     /// Asks a cluster for its topology.
     Topology,
+    /// Reads the replication log.
+    Replay,
 }
 
 impl Purpose {
@@ -70,7 +72,13 @@ impl Purpose {
             Self::Subscriber => "webws-subscriber",
             Self::Publisher => "webws-publisher",
             Self::Topology => "webws-topology",
+            Self::Replay => "webws-replay",
         }
+    }
+
+    /// Whether a server of this rank is of no use. A replica relays its master's replication log.
+    fn is_wrong(self, rank: Rank) -> bool {
+        rank.is_wrong() && !(self == Self::Replay && rank == Rank::Replica)
     }
 }
 
@@ -232,7 +240,7 @@ impl Settings {
             // In a cluster, the topology tells the role of a node.
             if purpose != Purpose::Topology && !self.is_cluster_node {
                 let rank = self.ask_role(&mut *transport, &mut role).await?;
-                if rank.is_wrong() {
+                if purpose.is_wrong(rank) {
                     return Err(LinkError::NoMaster(address, rank.fault()));
                 }
             }

@@ -7,7 +7,8 @@ use super::connect::Settings;
 use super::credential::SystemdCredentials;
 use super::error::SettingsError;
 use super::known_node::KnownNode;
-use crate::config::{Config, RedisAddress, RedisUrl};
+use super::replay::{self, ReplayError};
+use crate::config::{Config, RedisAddress, RedisUrl, ReplayPolicy};
 use crate::placement::Placement;
 
 /// The Redis servers of the settings, for all workers.
@@ -72,6 +73,22 @@ impl Deployment {
         if let Kind::Cluster(cluster) = &self.0 {
             cluster.inherit(homes);
         }
+    }
+
+    /// How far back each node's replication log reaches, a line each. Takes a second for each that has one.
+    pub(crate) async fn replay_outlook(&self, policy: ReplayPolicy) -> Vec<String> {
+        let known_nodes = match &self.0 {
+            Kind::Independent(known_nodes) => known_nodes,
+            Kind::Cluster(cluster) => {
+                return vec![format!("{}: {}", cluster.server(), ReplayError::Cluster)];
+            }
+        };
+        let mut lines = Vec::new();
+        for known_node in known_nodes.iter() {
+            let outlook = replay::outlook(&known_node.settings).await;
+            lines.push(format!("{}: {}", known_node.server(), replay::sentence(&outlook, policy)));
+        }
+        lines
     }
 
     /// How a worker's channels are spread over the nodes.

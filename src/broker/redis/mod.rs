@@ -4,7 +4,7 @@
 //!
 //! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `role`, `channel_table`, `health`; `node_state`, `unplaced`,
 //! `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect` make a stream; `cluster`
-//! knows where the nodes are. The only room that names the redis crate. May not enter: sessions.
+//! knows where the nodes are; `replay` reads a node's replication log. The only room that names the redis crate. May not enter: sessions.
 
 mod audit;
 mod backoff;
@@ -28,6 +28,11 @@ mod probe;
 pub(crate) mod publisher;
 mod publishing_link;
 mod redis_broker;
+#[cfg_attr(
+    not(feature = "internals"),
+    expect(dead_code, unused_imports, reason = "only `webws check` looks at a log yet")
+)]
+pub(crate) mod replay;
 mod reply;
 pub(crate) mod resp;
 pub(crate) mod role;
@@ -41,6 +46,8 @@ mod unplaced;
 mod wrong_port;
 
 pub(crate) use self::cluster::Home;
+#[cfg(feature = "internals")]
+pub(crate) use self::connect::Settings as NodeSettings;
 pub(crate) use self::credential::SystemdCredentials;
 pub(crate) use self::deployment::Deployment;
 pub(crate) use self::redis_broker::RedisBroker;

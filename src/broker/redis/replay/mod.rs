@@ -1,0 +1,24 @@
+//! Reads back what was published on a node while no link listened, from the node's replication log. Producers do
+//! nothing for it: a node logs every PUBLISH, outside of cluster mode.
+//!
+//! `info` decides from INFO whether the log reaches back far enough, before anything is asked for; `link` asks, and
+//! takes no full resynchronisation; `log` decodes what comes; `reader` reads within limits of bytes and time. `keep`
+//! makes and keeps a log, `outlook` tells how far back it reaches. May not enter: positions of clients, the hub.
+
+mod error;
+mod info;
+mod keep;
+mod link;
+mod log;
+mod outlook;
+mod reader;
+
+pub(crate) use self::error::ReplayError;
+pub(crate) use self::info::LogState;
+pub(crate) use self::keep::{Upkeep, visit};
+pub(crate) use self::link::look;
+pub(crate) use self::log::Publication;
+#[cfg(feature = "internals")]
+pub(crate) use self::log::publications;
+pub(crate) use self::outlook::{outlook, sentence};
+pub(crate) use self::reader::{ReadLimits, Reading};
