@@ -48,7 +48,7 @@ pub fn split(stream: &[u8]) -> (Vec<&[u8]>, Vec<&[u8]>) {
 
 /// Appends the Lua wire's frame for a publication on `chat:` and a name.
 pub fn encode(channel: &[u8], payload: &[u8], out: &mut BytesMut) {
-    Encoding::Lua { name_at: 5 }.encode(channel, payload, out);
+    Encoding::Lua { name_at: 5 }.encode(channel, payload, None, out);
 }
 
 /// Decodes the bytes of one client.

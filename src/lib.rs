@@ -79,7 +79,7 @@
 //! | room | contents |
 //! |---|---|
 //! | `os` | system calls |
-//! | `channel`, `message`, `placement`, `per_node` | the vocabulary of hub and broker |
+//! | `channel`, `message`, `placement`, `per_node`, `position` | the vocabulary of hub and broker |
 //! | `id`, `clock`, `close`, `metrics` | keys of sessions, time, close reasons, counters |
 //! | `notice`, `throttle`, `log` | limits for log lines that could repeat; the number of dropped lines, the log's level |
 //! | `config` | every setting: meaning, unit, default, why |
@@ -116,10 +116,12 @@
 //! | link | one connection to Redis |
 //! | marker | a signed message at which the subscribing links of both processes stop reading |
 //! | message | what a browser or a `Publisher` sent, on its way to the broker |
+//! | milestone | a message that all subscribing links of a node hear, about one a second; positions count from it |
 //! | node | one Redis server that a worker has links to |
 //! | orphaned | said of a session whose path the new configuration does not serve; closed with 1001 |
 //! | outbox | a worker's messages that wait for the broker |
 //! | pace | how long a batch may be held back while its audience is behind |
+//! | position | a place in a channel's stream: a milestone, and the number of publications since; a token is its form for clients |
 //! | probe | a message by which a link proves that it delivers |
 //! | publication | a message on a channel, on its way to browsers |
 //! | quiesce, resume | to stop, and to continue, a worker's sessions, timers and publishing for a hand-over |
@@ -173,6 +175,7 @@ mod notice;
 mod os;
 mod per_node;
 mod placement;
+mod position;
 mod protocol;
 mod server;
 mod service;

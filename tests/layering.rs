@@ -8,7 +8,20 @@ use std::path::Path;
 /// The floors of the house, from the ground. A room may import from its own floor and from those below.
 const FLOORS: [&[&str]; 9] = [
     &["os"],
-    &["channel", "clock", "close", "id", "log", "message", "metrics", "notice", "per_node", "placement", "throttle"],
+    &[
+        "channel",
+        "clock",
+        "close",
+        "id",
+        "log",
+        "message",
+        "metrics",
+        "notice",
+        "per_node",
+        "placement",
+        "position",
+        "throttle",
+    ],
     &["config"],
     &["protocol"],
     &["broker"],

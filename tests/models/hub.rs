@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
             for (index, (waiting, frames)) in entry.waiting.iter_mut().enumerate() {
                 if entry.members.iter().any(|(.., encoding)| *encoding == index) {
                     let mut frame = BytesMut::new();
-                    ENCODINGS[index].encode(&channel, &payload, &mut frame);
+                    ENCODINGS[index].encode(&channel, &payload, None, &mut frame);
                     waiting.extend(&frame);
                     *frames += 1;
                 }

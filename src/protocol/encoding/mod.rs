@@ -10,6 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::config::NotUtf8Policy;
+use crate::position::Position;
 use crate::protocol::websocket::frame;
 
 /// How publications on one channel look to a client, and the other bytes of its connection.
@@ -38,9 +39,16 @@ pub(crate) enum Encoded {
 }
 
 impl Encoding {
-    /// Appends the frame for `payload` on `channel`. In a text message, each byte that is not UTF-8 becomes U+FFFD: a
-    /// text frame must be valid (RFC 6455 §5.6), and a browser would end the connection otherwise.
-    pub(crate) fn encode(self, channel: &[u8], payload: &[u8], out: &mut BytesMut) -> Encoded {
+    /// Appends the frame for `payload` on `channel`. `position` is the place behind the publication, if it is known. In
+    /// a text message, each byte that is not UTF-8 becomes U+FFFD: a text frame must be valid (RFC 6455 §5.6), and a
+    /// browser would end the connection otherwise.
+    pub(crate) fn encode(
+        self,
+        channel: &[u8],
+        payload: &[u8],
+        _position: Option<Position>,
+        out: &mut BytesMut,
+    ) -> Encoded {
         let suffix = match self {
             Self::Lua { .. } => {
                 let name = self.name(channel);
@@ -153,7 +161,7 @@ mod tests {
 
     fn encoded(encoding: Encoding, payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();
-        encoding.encode(b"chat:zhang", payload, &mut out);
+        encoding.encode(b"chat:zhang", payload, None, &mut out);
         out.to_vec()
     }
 

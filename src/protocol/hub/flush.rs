@@ -75,7 +75,7 @@ impl Hub {
                 }
             }
             let before = audience.batch.len();
-            encoded = audience.encoding.encode(&entry.name, payload, &mut audience.batch);
+            encoded = audience.encoding.encode(&entry.name, payload, None, &mut audience.batch);
             audience.frames += 1;
             self.pending += audience.batch.len() - before;
             if audience.batch.len() >= MAX_BATCH_BYTES || self.pending >= MAX_PENDING_BYTES {

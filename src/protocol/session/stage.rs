@@ -144,7 +144,7 @@ impl Stage {
 /// The frame of a publication.
 pub(super) fn encoded(encoding: Encoding, payload: &[u8]) -> Vec<u8> {
     let mut frame = BytesMut::new();
-    encoding.encode(CHANNEL, payload, &mut frame);
+    encoding.encode(CHANNEL, payload, None, &mut frame);
     frame.to_vec()
 }
 
