@@ -187,8 +187,9 @@ mod throttle;
 mod worker;
 
 pub use config::{
-    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy, Limits,
-    Listen, NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, ReplayPolicy, SocketMode, WireName,
+    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy,
+    HistoryConfig, Limits, Listen, NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, ReplayPolicy, SocketMode,
+    WireName,
 };
 pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;

@@ -38,11 +38,17 @@ pub(crate) enum Counter {
     Gaps,
     /// The gaps' length, in milliseconds.
     GapMillis,
+    /// Clients that came back with a position, and got all that they missed.
+    Recovered,
+    /// Clients that came back with a position, and were told that publications may be missing.
+    NotRecovered,
+    /// Publications that recovered clients got.
+    PublicationsRecovered,
     /// Sessions that ended, by reason.
     SessionsClosed(CloseReason),
 }
 
-const PLAIN: [(Counter, &str); 13] = [
+const PLAIN: [(Counter, &str); 16] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -56,6 +62,9 @@ const PLAIN: [(Counter, &str); 13] = [
     (Counter::BinariesIgnored, "binaries_ignored"),
     (Counter::BinariesRefused, "binaries_refused"),
     (Counter::PublicationsNotUtf8, "publications_not_utf8"),
+    (Counter::Recovered, "recovered"),
+    (Counter::NotRecovered, "not_recovered"),
+    (Counter::PublicationsRecovered, "publications_recovered"),
 ];
 
 impl Counter {
@@ -76,6 +85,9 @@ impl Counter {
             Self::BinariesIgnored => 10,
             Self::BinariesRefused => 11,
             Self::PublicationsNotUtf8 => 12,
+            Self::Recovered => 13,
+            Self::NotRecovered => 14,
+            Self::PublicationsRecovered => 15,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
         }
     }

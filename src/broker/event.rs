@@ -12,6 +12,7 @@ use crate::channel::{Channel, SubscriptionRefused};
 use crate::id::SessionKey;
 use crate::message::{ClientMessage, NotPublished, Origin};
 use crate::placement::{Moved, Node};
+use crate::position::Milestone;
 
 /// What a worker asks of its broker. Requests take effect in the order of the calls.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(crate) enum Request {
     PublishMarker,
     /// To resume behind the marker.
     Release,
+    /// To publish a milestone soon: channels wait for one.
+    Milestone { node: Node },
     /// To note that no process was subscribed since then: a gap, which is told when all channels are subscribed.
     LoseSince(Instant),
 }
@@ -62,6 +65,10 @@ pub(crate) enum Report {
     Dropped { node: Node, channel: Channel },
     /// All channels are subscribed again; publications of the time between are missing.
     Gap(Gap),
+    /// A milestone, in order with the publications of its node.
+    Milestone { node: Node, milestone: Milestone },
+    /// A node has no milestones: they are not wanted, not possible or not permitted there.
+    NoMilestones { node: Node },
     /// The placement of channels has changed ([`crate::placement::Placement`]). The worker answers by
     /// [`Request::Move`].
     Placed,

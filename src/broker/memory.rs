@@ -18,6 +18,7 @@ use super::event::{Event, Marking, Report, Request};
 use crate::channel::Channel;
 use crate::message::ClientMessage;
 use crate::placement::Node;
+use crate::position::{Milestone, MilestoneId};
 
 /// Publications that may wait for a worker. Chosen: 16 MiB of the largest client messages.
 const INBOX: usize = 256;
@@ -44,6 +45,8 @@ pub(crate) struct Port {
     turn: Turn,
     /// Channels to confirm.
     asked: VecDeque<Channel>,
+    /// Whether a milestone is wanted.
+    is_milestone_due: bool,
     publishing: Publishing,
 }
 
@@ -101,6 +104,7 @@ impl Port {
             current: None,
             turn: Turn::Under(0),
             asked: VecDeque::new(),
+            is_milestone_due: false,
             publishing: Publishing::Idle,
         }
     }
@@ -135,6 +139,7 @@ impl Port {
                     Publishing::Under { messages: messages.into(), next: 0, reserving: None }
                 };
             }
+            Request::Milestone { .. } => self.is_milestone_due = true,
             // Each worker receives all publications, and there is neither another process nor another node.
             Request::Unsubscribe { .. }
             | Request::Move(_)
@@ -149,6 +154,11 @@ impl Port {
         // A worker receives all publications, so a subscription holds at once.
         if let Some(channel) = self.asked.pop_front() {
             return Poll::Ready(Event::Report(Report::Subscribed { node: Node(0), channel }));
+        }
+        // Workers do not hear publications in one order, so each has milestones of its own.
+        if std::mem::take(&mut self.is_milestone_due) {
+            let milestone = Milestone { id: MilestoneId(fastrand::u64(..)), log: None };
+            return Poll::Ready(Event::Report(Report::Milestone { node: Node(0), milestone }));
         }
         if let Poll::Ready(report) = self.poll_publishing(cx) {
             return Poll::Ready(Event::Report(report));

@@ -70,6 +70,28 @@ pub struct EndpointConfig {
     /// so that a message loads only the nodes of its slot. Producers must then use `SPUBLISH`.
     /// Default false: `PUBLISH`.
     pub sharded: bool,
+    /// How much of each channel is kept for clients that come back. Default: nothing.
+    pub history: Option<HistoryConfig>,
+}
+
+/// How much of each channel is kept for clients that come back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct HistoryConfig {
+    /// Publications of a channel at most. Default 200.
+    pub messages: usize,
+    /// How long a publication is kept, and a channel subscribed after its last client. Default 2 min.
+    #[serde(with = "duration")]
+    pub age: Duration,
+    /// Payloads of a channel together. Default 64 kB.
+    pub bytes: usize,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self { messages: 200, age: Duration::from_secs(120), bytes: 64_000 }
+    }
 }
 
 /// What clients learn after a gap. Each gap is logged and counted in either case.
@@ -153,6 +175,7 @@ impl Default for EndpointConfig {
             publish_timeout: Duration::from_secs(10),
             on_gap: GapPolicy::Keep,
             sharded: false,
+            history: None,
         }
     }
 }

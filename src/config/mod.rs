@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
+pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, HistoryConfig, NotUtf8Policy, WireName};
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};
 pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};

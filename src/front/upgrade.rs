@@ -101,7 +101,7 @@ impl Upgrade {
                         drop(handshake);
                     });
                 });
-                worker.open(Opening { endpoint, channel, encoding, deadline, hello, refuse }).await;
+                worker.open(Opening { endpoint, channel, encoding, since: None, deadline, hello, refuse }).await;
             }
             Answered::Refused(answer) => {
                 drop(permit);

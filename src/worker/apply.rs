@@ -4,6 +4,8 @@
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use bytes::BytesMut;
+
 use super::core::Core;
 use super::opening::{Hello, Opening, Refusal};
 use super::outgoing::Outgoing;
@@ -14,6 +16,7 @@ use crate::close::CloseReason;
 use crate::id::SessionKey;
 use crate::metrics::Counter;
 use crate::notice;
+use crate::protocol::hub::{Keep, Recovery};
 use crate::protocol::session::{Action, Session};
 use crate::throttle::Throttle;
 
@@ -101,6 +104,7 @@ impl Core {
         match action {
             Action::Stay => {}
             Action::Subscribe => return self.subscribe(key, now),
+            Action::Recover => return self.recover(key, now),
             Action::Upgrade => self.upgrades.push(key),
             Action::Refuse(denial) => return self.refuse(key, denial.into(), now),
             Action::ReadAgain => self.read_again(key),
@@ -120,7 +124,11 @@ impl Core {
     /// Gives a session its entries in the hub.
     fn subscribe(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
+        let keep = Keep::of(&slot.session.endpoint.config);
         while let Some(subscription) = slot.session.next_to_join() {
+            if let Some(keep) = keep {
+                self.hub.keep(&subscription.channel, keep);
+            }
             let joined = self.hub.join(&subscription.channel, subscription.encoding, key);
             if joined.is_first {
                 self.wanted.push((joined.node, joined.channel.clone()));
@@ -128,6 +136,30 @@ impl Core {
             subscription.on_joined(joined.subscriber, joined.channel, joined.is_confirmed);
         }
         let action = slot.session.on_joined();
+        self.apply(key, action, now);
+    }
+
+    /// Gives a session what its client gets before all that follows: what the client missed, and its position.
+    fn recover(&mut self, key: SessionKey, now: Millis) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        let since = slot.connection.since();
+        let subscribers = slot.session.subscribers();
+        // What waits in batches is in the histories, too.
+        subscribers.iter().for_each(|subscriber| self.hub.release_batch(*subscriber));
+        self.flush(now);
+        let mut frames = BytesMut::new();
+        for subscriber in subscribers {
+            match self.hub.recover(subscriber, since, &mut frames) {
+                Recovery::New => {}
+                Recovery::Complete { publications } => {
+                    self.shard.add(Counter::Recovered, 1);
+                    self.shard.add(Counter::PublicationsRecovered, publications as u64);
+                }
+                Recovery::Incomplete => self.shard.add(Counter::NotRecovered, 1),
+            }
+        }
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        let action = slot.session.on_recovered(&frames, &mut slot.connection, now);
         self.apply(key, action, now);
     }
 

@@ -17,10 +17,11 @@ use crate::channel::{Channel, SubscriptionRefused};
 use crate::clock::{self, Millis, millis};
 use crate::close::CloseReason;
 use crate::config::{Config, GapPolicy};
-use crate::id::SessionKey;
+use crate::id::{SessionKey, SubscriberId};
 use crate::metrics::{Counter, Shard};
 use crate::per_node::PerNode;
 use crate::placement::{Moved, Node, Placement};
+use crate::position::Milestone;
 use crate::protocol::hub::Hub;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::session::{Action, Scratch, Session};
@@ -28,6 +29,12 @@ use crate::protocol::session::{Action, Scratch, Session};
 /// The cost of a session's event in [`Core::work`], besides the bytes read. Chosen: one or two system calls take about
 /// as long as decoding 2 kB of frames.
 const EVENT_BYTES: usize = 2 << 10;
+
+/// Payloads that all histories of a worker keep together.
+const MAX_HISTORY_BYTES: usize = 64 << 20;
+
+/// What clients are told after a gap.
+const GAP: &str = "messages may be missing: a link to Redis was away";
 
 /// The result of a subscription for sessions that will be adopted.
 pub(super) type Confirmation = oneshot::Receiver<Result<(), SubscriptionRefused>>;
@@ -65,11 +72,13 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(config: &Config, placement: Placement, registrar: Registrar, shard: Arc<Shard>) -> Self {
+        let mut hub = Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone());
+        hub.set_max_history(MAX_HISTORY_BYTES);
         Self {
             slots: Slots::default(),
             held: PerNode::new(placement.count(), |_| Vec::new()),
             held_unplaced: Vec::new(),
-            hub: Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone()),
+            hub,
             wheel: Wheel::new(clock::START),
             outbox: Outbox::new(config.limits.max_unpublished_bytes, placement.clone()),
             placement,
@@ -124,6 +133,24 @@ impl Core {
     pub(super) fn on_subscribed(&mut self, node: Node, channel: &[u8], now: Millis) -> bool {
         let Some(awaiting) = self.hub.confirm(node, channel) else { return false };
         self.tell_reserving(channel, &Ok(()));
+        self.on_ready_to_open(awaiting, now);
+        true
+    }
+
+    /// A milestone was heard in the stream of `node`.
+    pub(super) fn on_milestone(&mut self, node: Node, milestone: Milestone, now: Millis) {
+        let awaiting = self.hub.on_milestone(node, milestone, now);
+        self.on_ready_to_open(awaiting, now);
+    }
+
+    /// There are no milestones at `node`.
+    pub(super) fn without_milestones(&mut self, node: Node, now: Millis) {
+        let awaiting = self.hub.without_milestones(node);
+        self.on_ready_to_open(awaiting, now);
+    }
+
+    /// The channels of these subscribers are confirmed, and placed if they are to be.
+    fn on_ready_to_open(&mut self, awaiting: Vec<(SessionKey, SubscriberId)>, now: Millis) {
         for (key, subscriber) in awaiting {
             self.guarded(key, now, |core| {
                 let Some(slot) = core.slots.get_mut(key) else { return };
@@ -131,7 +158,6 @@ impl Core {
                 core.apply(key, action, now);
             });
         }
-        true
     }
 
     /// The broker does not allow `channel`.
@@ -172,18 +198,26 @@ impl Core {
         self.hub.follow_placement(self.slots.newest())
     }
 
-    /// A gap at `node` has ended. Returns the number of its channels, and the open sessions to close because of the
-    /// gap: those that were subscribed before it.
-    pub(super) fn end_gap(&mut self, node: Node) -> (usize, Vec<SessionKey>) {
+    /// A gap at `node` has ended. Tells the clients that were subscribed before it, if their encoding can. Returns the
+    /// number of its channels, and the open sessions of these clients to close because of the gap.
+    pub(super) fn end_gap(&mut self, node: Node, now: Millis) -> (usize, Vec<SessionKey>) {
         let (channels, missed) = self.hub.take_missed(node);
+        let before = missed.into_iter().filter(|(key, newest)| key.is_up_to(*newest)).map(|(key, _)| key);
+        let before: Vec<_> = before.collect();
+        for key in &before {
+            self.guarded(*key, now, |core| {
+                let Some(slot) = core.slots.get_mut(*key) else { return };
+                let action = slot.session.on_gap(GAP, &mut slot.connection, now);
+                core.apply(*key, action, now);
+            });
+        }
         let slots = &mut self.slots;
         let is_closed = |key: &SessionKey| {
             slots.get_mut(*key).is_some_and(|Slot { session, .. }| {
                 session.is_open() && session.endpoint.config.on_gap == GapPolicy::Close
             })
         };
-        let before = missed.into_iter().filter(|(key, newest)| key.is_up_to(*newest)).map(|(key, _)| key);
-        (channels, before.filter(is_closed).collect())
+        (channels, before.into_iter().filter(is_closed).collect())
     }
 
     /// Wants `channel` for sessions that will be adopted. Returns its confirmation, or `None` if it is confirmed

@@ -57,6 +57,14 @@ impl Worker {
                 self.shard.add(Counter::SubscriptionsLost, u64::from(was_there));
             }
             Report::Gap(gap) => self.on_gap(&gap),
+            Report::Milestone { node, milestone } => {
+                let now = self.now();
+                self.core.on_milestone(node, milestone, now);
+            }
+            Report::NoMilestones { node } => {
+                let now = self.now();
+                self.core.without_milestones(node, now);
+            }
             Report::Placed => return Some(Request::Move(self.core.follow_placement())),
             Report::Room { node, max_bytes } => {
                 return Some(Request::Publish { node, messages: self.take_messages(node, max_bytes) });
@@ -73,7 +81,8 @@ impl Worker {
     }
 
     fn on_gap(&mut self, Gap { node, server, length }: &Gap) {
-        let (channels, sessions) = self.core.end_gap(*node);
+        let now = self.now();
+        let (channels, sessions) = self.core.end_gap(*node, now);
         self.shard.add(Counter::Gaps, 1);
         self.shard.add(Counter::GapMillis, millis(*length));
         if channels == 0 {

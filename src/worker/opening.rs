@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::channel::Channel;
+use crate::position::Position;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::session::Denial;
@@ -46,6 +47,8 @@ pub(crate) struct Opening {
     pub(crate) endpoint: Rc<Endpoint>,
     pub(crate) channel: Channel,
     pub(crate) encoding: Encoding,
+    /// The position with which the client comes back.
+    pub(crate) since: Option<Position>,
     /// The deadline of the handshake.
     pub(crate) deadline: Instant,
     /// The session's first bytes, the 101, and the bytes behind the request.

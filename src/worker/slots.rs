@@ -12,6 +12,7 @@ use super::simulated::SharedSocket;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey};
 use crate::os;
+use crate::position::Position;
 use crate::protocol::session::Session;
 use crate::protocol::socket::Socket;
 use slab::Slab;
@@ -115,6 +116,14 @@ impl Connection {
     pub(super) fn take_opening(&mut self) -> Option<Box<Opening>> {
         match self {
             Self::Handshake(opening) => opening.take(),
+            _ => None,
+        }
+    }
+
+    /// The position with which the client of a handshake comes back.
+    pub(super) fn since(&self) -> Option<Position> {
+        match self {
+            Self::Handshake(opening) => opening.as_ref()?.since,
             _ => None,
         }
     }

@@ -30,6 +30,7 @@ fn open(core: &mut Core, endpoint: &Rc<Endpoint>) -> (SessionKey, UnixStream) {
         endpoint: endpoint.clone(),
         channel: channel.clone(),
         encoding: Encoding::Plain,
+        since: None,
         deadline: Instant::now(),
         hello,
         refuse: Box::new(|_, refusal| panic!("{refusal}")),

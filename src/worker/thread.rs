@@ -243,7 +243,7 @@ mod tests {
         });
         let (channel, encoding) = (Channel::from_static(b"chat:a"), Encoding::Plain);
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        worker.open(Opening { endpoint, channel, encoding, deadline, hello, refuse }).await;
+        worker.open(Opening { endpoint, channel, encoding, since: None, deadline, hello, refuse }).await;
     }
 
     fn said(client: &mut UnixStream) -> Vec<u8> {

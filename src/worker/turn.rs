@@ -211,6 +211,9 @@ impl Turns {
         for (node, channel) in self.worker.core.take_wanted() {
             self.broker.request(Request::Subscribe { node, channel });
         }
+        for node in self.worker.core.hub.take_wanted_milestones() {
+            self.broker.request(Request::Milestone { node });
+        }
         if !self.worker.core.outbox.is_empty() && !self.worker.phase.is_still() {
             self.broker.request(Request::MessagesWait);
         }

@@ -77,6 +77,7 @@ impl NodeLinks {
             response_timeout: RESPONSE_TIMEOUT,
             max_reconnect_delay: MAX_RECONNECT_DELAY,
             is_in_cluster: false,
+            has_history: false,
         };
         Self {
             node: NodeState::new(node, terms, health, placement, now),
@@ -104,6 +105,7 @@ impl NodeLinks {
             Request::PublishMarker => node.is_marker_due = true,
             Request::Release => subscriber.release(node, now),
             Request::LoseSince(since) => node.lost(since),
+            Request::Milestone { .. } => node.hasten_milestone(now),
             Request::Move(_) => panic!("nothing moves"),
         }
     }

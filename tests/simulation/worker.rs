@@ -232,12 +232,14 @@ impl Simulated {
             Report::Lost { node } => drop(core.lose(node)),
             Report::Dropped { node, channel } => drop(core.lose_one(node, &channel)),
             Report::Gap(gap) => {
-                let (channels, keys) = core.end_gap(gap.node);
+                let (channels, keys) = core.end_gap(gap.node, now);
                 if channels > 0 {
                     self.gaps.push(Told { length: gap.length });
                     self.gapped.extend(keys);
                 }
             }
+            Report::Milestone { node, milestone } => core.on_milestone(node, milestone, now),
+            Report::NoMilestones { node } => core.without_milestones(node, now),
             Report::Placed => {
                 let moved = core.follow_placement();
                 self.requests.push(Request::Move(moved));

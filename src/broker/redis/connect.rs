@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(super) response_timeout: Duration,
     pub(super) max_reconnect_delay: Duration,
     is_resp2_told: Arc<AtomicBool>,
+    /// Whether an endpoint has a history.
+    has_history: bool,
 }
 
 /// Moves the bytes of a publishing link while polled.
@@ -142,6 +144,7 @@ impl Settings {
             response_timeout: config.response_timeout,
             max_reconnect_delay: config.max_reconnect_delay,
             is_resp2_told: Arc::default(),
+            has_history: false,
         };
         settings.credential.read()?;
         if let Some(sentinels) = &settings.sentinels {
@@ -169,6 +172,11 @@ impl Settings {
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
+    /// With milestones, if an endpoint has a history.
+    pub(super) fn with_history(self, has_history: bool) -> Self {
+        Self { has_history, ..self }
+    }
+
     /// The terms of the links.
     pub(super) fn terms(&self) -> Terms {
         Terms {
@@ -177,6 +185,7 @@ impl Settings {
             response_timeout: self.response_timeout,
             max_reconnect_delay: self.max_reconnect_delay,
             is_in_cluster: self.is_cluster_node || matches!(self.url.address, RedisAddress::Cluster { .. }),
+            has_history: self.has_history,
         }
     }
 

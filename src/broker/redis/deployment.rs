@@ -33,7 +33,10 @@ impl Deployment {
         workers: usize,
         systemd: &SystemdCredentials,
     ) -> Result<Self, SettingsError> {
-        let settings = |url| Settings::try_new(url, &config.redis, systemd).map(Arc::new);
+        let has_history = config.endpoints.iter().any(|endpoint| endpoint.history.is_some());
+        let settings = |url| {
+            Settings::try_new(url, &config.redis, systemd).map(|settings| Arc::new(settings.with_history(has_history)))
+        };
         if let [url] = urls
             && let RedisAddress::Cluster { nodes, .. } = &url.address
         {

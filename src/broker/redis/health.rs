@@ -39,6 +39,7 @@ struct State {
     /// The last error of a link.
     last_error: String,
     is_probe_refused: bool,
+    are_milestones_refused: bool,
     is_role_unknown: bool,
     /// Why no channel can be subscribed.
     refusal: Option<Refusal>,
@@ -69,6 +70,7 @@ impl Health {
             was_up: false,
             last_error: "not connected yet".to_owned(),
             is_probe_refused: false,
+            are_milestones_refused: false,
             is_role_unknown: false,
             refusal: None,
             taken: None,
@@ -127,6 +129,21 @@ impl Health {
                     %error,
                     "{server} does not allow webws' probe channels ({error}): add &webws:probe:* to the ACL user; \
                      until then webws notices a link that delivers nothing only by its number of subscriptions"
+                );
+            }
+        });
+    }
+
+    /// Redis does not allow milestones.
+    pub(crate) fn milestones_are_refused(&self, error: &dyn fmt::Display) {
+        self.change(|state| {
+            if !std::mem::replace(&mut state.are_milestones_refused, true) {
+                let server = &state.server;
+                tracing::warn!(
+                    server,
+                    %error,
+                    "{server} does not allow webws' channel webws:milestone ({error}): add &webws:milestone to the ACL user; \
+                     until then endpoints with a history give clients no positions, and recover nothing"
                 );
             }
         });

@@ -2,7 +2,8 @@
 //! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` has their
 //! sockets, `redis_broker.rs` is what a worker polls.
 //!
-//! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `role`, `channel_table`, `health`; `node_state`, `unplaced`,
+//! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `milestone`, `role`, `channel_table`, `health`;
+//! `node_state`, `unplaced`,
 //! `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect` make a stream; `cluster`
 //! knows where the nodes are; `replay` reads a node's replication log. The only room that names the redis crate. May not enter: sessions.
 
@@ -21,6 +22,7 @@ pub(crate) mod health;
 mod known_node;
 mod link_command;
 pub(crate) mod marker;
+mod milestone;
 mod node_links;
 pub(crate) mod node_state;
 mod pending_changes;

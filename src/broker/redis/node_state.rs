@@ -5,12 +5,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::RedisError;
 use tokio::time::Instant;
 
 use super::channel_table::ChannelTable;
 use super::error::LinkError;
 use super::health::Health;
 use super::marker::{Marker, Progress};
+use super::milestone::MilestoneClock;
 use super::probe::Probe;
 use super::resp::Protocol;
 use super::role::{Rank, RoleWatch};
@@ -43,6 +45,8 @@ pub(crate) struct Terms {
     pub(crate) max_reconnect_delay: Duration,
     /// Whether the topology of a cluster decides which node is a master.
     pub(crate) is_in_cluster: bool,
+    /// Whether an endpoint has a history.
+    pub(crate) has_history: bool,
 }
 
 /// A link that was greeted.
@@ -62,7 +66,7 @@ pub(crate) struct Greeting {
 pub(crate) enum PublicationKind {
     /// A publication for sessions.
     Session,
-    /// The probe's, or a forged marker.
+    /// The probe's, a milestone, or a forged marker.
     Own,
     /// The marker: the stream stands still here.
     Marker,
@@ -78,6 +82,7 @@ pub(crate) struct NodeState {
     pub(crate) channels: ChannelTable,
     pub(crate) probe: Probe,
     pub(crate) marker: Option<Marker>,
+    pub(crate) milestones: MilestoneClock,
     /// Since when not all wanted channels are subscribed; `None` while they are.
     pub(crate) incomplete_since: Option<Instant>,
     /// When all wanted channels were subscribed last.
@@ -109,14 +114,18 @@ pub(crate) struct NodeState {
 
 impl NodeState {
     pub(crate) fn new(id: Node, terms: Terms, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
+        let milestones = MilestoneClock::new(terms.has_history && !terms.is_in_cluster, now);
+        let mut channels = ChannelTable::default();
+        milestones.channel().into_iter().for_each(|channel| channels.ask(channel.clone()));
         Self {
             id,
             terms,
             health,
             placement,
-            channels: ChannelTable::default(),
+            channels,
             probe: Probe::new(now),
             marker: None,
+            milestones,
             incomplete_since: Some(now),
             subscribed_at: now,
             lost_since: None,
@@ -138,14 +147,41 @@ impl NodeState {
     }
 
     /// Tells a publication for sessions from the links' own.
-    pub(crate) fn kind_of(&mut self, channel: &[u8], payload: &[u8]) -> PublicationKind {
+    pub(crate) fn kind_of(&mut self, channel: &[u8], payload: &[u8], now: Instant) -> PublicationKind {
         if let Some(marker) = self.marker.as_ref().filter(|marker| *marker.channel == *channel) {
             if marker.is_sealed(payload) { PublicationKind::Marker } else { PublicationKind::Own }
         } else if self.probe.takes(channel, payload) {
             PublicationKind::Own
+        } else if self.milestones.is_on(channel) {
+            self.on_milestone(payload, now);
+            PublicationKind::Own
         } else {
             PublicationKind::Session
         }
+    }
+
+    fn on_milestone(&mut self, payload: &[u8], now: Instant) {
+        // What others publish there is ignored.
+        if let Some(milestone) = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok()) {
+            self.milestones.on_heard(now);
+            self.events.push_back(Report::Milestone { node: self.id, milestone });
+        }
+    }
+
+    /// A channel of the worker's waits for a milestone.
+    pub(crate) fn hasten_milestone(&mut self, now: Instant) {
+        if self.milestones.due_at().is_some() {
+            self.milestones.hasten(now);
+        } else {
+            self.events.push_back(Report::NoMilestones { node: self.id });
+        }
+    }
+
+    /// Redis' ACL does not let us publish or subscribe milestones.
+    pub(crate) fn refuse_milestones(&mut self, error: &RedisError) {
+        self.milestones.refuse();
+        self.health.milestones_are_refused(error);
+        self.events.push_back(Report::NoMilestones { node: self.id });
     }
 
     pub(crate) fn is_marker(&self, channel: &[u8]) -> bool {

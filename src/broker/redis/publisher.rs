@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::backoff::{Backoff, Down};
 use super::error::LinkError;
+use super::milestone;
 use super::node_state::{Greeting, NodeState};
 use super::publishing_link::{PublishingLink, Question, Work, give_back};
 use crate::broker::event::Report;
@@ -82,6 +83,7 @@ impl Publisher {
         if !greeting.role.is_told() {
             node.health.role_is_unknown();
         }
+        node.milestones.on_connected();
         self.state = LinkState::Up(Box::new(PublishingLink::new(node, greeting, now)));
         self.has_messages = true;
     }
@@ -183,6 +185,13 @@ impl Publisher {
             pipeline.cmd("PUBLISH").arg(&*marker.channel).arg(marker.payload());
             return Some(self.send(node, Question::Marker, pipeline, now));
         }
+        if node.milestones.due_at().is_some_and(|at| at <= now) {
+            if let Some(milestone) = node.milestones.next(now) {
+                pipeline.cmd("PUBLISH").arg(milestone::CHANNEL).arg(milestone.to_string());
+            }
+            pipeline.cmd("INFO").arg("replication");
+            return Some(self.send(node, Question::Milestone, pipeline, now));
+        }
         if node.probe.due_at().is_some_and(|at| at <= now) {
             let number = node.probe.next(now);
             let name = if node.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" };
@@ -194,7 +203,7 @@ impl Publisher {
             node.events.push_back(Report::Room { node: node.id, max_bytes: BATCH_BYTES });
             return None;
         }
-        let next = node.probe.due_at().into_iter().chain(role_at).min();
+        let next = [node.probe.due_at(), node.milestones.due_at(), role_at].into_iter().flatten().min();
         let ping_at = link.idle_since + PING_INTERVAL;
         if next.is_none() && ping_at <= now {
             pipeline.cmd("PING");
@@ -260,6 +269,7 @@ impl Publisher {
                 self.has_messages = true;
                 Ok(())
             }
+            Question::Milestone => link.on_milestone(node, answers),
             question => {
                 let answer = answers.into_iter().next().unwrap_or(Value::Nil).extract_error();
                 link.on_answer(node, &question, answer, sent, now)

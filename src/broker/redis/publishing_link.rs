@@ -53,6 +53,8 @@ pub(crate) enum Question {
     /// Whether it is a master.
     Role,
     Marker,
+    /// Where its replication log is, behind the milestone if one is published.
+    Milestone,
     /// The number.
     Probe(u64),
     Ping,
@@ -141,6 +143,22 @@ impl PublishingLink {
         self.paused_until.filter(|until| now < *until).map(Some)
     }
 
+    /// The answers to a milestone, if one was published, and to the question for the log.
+    pub(crate) fn on_milestone(&mut self, node: &mut NodeState, answers: Vec<Value>) -> Result<(), LinkError> {
+        for answer in answers {
+            match answer.extract_error() {
+                Ok(Value::Int(_)) => {}
+                Ok(info) => node.milestones.on_info(redis::from_redis_value::<String>(info).ok().as_deref()),
+                Err(error) if is_not_allowed(&error) && error.detail().is_some_and(|why| why.contains("channel")) => {
+                    node.refuse_milestones(&error);
+                }
+                Err(error) if is_refusal(&error) => node.milestones.on_info(None),
+                Err(error) => return Err(LinkError::Ended(error)),
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn on_answer(
         &mut self,
         node: &mut NodeState,
@@ -177,7 +195,7 @@ impl PublishingLink {
             (Question::Marker, Err(error)) if is_refusal(&error) => {
                 tracing::debug!(%error, "Redis refuses the hand-over's marker: {error}");
             }
-            (Question::Marker | Question::Ping | Question::Messages(_), Ok(_)) => {}
+            (Question::Marker | Question::Milestone | Question::Ping | Question::Messages(_), Ok(_)) => {}
             (_, Err(error)) => return Err(LinkError::Ended(error)),
         }
         Ok(())

@@ -38,6 +38,7 @@ pub(super) fn on_confirmation(
     match confirmation {
         Confirmation::Subscribed if node.probe.is_on(channel) || node.is_marker(channel) => {}
         Confirmation::Subscribed => match node.channels.confirm(channel) {
+            Confirmed::Wanted(channel) if node.milestones.is_on(&channel) => {}
             Confirmed::Wanted(channel) => node.events.push_back(Report::Subscribed { node: node.id, channel }),
             // The channel was only tried; `GiveBack` unsubscribes it.
             Confirmed::Unwanted if matches!(command, Some(LinkCommand::LookAgain(looked)) if **looked == *channel) => {}
@@ -158,6 +159,10 @@ fn refuse(node: &mut NodeState, channel: Channel, error: &RedisError, tried: &mu
     if is_for_now(error.code()) {
         tracing::debug!(%error, "a channel cannot be subscribed at this node for now: {error}");
         return node.contradicted(now);
+    }
+    if node.milestones.is_on(&channel) {
+        node.channels.forget(&channel);
+        return node.refuse_milestones(error);
     }
     tracing::debug!(%error, "Redis refuses to subscribe a channel: {error}");
     tried.refused = Some((channel.clone(), refusal_text(error)));

@@ -166,7 +166,7 @@ impl Subscriber {
             match link.reader.next() {
                 Ok(Some(Item::Publication { channel, payload })) => {
                     self.has_heard = true;
-                    match node.kind_of(link.reader.bytes(&channel), link.reader.bytes(&payload)) {
+                    match node.kind_of(link.reader.bytes(&channel), link.reader.bytes(&payload), now) {
                         PublicationKind::Session => return Some((channel, payload)),
                         PublicationKind::Own => {}
                         PublicationKind::Marker => self.state.stand_still(),

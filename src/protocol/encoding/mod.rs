@@ -8,10 +8,14 @@ pub(crate) mod lua_channel;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::config::NotUtf8Policy;
-use crate::position::Position;
+use crate::position::{MAX_TOKEN_LEN, Position, Token};
 use crate::protocol::websocket::frame;
+
+/// The longest header: `id: TOKEN`, and an empty line.
+const HEADER_BYTES: usize = 4 + MAX_TOKEN_LEN + 2;
 
 /// How publications on one channel look to a client, and the other bytes of its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub(crate) enum Encoding {
     /// decides between the two, so that a reload changes the encoding.
     #[serde(skip)]
     PlainText,
+    /// The payload behind a header with its position, as nchan's subprotocol `ws+meta.nchan` has it
+    /// (<https://nchan.io/#websocket>): a text message, or a binary message when the payload is not UTF-8.
+    Meta,
 }
 
 /// Whether a payload is UTF-8.
@@ -46,57 +53,101 @@ impl Encoding {
         self,
         channel: &[u8],
         payload: &[u8],
-        _position: Option<Position>,
+        position: Option<Position>,
         out: &mut BytesMut,
     ) -> Encoded {
+        let header = self.header(position);
         let suffix = match self {
             Self::Lua { .. } => {
                 let name = self.name(channel);
                 debug_assert!(name.is_some(), "a channel begins with its endpoint's prefix");
                 name.unwrap_or_default()
             }
-            Self::Plain | Self::PlainText => &[],
+            Self::Plain | Self::PlainText | Self::Meta => &[],
         };
         if std::str::from_utf8(payload).is_ok() {
-            put_frame(payload, suffix, out);
+            put_frame(&header, payload, suffix, out);
             return Encoded::Utf8;
         }
-        if self == Self::Plain {
-            out.reserve(frame::MAX_HEADER_BYTES + payload.len());
-            frame::put_binary_header(out, payload.len());
+        if matches!(self, Self::Plain | Self::Meta) {
+            let len = header.len() + payload.len();
+            out.reserve(frame::MAX_HEADER_BYTES + len);
+            frame::put_binary_header(out, len);
+            out.put_slice(&header);
             out.put_slice(payload);
         } else {
-            put_frame(&replace_bad_bytes(payload), suffix, out);
+            put_frame(&header, &replace_bad_bytes(payload), suffix, out);
         }
         Encoded::NotUtf8
+    }
+
+    /// What precedes a payload in its message.
+    fn header(self, position: Option<Position>) -> SmallVec<[u8; HEADER_BYTES]> {
+        let mut header = SmallVec::new();
+        if self == Self::Meta {
+            if let Some(position) = position {
+                header.extend_from_slice(b"id: ");
+                header.extend_from_slice(Token::from(position).as_bytes());
+                header.push(b'\n');
+            }
+            header.push(b'\n');
+        }
+        header
+    }
+
+    /// Whether clients are told positions, and may come back with one.
+    pub(crate) fn has_positions(self) -> bool {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText => false,
+            Self::Meta => true,
+        }
+    }
+
+    /// What tells a client its position without a publication, if the encoding can.
+    pub(crate) fn position(self, _: Position) -> Option<Bytes> {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => None,
+        }
+    }
+
+    /// What tells a client that publications may be missing, and why, if the encoding can.
+    pub(crate) fn gap(self, reason: &str) -> Option<Bytes> {
+        match self {
+            Self::Lua { .. } | Self::Plain | Self::PlainText => None,
+            Self::Meta => {
+                let mut out = BytesMut::new();
+                put_frame(b"event: gap\n\n", reason.as_bytes(), &[], &mut out);
+                Some(out.freeze())
+            }
+        }
     }
 
     /// The part of a channel's name that the client knows; `None` when the channel is shorter than the prefix.
     pub(crate) fn name(self, channel: &[u8]) -> Option<&[u8]> {
         match self {
             Self::Lua { name_at } => channel.get(name_at as usize..),
-            Self::Plain | Self::PlainText => Some(channel),
+            Self::Plain | Self::PlainText | Self::Meta => Some(channel),
         }
     }
 
     /// The bytes that keep an idle connection open, and to which a live client answers.
     pub(crate) fn ping(self) -> &'static [u8] {
         match self {
-            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::PING,
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::PING,
         }
     }
 
     /// The answer to a client's ping.
     pub(crate) fn pong(self, payload: &[u8]) -> Bytes {
         match self {
-            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::pong(payload),
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::pong(payload),
         }
     }
 
     /// The close frame of a connection that the server closes.
     pub(crate) fn close(self, code: u16, reason: &str) -> Bytes {
         match self {
-            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::close(Some(code), reason),
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::close(Some(code), reason),
         }
     }
 
@@ -104,7 +155,7 @@ impl Encoding {
     /// once its first byte is sent. Only for bytes that an encoding made.
     pub(crate) fn unit_len(self, bytes: &[u8]) -> Option<usize> {
         match self {
-            Self::Lua { .. } | Self::Plain | Self::PlainText => frame::len_of_first(bytes),
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::len_of_first(bytes),
         }
     }
 
@@ -131,15 +182,16 @@ impl Encoding {
         match self {
             Self::Lua { .. } => frame::close(None, ""),
             // RFC 6455 §5.5.1: typically echoes the status code it received.
-            Self::Plain | Self::PlainText => frame::close(code, ""),
+            Self::Plain | Self::PlainText | Self::Meta => frame::close(code, ""),
         }
     }
 }
 
-fn put_frame(payload: &[u8], suffix: &[u8], out: &mut BytesMut) {
-    let len = payload.len() + suffix.len();
+fn put_frame(header: &[u8], payload: &[u8], suffix: &[u8], out: &mut BytesMut) {
+    let len = header.len() + payload.len() + suffix.len();
     out.reserve(frame::MAX_HEADER_BYTES + len);
     frame::put_text_header(out, len);
+    out.put_slice(header);
     out.put_slice(payload);
     out.put_slice(suffix);
 }
@@ -158,6 +210,7 @@ fn replace_bad_bytes(payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::{Milestone, MilestoneId};
 
     fn encoded(encoding: Encoding, payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();
@@ -187,6 +240,22 @@ mod tests {
         assert_eq!(long[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0x11, 0x70]);
         assert!(long.len() == 70_010 && frame::len_of_first(&long) == Some(70_010));
         assert_eq!(encoded(Encoding::Lua { name_at: 5 }, b"\xff"), b"\x81\x08\xef\xbf\xbdzhang");
+    }
+
+    #[test]
+    fn the_meta_encoding_has_positions_in_a_header_as_nchan_has() {
+        let id = MilestoneId(0x0123_4567_89ab_cdef);
+        let position = Position { milestone: Milestone { id, log: None }, count: 3 };
+        let encode = |payload: &[u8], position| {
+            let mut out = BytesMut::new();
+            Encoding::Meta.encode(b"chat:zhang", payload, position, &mut out);
+            out.to_vec()
+        };
+        assert_eq!(encode(b"P", Some(position)), b"\x81\x15id: AQEjRWeJq83vAw\n\nP");
+        assert_eq!(encode(b"P", None), b"\x81\x02\nP", "a payload begins behind the first empty line");
+        assert_eq!(encode(b"\xff", Some(position)), b"\x82\x15id: AQEjRWeJq83vAw\n\n\xff");
+        assert_eq!(&Encoding::Meta.gap("why").unwrap()[..], b"\x81\x0fevent: gap\n\nwhy");
+        assert_eq!(Encoding::Plain.gap("why"), None);
     }
 
     #[test]

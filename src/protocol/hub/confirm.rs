@@ -1,6 +1,8 @@
 //! The broker's events about channels (confirmed, refused, lost, moved), and the channels to request from it.
 
 use super::entry::ChannelEntry;
+use super::milestones::Milestones;
+use super::places::Places;
 use super::state::Hub;
 use crate::channel::Channel;
 use crate::id::{Generation, SessionKey, SubscriberId};
@@ -18,16 +20,28 @@ impl Hub {
     /// Notes that the broker confirmed `channel` at `node`. Returns the subscribers to tell; `None` when the channel is
     /// no longer wanted at `node`.
     pub(crate) fn confirm(&mut self, node: Node, channel: &[u8]) -> Option<Vec<(SessionKey, SubscriberId)>> {
-        let entry = self.named(channel).filter(|entry| entry.node == Some(node))?;
+        let id = self.names.find(&self.channels, channel)?;
+        let entry = self.channels.get_mut(id).filter(|entry| entry.node == Some(node))?;
+        let milestones = self.milestones.at(node);
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
-        let awaiting = std::mem::take(&mut entry.awaiting);
+        if is_new {
+            entry.places = Places::from(milestones.next());
+        }
         *self.confirmed.at_mut(node) += usize::from(is_new);
-        Some(awaiting)
+        if entry.is_ready(milestones) {
+            return Some(std::mem::take(&mut entry.awaiting));
+        }
+        if is_new {
+            self.await_milestone(id);
+        }
+        Some(Vec::new())
     }
 
     /// Notes that the broker refused `channel`; returns its sessions, which get no publications now.
     pub(crate) fn refuse(&mut self, channel: &[u8]) -> Vec<SessionKey> {
-        let Some(entry) = self.named(channel) else { return Vec::new() };
+        let id = self.names.find(&self.channels, channel);
+        let Some(entry) = id.and_then(|id| self.channels.get_mut(id)) else { return Vec::new() };
+        self.rings.end(entry.history.as_deref_mut());
         let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
         entry.is_requested = false;
         entry.awaiting = Vec::new();
@@ -48,16 +62,18 @@ impl Hub {
     /// Notes that the link to `node` is lost: no channel there is confirmed, and sessions up to `newest` miss
     /// publications. Returns the number of channels that were confirmed.
     pub(crate) fn unconfirm_all(&mut self, node: Node, newest: Generation) -> usize {
-        for entry in self.of_node(node) {
-            entry.unconfirm(newest);
+        for (_, entry) in self.channels.iter_mut().filter(|(_, entry)| entry.node == Some(node)) {
+            entry.unconfirm(newest, &mut self.rings);
         }
+        self.milestones.at_mut(node).awaited_by.clear();
         std::mem::take(self.confirmed.at_mut(node))
     }
 
     /// As [`Hub::unconfirm_all`], for one channel; true when it was confirmed at `node`.
     pub(crate) fn unconfirm(&mut self, node: Node, channel: &[u8], newest: Generation) -> bool {
-        let was_confirmed =
-            self.named(channel).filter(|entry| entry.node == Some(node)).is_some_and(|entry| entry.unconfirm(newest));
+        let id = self.names.find(&self.channels, channel);
+        let entry = id.and_then(|id| self.channels.get_mut(id)).filter(|entry| entry.node == Some(node));
+        let was_confirmed = entry.is_some_and(|entry| entry.unconfirm(newest, &mut self.rings));
         *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
         was_confirmed
     }
@@ -66,6 +82,7 @@ impl Hub {
     /// node.
     pub(crate) fn follow_placement(&mut self, newest: Generation) -> Vec<Moved> {
         self.confirmed.grow(self.placement.count(), |_| 0);
+        self.milestones.grow(self.placement.count(), |_| Milestones::default());
         let mut all = Vec::new();
         for (_, entry) in &mut self.channels {
             let from = entry.node;
@@ -73,7 +90,7 @@ impl Hub {
             if to == from {
                 continue;
             }
-            let was_confirmed = entry.unconfirm(newest);
+            let was_confirmed = entry.unconfirm(newest, &mut self.rings);
             if let Some(from) = from {
                 *self.confirmed.at_mut(from) -= usize::from(was_confirmed);
             }

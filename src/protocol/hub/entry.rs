@@ -5,6 +5,9 @@ use std::time::Instant;
 use bytes::BytesMut;
 use smallvec::SmallVec;
 
+use super::history::History;
+use super::places::Places;
+use super::rings::Rings;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey, SubscriberId};
@@ -27,6 +30,9 @@ pub(super) struct ChannelEntry {
     pub(super) audiences: SmallVec<[Audience; 1]>,
     pub(super) subscribers: usize,
     pub(super) given_up_at: Option<Millis>,
+    pub(super) places: Places,
+    /// What is kept of its publications, if its endpoint wants that.
+    pub(super) history: Option<Box<History>>,
     /// Subscribers to tell of the confirmation, because they joined before. Some may have left since.
     pub(super) awaiting: Vec<(SessionKey, SubscriberId)>,
 }
@@ -53,6 +59,8 @@ impl ChannelEntry {
             audiences: SmallVec::new(),
             subscribers: 0,
             given_up_at: None,
+            places: Places::from(u32::MAX),
+            history: None,
             awaiting: Vec::new(),
         }
     }
@@ -76,8 +84,11 @@ impl ChannelEntry {
         (index, audience.members.len() - 1)
     }
 
-    /// Notes the loss of the subscription; true when it was confirmed.
-    pub(super) fn unconfirm(&mut self, newest: Generation) -> bool {
+    /// Notes the loss of the subscription; true when it was confirmed. The history ends: what follows does not continue
+    /// it.
+    pub(super) fn unconfirm(&mut self, newest: Generation, rings: &mut Rings) -> bool {
+        rings.end(self.history.as_deref_mut());
+        self.places = Places::from(u32::MAX);
         let was_confirmed = std::mem::replace(&mut self.is_confirmed, false);
         if was_confirmed {
             self.missed_by = Some(newest);

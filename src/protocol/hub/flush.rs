@@ -65,6 +65,7 @@ impl Hub {
     /// Appends a publication to the batches of its channel's audiences.
     pub(crate) fn append(&mut self, channel: &[u8], payload: &[u8]) -> Batching {
         let Some(id) = self.names.find(&self.channels, channel) else { return Batching::Wait };
+        let position = self.record(id, payload);
         let Some(entry) = self.channels.get_mut(id) else { return Batching::Wait };
         let (mut batching, mut encoded) = (Batching::Wait, Encoded::Utf8);
         for (index, audience) in entry.audiences.iter_mut().enumerate().filter(|(_, a)| !a.members.is_empty()) {
@@ -75,7 +76,7 @@ impl Hub {
                 }
             }
             let before = audience.batch.len();
-            encoded = audience.encoding.encode(&entry.name, payload, None, &mut audience.batch);
+            encoded = audience.encoding.encode(&entry.name, payload, position, &mut audience.batch);
             audience.frames += 1;
             self.pending += audience.batch.len() - before;
             if audience.batch.len() >= MAX_BATCH_BYTES || self.pending >= MAX_PENDING_BYTES {

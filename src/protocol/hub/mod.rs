@@ -8,10 +8,16 @@
 mod confirm;
 mod entry;
 mod flush;
+mod history;
+mod milestones;
 mod names;
+mod places;
+mod rings;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use self::flush::{Batching, Outlet};
+pub(crate) use self::history::Keep;
+pub(crate) use self::rings::Recovery;
 pub(crate) use self::state::Hub;

@@ -1,13 +1,16 @@
 //! The hub and its subscribers: they join and leave, and a channel without subscribers lingers.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use slab::Slab;
 
-use super::entry::ChannelEntry;
+use super::entry::{Audience, ChannelEntry};
+use super::milestones::Milestones;
 use super::names::Names;
+use super::rings::Rings;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::{SessionKey, SubscriberId};
@@ -53,9 +56,11 @@ pub(crate) struct Hub {
     /// Publications that were not UTF-8, since the last flush.
     pub(super) not_utf8: u64,
     pub(super) spare: Vec<BytesMut>,
-    /// Channels without subscribers, and when each is given up; sorted by that time.
-    pub(super) lingering: VecDeque<(usize, Millis)>,
+    /// Channels without subscribers, as (when each is given up, id).
+    pub(super) lingering: BinaryHeap<Reverse<(Millis, usize)>>,
     pub(super) linger: Millis,
+    pub(super) milestones: PerNode<Milestones>,
+    pub(super) rings: Rings,
     /// How long after a flush the next batch may be held back.
     pub(super) pace: Duration,
 }
@@ -72,6 +77,7 @@ impl Hub {
     /// A hub that keeps an unused channel subscribed for `linger`, and holds the batch of an audience that is behind
     /// back for at most `pace`.
     pub(crate) fn new(linger: Millis, pace: Duration, placement: Placement) -> Self {
+        let milestones = PerNode::new(placement.count(), |_| Milestones::default());
         Self {
             names: Names::default(),
             channels: Slab::new(),
@@ -82,7 +88,9 @@ impl Hub {
             pending: 0,
             not_utf8: 0,
             spare: Vec::new(),
-            lingering: VecDeque::new(),
+            lingering: BinaryHeap::new(),
+            milestones,
+            rings: Rings::default(),
             linger,
             pace,
         }
@@ -96,7 +104,8 @@ impl Hub {
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
         let (audience, member) = entry.add(encoding, subscriber, session);
         self.subscribers.insert(Subscriber { channel: id, audience, member });
-        let (is_first, is_confirmed) = (entry.request(), entry.is_confirmed);
+        let is_first = entry.request();
+        let is_confirmed = entry.node.is_some_and(|node| entry.is_ready(self.milestones.at(node)));
         if !is_confirmed {
             entry.awaiting.push((session, subscriber));
         }
@@ -113,7 +122,7 @@ impl Hub {
     }
 
     /// The id of the channel's entry, which is made if missing.
-    fn entry_of(&mut self, channel: &Channel) -> usize {
+    pub(super) fn entry_of(&mut self, channel: &Channel) -> usize {
         self.names.find(&self.channels, channel).unwrap_or_else(|| {
             let id = self.channels.insert(ChannelEntry::new(channel.clone(), self.placement.node_of(channel)));
             self.names.insert(&self.channels, channel, id);
@@ -156,16 +165,18 @@ impl Hub {
 
     fn linger_if_unused(&mut self, channel: usize, now: Millis) {
         if let Some(entry) = self.channels.get_mut(channel).filter(|entry| entry.subscribers == 0) {
-            let given_up_at = now + self.linger;
+            let kept_for = entry.history.as_ref().map_or(0, |history| history.keep.age);
+            let given_up_at = now + self.linger.max(kept_for);
             entry.given_up_at = Some(given_up_at);
-            self.lingering.push_back((channel, given_up_at));
+            self.lingering.push(Reverse((given_up_at, channel)));
         }
     }
 
     /// Removes the channels whose linger is over; calls `unsubscribe` for those that are confirmed.
     pub(crate) fn expire(&mut self, now: Millis, mut unsubscribe: impl FnMut(Node, Channel)) {
-        while let Some((id, at)) = self.lingering.front().copied().filter(|(_, at)| *at <= now) {
-            self.lingering.pop_front();
+        self.expire_kept(now);
+        while let Some(Reverse((at, id))) = self.lingering.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.lingering.pop();
             // A subscriber has come back. If the last one has left once more, `lingering` has a later entry.
             let Some(entry) = self.channels.get_mut(id).filter(|entry| entry.given_up_at == Some(at)) else { continue };
             if entry.is_requested && !entry.is_confirmed {
@@ -173,11 +184,12 @@ impl Hub {
                 // and a confirmation could belong to either SUBSCRIBE.
                 let given_up_at = now + self.linger.max(1);
                 entry.given_up_at = Some(given_up_at);
-                self.lingering.push_back((id, given_up_at));
+                self.lingering.push(Reverse((given_up_at, id)));
                 continue;
             }
             self.names.remove(&self.channels, id);
-            let entry = self.channels.remove(id);
+            let mut entry = self.channels.remove(id);
+            self.rings.end(entry.history.as_deref_mut());
             self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {
@@ -188,7 +200,15 @@ impl Hub {
         }
     }
 
-    pub(super) fn named(&mut self, name: &[u8]) -> Option<&mut ChannelEntry> {
-        self.channels.get_mut(self.names.find(&self.channels, name)?)
+    /// The entry and the encoding of a subscriber.
+    pub(super) fn subscription(&self, subscriber: SubscriberId) -> Option<(&ChannelEntry, Encoding)> {
+        let Subscriber { channel, audience, .. } = self.subscribers.get(subscriber.0 as usize)?;
+        let entry = self.channels.get(*channel)?;
+        Some((entry, entry.audiences.get(*audience)?.encoding))
+    }
+
+    pub(super) fn audience_mut(&mut self, subscriber: SubscriberId) -> Option<&mut Audience> {
+        let Subscriber { channel, audience, .. } = self.subscribers.get(subscriber.0 as usize)?;
+        self.channels.get_mut(*channel)?.audiences.get_mut(*audience)
     }
 }

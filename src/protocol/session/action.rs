@@ -12,7 +12,9 @@ pub(crate) enum Action {
     Stay,
     /// Give each subscription an entry in the hub (`Session::next_to_join`), then call `Session::on_joined`.
     Subscribe,
-    /// All subscriptions are confirmed: call `Session::open` with the socket and the 101.
+    /// All subscriptions are confirmed: find what the client gets first, and call `Session::on_recovered`.
+    Recover,
+    /// The session is ready: call `Session::open` with the socket and the 101.
     Upgrade,
     /// The handshake fails: answer with this refusal, and drop the session.
     Refuse(Denial),

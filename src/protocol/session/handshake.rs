@@ -1,11 +1,14 @@
 //! The start of a session: its subscriptions, the broker's confirmation, its 101.
 
+use smallvec::SmallVec;
+
 use super::action::{Action, Denial};
 use super::state::{Phase, Session};
 use super::subscription::Subscription;
 use crate::clock::Millis;
 use crate::close::CloseReason;
 use crate::id::SubscriberId;
+use crate::protocol::outbound::Batch;
 use crate::protocol::socket::Socket;
 
 impl Session {
@@ -39,7 +42,27 @@ impl Session {
         if !is_subscribed || !matches!(self.phase, Phase::Subscribing { .. }) {
             return Action::Stay;
         }
+        if self.encoding.has_positions() {
+            return Action::Recover;
+        }
         self.phase = Phase::Opening;
+        Action::Upgrade
+    }
+
+    /// The session's entries in the hub.
+    pub(crate) fn subscribers(&self) -> SmallVec<[SubscriberId; 1]> {
+        self.subscriptions.iter().filter_map(Subscription::subscriber).collect()
+    }
+
+    /// `frames` is what the client gets before any publication that follows.
+    pub(crate) fn on_recovered(&mut self, frames: &[u8], socket: &mut impl Socket, now: Millis) -> Action {
+        debug_assert!(matches!(self.phase, Phase::Subscribing { .. }), "a session recovers once, before it opens");
+        self.phase = Phase::Opening;
+        if !frames.is_empty()
+            && let Err(unsent) = self.push(&mut Batch::new(frames), socket, now)
+        {
+            return self.on_unsent(unsent, socket, now);
+        }
         Action::Upgrade
     }
 

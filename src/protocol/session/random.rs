@@ -91,6 +91,10 @@ impl Run {
         match action {
             Action::Stay | Action::ReadAgain => {}
             Action::Subscribe => panic!("it has its entry in the hub"),
+            Action::Recover => {
+                let recovered = self.stage.session.on_recovered(b"", &mut self.stage.socket, self.stage.now);
+                self.apply(recovered);
+            }
             Action::Upgrade => {
                 assert!(!self.is_open, "a second 101");
                 self.is_open = true;

@@ -25,6 +25,10 @@ impl Session {
             // The close frame is the last.
             return Action::Stay;
         }
+        if self.encoding.has_positions() && matches!(self.phase, Phase::Subscribing { .. }) {
+            // The session gets its publications from a position on, which it does not have yet.
+            return Action::Stay;
+        }
         match self.push(frames, socket, now) {
             Ok(()) => Action::Stay,
             Err(unsent) => self.on_unsent(unsent, socket, now),
@@ -54,6 +58,15 @@ impl Session {
             self.drain(socket, now)?;
         }
         if self.has_too_much() { Err(Unsent::TooMuch) } else { Ok(()) }
+    }
+
+    /// Publications may be missing: a client whose encoding can say so is told.
+    pub(crate) fn on_gap(&mut self, reason: &str, socket: &mut impl Socket, now: Millis) -> Action {
+        let Some(told) = self.encoding.gap(reason).filter(|_| self.is_open()) else { return Action::Stay };
+        match self.push(&mut Batch::new(&told), socket, now) {
+            Ok(()) => Action::Stay,
+            Err(unsent) => self.on_unsent(unsent, socket, now),
+        }
     }
 
     /// Reacts to a failed [`Session::push`].

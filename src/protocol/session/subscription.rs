@@ -59,6 +59,14 @@ impl Subscription {
         }
     }
 
+    /// The key of the entry in the hub, while there is one.
+    pub(crate) fn subscriber(&self) -> Option<SubscriberId> {
+        match self.state {
+            State::Apart => None,
+            State::Requested(subscriber) | State::Confirmed(subscriber) => Some(subscriber),
+        }
+    }
+
     /// Takes the key of the entry in the hub, for the caller to remove the entry.
     pub(super) fn take_subscriber(&mut self) -> Option<SubscriberId> {
         match std::mem::replace(&mut self.state, State::Apart) {

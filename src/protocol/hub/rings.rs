@@ -1,0 +1,451 @@
+//! The histories of all channels of a worker: they are placed by milestones, bounded together, and answer clients that
+//! come back.
+//!
+//! A channel with a history counts as confirmed only when it is placed, so that each client knows its position from its
+//! first byte on. May not enter: sockets, the broker.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use bytes::{BufMut, BytesMut};
+
+use super::entry::ChannelEntry;
+use super::history::{History, Keep};
+use super::milestones::Milestones;
+use super::state::Hub;
+use crate::channel::Channel;
+use crate::clock::Millis;
+use crate::id::{SessionKey, SubscriberId};
+use crate::placement::Node;
+use crate::position::{Milestone, Position};
+
+/// What bounds the histories together.
+#[derive(Debug, Default)]
+pub(super) struct Rings {
+    /// Payloads of all histories.
+    bytes: usize,
+    max_bytes: usize,
+    /// Channels by when their oldest publication is too old, or earlier: one entry for each history that is not empty,
+    /// as (time, channel, the history's serial number).
+    oldest: BinaryHeap<Reverse<(Millis, usize, u64)>>,
+    serials: u64,
+    /// The longest time for which a channel is kept.
+    longest: Millis,
+    /// The time of the last tick.
+    pub(super) now: Millis,
+}
+
+/// What a client that shows a position gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// It showed none: the position from which on it receives everything.
+    New,
+    /// Every publication behind its position.
+    Complete { publications: usize },
+    /// Some publications behind its position may be missing.
+    Incomplete,
+}
+
+impl Hub {
+    /// Bounds the payloads that all histories keep together.
+    pub(crate) fn set_max_history(&mut self, bytes: usize) {
+        self.rings.max_bytes = bytes;
+    }
+
+    /// Keeps so much of `channel` from now on, for as long as the channel has an entry.
+    pub(crate) fn keep(&mut self, channel: &Channel, keep: Keep) {
+        let id = self.entry_of(channel);
+        let Some(entry) = self.channels.get_mut(id) else { return };
+        self.rings.longest = self.rings.longest.max(keep.age);
+        match &mut entry.history {
+            Some(history) => history.widen(keep),
+            None => {
+                self.rings.serials += 1;
+                let current = entry.node.and_then(|node| self.milestones.at(node).current());
+                let end = entry.places.end(current);
+                entry.history = Some(Box::new(History::new(keep, self.rings.serials, end)));
+                if entry.is_confirmed {
+                    self.await_milestone(id);
+                }
+            }
+        }
+    }
+
+    /// Waits until the confirmed channel `id` is placed, unless its node has no milestones.
+    pub(super) fn await_milestone(&mut self, id: usize) {
+        let Some(node) = self.channels.get(id).and_then(|entry| entry.node) else { return };
+        let milestones = self.milestones.at_mut(node);
+        if !milestones.are_missing {
+            milestones.awaited_by.push(id);
+        }
+    }
+
+    /// The nodes that should publish a milestone soon, because a channel waits for it: each once, until it is heard.
+    pub(crate) fn take_wanted_milestones(&mut self) -> Vec<Node> {
+        let wanted = self.milestones.iter_mut().filter(|(_, of)| !of.awaited_by.is_empty() && !of.is_asked);
+        wanted.map(|(node, of)| (of.is_asked = true, node).1).collect()
+    }
+
+    /// Lets the batch of a subscriber's audience leave with the next flush.
+    pub(crate) fn release_batch(&mut self, subscriber: SubscriberId) {
+        if let Some(audience) = self.audience_mut(subscriber) {
+            audience.held_until = None;
+        }
+    }
+
+    /// Notes a milestone in the stream of `node`. Returns the subscribers that waited for it.
+    pub(crate) fn on_milestone(
+        &mut self,
+        node: Node,
+        milestone: Milestone,
+        now: Millis,
+    ) -> Vec<(SessionKey, SubscriberId)> {
+        let milestones = self.milestones.at_mut(node);
+        if !milestones.hear(milestone, now) {
+            return Vec::new();
+        }
+        milestones.forget(now.saturating_sub(self.rings.longest));
+        let awaited_by = std::mem::take(&mut milestones.awaited_by);
+        let mut told = Vec::new();
+        for id in awaited_by {
+            // Since it was confirmed, the channel may have been lost, moved or given up.
+            let Some(entry) = self.channels.get_mut(id).filter(|entry| entry.node == Some(node) && entry.is_confirmed)
+            else {
+                continue;
+            };
+            told.append(&mut entry.awaiting);
+        }
+        told
+    }
+
+    /// Notes that `node` has no milestones: its channels have no positions, and wait for none. Returns the subscribers
+    /// that waited.
+    pub(crate) fn without_milestones(&mut self, node: Node) -> Vec<(SessionKey, SubscriberId)> {
+        let milestones = self.milestones.at_mut(node);
+        milestones.are_missing = true;
+        let awaited_by = std::mem::take(&mut milestones.awaited_by);
+        let mut told = Vec::new();
+        for id in awaited_by {
+            if let Some(entry) =
+                self.channels.get_mut(id).filter(|entry| entry.node == Some(node) && entry.is_confirmed)
+            {
+                told.append(&mut entry.awaiting);
+            }
+        }
+        told
+    }
+
+    /// Counts a publication on the channel `id`, and keeps it if the channel has a history; returns the position behind
+    /// it, if it is known.
+    pub(super) fn record(&mut self, id: usize, payload: &[u8]) -> Option<Position> {
+        let entry = self.channels.get_mut(id)?;
+        let milestones = self.milestones.at(entry.node?);
+        let place = entry.places.count(milestones.current())?;
+        let Some(history) = &mut entry.history else { return milestones.position(place) };
+        let was_empty = history.is_empty();
+        let growth = history.push(payload, place, entry.places.from, self.rings.now);
+        if was_empty && let Some(at) = history.expires_at() {
+            self.rings.oldest.push(Reverse((at, id, history.serial)));
+        }
+        let position = milestones.position(place);
+        self.rings.bytes = self.rings.bytes.saturating_add_signed(growth);
+        while self.rings.bytes > self.rings.max_bytes && self.evict_oldest(Millis::MAX) {}
+        position
+    }
+
+    /// Drops what is too old.
+    pub(super) fn expire_kept(&mut self, now: Millis) {
+        self.rings.now = now;
+        while self.evict_oldest(now) {}
+    }
+
+    /// Drops the publication that is too old first, if that is by `until`; false when there is none.
+    fn evict_oldest(&mut self, until: Millis) -> bool {
+        while let Some(mut top) = self.rings.oldest.peek_mut() {
+            let Reverse((at, id, serial)) = *top;
+            if at > until {
+                return false;
+            }
+            let entry = self.channels.get_mut(id).and_then(|entry| entry.history.as_mut());
+            let history = entry.filter(|history| history.serial == serial);
+            let Some((history, expires_at)) = history.and_then(|history| history.expires_at().map(|at| (history, at)))
+            else {
+                std::collections::binary_heap::PeekMut::pop(top);
+                continue;
+            };
+            if expires_at > at {
+                *top = Reverse((expires_at, id, serial));
+                continue;
+            }
+            self.rings.bytes -= history.evict();
+            return true;
+        }
+        false
+    }
+
+    /// Writes what a subscriber gets before anything else, in its encoding: the publications behind `since`, or what
+    /// says that some may be missing, and its position.
+    pub(crate) fn recover(
+        &mut self,
+        subscriber: SubscriberId,
+        since: Option<Position>,
+        out: &mut BytesMut,
+    ) -> Recovery {
+        let Some((entry, encoding)) = self.subscription(subscriber) else { return Recovery::Incomplete };
+        let milestones = entry.node.map(|node| self.milestones.at(node));
+        let end = entry.places.end(milestones.and_then(Milestones::current));
+        let position = |place| milestones.and_then(|milestones| milestones.position(place));
+        let recovery = match since {
+            None => Recovery::New,
+            Some(since) => {
+                let after = || {
+                    let (place, end) = (milestones?.place(&since)?, end?);
+                    entry.history.as_ref()?.after(place, entry.places.from, end).ok()
+                };
+                after().map_or(Recovery::Incomplete, |kept| {
+                    let mut publications = 0;
+                    for kept in kept {
+                        encoding.encode(&entry.name, &kept.payload, position(kept.place), out);
+                        publications += 1;
+                    }
+                    Recovery::Complete { publications }
+                })
+            }
+        };
+        if recovery == Recovery::Incomplete
+            && let Some(gap) = encoding.gap("messages since the last seen position may be missing")
+        {
+            out.put_slice(&gap);
+        }
+        if let Some(position) = end.and_then(position).and_then(|at| encoding.position(at)) {
+            out.put_slice(&position);
+        }
+        recovery
+    }
+}
+
+impl Rings {
+    /// Ends a history, because its subscription is lost or its channel is given up.
+    pub(super) fn end(&mut self, history: Option<&mut History>) {
+        self.bytes -= history.map_or(0, History::end);
+    }
+}
+
+impl ChannelEntry {
+    /// Whether publications arrive, and have their places if they are to have any.
+    pub(super) fn is_ready(&self, milestones: &Milestones) -> bool {
+        let is_placed = || self.places.end(milestones.current()).is_some();
+        self.is_confirmed && (self.history.is_none() || milestones.are_missing || is_placed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::placement::Placement;
+    use crate::position::MilestoneId;
+    use crate::protocol::encoding::Encoding;
+    use crate::protocol::hub::Outlet;
+    use crate::protocol::outbound::Batch;
+
+    const KEEP: Keep = Keep { messages: 10, age: 60_000, bytes: 1_000 };
+
+    fn key(index: u32) -> SessionKey {
+        SessionKey { index, generation: 0 }
+    }
+
+    fn channel(name: &str) -> Channel {
+        Channel::from(name.to_owned())
+    }
+
+    fn milestone(id: u64) -> Milestone {
+        Milestone { id: MilestoneId(id), log: None }
+    }
+
+    fn position(id: u64, count: u32) -> Position {
+        Position { milestone: milestone(id), count }
+    }
+
+    fn hub() -> Hub {
+        let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+        hub.set_max_history(10_000);
+        hub
+    }
+
+    /// Subscribes a session to a channel with a history.
+    fn join(hub: &mut Hub, name: &str, index: u32) -> (SubscriberId, bool) {
+        hub.keep(&channel(name), KEEP);
+        let joined = hub.join(&channel(name), Encoding::Meta, key(index));
+        (joined.subscriber, joined.is_confirmed)
+    }
+
+    /// What a subscriber gets that comes back with `since`.
+    fn recovered(hub: &mut Hub, subscriber: SubscriberId, since: Option<Position>) -> (Recovery, String) {
+        let mut out = BytesMut::new();
+        let recovery = hub.recover(subscriber, since, &mut out);
+        (recovery, String::from_utf8_lossy(&out).into_owned())
+    }
+
+    struct Sent(Vec<u8>);
+
+    impl Outlet for Sent {
+        fn deliver(&mut self, _: SessionKey, batch: &mut Batch<'_>) {
+            self.0.extend_from_slice(batch.bytes());
+        }
+
+        fn is_behind(&mut self, _: SessionKey) -> bool {
+            false
+        }
+
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
+    }
+
+    fn sent(hub: &mut Hub) -> String {
+        let mut sent = Sent(Vec::new());
+        hub.flush(&mut sent);
+        String::from_utf8_lossy(&sent.0).into_owned()
+    }
+
+    #[test]
+    fn a_channel_with_a_history_is_ready_at_the_first_milestone_behind_its_confirmation() {
+        let mut hub = hub();
+        let (subscriber, is_ready) = join(&mut hub, "a", 1);
+        assert!(!is_ready && hub.on_milestone(Node(0), milestone(1), 0).is_empty(), "it is not confirmed");
+        assert_eq!(hub.take_wanted_milestones(), []);
+        assert_eq!(hub.confirm(Node(0), b"a"), Some(vec![]));
+        assert_eq!(hub.take_wanted_milestones(), [Node(0)]);
+        assert_eq!(hub.take_wanted_milestones(), [], "asked for once");
+        assert!(!join(&mut hub, "a", 2).1);
+        assert_eq!(hub.on_milestone(Node(0), milestone(2), 0).first(), Some(&(key(1), subscriber)));
+        assert!(join(&mut hub, "a", 3).1);
+        hub.unconfirm_all(Node(0), 0);
+        assert!(!join(&mut hub, "a", 4).1);
+        assert_eq!(hub.confirm(Node(0), b"a").map(|told| told.len()), Some(0));
+        assert_eq!(hub.take_wanted_milestones(), [Node(0)], "asked for once more, on the new link");
+        assert_eq!(hub.on_milestone(Node(0), milestone(3), 0).len(), 1);
+    }
+
+    #[test]
+    fn where_there_are_no_milestones_channels_have_no_positions_and_wait_for_none() {
+        let mut hub = hub();
+        let (subscriber, _) = join(&mut hub, "a", 1);
+        hub.confirm(Node(0), b"a");
+        assert_eq!(hub.without_milestones(Node(0)), [(key(1), subscriber)]);
+        assert!(join(&mut hub, "a", 2).1 && hub.take_wanted_milestones().is_empty());
+        hub.append(b"a", b"P");
+        assert_eq!(sent(&mut hub), "\u{fffd}\u{2}\nP".repeat(2));
+        assert_eq!(recovered(&mut hub, subscriber, Some(position(1, 0))).0, Recovery::Incomplete);
+        // Somebody else is allowed to publish them.
+        hub.on_milestone(Node(0), milestone(1), 0);
+        let (_, is_ready) = join(&mut hub, "b", 3);
+        assert!(!is_ready && hub.confirm(Node(0), b"b") == Some(vec![]));
+    }
+
+    #[test]
+    fn a_client_that_comes_back_gets_what_it_missed_or_is_told() {
+        let mut hub = hub();
+        let (subscriber, _) = join(&mut hub, "a", 1);
+        hub.confirm(Node(0), b"a");
+        hub.on_milestone(Node(0), milestone(1), 0);
+        hub.append(b"a", b"1");
+        hub.append(b"a", b"2");
+        hub.on_milestone(Node(0), milestone(2), 0);
+        hub.append(b"a", b"3");
+        let live = sent(&mut hub);
+        let text = |count: usize, id, payload| {
+            let position = crate::position::Token::from(position(id, u32::try_from(count).unwrap()));
+            format!("\u{fffd}\u{15}id: {position}\n\n{payload}")
+        };
+        let all = [text(1, 1, "1"), text(2, 1, "2"), text(1, 2, "3")];
+        assert_eq!(live, all.concat());
+        for (since, from) in
+            [(position(1, 0), 0), (position(1, 1), 1), (position(1, 2), 2), (position(2, 0), 2), (position(2, 1), 3)]
+        {
+            let publications = all.len() - from;
+            assert_eq!(
+                recovered(&mut hub, subscriber, Some(since)),
+                (Recovery::Complete { publications }, all[from..].concat())
+            );
+        }
+        assert_eq!(recovered(&mut hub, subscriber, None), (Recovery::New, String::new()));
+        for unknown in [position(3, 0), position(2, 2)] {
+            let (recovery, told) = recovered(&mut hub, subscriber, Some(unknown));
+            assert!(recovery == Recovery::Incomplete && told.contains("event: gap"), "{told}");
+        }
+        hub.unconfirm(Node(0), b"a", 0);
+        assert_eq!(recovered(&mut hub, subscriber, Some(position(2, 1))).0, Recovery::Incomplete);
+    }
+
+    #[test]
+    fn a_history_that_begins_late_does_not_claim_what_came_before() {
+        let mut hub = hub();
+        hub.join(&channel("a"), Encoding::Plain, key(1));
+        hub.confirm(Node(0), b"a");
+        hub.on_milestone(Node(0), milestone(1), 0);
+        hub.append(b"a", b"1");
+        let (subscriber, is_ready) = join(&mut hub, "a", 2);
+        assert!(is_ready);
+        hub.append(b"a", b"2");
+        assert_eq!(recovered(&mut hub, subscriber, Some(position(1, 0))).0, Recovery::Incomplete);
+        assert_eq!(recovered(&mut hub, subscriber, Some(position(1, 1))).0, Recovery::Complete { publications: 1 });
+    }
+
+    #[test]
+    fn all_histories_together_are_bounded_and_the_oldest_publications_go_first() {
+        let mut hub = hub();
+        hub.set_max_history(30);
+        let names = ["a", "b", "c"];
+        let subscribers = names.map(|name| {
+            let (subscriber, _) = join(&mut hub, name, 1);
+            hub.confirm(Node(0), name.as_bytes());
+            subscriber
+        });
+        hub.on_milestone(Node(0), milestone(1), 0);
+        for now in 0..5 {
+            hub.expire(now, |_, _| {});
+            for name in names {
+                hub.append(name.as_bytes(), b"1234");
+            }
+        }
+        let kept = |hub: &mut Hub, since| {
+            subscribers.map(|subscriber| match recovered(hub, subscriber, Some(position(1, since))).0 {
+                Recovery::Complete { publications } => publications,
+                _ => 99,
+            })
+        };
+        assert_eq!(kept(&mut hub, 2), [99, 99, 3], "7 of 15 fit");
+        assert_eq!(kept(&mut hub, 3), [2, 2, 2]);
+        hub.expire(60_003, |_, _| {});
+        assert_eq!(kept(&mut hub, 4), [1, 1, 1]);
+        assert_eq!(kept(&mut hub, 3), [99, 99, 99], "too old");
+        hub.expire(60_004, |_, _| {});
+        assert_eq!((hub.rings.bytes, kept(&mut hub, 5)), (0, [0, 0, 0]));
+    }
+
+    #[test]
+    fn a_channel_with_a_history_stays_subscribed_for_its_age_after_the_last_client() {
+        let mut hub = hub();
+        let (subscriber, _) = join(&mut hub, "a", 1);
+        let plain = hub.join(&channel("plain"), Encoding::Plain, key(2));
+        for name in [&b"a"[..], b"plain"] {
+            hub.confirm(Node(0), name);
+        }
+        hub.on_milestone(Node(0), milestone(1), 0);
+        hub.leave(subscriber, 0);
+        hub.leave(plain.subscriber, 0);
+        let mut gone = Vec::new();
+        hub.expire(59_999, |_, name| gone.push(name));
+        assert_eq!(gone, [channel("plain")]);
+        hub.append(b"a", b"1");
+        let (subscriber, is_ready) = join(&mut hub, "a", 3);
+        assert!(is_ready);
+        assert_eq!(recovered(&mut hub, subscriber, Some(position(1, 0))).0, Recovery::Complete { publications: 1 });
+        hub.leave(subscriber, 60_000);
+        hub.expire(120_000, |_, name| gone.push(name));
+        assert_eq!((gone.last(), hub.rings.bytes), (Some(&channel("a")), 0));
+    }
+}
