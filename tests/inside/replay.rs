@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use webws::internals::replay::{Log, Point, Published};
 
+use crate::sentinel_access::Sentinel;
 use crate::support::redis::Redis;
 use crate::support::{START, lasting, until};
 
@@ -246,4 +250,98 @@ async fn visits_keep_a_log_that_redis_would_drop() {
     assert_eq!(texts(&read(&log, start, "last").await.unwrap()), [("a".to_owned(), "last".to_owned())]);
     assert_eq!((info(&redis, "sync_full").await, info(&redis, "total_forks").await), (1, 0));
     until("the log is dropped", START, async || log.end().await == Err("NoLog".to_owned())).await;
+}
+
+#[tokio::test]
+async fn under_sentinel_a_replica_is_read_and_the_master_where_there_is_none() {
+    let master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let replica = replica_of(&master).await;
+    let start = Log::at(&master.url()).end().await.unwrap();
+    master.publish(b"a", b"last").await;
+    let sentinel = Sentinel::start(master.port(), "sentinel down-after-milliseconds main 1000").await;
+    let log = Log::at(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port));
+    // Until the Sentinel has asked the master for its replicas, the master is read.
+    let is_read_at_replica = async || {
+        assert_eq!(texts(&read(&log, start, "last").await.unwrap()), [("a".to_owned(), "last".to_owned())]);
+        info(&replica, "sync_partial_ok").await > 0
+    };
+    until("the replica is read", START, is_read_at_replica).await;
+    let at_master = info(&master, "sync_partial_ok").await;
+    read(&log, start, "last").await.unwrap();
+    assert_eq!(info(&master, "sync_partial_ok").await, at_master);
+    // A replica keeps the log; a visitor at the master might become one in the Sentinel's list.
+    assert_eq!(log.visit().await.map(|(is_new, _)| is_new), Ok(false));
+    assert_eq!(info(&master, "sync_partial_ok").await, at_master);
+    // A replica without its master's link refuses; nothing of the data was copied.
+    replica.freeze();
+    assert_eq!(texts(&read(&log, start, "last").await.unwrap()), [("a".to_owned(), "last".to_owned())]);
+    assert_eq!(info(&master, "sync_partial_ok").await, at_master + 1);
+    assert_eq!(info(&master, "sync_full").await, 1, "the replica's");
+    replica.thaw();
+}
+
+/// `INFO replication` of a master whose log of 400 bytes is full.
+const FULL_LOG: &str = "role:master\r\nconnected_slaves:0\r\nmaster_replid:0101010101010101010101010101010101010101\r\n\
+    master_replid2:0000000000000000000000000000000000000000\r\nmaster_repl_offset:1000\r\nsecond_repl_offset:-1\r\n\
+    repl_backlog_active:1\r\nrepl_backlog_size:400\r\nrepl_backlog_first_byte_offset:601\r\nrepl_backlog_histlen:400\r\n";
+
+/// A server that speaks RESP2 and answers each command with the first answer for a part of it. Resolves to all that it
+/// was sent, when its only link is closed.
+async fn server(answers: &[(&str, &str)]) -> (Log, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let log = Log::at(&format!("redis://{}", listener.local_addr().unwrap()));
+    let info = format!("${}\r\n{FULL_LOG}\r\n", FULL_LOG.len());
+    let further = [
+        ("HELLO", "-ERR unknown command\r\n"),
+        ("ROLE", "*3\r\n$6\r\nmaster\r\n:1000\r\n*0\r\n"),
+        ("replication", &info),
+        ("cluster", "$0\r\n\r\n"),
+        ("", "+OK\r\n"),
+    ];
+    let answers: Vec<_> =
+        answers.iter().chain(&further).map(|(part, text)| (part.to_string(), text.to_string())).collect();
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut sent, mut part) = (String::new(), vec![0; 4_096]);
+        while let len @ 1.. = stream.read(&mut part).await.unwrap_or(0) {
+            let command = String::from_utf8_lossy(&part[..len]).into_owned();
+            let (_, answer) = answers.iter().find(|(part, _)| command.contains(part.as_str())).unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            sent += &command;
+        }
+        sent
+    });
+    (log, serving)
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_continue_is_left_at_once() {
+    let point = |offset| Point { replid: [1; 8], offset };
+    let snapshot = format!("+FULLRESYNC {} 1000\r\n$100\r\nREDIS", "02".repeat(20));
+    let old = ("rdb-filter-only", "-ERR Unrecognized REPLCONF option: rdb-filter-only\r\n");
+    for (answers, offset, reason, asks_for_log) in [
+        (vec![("PSYNC", snapshot.as_str())], 900, "FullResync", true),
+        (vec![("PSYNC", "\n\n-NOMASTERLINK Can't SYNC\r\n")], 900, "Refused(\"NOMASTERLINK Can't SYNC\")", true),
+        (vec![("PSYNC", "-NOPERM no\r\n")], 900, "NotPermitted { refusal: \"NOPERM no\" }", true),
+        (vec![("PSYNC", "+CONTINUE\r\n*1\r\n$4\r\nPING\r\nPING\r\n")], 900, "Malformed(914)", true),
+        (vec![("PSYNC", "+WHAT\r\n")], 900, "Malformed(900)", true),
+        // Redis before 7.0 would send all of its data, so some room is wanted.
+        (vec![old], 610, "Uncertain", false),
+        (vec![old, ("PSYNC", &snapshot)], 900, "FullResync", true),
+        (vec![("replication", "$5\r\nrole:\r\n")], 900, "Unsupported", false),
+        (vec![("replication", "-LOADING Redis is loading\r\n")], 900, "Refused(\"LOADING Redis is loading\")", false),
+    ] {
+        let (log, serving) = server(&answers).await;
+        assert_eq!(why_not(&log, point(offset)).await, reason);
+        let sent = tokio::time::timeout(START, serving).await.expect("the link is closed").unwrap();
+        assert_eq!(sent.contains("PSYNC"), asks_for_log, "{sent}");
+        assert!(!sent.contains("ACK"), "{sent}");
+    }
+    let (log, serving) = server(&[
+        ("replication", &format!("${}\r\n{}\r\n", FULL_LOG.len(), FULL_LOG.replace("active:1", "active:0"))),
+        old,
+    ])
+    .await;
+    assert_eq!(log.visit().await, Err("NeedsReplica".to_owned()));
+    assert!(!serving.await.unwrap().contains("PSYNC"));
 }

@@ -177,6 +177,13 @@ impl Settings {
         Self { has_history, ..self }
     }
 
+    /// The same settings for a replica of the master that the Sentinels name; `None` without Sentinels, or where no
+    /// replica is in order.
+    pub(super) async fn replica(&self) -> Option<Self> {
+        let place = self.sentinels.as_ref()?.replica(self.connect_timeout).await?;
+        Some(Self { sentinels: None, is_cluster_node: false, ..self.at(place) })
+    }
+
     /// The terms of the links.
     pub(super) fn terms(&self) -> Terms {
         Terms {

@@ -60,6 +60,8 @@ pub(crate) enum Role {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogState {
     pub(crate) role: Role,
+    /// How many replicas follow this node.
+    pub(crate) replicas: u64,
     pub(crate) replid: Replid,
     /// The history that this node continued when it was promoted, and the first offset that is not in that history.
     former: Option<(Replid, u64)>,
@@ -119,6 +121,7 @@ impl LogState {
                 "slave" | "replica" => Role::Replica,
                 _ => return None,
             },
+            replicas: number("connected_slaves")?,
             replid: Replid::parse(field(info, "master_replid")?)?,
             // -1 where there is no former history.
             former: former.zip(number("second_repl_offset")),
@@ -212,7 +215,7 @@ mod tests {
     #[test]
     fn a_log_is_what_info_says() {
         let state = state(&[]);
-        assert_eq!((state.role, state.offset), (Role::Master, 1_000));
+        assert_eq!((state.role, state.replicas, state.offset), (Role::Master, 0, 1_000));
         assert_eq!(state.replid.to_string(), REPLID);
         assert_eq!(state.replid.prefix(), [0x02, 0xb5, 0x38, 0xe5, 0xc3, 0x4c, 0xd8, 0x2e]);
         assert_eq!(state.kept, Some(Kept { first: 601, len: 400, size: 400 }));

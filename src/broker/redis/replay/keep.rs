@@ -38,8 +38,8 @@ async fn visiting(settings: &Settings) -> Result<Upkeep, ReplayError> {
     let mut link = ReplayLink::connect(settings).await?;
     let state = link.state().await?;
     let pause = pause(ttl(&mut link).await?);
-    if state.role == Role::Replica && state.kept.is_some() {
-        // It keeps the log for as long as it follows its master.
+    if state.kept.is_some() && (state.role == Role::Replica || state.replicas > 0) {
+        // It keeps the log for as long as it has a master or a replica. A Sentinel may take a visitor for a replica.
         return Ok(Upkeep { is_new: false, pause });
     }
     let snapshot = link.prepare().await?;

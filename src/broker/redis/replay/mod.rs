@@ -2,8 +2,9 @@
 //! nothing for it: a node logs every PUBLISH, outside of cluster mode.
 //!
 //! `info` decides from INFO whether the log reaches back far enough, before anything is asked for; `link` asks, and
-//! takes no full resynchronisation; `log` decodes what comes; `reader` reads within limits of bytes and time. `keep`
-//! makes and keeps a log, `outlook` tells how far back it reaches. May not enter: positions of clients, the hub.
+//! takes no full resynchronisation; `log` decodes what comes; `reader` reads within limits of bytes and time, under
+//! Sentinel from a replica. `keep` makes and keeps a log, `outlook` tells how far back it reaches. May not enter:
+//! positions of clients, the hub.
 
 mod error;
 mod info;

@@ -47,7 +47,8 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Opens the log behind `offset` of the history whose replication id starts with `replid`.
+    /// Opens the log behind `offset` of the history whose replication id starts with `replid`. Under Sentinel, a replica
+    /// is asked before the master: a Sentinel may take a reader at the master for a replica.
     ///
     /// # Errors
     /// The log does not reach back that far, or cannot be read: nothing was asked of the node that costs more than an
@@ -58,22 +59,39 @@ impl Reading {
         offset: u64,
         limits: ReadLimits,
     ) -> Result<Self, ReplayError> {
-        let end = Instant::now() + limits.max_time;
-        let opening = async {
-            let mut link = ReplayLink::connect(settings).await?;
-            let state = link.state().await?;
-            let continuation = state.can_continue(replid, offset)?;
-            if state.offset.saturating_sub(offset) > limits.max_bytes {
-                return Err(ReplayError::TooMuch(limits.max_bytes));
-            }
-            let is_certain = state.kept.is_some_and(|kept| kept.is_certain(&continuation));
-            if link.prepare().await? == Snapshot::Data && !is_certain {
-                return Err(ReplayError::Uncertain);
-            }
-            let decoder = link.continue_log(&continuation).await?;
-            Ok(Self { link, decoder, limits, end, start: offset, turn: offset })
+        let (start, end) = (Instant::now(), Instant::now() + limits.max_time);
+        let at_replica = async {
+            let Some(replica) = settings.replica().await else { return Ok(None) };
+            Self::open_at(&replica, replid, offset, limits, end).await.map(Some)
         };
-        in_time(end, limits, opening).await
+        match in_time(start + limits.max_time / 2, limits, at_replica).await {
+            Ok(Some(reading)) => return Ok(reading),
+            Ok(None) => {}
+            // It may be behind its master.
+            Err(error) => tracing::debug!(%error, "the replica's replication log is not read: {error}"),
+        }
+        in_time(end, limits, Self::open_at(settings, replid, offset, limits, end)).await
+    }
+
+    async fn open_at(
+        settings: &Settings,
+        replid: [u8; 8],
+        offset: u64,
+        limits: ReadLimits,
+        end: Instant,
+    ) -> Result<Self, ReplayError> {
+        let mut link = ReplayLink::connect(settings).await?;
+        let state = link.state().await?;
+        let continuation = state.can_continue(replid, offset)?;
+        if state.offset.saturating_sub(offset) > limits.max_bytes {
+            return Err(ReplayError::TooMuch(limits.max_bytes));
+        }
+        let is_certain = state.kept.is_some_and(|kept| kept.is_certain(&continuation));
+        if link.prepare().await? == Snapshot::Data && !is_certain {
+            return Err(ReplayError::Uncertain);
+        }
+        let decoder = link.continue_log(&continuation).await?;
+        Ok(Self { link, decoder, limits, end, start: offset, turn: offset })
     }
 
     /// How many bytes of the log were decoded.
