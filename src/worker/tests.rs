@@ -4,6 +4,7 @@ use super::core::Core;
 use super::opening::{Hello, Opening};
 use super::reactor::{self, Reactor, Ready};
 use crate::channel::Channel;
+use crate::close::CloseReason;
 use crate::config::Config;
 use crate::id::SessionKey;
 use crate::message::Origin;
@@ -96,4 +97,24 @@ async fn a_panic_in_one_session_closes_it_and_no_other() {
     };
     assert_eq!(read(&mut its), (b"101".to_vec(), true));
     assert_eq!(read(&mut others), (b"101\x81\x01x".to_vec(), false));
+}
+
+#[tokio::test]
+async fn behind_a_message_whose_outcome_is_unknown_none_of_its_client_is_published_even_when_a_close_is_under_way() {
+    let (_reactor, mut core, endpoint) = core_with(crate::Limits::default());
+    let (key, mut client) = open(&mut core, &endpoint);
+    let mut send = |core: &mut Core, payload: u8| {
+        client.write_all(&[0x81, 0x81, 0, 0, 0, 0, payload]).unwrap();
+        core.read_again(key);
+        core.take_again().into_iter().for_each(|key| core.on_ready(Ready::again(key), 0));
+    };
+    send(&mut core, b'1');
+    assert_eq!(core.outbox.take(Node(0), usize::MAX).len(), 1);
+    send(&mut core, b'2');
+    assert_eq!(core.outbox.waiting(), 1);
+    core.close(key, CloseReason::Gap, 0);
+    assert_eq!(core.outbox.waiting(), 1, "a close for another reason keeps them");
+    core.outbox.answered();
+    core.on_not_published(key, 0);
+    assert_eq!(core.outbox.waiting(), 0, "the first may still be published, and the second would be before it");
 }

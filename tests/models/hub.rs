@@ -3,6 +3,8 @@
 //! What the model leaves open is only what the hub may choose: for how long a paced audience collects, and in which
 //! order its members are served.
 
+mod delivery;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,11 @@ struct Entry {
 impl Entry {
     fn is_used(&self) -> bool {
         self.reserved > 0 || !self.members.is_empty()
+    }
+
+    /// Whether something is there that does not wait for its confirmation.
+    fn is_in_use(&self) -> bool {
+        self.reserved > 0 || self.members.len() > self.awaiting.len()
     }
 
     fn unconfirm(&mut self, newest: Generation) -> bool {
@@ -195,6 +202,7 @@ impl<'a> Run<'a> {
         let given_up_at = self.now + self.linger;
         for entry in self.entries.values_mut().filter(|entry| entry.members.iter().any(|(id, ..)| *id == left)) {
             entry.members.retain(|(id, ..)| *id != left);
+            entry.awaiting.retain(|(_, id)| *id != left);
             if !entry.is_used() {
                 entry.given_up_at = Some(given_up_at);
             }
@@ -327,72 +335,10 @@ impl<'a> Run<'a> {
         assert_eq!(gone, expected);
     }
 
-    fn append(&mut self) {
-        let channel = self.channel();
-        self.published += 1;
-        let payload = match self.rng.u8(..60) {
-            // A batch of which the size alone asks for a flush.
-            0 => vec![b'x'; 64 << 10],
-            1 => vec![0xff; 5],
-            _ => self.published.to_string().into_bytes(),
-        };
-        let batching = self.hub.append(&channel, &payload);
-        let is_large = payload.len() > 1_000;
-        if let Some(entry) = self.entries.get_mut(&channel) {
-            for (index, (waiting, frames)) in entry.waiting.iter_mut().enumerate() {
-                if entry.members.iter().any(|(.., encoding)| *encoding == index) {
-                    let mut frame = BytesMut::new();
-                    ENCODINGS[index].encode(&channel, &payload, None, &mut frame);
-                    waiting.extend(&frame);
-                    *frames += 1;
-                }
-            }
-            assert!(!is_large || entry.members.is_empty() || batching == Batching::Full);
-        }
-    }
-
-    fn flush(&mut self) {
-        let all =
-            self.entries.values().flat_map(|entry| entry.members.iter().map(|(_, key, _)| *key)).collect::<Vec<_>>();
-        if self.rng.bool() {
-            self.behind = all.iter().filter(|_| self.rng.bool()).copied().collect();
-        }
-        let now = self.started + Duration::from_millis(self.now);
-        let mut served = Served { batches: Vec::new(), behind: self.behind.clone(), now: Some(now) };
-        let flushed = self.hub.flush(&mut served);
-        let mut of: BTreeMap<SessionKey, Vec<u8>> = BTreeMap::new();
-        for (key, batch) in served.batches {
-            assert!(of.insert(key, batch).is_none(), "each session has one batch");
-        }
-        let (mut frames_served, mut is_held) = (0, false);
-        for entry in self.entries.values_mut() {
-            for (index, (waiting, frames)) in entry.waiting.iter_mut().enumerate() {
-                let members: Vec<_> =
-                    entry.members.iter().filter(|(.., of)| *of == index).map(|(_, key, _)| *key).collect();
-                let got = members.iter().filter(|key| of.contains_key(key)).count();
-                if got == 0 && *frames > 0 && !members.is_empty() {
-                    assert!(!self.pace.is_zero() && waiting.len() < 64 << 10, "only a paced audience collects");
-                    is_held = true;
-                    continue;
-                }
-                assert_eq!(got, if *frames > 0 { members.len() } else { 0 }, "all members or none");
-                for key in members {
-                    assert_eq!(of.remove(&key).unwrap_or_default(), *waiting, "each gets all that waits, in order");
-                    frames_served += *frames;
-                }
-                (*waiting, *frames) = (Vec::new(), 0);
-            }
-        }
-        assert!(of.is_empty(), "batches for sessions that are no members: {of:?}");
-        assert_eq!(flushed.frames, frames_served);
-        assert_eq!(flushed.next.is_some(), is_held);
-        assert!(flushed.next.is_none_or(|next| next > now && next <= now + self.pace));
-    }
-
     fn check(&mut self) {
         let mut in_use = self.hub.channels_in_use();
         in_use.sort_unstable();
-        let used = self.entries.iter().filter(|(_, entry)| entry.is_used()).map(|(channel, _)| channel.clone());
+        let used = self.entries.iter().filter(|(_, entry)| entry.is_in_use()).map(|(channel, _)| channel.clone());
         assert_eq!(in_use, used.collect::<Vec<_>>());
         for node in self.placement.nodes() {
             let at = self.entries.values().filter(|entry| entry.node == Some(node));

@@ -30,7 +30,7 @@ impl World {
             }
             _ => {}
         }
-        let pause = if self.is_active() { 200 * MILLISECOND } else { 500 * MILLISECOND };
+        let pause = if self.is_active() { 200 * MILLISECOND } else { 2 * SECOND };
         let pause = self.rng.u64(MILLISECOND..pause);
         let is_over = matches!(self.clients[id].state, State::Ended | State::Orphaned);
         if !is_over {
@@ -45,11 +45,15 @@ impl World {
     fn knock(&mut self, id: usize) {
         let serving = self.serving.clone();
         let Some(index) = self.one_of(&serving) else { return };
-        let now = self.millis();
+        let now = self.now;
         let Client { channel, encoding, closes_on_gap, .. } = &self.clients[id];
         let (channel, encoding, closes_on_gap) = (channel.clone(), *encoding, *closes_on_gap);
+        if self.stopped_until(index) > now {
+            return;
+        }
+        let millis = self.millis();
         let Some(node) = self.workers[index].as_mut().filter(|node| !node.worker.is_still()) else { return };
-        let key = node.worker.admit(usize::from(closes_on_gap), &channel, encoding, now);
+        let key = node.worker.admit(usize::from(closes_on_gap), &channel, encoding, millis);
         let client = &mut self.clients[id];
         (client.worker, client.state) = (index, State::Handshake(key));
         self.pump(index);

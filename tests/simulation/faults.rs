@@ -1,5 +1,7 @@
 //! What breaks, and heals: streams cut at any byte, answers late, servers restarted and replaced, subscribers made deaf.
 
+use std::sync::Arc;
+
 use super::node_links::Which;
 use super::redis::Role;
 use super::stream::{StreamId, Towards};
@@ -14,6 +16,8 @@ pub(crate) enum Fault {
     Loading(usize),
     /// The server was replaced, and does not know.
     Replaced(usize),
+    /// The address does not lead to the new master yet.
+    Moved(usize),
 }
 
 impl World {
@@ -22,7 +26,7 @@ impl World {
         if !self.is_active() {
             return;
         }
-        let what = self.rng.u8(..16);
+        let what = self.rng.u8(..18);
         self.say(|| format!("fault {what}"));
         match what {
             0..=3 => {
@@ -45,6 +49,7 @@ impl World {
                 self.redis.servers[server].is_loading = true;
                 self.heal_later(Fault::Loading(server), SECOND);
             }
+            15 | 16 => self.stop_process(),
             _ => {
                 // All at once.
                 let all: Vec<_> = self.streams.keys().copied().collect();
@@ -65,6 +70,7 @@ impl World {
             Fault::Down(server) => self.redis.servers[server].is_up = true,
             Fault::Loading(server) => self.redis.servers[server].is_loading = false,
             Fault::Replaced(server) => self.redis.servers[server].role = Role::Replica,
+            Fault::Moved(server) => self.address = server,
         }
     }
 
@@ -84,6 +90,19 @@ impl World {
         }
     }
 
+    /// A process does not run for a while, as after SIGSTOP or on a machine that swaps; what is sent to it waits.
+    fn stop_process(&mut self) {
+        let serving = self.serving.clone();
+        let Some(stopped) = self.one_of(&serving) else { return };
+        let until = (self.now + self.rng.u64(..6 * SECOND)).min(ACTIVE);
+        let health = self.workers[stopped].as_ref().map(|node| node.health.clone());
+        for node in self.workers.iter_mut().flatten() {
+            if health.as_ref().is_some_and(|health| Arc::ptr_eq(health, &node.health)) {
+                node.stopped_until = until;
+            }
+        }
+    }
+
     /// The server ends, and starts again.
     fn restart(&mut self) {
         let server = self.address;
@@ -94,24 +113,31 @@ impl World {
     }
 
     fn take_down(&mut self, server: usize) {
-        for id in self.redis.stop(server) {
+        for id in self.redis.stop(server, self.now) {
             self.cut(id);
         }
     }
 
-    /// Another server becomes the master: the old one is down, or learns of it later.
+    /// Another server becomes the master: the old one is down, or learns of it later, or keeps the address for a while.
     fn fail_over(&mut self) {
         let old = self.address;
         if self.redis.master() != Some(old) {
             return;
         }
-        if self.rng.bool() {
-            self.take_down(old);
-            self.redis.servers[old].role = Role::Replica;
-        } else {
-            self.heal_later(Fault::Replaced(old), 2 * SECOND);
+        let how = self.rng.u8(..3);
+        let new = self.redis.add(Role::Master);
+        match how {
+            0 => {
+                self.redis.servers[old].role = Role::Replica;
+                return self.heal_later(Fault::Moved(new), 2 * SECOND);
+            }
+            1 => {
+                self.take_down(old);
+                self.redis.servers[old].role = Role::Replica;
+            }
+            _ => self.heal_later(Fault::Replaced(old), 2 * SECOND),
         }
-        self.address = self.redis.add(Role::Master);
+        self.address = new;
     }
 
     /// The server delivers nothing on a stream any more.
@@ -135,10 +161,8 @@ impl World {
         let is_resp2 = self.workers[index].as_ref().is_some_and(|node| node.links.is_resp2());
         let is_hearing = self.workers[index].as_ref().is_some_and(|node| !node.links.node.is_incomplete());
         if !is_resp2 && is_hearing {
-            let Some(lost) = self.redis.lose_one(server, id, nth) else { return };
-            // A channel that is subscribed once more, to find out whether Redis refuses all, is back without a gap. So no
-            // gap has to tell of the time until an audit finds what is missing.
-            self.excused.push((lost, self.now, self.now + 7 * SECOND));
+            let lost = self.redis.lose_one(server, id, nth, self.now);
+            self.say(|| format!("{id:?} loses {lost:?}"));
         }
     }
 }

@@ -55,6 +55,13 @@ const STEPS: [At; 8] = [
     At::Over,
 ];
 
+impl Handover {
+    /// The workers of both processes.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = usize> {
+        self.old.iter().chain(&self.new).copied()
+    }
+}
+
 impl World {
     /// Begins a hand-over, or takes its next step.
     pub(crate) fn hand_over(&mut self) {

@@ -29,6 +29,13 @@ impl World {
             let stream = StreamId(self.next_stream);
             let is_master = self.redis.servers[server].role == Role::Master;
             node.links.on_connected(which, Some(stream), is_master, instant);
+            if which == Which::Publisher {
+                let before = std::mem::replace(&mut node.publisher, is_master.then_some(stream));
+                if !is_master {
+                    // Now the worker knows where its last messages went.
+                    before.map(|before| self.cut.remove(&before));
+                }
+            }
             if is_master {
                 self.streams.insert(stream, Stream::new(index, which, server));
                 self.redis.connect(server, stream, node.links.is_resp2());
@@ -62,7 +69,7 @@ impl World {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let way = stream.way(towards);
         if !way.is_ended {
-            way.bytes.extend(bytes);
+            way.bytes.extend_from_slice(bytes);
             self.keep_moving(id, towards);
         }
     }
@@ -73,7 +80,7 @@ impl World {
         let now = self.now;
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let way = stream.way(towards);
-        if !way.is_moving && (!way.bytes.is_empty() || way.is_ended) {
+        if !way.is_moving && !way.is_over && (!way.bytes.is_empty() || way.is_ended) {
             way.is_moving = true;
             let at = (now + delay).max(way.frozen_until);
             self.at(at, Happening::Deliver(id, towards));
@@ -92,8 +99,10 @@ impl World {
         }
         // Often all; else any number of them.
         let len = if self.rng.u8(..3) > 0 { way.bytes.len() } else { self.rng.usize(..=way.bytes.len()) };
-        let bytes: Vec<u8> = way.bytes.drain(..len).collect();
+        let rest = way.bytes.split_off(len);
+        let bytes = std::mem::replace(&mut way.bytes, rest);
         let is_end = way.bytes.is_empty() && way.is_ended;
+        way.is_over |= is_end;
         match towards {
             Towards::Server => {
                 let before = self.redis.executed.len();
@@ -104,12 +113,8 @@ impl World {
                 }
                 self.spread(sent);
                 if is_end {
-                    self.redis.disconnect(server, id);
-                    // The server closes its side as well.
-                    if let Some(stream) = self.streams.get_mut(&id) {
-                        stream.way(Towards::Worker).is_ended = true;
-                    }
-                    self.keep_moving(id, Towards::Worker);
+                    self.redis.disconnect(server, id, now);
+                    self.close_way(id, Towards::Worker);
                 } else {
                     self.keep_moving(id, towards);
                 }
@@ -118,12 +123,12 @@ impl World {
                 if let Some(node) = self.workers[index].as_mut() {
                     let end = node.links.end(which);
                     if end.stream == Some(id) {
-                        end.arrived.extend(bytes);
+                        end.arrived.extend_from_slice(&bytes);
                         end.is_ended |= is_end;
                     }
                 }
                 if is_end {
-                    self.streams.remove(&id);
+                    self.close_way(id, Towards::Server);
                 } else {
                     self.keep_moving(id, towards);
                 }
@@ -132,12 +137,24 @@ impl World {
         }
     }
 
-    /// A worker closes a stream: what it has sent arrives, and then the end.
-    pub(crate) fn close_stream(&mut self, id: StreamId) {
+    /// The side that learns of the end closes as well. What is on its way there arrives all the same, and may be late.
+    fn close_way(&mut self, id: StreamId, towards: Towards) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.incomplete_since = None;
-        stream.way(Towards::Server).is_ended = true;
-        self.keep_moving(id, Towards::Server);
+        stream.way(towards).is_ended = true;
+        if stream.is_over() {
+            self.streams.remove(&id);
+        } else {
+            self.keep_moving(id, towards);
+        }
+    }
+
+    /// A worker closes a stream: what it has sent arrives, and then the end.
+    pub(crate) fn close_stream(&mut self, id: StreamId) {
+        if !self.redis.told.contains(&id) {
+            self.cut.insert(id);
+        }
+        self.close_way(id, Towards::Server);
     }
 
     /// A stream is cut at any byte.

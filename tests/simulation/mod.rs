@@ -1,8 +1,9 @@
 //! The simulation: sessions, hub, outbox and links of whole workers, a model of Redis and clients, on one seed and a
 //! virtual clock, in one thread. Each run breaks what can break, and is judged by a ledger.
 //!
-//! `world.rs` lets time pass; `redis.rs` is the model; `links.rs` and `stream.rs` carry bytes between the two, `node_links.rs`
-//! has the links' machines, `worker.rs` the worker; `actions.rs` and `client.rs` are clients; `faults.rs` and `handover.rs`
+//! `world.rs` lets time pass; `plan.rs` sizes a run, `pump.rs` runs a worker; `redis.rs` is the model; `links.rs` and
+//! `stream.rs` carry bytes between the two, `node_links.rs` has the links' machines, `worker.rs` and `worker_handover.rs`
+//! the worker; `actions.rs` and `client.rs` are clients; `faults.rs` and `handover.rs`
 //! break things; `ledger.rs` judges. A failing seed is printed: `SIMULATION_SEED=7 cargo test --lib simulation` runs that
 //! one again, exactly; `SIMULATION_SEEDS=200000` runs more.
 
@@ -13,6 +14,8 @@ mod handover;
 mod ledger;
 mod links;
 mod node_links;
+mod plan;
+mod pump;
 mod redis;
 mod stream;
 mod world;

@@ -3,7 +3,6 @@
 //! Stands in for `node_links.rs`, which has sockets and futures: bytes, answers and time reach the machines in the same
 //! order. May not enter: what a server does with commands.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ pub(crate) const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(500);
 pub(crate) struct End {
     pub(crate) stream: Option<StreamId>,
     /// Bytes that have arrived and were not read.
-    pub(crate) arrived: VecDeque<u8>,
+    pub(crate) arrived: Vec<u8>,
     /// The end of the stream has arrived behind them.
     pub(crate) is_ended: bool,
     /// Bytes to be sent.
@@ -237,9 +236,8 @@ impl NodeLinks {
         if !subscriber_stream.arrived.is_empty() {
             let room = subscriber.room();
             let len = room.len().min(subscriber_stream.arrived.len());
-            for (place, byte) in room.iter_mut().zip(subscriber_stream.arrived.drain(..len)) {
-                *place = byte;
-            }
+            room[..len].copy_from_slice(&subscriber_stream.arrived[..len]);
+            subscriber_stream.arrived.drain(..len);
             subscriber.on_bytes(node, len, now);
             return true;
         }
@@ -279,12 +277,11 @@ impl NodeLinks {
 }
 
 /// Takes so many answers, when all have arrived.
-fn take_answers(arrived: &mut VecDeque<u8>, count: usize) -> Option<Vec<Value>> {
-    let bytes = arrived.make_contiguous();
+fn take_answers(arrived: &mut Vec<u8>, count: usize) -> Option<Vec<Value>> {
     let (mut at, mut answers) = (0, Vec::new());
     for _ in 0..count {
-        let len = reply_len(&bytes[at..]).expect("the model writes RESP")?;
-        answers.push(redis::parse_redis_value(&bytes[at..at + len]).expect("the model writes RESP"));
+        let len = reply_len(&arrived[at..]).expect("the model writes RESP")?;
+        answers.push(redis::parse_redis_value(&arrived[at..at + len]).expect("the model writes RESP"));
         at += len;
     }
     arrived.drain(..at);

@@ -40,6 +40,20 @@ struct Client {
     is_resp2: bool,
     /// Whether the server pushes it nothing, without a reason.
     is_incomplete: bool,
+    /// Subscriptions that were lost without a word, since when, and whether Redis has counted them since.
+    forgotten: BTreeMap<Vec<u8>, (u64, Counted)>,
+    /// Whether its last command was a count.
+    has_counted: bool,
+}
+
+/// Whether a client may know that a subscription is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    /// It has asked for the count since.
+    Since,
+    /// The count was the last before.
+    Before,
+    Neither,
 }
 
 /// One server.
@@ -57,6 +71,13 @@ pub(crate) struct Server {
 pub(crate) struct Redis {
     pub(crate) servers: Vec<Server>,
     pub(crate) executed: Vec<Executed>,
+    /// Clients that were told that their server is a replica.
+    pub(crate) told: BTreeSet<StreamId>,
+    /// Whether each command is printed.
+    pub(crate) is_told: bool,
+    /// Subscriptions that were lost so that no count can tell, channel, and from and to when: made again between a count
+    /// and the command behind it, or gone with their link before the next count.
+    pub(crate) untold: Vec<(Vec<u8>, u64, u64)>,
 }
 
 impl Redis {
@@ -74,14 +95,26 @@ impl Redis {
         self.servers[server].clients.insert(stream, Client { is_resp2, ..Client::default() });
     }
 
-    pub(crate) fn disconnect(&mut self, server: usize, stream: StreamId) {
-        self.servers[server].clients.remove(&stream);
+    pub(crate) fn disconnect(&mut self, server: usize, stream: StreamId, now: u64) {
+        if let Some(client) = self.servers[server].clients.remove(&stream) {
+            self.forget(client, now);
+        }
+    }
+
+    /// A client is gone. No audit finds now what it had lost.
+    fn forget(&mut self, client: Client, now: u64) {
+        self.untold.extend(client.forgotten.into_iter().map(|(channel, (since, _))| (channel, since, now)));
     }
 
     /// The server ends. Returns the clients that it had.
-    pub(crate) fn stop(&mut self, server: usize) -> Vec<StreamId> {
+    pub(crate) fn stop(&mut self, server: usize, now: u64) -> Vec<StreamId> {
         self.servers[server].is_up = false;
-        std::mem::take(&mut self.servers[server].clients).into_keys().collect()
+        let clients = std::mem::take(&mut self.servers[server].clients);
+        let gone = clients.into_iter().map(|(stream, client)| {
+            self.forget(client, now);
+            stream
+        });
+        gone.collect()
     }
 
     /// Makes a subscriber deaf. False when it is none.
@@ -91,11 +124,13 @@ impl Redis {
     }
 
     /// Loses one subscription of a subscriber, without telling it. Returns its channel.
-    pub(crate) fn lose_one(&mut self, server: usize, stream: StreamId, nth: usize) -> Option<Vec<u8>> {
-        let subscribed = &mut self.servers[server].clients.get_mut(&stream)?.subscribed;
-        let of_sessions = subscribed.iter().filter(|channel| channel.starts_with(b"c:"));
+    pub(crate) fn lose_one(&mut self, server: usize, stream: StreamId, nth: usize, now: u64) -> Option<Vec<u8>> {
+        let client = self.servers[server].clients.get_mut(&stream)?;
+        let of_sessions = client.subscribed.iter().filter(|channel| channel.starts_with(b"c:"));
         let lost = of_sessions.cycle().nth(nth)?.clone();
-        subscribed.remove(&lost);
+        client.subscribed.remove(&lost);
+        let counted = if client.has_counted { Counted::Before } else { Counted::Neither };
+        client.forgotten.insert(lost.clone(), (now, counted));
         Some(lost)
     }
 
@@ -109,7 +144,7 @@ impl Redis {
     ) -> Vec<(StreamId, Vec<u8>)> {
         let mut sent = Vec::new();
         let Some(client) = self.servers[server].clients.get_mut(&from) else { return sent };
-        client.unread.extend(bytes);
+        client.unread.extend_from_slice(bytes);
         while let Some((command, len)) =
             self.servers[server].clients.get(&from).and_then(|client| parse(&client.unread))
         {
@@ -121,6 +156,14 @@ impl Redis {
         sent
     }
 
+    /// Prints a command, where it is asked for.
+    fn say(&self, command: &[Vec<u8>], from: StreamId, now: u64) {
+        if self.is_told {
+            let line: Vec<_> = command.iter().map(|part| String::from_utf8_lossy(part)).collect();
+            eprintln!("{now} {from:?}: {}", line.join(" "));
+        }
+    }
+
     fn execute(
         &mut self,
         server: usize,
@@ -130,6 +173,7 @@ impl Redis {
         sent: &mut Vec<(StreamId, Vec<u8>)>,
     ) {
         let name = String::from_utf8_lossy(&command[0]).to_uppercase();
+        self.say(command, from, now);
         let arguments = &command[1..];
         let is_denied = arguments.iter().any(|argument| argument.starts_with(DENIED));
         if matches!(&*name, "SUBSCRIBE" | "PUBLISH") && is_denied {
@@ -144,8 +188,20 @@ impl Redis {
         }
         let role = self.servers[server].role;
         let Some(client) = self.servers[server].clients.get_mut(&from) else { return };
+        client.has_counted = name == "CLIENT";
+        if client.has_counted {
+            client.forgotten.values_mut().for_each(|(_, counted)| *counted = Counted::Since);
+        }
         match &*name {
             "SUBSCRIBE" | "UNSUBSCRIBE" => {
+                let made_again = arguments.iter().filter_map(|channel| client.forgotten.remove_entry(channel));
+                let untold = made_again.filter(|(_, (_, counted))| *counted == Counted::Before);
+                self.untold.extend(untold.map(|(channel, (since, _))| (channel, since, now)));
+                client.forgotten.values_mut().for_each(|(_, counted)| {
+                    if *counted == Counted::Before {
+                        *counted = Counted::Neither;
+                    }
+                });
                 let kind = name.to_lowercase();
                 // In the order of their names, so that a run does not depend on the order of a hash table.
                 for channel in arguments.iter().collect::<BTreeSet<_>>() {
@@ -163,7 +219,12 @@ impl Redis {
                 let info = format!("id=7 name= db=0 sub={sub} psub=0 ssub=0 multi=-1\n");
                 sent.push((from, bulk(info.as_bytes())));
             }
-            "HELLO" | "ROLE" => sent.push((from, role_answer(&name, client.is_resp2, role))),
+            "HELLO" | "ROLE" => {
+                if role == Role::Replica {
+                    self.told.insert(from);
+                }
+                sent.push((from, role_answer(&name, client.is_resp2, role)));
+            }
             "PING" if client.is_resp2 && !client.subscribed.is_empty() => {
                 sent.push((from, b"*2\r\n$4\r\npong\r\n$0\r\n\r\n".to_vec()));
             }

@@ -2,8 +2,6 @@
 //!
 //! May not enter: what the bytes mean.
 
-use std::collections::VecDeque;
-
 use super::node_links::Which;
 
 /// A stream; never used twice.
@@ -20,11 +18,13 @@ pub(crate) enum Towards {
 /// Bytes on their way in one direction.
 #[derive(Debug, Default)]
 pub(crate) struct Way {
-    pub(crate) bytes: VecDeque<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// Whether a delivery is scheduled.
     pub(crate) is_moving: bool,
     /// The end follows the bytes.
     pub(crate) is_ended: bool,
+    /// The end has arrived.
+    pub(crate) is_over: bool,
     /// Nothing arrives until then.
     pub(crate) frozen_until: u64,
 }
@@ -52,6 +52,11 @@ impl Stream {
             Towards::Server => &mut self.to_server,
             Towards::Worker => &mut self.to_worker,
         }
+    }
+
+    /// Whether both ends know that it has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.to_server.is_over && self.to_worker.is_over
     }
 
     /// Cuts it: of what is on its way, only a part arrives, and then the end.

@@ -13,15 +13,14 @@ use tokio::time::Instant;
 use super::client::{Client, HEAD, PREFIX, State};
 use super::faults::Fault;
 use super::handover::Handover;
-use super::node_links::{NodeLinks, Step, Which};
+use super::node_links::{NodeLinks, Which};
+use super::plan::{Plan, config};
 use super::redis::{Redis, Role};
 use super::stream::{Stream, StreamId, Towards};
-use crate::broker::Request;
 use crate::broker::redis::health::Health;
-use crate::broker::redis::resp::Protocol;
 use crate::channel::Channel;
 use crate::clock::{self, Millis};
-use crate::config::{Config, EndpointConfig, GapPolicy, RedisUrl};
+use crate::config::{Config, RedisUrl};
 use crate::id::SessionKey;
 use crate::placement::{Node, Placement};
 use crate::protocol::encoding::Encoding;
@@ -64,20 +63,12 @@ pub(crate) struct Node1 {
     pub(crate) worker: Simulated,
     pub(crate) links: NodeLinks,
     pub(crate) health: Arc<Health>,
-    wakes_at: u64,
-    were_all_complete: bool,
-}
-
-/// What kind of run a seed makes.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    pub(crate) protocol: Protocol,
-    pub(crate) workers: usize,
-    pub(crate) clients: usize,
-    pub(crate) channels: usize,
-    pub(crate) has_faults: bool,
-    pub(crate) hands_over: bool,
-    pub(crate) is_fast: bool,
+    pub(crate) wakes_at: u64,
+    pub(crate) were_all_complete: bool,
+    /// The last stream of its publisher.
+    pub(crate) publisher: Option<StreamId>,
+    /// Its process does not run until then.
+    pub(crate) stopped_until: u64,
 }
 
 /// All there is.
@@ -85,7 +76,7 @@ pub(crate) struct Plan {
 pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) now: u64,
-    base: Instant,
+    pub(crate) base: Instant,
     agenda: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: BTreeMap<u64, Happening>,
     next: u64,
@@ -97,10 +88,8 @@ pub(crate) struct World {
     /// The server that the address leads to.
     pub(crate) address: usize,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
-    /// Streams that were cut.
+    /// Streams whose end did not tell the worker what its server is.
     pub(crate) cut: BTreeSet<StreamId>,
-    /// Channels and times in which publications may be missed that no gap tells of.
-    pub(crate) excused: Vec<(Vec<u8>, u64, u64)>,
     pub(crate) clients: Vec<Client>,
     pub(crate) next_stream: u64,
     pub(crate) produced: usize,
@@ -117,36 +106,13 @@ pub(crate) struct World {
 }
 
 impl World {
-    #[expect(clippy::too_many_lines, reason = "a list: the draws from the seed, and the fields")]
     pub(crate) fn new(seed: u64) -> Self {
         fastrand::seed(seed);
         let mut rng = Rng::with_seed(seed);
-        let plan = Plan {
-            protocol: if rng.u8(..5) == 0 { Protocol::Resp2 } else { Protocol::Resp3 },
-            workers: rng.usize(1..=2),
-            clients: rng.usize(2..=7),
-            channels: rng.usize(1..=4),
-            has_faults: rng.u8(..10) > 0,
-            hands_over: rng.u8(..3) == 0,
-            is_fast: rng.bool(),
-        };
-        let endpoint = EndpointConfig {
-            max_queue_bytes: rng.usize(200..5_000),
-            max_unpublished_bytes: rng.usize(200..2_000),
-            publish_timeout: Duration::from_secs(rng.u64(3..8)),
-            stall_timeout: Duration::from_secs(rng.u64(3..8)),
-            ping_interval: Duration::from_secs(4),
-            ..EndpointConfig::default()
-        };
-        let of = |path: &str, on_gap| EndpointConfig { path: path.to_owned(), on_gap, ..endpoint.clone() };
-        let mut config = Config {
-            endpoints: vec![of("/stay", GapPolicy::Keep), of("/close", GapPolicy::Close)],
-            pace: Duration::ZERO,
-            ..Config::default()
-        };
-        config.redis.subscription_linger = Duration::from_millis(rng.u64(..2_000));
-        config.limits.max_unpublished_bytes = rng.usize(1_000..20_000);
-        let mut redis = Redis::default();
+        let plan = Plan::new(&mut rng);
+        let config = config(&mut rng);
+        let is_told = std::env::var_os("SIMULATION_TRACE").is_some();
+        let mut redis = Redis { is_told, ..Redis::default() };
         redis.add(Role::Master);
         let mut world = Self {
             rng,
@@ -161,7 +127,6 @@ impl World {
             address: 0,
             streams: BTreeMap::new(),
             cut: BTreeSet::new(),
-            excused: Vec::new(),
             clients: Vec::new(),
             next_stream: 0,
             produced: 0,
@@ -170,7 +135,7 @@ impl World {
             hands_over_well: false,
             has_handed_over: false,
             trace: 0,
-            is_told: std::env::var_os("SIMULATION_TRACE").is_some(),
+            is_told,
             plan,
         };
         world.serving = world.start_process();
@@ -199,7 +164,15 @@ impl World {
                 let links = NodeLinks::new(Node(0), self.plan.protocol, health.clone(), placement.clone(), now);
                 let worker = Simulated::new(&self.config, placement);
                 let health = health.clone();
-                self.workers.push(Some(Node1 { worker, links, health, wakes_at: u64::MAX, were_all_complete: false }));
+                self.workers.push(Some(Node1 {
+                    worker,
+                    links,
+                    health,
+                    wakes_at: u64::MAX,
+                    were_all_complete: false,
+                    publisher: None,
+                    stopped_until: 0,
+                }));
                 let index = self.workers.len() - 1;
                 self.at(self.now, Happening::Wake(index));
                 self.at(self.now + 100 * MILLISECOND, Happening::Tick(index));
@@ -270,15 +243,42 @@ impl World {
         }
     }
 
+    /// The worker that something happens to.
+    fn worker_of(&self, happening: Happening) -> Option<usize> {
+        match happening {
+            Happening::Wake(worker) | Happening::Tick(worker) | Happening::Made(worker, _) => Some(worker),
+            Happening::Readable(client) | Happening::Writable(client) | Happening::Attach(client) => {
+                Some(self.clients[client].worker)
+            }
+            // Those of a hand-over wait for each other.
+            Happening::Handover => {
+                let handover = self.handover.as_ref();
+                handover.into_iter().flat_map(Handover::workers).max_by_key(|worker| self.stopped_until(*worker))
+            }
+            Happening::Deliver(..) | Happening::Client(_) => None,
+            Happening::Produce | Happening::Fault | Happening::End(_) => None,
+        }
+    }
+
+    /// Until when a worker's process does not run.
+    pub(crate) fn stopped_until(&self, worker: usize) -> u64 {
+        self.workers.get(worker).and_then(Option::as_ref).map_or(0, |node| node.stopped_until)
+    }
+
     fn happen(&mut self, happening: Happening) {
         let now = self.millis();
+        let stopped_until = self.worker_of(happening).map_or(0, |worker| self.stopped_until(worker));
+        if stopped_until > self.now {
+            return self.at(stopped_until, happening);
+        }
         match happening {
             Happening::Wake(worker) => self.pump(worker),
             Happening::Tick(worker) => {
                 if let Some(node) = self.workers[worker].as_mut() {
                     node.worker.tick(now);
                     node.worker.check();
-                    self.at(self.now + 100 * MILLISECOND, Happening::Tick(worker));
+                    let pause = if self.is_active() { 100 * MILLISECOND } else { 250 * MILLISECOND };
+                    self.at(self.now + pause, Happening::Tick(worker));
                     self.pump(worker);
                 }
             }
@@ -308,111 +308,6 @@ impl World {
         if let Some(node) = self.workers[worker].as_mut() {
             node.worker.on_ready(ready(key), now);
             self.pump(worker);
-        }
-    }
-
-    /// Everything that a worker can do now.
-    pub(crate) fn pump(&mut self, index: usize) {
-        let (now, instant) = (self.millis(), self.instant());
-        for turn in 0.. {
-            assert!(turn < 10_000, "worker {index} comes to no end");
-            let Some(node) = self.workers[index].as_mut() else { return };
-            let requests = std::mem::take(&mut node.worker.requests);
-            let has_requests = requests.iter().any(|request| !matches!(request, Request::MessagesWait));
-            requests.into_iter().for_each(|request| node.links.request(request, instant));
-            let mut outcome = None;
-            let Node1 { worker, links, .. } = node;
-            let has_stepped = links.step(instant, |step| match step {
-                Step::Event(event) => worker.on_event(event, now),
-                Step::Connect(which) => outcome = Some((Some(which), None)),
-                Step::Drop(stream) => outcome = Some((None, Some(stream))),
-            });
-            let has_more = worker.turn(now);
-            match outcome {
-                Some((Some(which), _)) => self.begin_to_connect(index, which),
-                Some((_, Some(stream))) => self.close_stream(stream),
-                _ => {}
-            }
-            self.send_links(index);
-            if !has_requests && !has_stepped && !has_more {
-                break;
-            }
-        }
-        self.after_pump(index);
-    }
-
-    fn after_pump(&mut self, index: usize) {
-        let now = self.now;
-        let Some(node) = self.workers[index].as_mut() else { return };
-        let told = std::mem::take(&mut node.worker.gaps);
-        for told in told {
-            let length = u64::try_from(told.length.as_micros()).unwrap_or(u64::MAX);
-            self.say(|| format!("worker {index} tells of a gap of {length} µs"));
-            // Of those as well that have ended: what they missed before is told here.
-            let clients = self.clients.iter_mut().filter(|client| client.worker == index);
-            clients.for_each(|client| client.gaps.push((now.saturating_sub(length), now)));
-        }
-        let Some(node) = self.workers[index].as_mut() else { return };
-        let answers = node.worker.take_answers();
-        let next = node.links.next_timeout();
-        let are_all_complete = node.health.are_all_complete();
-        let has_changed = std::mem::replace(&mut node.were_all_complete, are_all_complete) != are_all_complete;
-        if let Some(next) = next {
-            let at = u64::try_from((next - self.base).as_micros()).unwrap_or(u64::MAX) + 1;
-            let node = self.workers[index].as_mut().expect("it was just there");
-            if node.wakes_at <= now || at < node.wakes_at {
-                node.wakes_at = at;
-                self.at(at, Happening::Wake(index));
-            }
-        }
-        if has_changed {
-            let health = self.workers[index].as_ref().expect("it was just there").health.clone();
-            let others = self.workers.iter().enumerate().filter(|(other, node)| {
-                *other != index && node.as_ref().is_some_and(|node| Arc::ptr_eq(&node.health, &health))
-            });
-            let others: Vec<_> = others.map(|(other, _)| other).collect();
-            others.into_iter().for_each(|other| self.at(now, Happening::Wake(other)));
-        }
-        for (key, answer) in answers {
-            let client =
-                self.clients.iter_mut().find(|client| client.worker == index && client.state == State::Handshake(key));
-            let Some(client) = client else { continue };
-            if answer.is_ok() {
-                client.state = State::Answered(key);
-                let (id, delay) = (client.id, self.delay());
-                self.at(self.now + delay, Happening::Attach(id));
-            } else {
-                client.state = State::Refused;
-                client.refusals += 1;
-            }
-        }
-        self.follow_sockets(index);
-    }
-
-    /// Sockets with room are told, and those whose session is over end.
-    pub(crate) fn follow_sockets(&mut self, index: usize) {
-        for id in 0..self.clients.len() {
-            let client = &mut self.clients[id];
-            let State::Open(key) = client.state else { continue };
-            if client.worker != index {
-                continue;
-            }
-            let Some(node) = self.workers[index].as_mut() else { continue };
-            if !node.worker.has(key) {
-                client.state = State::Ended;
-                client.read(usize::MAX);
-                if let Some(since) = node.links.node.lost_since {
-                    // It ends before the gap does.
-                    let since = u64::try_from((since - self.base).as_micros()).unwrap_or(u64::MAX);
-                    client.gaps.push((since, self.now));
-                }
-                let code = client.close_code;
-                self.say(|| format!("client {id} ends: {code:?}"));
-            } else if node.worker.has_unsent(key) && client.socket.0.borrow().room > 0 && !client.is_told_of_room {
-                client.is_told_of_room = true;
-                let delay = self.delay();
-                self.at(self.now + delay, Happening::Writable(id));
-            }
         }
     }
 

@@ -4,8 +4,6 @@
 //! If Redis has fewer, no answer names the missing ones. So the worker subscribes all channels again, on the same link,
 //! which meanwhile delivers for the others. May not enter: how Redis is asked.
 
-use tokio::time::Instant;
-
 use super::error::LinkError;
 use super::link_command::{Counting, LinkCommand};
 use super::node_state::NodeState;
@@ -24,6 +22,7 @@ pub(super) fn on_count(
     missing: Option<usize>,
 ) -> Result<(), LinkError> {
     let lacking = missing.unwrap_or_default();
+    let asked_at = state.link().map(|link| link.proved_until);
     match (counting, &mut *state) {
         (Counting::First, LinkState::Subscribing(_, count)) => {
             // Right behind the confirmations, the number must be complete.
@@ -44,6 +43,9 @@ pub(super) fn on_count(
             state.plan_first([LinkCommand::Unconfirmed, LinkCommand::Count(Counting::Again)]);
         }
         _ => {
+            if let LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits) = state {
+                audits.complete_at = asked_at.unwrap_or(audits.complete_at);
+            }
             let look_again = node.health.is_subscription_refused().then(|| node.health.last_tried()).flatten();
             state.plan_first(look_again.map(LinkCommand::LookAgain).into_iter().chain([LinkCommand::EndAudit]));
         }
@@ -52,10 +54,12 @@ pub(super) fn on_count(
 }
 
 /// All answers of an audit were read, behind all publications before them.
-pub(super) fn end(state: &mut LinkState, node: &mut NodeState, now: Instant) {
-    if let LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits) = state {
-        audits.complete_at = now;
-        node.probe.proved(now);
+pub(super) fn end(state: &mut LinkState, node: &mut NodeState) {
+    if let LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits) = state
+        && node.probe.is_denied()
+    {
+        // All that there is. It proves less than a probe: a deaf link answers.
+        node.probe.proved(audits.complete_at);
     }
     if node.probe.is_lost() {
         // The slot of its channel may have moved, or Redis refused it for the moment.

@@ -9,6 +9,8 @@ use crate::channel::Channel;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
     Asked,
+    /// The same, and a gap lasts until it is.
+    Awaited,
     Confirmed,
 }
 
@@ -25,19 +27,25 @@ pub(crate) enum Confirmed {
 pub(crate) struct ChannelTable {
     channels: HashMap<Channel, Status>,
     confirmed: usize,
+    awaited: usize,
 }
 
 impl ChannelTable {
     /// Wants `channel`, which is to be subscribed.
     pub(crate) fn ask(&mut self, channel: Channel) {
         let before = self.channels.insert(channel, Status::Asked);
-        self.confirmed -= usize::from(before == Some(Status::Confirmed));
+        self.uncount(before);
     }
 
     /// No longer wants `channel`.
     pub(crate) fn forget(&mut self, channel: &[u8]) {
         let before = self.channels.remove(channel);
+        self.uncount(before);
+    }
+
+    fn uncount(&mut self, before: Option<Status>) {
         self.confirmed -= usize::from(before == Some(Status::Confirmed));
+        self.awaited -= usize::from(before == Some(Status::Awaited));
     }
 
     /// Whether the worker wants `channel`.
@@ -50,22 +58,42 @@ impl ChannelTable {
         let Some((name, _)) = self.channels.get_key_value(channel) else { return Confirmed::Unwanted };
         let name = name.clone();
         let before = self.channels.insert(name.clone(), Status::Confirmed);
-        self.confirmed += usize::from(before == Some(Status::Asked));
+        self.uncount(before);
+        self.confirmed += 1;
         Confirmed::Wanted(name)
     }
 
     /// The subscription to `channel` is lost. Returns the channel if it was confirmed.
     pub(crate) fn lose(&mut self, channel: &[u8]) -> Option<Channel> {
         let standing = self.channels.get_mut(channel).filter(|standing| **standing == Status::Confirmed)?;
-        *standing = Status::Asked;
+        *standing = Status::Awaited;
         self.confirmed -= 1;
+        self.awaited += 1;
         self.channels.get_key_value(channel).map(|(name, _)| name.clone())
     }
 
     /// All subscriptions are lost.
     pub(crate) fn lose_all(&mut self) {
-        self.channels.values_mut().for_each(|standing| *standing = Status::Asked);
+        self.channels.values_mut().for_each(|standing| *standing = Status::Awaited);
         self.confirmed = 0;
+        self.awaited = self.channels.len();
+    }
+
+    /// A gap lasts until all are confirmed that are not now.
+    pub(crate) fn await_all(&mut self) {
+        let asked = self.channels.values_mut().filter(|standing| **standing == Status::Asked);
+        asked.for_each(|standing| *standing = Status::Awaited);
+        self.awaited = self.channels.len() - self.confirmed;
+    }
+
+    /// Whether a gap has to last.
+    pub(crate) fn has_awaited(&self) -> bool {
+        self.awaited > 0
+    }
+
+    /// Whether Redis has confirmed `channel`.
+    pub(crate) fn is_confirmed(&self, channel: &[u8]) -> bool {
+        self.channels.get(channel) == Some(&Status::Confirmed)
     }
 
     /// The number of channels that Redis has confirmed.
@@ -75,13 +103,14 @@ impl ChannelTable {
     }
 
     /// Whether all wanted channels are confirmed.
+    #[cfg(test)]
     pub(crate) fn is_complete(&self) -> bool {
         self.confirmed == self.channels.len()
     }
 
     /// The wanted channels that Redis has not confirmed.
     pub(crate) fn unconfirmed(&self) -> Vec<Channel> {
-        let unconfirmed = self.channels.iter().filter(|(_, standing)| **standing == Status::Asked);
+        let unconfirmed = self.channels.iter().filter(|(_, standing)| **standing != Status::Confirmed);
         let unconfirmed = unconfirmed.map(|(channel, _)| channel.clone());
         // A simulated run has to be reproducible, whatever the order of the table.
         if cfg!(test) { unconfirmed.collect::<BTreeSet<_>>().into_iter().collect() } else { unconfirmed.collect() }
@@ -91,6 +120,31 @@ impl ChannelTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gap_waits_for_what_was_wanted_when_it_began_and_for_nothing_else() {
+        let [a, b, c, d] = [b"a", b"b", b"c", b"d"].map(|name| Channel::copy_from_slice(name));
+        let mut table = ChannelTable::default();
+        table.ask(a.clone());
+        table.ask(b.clone());
+        table.confirm(b"a");
+        table.await_all();
+        table.ask(c.clone());
+        assert!(table.has_awaited());
+        table.confirm(b"b");
+        assert!(!table.has_awaited() && !table.is_complete(), "c is new");
+        table.lose_all();
+        table.ask(d.clone());
+        for name in [b"a", b"b"] {
+            table.confirm(name);
+        }
+        assert!(table.has_awaited());
+        table.forget(b"c");
+        assert!(!table.has_awaited());
+        assert!(table.lose(b"a").is_some() && table.has_awaited());
+        table.ask(a);
+        assert!(!table.has_awaited());
+    }
 
     #[test]
     fn what_is_confirmed_is_counted_and_lost() {

@@ -196,12 +196,13 @@ impl NodeState {
 
     /// Subscriptions are lost that were last known to be there at `since`.
     pub(crate) fn lost(&mut self, since: Instant) {
+        self.channels.await_all();
         self.lost_since = Some(self.lost_since.map_or(since, |before| before.min(since)));
     }
 
     /// Until when channels were certainly heard here that were here until `placed`.
     pub(crate) fn heard_until(&self, placed: Instant) -> Instant {
-        self.lost_since.unwrap_or(placed).min(placed).min(self.probe.heard_at())
+        self.lost_since.unwrap_or(placed).min(placed).min(self.probe.complete_until())
     }
 
     /// Redis has ended the subscription to a sharded channel by itself.
@@ -221,14 +222,16 @@ impl NodeState {
 
     /// The node does not have what it should, for now; the topology is to be asked.
     pub(crate) fn contradicted(&mut self, now: Instant) {
+        self.channels.await_all();
         self.refused_since = self.refused_since.or(Some(now));
         self.retry_at = Some(now + RETRY);
         self.doubts_topology = true;
     }
 
-    /// Tells of what was lost, once all is there again.
+    /// Tells of what was lost, once all is there again that was wanted then: channels that are new since are not waited
+    /// for, or a stream of handshakes would put it off.
     pub(crate) fn end_gap(&mut self, now: Instant) {
-        if self.lost_since.is_none() && self.refused_since.is_none() || !self.channels.is_complete() {
+        if self.lost_since.is_none() && self.refused_since.is_none() || self.channels.has_awaited() {
             return;
         }
         self.refused_since = None;

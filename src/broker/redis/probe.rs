@@ -8,6 +8,7 @@
 //! A probe is missing when Redis has taken it and neither it nor any other message has come since.
 //! While Redis does not answer at all, nothing can be said: that is for the links' own deadlines.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,6 +33,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// (`client-output-buffer-limit`, its soft limit).
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
+/// Numbers whose time of sending is kept. Chosen: over those of [`MAX_BEHIND`].
+const MAX_AWAITED: usize = 64;
+
 /// Whether Redis lets us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Permission {
@@ -52,7 +56,12 @@ pub(crate) struct Probe {
     taken: u64,
     heard: u64,
     next_at: Instant,
-    /// When the link proved last that it hears.
+    /// The numbers that have not come back, and when each was sent.
+    awaited: VecDeque<(u64, Instant)>,
+    /// Until when the link has certainly delivered everything: not the time at which its last proof was read, for a
+    /// process that was stopped reads an old proof late.
+    complete_until: Instant,
+    /// When something was read last.
     heard_at: Instant,
     /// Since when Redis has a number that has not come back, and nothing else came.
     missing_since: Option<Instant>,
@@ -74,6 +83,8 @@ impl Probe {
             taken: 0,
             heard: 0,
             next_at: now,
+            awaited: VecDeque::new(),
+            complete_until: now,
             heard_at: now,
             missing_since: None,
             behind_since: None,
@@ -122,6 +133,11 @@ impl Probe {
         self.permission == Permission::Granted
     }
 
+    /// Whether Redis' ACL does not let us.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.permission == Permission::Denied
+    }
+
     /// Whether it has to be subscribed again.
     pub(crate) fn is_lost(&self) -> bool {
         self.permission == Permission::Lost
@@ -131,9 +147,10 @@ impl Probe {
     pub(crate) fn begin(&mut self, now: Instant) {
         self.heard = self.sent;
         self.taken = self.sent;
+        self.awaited.clear();
         self.miss_nothing();
         self.is_listening = true;
-        self.proved(now);
+        self.heard_at = now;
     }
 
     /// The link is lost.
@@ -148,14 +165,14 @@ impl Probe {
         self.is_extended = false;
     }
 
-    /// The link has just proved that it hears.
-    pub(crate) fn proved(&mut self, now: Instant) {
-        self.heard_at = now;
+    /// The link has delivered everything until then.
+    pub(crate) fn proved(&mut self, until: Instant) {
+        self.complete_until = self.complete_until.max(until);
     }
 
-    /// When it proved that last.
-    pub(crate) fn heard_at(&self) -> Instant {
-        self.heard_at
+    /// Until when the link has certainly delivered everything.
+    pub(crate) fn complete_until(&self) -> Instant {
+        self.complete_until
     }
 
     /// When the next number should be published; `None` where it may not.
@@ -167,6 +184,10 @@ impl Probe {
     pub(crate) fn next(&mut self, now: Instant) -> u64 {
         self.sent += 1;
         self.next_at = now + INTERVAL;
+        if self.awaited.len() >= MAX_AWAITED {
+            self.awaited.pop_front();
+        }
+        self.awaited.push_back((self.sent, now));
         self.sent
     }
 
@@ -206,13 +227,16 @@ impl Probe {
         if let Some(number) = self.number(payload) {
             self.heard = number.max(self.heard);
             self.behind_since = None;
+            while let Some((_, sent)) = self.awaited.pop_front_if(|(awaited, _)| *awaited <= number) {
+                self.proved(sent);
+            }
         }
         true
     }
 
     /// Messages came, or a part of one: whatever is missing may be behind them.
     pub(crate) fn on_heard(&mut self, now: Instant) {
-        self.proved(now);
+        self.heard_at = now;
         if self.heard >= self.taken {
             self.miss_nothing();
             return;
@@ -388,6 +412,23 @@ mod tests {
             assert!(stage.probe.takes(&channel, forged.as_bytes()), "sessions do not get it");
         }
         assert!(stage.misses_within(2 * GRACE));
+    }
+
+    #[test]
+    fn everything_has_come_until_the_last_number_that_is_back_was_sent() {
+        let mut stage = Stage::listening();
+        let first = stage.publish(1);
+        let (sent, later) = (stage.now, stage.now + INTERVAL);
+        stage.now = later;
+        stage.publish(1);
+        stage.now += 20 * GRACE;
+        stage.hear(first);
+        assert_eq!(stage.probe.complete_until(), sent, "not the time at which it was read");
+        stage.hear(first + 1);
+        assert_eq!(stage.probe.complete_until(), later);
+        stage.probe.on_heard(stage.now);
+        stage.begin();
+        assert_eq!(stage.probe.complete_until(), later, "neither other messages nor a release prove more");
     }
 
     #[test]

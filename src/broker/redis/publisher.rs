@@ -16,7 +16,8 @@ use super::backoff::{Backoff, Down};
 use super::error::LinkError;
 use super::milestone;
 use super::node_state::{Greeting, NodeState};
-use super::publishing_link::{PublishingLink, Question, Work, give_back};
+use super::publishing_link::{Doubt, PublishingLink, Question, Work, give_back};
+use super::transport::HostPort;
 use crate::broker::event::Report;
 use crate::clock::Deadline;
 use crate::message::ClientMessage;
@@ -39,6 +40,8 @@ pub(crate) struct Publisher {
     has_messages: bool,
     /// How many batches of messages were sent.
     batches: u64,
+    /// What the last link left in doubt, and the master that the Sentinels had named for it.
+    left: (Doubt, Option<HostPort>),
     /// When there may be something to do, if nothing happens before.
     wake_at: Option<Instant>,
 }
@@ -57,7 +60,7 @@ impl Publisher {
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
         let backoff = Backoff::new(max_reconnect_delay);
         let state = LinkState::Down(Down::Waiting { until: now });
-        Self { state, backoff, has_messages: false, batches: 0, wake_at: None }
+        Self { state, backoff, has_messages: false, batches: 0, left: Default::default(), wake_at: None }
     }
 
     /// Messages wait in the outbox.
@@ -70,9 +73,12 @@ impl Publisher {
         if let LinkState::Down(down) = &mut self.state { down.begin(now) } else { false }
     }
 
-    pub(crate) fn on_not_connected(&mut self, node: &NodeState, error: &LinkError, now: Instant) {
+    pub(crate) fn on_not_connected(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.health.attempt_failed(error);
+        if matches!(error, LinkError::NoMaster(..)) {
+            self.take_left().tell(node);
+        }
         self.state = LinkState::Down(self.backoff.pause(now));
     }
 
@@ -80,12 +86,21 @@ impl Publisher {
         debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.health.link_is_up();
         self.backoff.reset();
+        let is_elsewhere = self.left.1 != greeting.master;
+        let left = self.take_left();
+        if is_elsewhere {
+            left.tell(node);
+        }
         if !greeting.role.is_told() {
             node.health.role_is_unknown();
         }
         node.milestones.on_connected();
         self.state = LinkState::Up(Box::new(PublishingLink::new(node, greeting, now)));
         self.has_messages = true;
+    }
+
+    fn take_left(&mut self) -> Doubt {
+        std::mem::take(&mut self.left).0
     }
 
     /// Whether there is a link.
@@ -283,7 +298,7 @@ impl Publisher {
     /// The link is lost, as when its stream has ended, and another is made after a pause.
     pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
         let LinkState::Up(link) = &mut self.state else { return };
-        link.end(node, error);
+        self.left = (link.end(node, error), link.master.take());
         node.health.link_is_lost(error);
         self.state = LinkState::Down(self.backoff.pause(now));
     }

@@ -80,6 +80,14 @@ impl Doubt {
         Self { is_asked, ..Self::default() }
     }
 
+    /// The messages are in doubt for good.
+    pub(crate) fn tell(self, node: &mut NodeState) {
+        let Self { sessions, messages, .. } = self;
+        if messages > 0 {
+            node.events.push_back(Report::Doubt { sessions, messages });
+        }
+    }
+
     fn add(&mut self, session: SessionKey) {
         if self.is_asked {
             self.messages += 1;
@@ -113,17 +121,20 @@ impl PublishingLink {
         }
     }
 
-    /// The link is lost, and the answers of Redis with it; a node that is no master puts its last ones in doubt.
-    pub(crate) fn end(&mut self, node: &mut NodeState, error: &LinkError) {
+    /// The link is lost, and the answers of Redis with it. A node that is no master puts its last ones in doubt; of
+    /// another, the next link may find out. Returns what it may concern.
+    pub(crate) fn end(&mut self, node: &mut NodeState, error: &LinkError) -> Doubt {
         for message in self.take_under_way() {
             self.tell(node, message, Err(NotPublished::Unknown));
         }
+        let doubt = std::mem::take(&mut self.doubt);
         if matches!(error, LinkError::NoMaster(..)) {
-            let Doubt { sessions, messages, .. } = std::mem::take(&mut self.doubt);
             // The subscriber's may be the same.
             node.is_suspect = true;
-            node.events.push_back(Report::Doubt { sessions, messages });
+            doubt.tell(node);
+            return Doubt::default();
         }
+        doubt
     }
 
     /// Whether nothing may be published yet, and until when at the latest, if that is known.

@@ -264,10 +264,11 @@ impl RedisBroker {
             };
             if let Some(to) = to {
                 let NodeLinks { subscriber, node, .. } = at_mut(links, to);
+                subscriber.subscribe(node, channel);
                 if was_heard {
+                    // Behind it, so that the gap lasts until the channel is subscribed.
                     node.lost(heard_until);
                 }
-                subscriber.subscribe(node, channel);
             } else {
                 if was_heard {
                     unplaced.lost(heard_until);

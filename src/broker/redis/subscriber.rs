@@ -106,6 +106,7 @@ impl Subscriber {
         let link = SubscribingLink::new(
             greeting,
             [LinkCommand::Probe, LinkCommand::Unconfirmed, LinkCommand::Count(Counting::First)],
+            now,
         );
         self.state = LinkState::Subscribing(Box::new(link), Count::Unknown);
         self.has_heard = false;
@@ -200,14 +201,14 @@ impl Subscriber {
                 let unwanted = reply::on_confirmation(node, command.as_deref(), *confirmation, channel, now);
                 let is_done =
                     command.as_mut().is_some_and(|command| command.on_confirmation(node, *confirmation, channel));
-                let done = if is_done { under_way.take() } else { None };
+                let done = if is_done { link.take_answered() } else { None };
                 unwanted.into_iter().for_each(|channel| self.commands.push(Change::Unsubscribe(channel)));
                 let Some(UnderWay { command, .. }) = done else { return };
                 Ok(reply::on_confirmed(node, command))
             }
             Item::Answer(answer) => {
                 let answer = redis::parse_redis_value(link.reader.bytes(answer)).and_then(Value::extract_error);
-                match link.under_way.take() {
+                match link.take_answered() {
                     Some(UnderWay { command: LinkCommand::Role, since, .. }) => self.on_role(node, since, answer, now),
                     Some(UnderWay { command, .. }) => reply::on_answer(node, command, answer, now),
                     None => Err(LinkError::OutOfStep),
@@ -216,7 +217,12 @@ impl Subscriber {
             Item::Publication { .. } | Item::Push => return,
         };
         match outcome.and_then(|outcome| self.on_outcome(node, outcome, now)) {
-            Ok(()) => self.advance(node, now),
+            Ok(()) => {
+                if matches!(self.state, LinkState::Complete(..)) {
+                    node.end_gap(now);
+                }
+                self.advance(node, now);
+            }
             Err(error) => self.fail(node, &error, now),
         }
     }
@@ -240,7 +246,15 @@ impl Subscriber {
     fn on_outcome(&mut self, node: &mut NodeState, outcome: Consequence, now: Instant) -> Result<(), LinkError> {
         match outcome {
             Consequence::Done => {}
-            Consequence::Next(command) => self.state.plan_first([command]),
+            Consequence::Next(command) => {
+                // To subscribe a channel once more would bring it back if Redis has forgotten it, and no audit would
+                // find that it was away.
+                let hides =
+                    matches!(&command, LinkCommand::TryAgain(channel, _) if node.channels.is_confirmed(channel));
+                let audit = (hides && matches!(self.state, LinkState::Complete(..)))
+                    .then_some(LinkCommand::Count(Counting::Audit));
+                self.state.plan_first(audit.into_iter().chain([command]));
+            }
             Consequence::Await(command) => {
                 if let Some(link) = self.link_mut() {
                     link.keep_under_way(node, command, now);
@@ -280,7 +294,7 @@ impl Subscriber {
             let Some(command) = self.next_command(node, now) else { return };
             match command {
                 LinkCommand::Unconfirmed => self.plan_unconfirmed(node),
-                LinkCommand::EndAudit => audit::end(&mut self.state, node, now),
+                LinkCommand::EndAudit => audit::end(&mut self.state, node),
                 LinkCommand::BeginProbe => node.probe.begin(now),
                 command => {
                     if let Some(link) = self.link_mut() {
@@ -335,6 +349,9 @@ impl Subscriber {
     fn complete(&mut self, node: &mut NodeState, now: Instant) {
         self.state.complete(now);
         node.probe.begin(now);
+        if let Some(link) = self.link() {
+            node.probe.proved(link.proved_until);
+        }
         node.incomplete_since = None;
         node.subscribed_at = now;
         node.health.worker_is_complete();
@@ -366,9 +383,14 @@ impl Subscriber {
             let since = match (error, &state) {
                 // What the probe heard says nothing about a subscription that Redis forgot.
                 (LinkError::Fewer(_), LinkState::Complete(_, audits)) => audits.complete_at,
-                // Its new master may have had messages since that it did not hear of.
-                (LinkError::NoMaster(..), LinkState::Complete(link, _)) => link.role.master_at(),
-                _ => node.probe.heard_at(),
+                (_, state) => {
+                    // A probe that comes back says nothing about the role of its server: a new master may have had
+                    // messages since that the link did not hear of.
+                    let role = state.link().map(|link| &link.role).filter(|role| role.next_at().is_some());
+                    let role = role.filter(|role| role.is_told() && !node.terms.is_in_cluster);
+                    let until = node.probe.complete_until();
+                    role.map_or(until, |role| until.min(role.master_at()))
+                }
             };
             node.lost(since);
         }

@@ -28,6 +28,9 @@ pub(crate) struct SubscribingLink {
     /// The commands that come next, before the changes that the worker wants.
     pub(crate) plan: VecDeque<LinkCommand>,
     pub(crate) under_way: Option<UnderWay>,
+    /// When the last command was sent, and the last that was answered: what Redis sent before has been read.
+    sent_at: Instant,
+    pub(crate) proved_until: Instant,
 }
 
 /// A command whose answer is awaited.
@@ -42,7 +45,7 @@ pub(crate) struct UnderWay {
 #[derive(Debug)]
 pub(crate) struct Audits {
     pub(crate) next_at: Instant,
-    /// When the subscriptions were last found complete.
+    /// When the last question was sent whose answer was that they are complete.
     pub(crate) complete_at: Instant,
     pub(crate) count: Count,
 }
@@ -90,7 +93,10 @@ impl LinkState {
     /// All wanted channels are subscribed.
     pub(crate) fn complete(&mut self, now: Instant) {
         self.change(|state| match state {
-            Self::Subscribing(link, count) => Self::Complete(link, Audits::new(count, now)),
+            Self::Subscribing(link, count) => {
+                let audits = Audits::new(count, link.proved_until, now);
+                Self::Complete(link, audits)
+            }
             other => other,
         });
     }
@@ -144,14 +150,15 @@ impl LinkState {
 
 impl SubscribingLink {
     /// A link that does `plan` first.
-    pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<LinkCommand>>) -> Self {
+    pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<LinkCommand>>, now: Instant) -> Self {
         let Greeting { protocol, address, mut role, .. } = greeting;
         if protocol == Protocol::Resp2 {
             // Over RESP2, the publisher asks for both.
             role.end();
         }
         let reader = Reader::new(protocol);
-        Self { reader, out: Vec::new(), role, address, plan: plan.into(), under_way: None }
+        let (out, plan) = (Vec::new(), plan.into());
+        Self { reader, out, role, address, plan, under_way: None, sent_at: now, proved_until: now }
     }
 
     /// Sends a command; the answer has to come within `response_timeout`.
@@ -161,6 +168,7 @@ impl SubscribingLink {
             node.probe.rename(|channel| node.placement.node_of(channel) == Some(node.id));
         }
         command.write(node, self.reader.protocol(), &self.role, &mut self.out);
+        self.sent_at = now;
         self.keep_under_way(node, command, now);
     }
 
@@ -170,7 +178,16 @@ impl SubscribingLink {
         self.under_way = Some(UnderWay { command, since: now, deadline });
     }
 
-    /// The stream stood still: the command under way has its whole time again.
+    /// What is under way was answered, and is under way no more.
+    pub(crate) fn take_answered(&mut self) -> Option<UnderWay> {
+        let answered = self.under_way.take();
+        if answered.is_some() {
+            self.proved_until = self.sent_at;
+        }
+        answered
+    }
+
+    /// The stream stood still: what is under way has all of its time again.
     pub(crate) fn restart_deadline(&mut self, node: &NodeState, now: Instant) {
         if let Some(under_way) = &mut self.under_way {
             under_way.deadline = Deadline::after(node.terms.response_timeout, now);
@@ -192,9 +209,9 @@ impl SubscribingLink {
 }
 
 impl Audits {
-    /// The audits of a link that has just become complete.
-    pub(crate) fn new(count: Count, now: Instant) -> Self {
-        Self { next_at: now + AUDIT_INTERVAL, complete_at: now, count }
+    /// The audits of a link on which all was just confirmed.
+    pub(crate) fn new(count: Count, complete_at: Instant, now: Instant) -> Self {
+        Self { next_at: now + AUDIT_INTERVAL, complete_at, count }
     }
 
     /// Whether an audit is due; if so, the next one is scheduled.

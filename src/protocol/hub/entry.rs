@@ -33,7 +33,7 @@ pub(super) struct ChannelEntry {
     pub(super) places: Places,
     /// What is kept of its publications, if its endpoint wants that.
     pub(super) history: Option<Box<History>>,
-    /// Subscribers to tell of the confirmation, because they joined before. Some may have left since.
+    /// Subscribers to tell of the confirmation, because they joined before.
     pub(super) awaiting: Vec<(SessionKey, SubscriberId)>,
 }
 

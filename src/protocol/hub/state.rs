@@ -139,9 +139,10 @@ impl Hub {
         self.linger_if_unused(id, now);
     }
 
-    /// The channels with subscribers or reservations.
+    /// The channels with reservations or with subscribers that have their confirmation: a channel for which only
+    /// handshakes wait may still be refused.
     pub(crate) fn channels_in_use(&self) -> Vec<Channel> {
-        let used = self.channels.iter().filter(|(_, entry)| entry.subscribers > 0);
+        let used = self.channels.iter().filter(|(_, entry)| entry.subscribers > entry.awaiting.len());
         used.map(|(_, entry)| entry.name.clone()).collect()
     }
 
@@ -160,6 +161,7 @@ impl Hub {
             moved.member = index;
         }
         entry.subscribers -= 1;
+        entry.awaiting.retain(|(_, awaiting)| *awaiting != subscriber);
         self.linger_if_unused(channel, now);
     }
 

@@ -267,3 +267,21 @@ fn a_channel_that_is_reserved_is_kept_until_it_is_freed_and_costs_nothing_more()
     hub.expire(13, |_, _| gone += 1);
     assert_eq!(gone, 1);
 }
+
+#[test]
+fn a_channel_for_which_only_handshakes_wait_is_not_in_use() {
+    let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
+    let first = hub.join(&channel(), LUA, key(1));
+    assert!(hub.channels_in_use().is_empty(), "Redis may still refuse it");
+    hub.confirm(Node(0), b"c:a");
+    assert_eq!(hub.channels_in_use(), [channel()]);
+    hub.unconfirm_all(Node(0), 1);
+    let second = hub.join(&channel(), LUA, key(2));
+    assert_eq!(hub.channels_in_use(), [channel()], "one had it before");
+    hub.leave(first.subscriber, 0);
+    assert!(hub.channels_in_use().is_empty());
+    hub.reserve(&channel());
+    assert_eq!(hub.channels_in_use(), [channel()]);
+    hub.leave(second.subscriber, 0);
+    assert_eq!(hub.channels_in_use(), [channel()]);
+}

@@ -196,6 +196,37 @@ fn messages_that_a_former_master_took_are_in_doubt() {
 }
 
 #[test]
+fn messages_of_a_link_that_was_cut_are_in_doubt_once_its_node_turns_out_to_be_no_master() {
+    let mut stage = Stage::up();
+    let take_and_cut = |stage: &mut Stage| {
+        stage.publish(&[(1, "a", "1"), (2, "a", "2")]);
+        stage.answer(vec![Value::Int(0), Value::Int(0)]);
+        stage.publisher.fail(&mut stage.node, &LinkError::Closed, stage.now);
+        assert_eq!(stage.told(), ["published", "published"], "a cut says nothing yet");
+    };
+    take_and_cut(&mut stage);
+    stage.now += SECOND;
+    assert!(stage.publisher.wants_link(stage.now));
+    let demoted = || LinkError::NoMaster("a:1".to_owned(), "is a replica");
+    stage.publisher.on_not_connected(&mut stage.node, &demoted(), stage.now);
+    assert_eq!(stage.told(), ["2 of 2 in doubt"]);
+    stage.now += SECOND;
+    assert!(stage.publisher.wants_link(stage.now));
+    stage.publisher.on_not_connected(&mut stage.node, &demoted(), stage.now);
+    assert!(stage.told().is_empty(), "once");
+    stage.connect(None);
+    take_and_cut(&mut stage);
+    stage.connect(None);
+    assert!(stage.told().is_empty(), "the node is a master");
+    take_and_cut(&mut stage);
+    // The Sentinels name another one.
+    let other = Some(("b".to_owned(), 1));
+    stage.node.subscriber_at.clone_from(&other);
+    stage.connect(other);
+    assert_eq!(stage.told(), ["2 of 2 in doubt"]);
+}
+
+#[test]
 fn a_link_to_another_master_than_the_subscribers_ends() {
     let mut stage = Stage::up();
     stage.node.subscriber_at = Some(("b".to_owned(), 1));

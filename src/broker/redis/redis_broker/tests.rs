@@ -123,7 +123,7 @@ fn the_gap_of_a_channel_that_had_no_node_begins_at_the_last_proof_at_the_node_be
     let mut stage = Stage::new();
     let (a, b) = (known_node(), known_node());
     stage.follow(&[&a], false);
-    let heard_at = stage.links(0).node.probe.heard_at();
+    let heard_at = stage.links(0).node.probe.complete_until();
     stage.now += 10 * SECOND;
     stage.follow(&[], true);
     assert_eq!(stage.node, None);

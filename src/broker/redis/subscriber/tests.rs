@@ -504,6 +504,64 @@ fn a_subscription_that_redis_forgot_is_found_by_the_audit() {
 }
 
 #[test]
+fn a_channel_is_not_subscribed_once_more_before_an_audit_has_missed_it() {
+    let mut stage = Stage::hearing();
+    stage.subscribe("c");
+    stage.commands();
+    stage.say(b"-NOPERM no\r\n");
+    assert_eq!(stage.commands(), ["SUBSCRIBE c"]);
+    stage.say(b"-NOPERM no\r\n");
+    // Whether all are refused: the last that was taken would be subscribed again, and it is one that Redis has forgotten.
+    stage.expect_command("CLIENT INFO");
+    let count = stage.count(2);
+    stage.say(&count);
+    let told = stage.take_told();
+    assert_eq!(told, ["refused c", "lost"]);
+    let again = stage.commands();
+    assert!(again.len() == 1 && again[0].contains(" a") && again[0].contains(" b"), "{again:?}");
+}
+
+#[test]
+fn a_gap_ends_when_all_is_back_that_was_lost_however_many_channels_are_new() {
+    let mut stage = Stage::hearing();
+    stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
+    stage.listen();
+    assert_eq!(stage.take_told(), ["lost"]);
+    stage.connect();
+    stage.commands();
+    stage.push("subscribe", "PROBE");
+    stage.subscribe("new0");
+    let again = stage.commands();
+    assert_eq!(again.len(), 1);
+    // From now on there is always one more that waits.
+    for name in ["a", "b"] {
+        stage.push("subscribe", name);
+    }
+    stage.subscribe("new1");
+    let count = stage.count(3);
+    stage.say(&count);
+    let told = stage.take_told();
+    assert!(told.iter().any(|told| told.starts_with("gap ")), "{told:?}");
+    assert!(!stage.node.channels.is_complete());
+}
+
+#[test]
+fn a_gap_begins_when_the_last_probe_that_came_back_was_sent() {
+    let mut stage = Stage::hearing();
+    let sent = stage.now;
+    let number = stage.node.probe.next(sent);
+    let payload = stage.node.probe.payload(number);
+    let channel = String::from_utf8_lossy(stage.node.probe.channel()).into_owned();
+    // The process was stopped, and reads all of that late.
+    stage.now += 60 * SECOND;
+    let (probe, other) = (stage.publication(&channel, &payload), stage.publication("a", "1"));
+    stage.say(&probe);
+    stage.say(&other);
+    stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
+    assert_eq!(stage.node.lost_since, Some(sent));
+}
+
+#[test]
 fn a_node_that_is_no_master_any_more_is_left() {
     let mut stage = Stage::hearing();
     stage.pass(2 * SECOND);
