@@ -8,6 +8,7 @@ use crate::broker::redis::replay::{
 };
 use crate::broker::redis::{NodeSettings, SystemdCredentials};
 use crate::config::{BrokerConfig, RedisConfig};
+use crate::position::LogPoint;
 
 /// A node whose log can be read.
 #[derive(Debug)]
@@ -53,7 +54,8 @@ impl Log {
     pub async fn end(&self) -> Result<Point, String> {
         let state: LogState = look(&self.0).await.map_err(name)?;
         state.kept.ok_or_else(|| name(ReplayError::NoLog))?;
-        Ok(Point { replid: state.replid.prefix(), offset: state.offset })
+        let LogPoint { replid, offset } = state.end();
+        Ok(Point { replid, offset })
     }
 
     /// Reads from `point` to the publication with the payload `last`.
@@ -62,13 +64,13 @@ impl Log {
     /// The name of the reason.
     pub async fn read(
         &self,
-        point: Point,
+        Point { replid, offset }: Point,
         last: &[u8],
         max_bytes: u64,
         max_time: Duration,
     ) -> Result<Vec<Published>, String> {
         let limits = ReadLimits { max_bytes, max_time };
-        let mut reading = Reading::open(&self.0, point.replid, point.offset, limits).await.map_err(name)?;
+        let mut reading = Reading::open(&self.0, LogPoint { replid, offset }, limits).await.map_err(name)?;
         let mut found = Vec::new();
         loop {
             let Publication { channel, payload, offset } = reading.next().await.map_err(name)?;
@@ -77,6 +79,15 @@ impl Log {
                 return Ok(found);
             }
         }
+    }
+
+    /// The last offset of the former history, if `point` is in it.
+    ///
+    /// # Errors
+    /// The name of the reason.
+    pub async fn former_end(&self, Point { replid, offset }: Point) -> Result<Option<u64>, String> {
+        let reading = Reading::open(&self.0, LogPoint { replid, offset }, ReadLimits::default()).await.map_err(name)?;
+        Ok(reading.former_end())
     }
 
     /// Makes or keeps the log: whether it is new, and the pause before the next visit.

@@ -9,6 +9,9 @@ use crate::support::{START, lasting, until};
 
 use super::write;
 
+/// Without a history, nothing would be read back.
+const HISTORY: &str = "[[endpoint]]\nhistory = { messages = 100 }\n";
+
 /// The lines behind the settings.
 async fn outlook(settings: &str, further: &[&str]) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
@@ -20,7 +23,7 @@ async fn outlook(settings: &str, further: &[&str]) -> Vec<String> {
 }
 
 fn broker(redis: &Redis, replay: &str) -> String {
-    format!("broker = \"{}\"\n[redis]\nreplay = \"{replay}\"\n", redis.url())
+    format!("broker = \"{}\"\n[redis]\nreplay = \"{replay}\"\n{HISTORY}", redis.url())
 }
 
 /// As a replica does that comes and goes.
@@ -66,7 +69,7 @@ async fn check_says_how_far_back_the_log_reaches_and_what_to_set() {
 async fn check_says_which_rights_are_missing() {
     let redis = Redis::start().await;
     make_log(&redis).await;
-    let settings = format!("broker = \"redis://webws:pw@127.0.0.1:{}\"\n", redis.port());
+    let settings = format!("broker = \"redis://webws:pw@127.0.0.1:{}\"\n{HISTORY}", redis.port());
     for rights in ["", "+info", "+info +replconf"] {
         let mut command = vec!["ACL", "SETUSER", "webws", "reset", "on", ">pw", "+hello", "+auth"];
         command.extend(rights.split_whitespace());
@@ -80,12 +83,15 @@ async fn check_says_which_rights_are_missing() {
 #[tokio::test]
 async fn check_is_valid_without_redis_and_asks_only_where_a_log_would_be_read() {
     let began = Instant::now();
-    let away = outlook("broker = \"redis://127.0.0.1:1\"\n", &[]).await;
+    let of = |broker: &str, further: &str| format!("broker = \"{broker}\"\n{further}");
+    let away = outlook(&of("redis://127.0.0.1:1", HISTORY), &[]).await;
     assert!(away.len() == 1 && away[0].contains("127.0.0.1:1") && away[0].contains("reached"), "{away:?}");
-    assert!(outlook("broker = \"redis://127.0.0.1:1\"\n", &["--quiet"]).await.is_empty());
-    assert!(outlook("broker = \"redis://127.0.0.1:1\"\n[redis]\nreplay = \"off\"\n", &[]).await.is_empty());
-    assert!(outlook("broker = \"memory\"\n", &[]).await.is_empty());
-    let cluster = outlook("broker = \"redis+cluster://127.0.0.1:1\"\n", &[]).await;
+    assert!(outlook(&of("redis://127.0.0.1:1", HISTORY), &["--quiet"]).await.is_empty());
+    assert!(outlook(&of("redis://127.0.0.1:1", ""), &[]).await.is_empty());
+    let off = format!("[redis]\nreplay = \"off\"\n{HISTORY}");
+    assert!(outlook(&of("redis://127.0.0.1:1", &off), &[]).await.is_empty());
+    assert!(outlook(&of("memory", HISTORY), &[]).await.is_empty());
+    let cluster = outlook(&of("redis+cluster://127.0.0.1:1", HISTORY), &[]).await;
     assert!(cluster.len() == 1 && cluster[0].contains("cluster"), "{cluster:?}");
     assert!(began.elapsed() < START);
 }

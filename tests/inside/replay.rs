@@ -229,6 +229,10 @@ async fn a_promoted_replica_continues_the_log_of_its_master() {
     let expected = ["1", "2", "3"].map(|text| ("a".to_owned(), text.to_owned()));
     assert_eq!(texts(&found), expected);
     assert_eq!(found.last().map(|last| last.offset), Some(end.offset));
+    // Where the former master's publications end.
+    let former_end = log.former_end(start).await.unwrap().unwrap();
+    assert!(found[1].offset <= former_end && former_end < found[2].offset, "{former_end}: {found:?}");
+    assert_eq!(log.former_end(end).await, Ok(None));
     // What the former master had and this one never got.
     unheard.offset = end.offset;
     assert!(why_not(&log, unheard).await.starts_with("NeverArrived"));

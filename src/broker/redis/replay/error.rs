@@ -25,6 +25,8 @@ pub(crate) enum ReplayError {
         "the replication log ends at {end}, before offset {wanted}: a failover lost what the former master wrote last"
     )]
     NeverArrived { wanted: u64, end: u64 },
+    #[error("a replica does not tell where the history of its former master ends")]
+    NoMaster,
     #[error("Redis does not permit reading its replication log: {refusal} (the ACL user needs {RIGHTS})")]
     NotPermitted { refusal: String },
     #[error("the server does not describe its replication log as Redis does")]

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::error::ReplayError;
+use crate::position::LogPoint;
 
 /// A replication id: the name of one history of writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,7 @@ impl Replid {
     }
 
     /// The first 8 bytes, by which a position names a history.
-    pub(crate) fn prefix(self) -> [u8; 8] {
+    fn prefix(self) -> [u8; 8] {
         *self.0.first_chunk().expect("20 bytes have 8 first ones")
     }
 
@@ -91,6 +92,9 @@ pub(crate) struct Continuation {
     pub(crate) offset: u64,
     /// Bytes that may be written before the log no longer reaches back that far.
     pub(crate) headroom: u64,
+    /// The last offset of the former history, if the point is in it. What the former node wrote behind it is not in this
+    /// log, though links may have heard it.
+    pub(crate) former_end: Option<u64>,
 }
 
 impl LogState {
@@ -130,25 +134,30 @@ impl LogState {
         })
     }
 
-    /// Whether the log can be read behind `offset` of the history whose id starts with `replid`.
+    /// The end of the log.
+    pub(crate) fn end(&self) -> LogPoint {
+        LogPoint { replid: self.replid.prefix(), offset: self.offset }
+    }
+
+    /// Whether the log can be read from a point on.
     ///
     /// # Errors
     /// Why it cannot.
-    pub(crate) fn can_continue(&self, replid: [u8; 8], offset: u64) -> Result<Continuation, ReplayError> {
+    pub(crate) fn can_continue(&self, LogPoint { replid, offset }: LogPoint) -> Result<Continuation, ReplayError> {
         let kept = self.kept.ok_or(ReplayError::NoLog)?;
         let next = offset.saturating_add(1);
-        let replid = if replid == self.replid.prefix() {
-            self.replid
-        } else {
-            match self.former {
-                Some((former, end)) if replid == former.prefix() && next <= end => former,
-                // What the former master wrote last never reached this node.
-                Some((former, end)) if replid == former.prefix() => {
-                    return Err(ReplayError::NeverArrived { wanted: next, end: end.saturating_sub(1) });
-                }
-                _ => return Err(ReplayError::OtherHistory),
-            }
+        let (replid, former_end) = match self.former {
+            _ if replid == self.replid.prefix() => (self.replid, None),
+            Some((former, foreign)) if replid == former.prefix() => (former, Some(foreign.saturating_sub(1))),
+            _ => return Err(ReplayError::OtherHistory),
         };
+        if former_end.is_some() && self.role == Role::Replica {
+            return Err(ReplayError::NoMaster);
+        }
+        // What the former master wrote last never reached this node.
+        if let Some(end) = former_end.filter(|end| offset > *end) {
+            return Err(ReplayError::NeverArrived { wanted: next, end });
+        }
         let end = kept.first.saturating_add(kept.len);
         if next > end {
             return Err(ReplayError::NeverArrived { wanted: next, end: end.saturating_sub(1) });
@@ -157,7 +166,7 @@ impl LogState {
             return Err(ReplayError::TooShort { missing: kept.first - next, kept: kept.len, size: kept.size });
         }
         let free = kept.size.saturating_sub(kept.len);
-        Ok(Continuation { replid, offset, headroom: next - kept.first + free })
+        Ok(Continuation { replid, offset, headroom: next - kept.first + free, former_end })
     }
 }
 
@@ -208,8 +217,8 @@ mod tests {
         LogState::parse(&info(changes), "# Cluster\r\ncluster_enabled:0\r\n").unwrap()
     }
 
-    fn prefix(replid: &str) -> [u8; 8] {
-        Replid::parse(replid).unwrap().prefix()
+    fn point(replid: &str, offset: u64) -> LogPoint {
+        LogPoint { replid: Replid::parse(replid).unwrap().prefix(), offset }
     }
 
     #[test]
@@ -217,7 +226,7 @@ mod tests {
         let state = state(&[]);
         assert_eq!((state.role, state.replicas, state.offset), (Role::Master, 0, 1_000));
         assert_eq!(state.replid.to_string(), REPLID);
-        assert_eq!(state.replid.prefix(), [0x02, 0xb5, 0x38, 0xe5, 0xc3, 0x4c, 0xd8, 0x2e]);
+        assert_eq!(state.end().replid, [0x02, 0xb5, 0x38, 0xe5, 0xc3, 0x4c, 0xd8, 0x2e]);
         assert_eq!(state.kept, Some(Kept { first: 601, len: 400, size: 400 }));
         assert_eq!(self::state(&[("role", "slave")]).role, Role::Replica);
         assert_eq!(self::state(&[("repl_backlog_active", "0")]).kept, None);
@@ -249,17 +258,17 @@ mod tests {
     fn a_log_continues_from_its_first_byte_to_its_end() {
         let state = state(&[]);
         for (offset, headroom) in [(600, 0), (601, 1), (999, 399), (1_000, 400)] {
-            let continuation = state.can_continue(prefix(REPLID), offset).unwrap();
+            let continuation = state.can_continue(point(REPLID, offset)).unwrap();
             assert_eq!((continuation.replid, continuation.offset), (state.replid, offset));
             assert_eq!(continuation.headroom, headroom);
         }
         let is_short = |offset, bytes| {
-            let error = state.can_continue(prefix(REPLID), offset).unwrap_err();
+            let error = state.can_continue(point(REPLID, offset)).unwrap_err();
             matches!(error, ReplayError::TooShort { missing, kept: 400, size: 400 } if missing == bytes)
         };
         assert!(is_short(599, 1) && is_short(0, 600));
         for offset in [1_001, u64::MAX] {
-            let error = state.can_continue(prefix(REPLID), offset).unwrap_err();
+            let error = state.can_continue(point(REPLID, offset)).unwrap_err();
             assert!(matches!(error, ReplayError::NeverArrived { end: 1_000, .. }), "{error}");
         }
     }
@@ -267,39 +276,47 @@ mod tests {
     #[test]
     fn a_log_that_is_not_full_has_room_and_an_empty_one_continues_at_its_end() {
         let room = state(&[("repl_backlog_size", "1048576")]);
-        let continuation = room.can_continue(prefix(REPLID), 600).unwrap();
+        let continuation = room.can_continue(point(REPLID, 600)).unwrap();
         assert_eq!(continuation.headroom, 1_048_576 - 400);
         assert!(room.kept.unwrap().is_certain(&continuation));
         let full = state(&[]);
-        let is_certain = |offset| full.kept.unwrap().is_certain(&full.can_continue(prefix(REPLID), offset).unwrap());
+        let is_certain = |offset| full.kept.unwrap().is_certain(&full.can_continue(point(REPLID, offset)).unwrap());
         assert!(!is_certain(649) && is_certain(650));
         let empty = state(&[
             ("master_repl_offset", "0"),
             ("repl_backlog_first_byte_offset", "1"),
             ("repl_backlog_histlen", "0"),
         ]);
-        assert!(empty.can_continue(prefix(REPLID), 0).is_ok() && empty.can_continue(prefix(REPLID), 1).is_err());
+        assert!(empty.can_continue(point(REPLID, 0)).is_ok() && empty.can_continue(point(REPLID, 1)).is_err());
     }
 
     #[test]
     fn a_promoted_replica_continues_its_masters_history_up_to_the_promotion() {
         let state = state(&[("master_replid2", FORMER), ("second_repl_offset", "801")]);
         for offset in [600, 800] {
-            let continuation = state.can_continue(prefix(FORMER), offset).unwrap();
+            let continuation = state.can_continue(point(FORMER, offset)).unwrap();
             assert_eq!((continuation.replid.to_string(), continuation.offset), (FORMER.to_owned(), offset));
+            assert_eq!(continuation.former_end, Some(800));
         }
-        let error = state.can_continue(prefix(FORMER), 801).unwrap_err();
+        let error = state.can_continue(point(FORMER, 801)).unwrap_err();
         assert!(matches!(error, ReplayError::NeverArrived { wanted: 802, end: 800 }), "{error}");
-        assert!(matches!(state.can_continue(prefix(FORMER), 500), Err(ReplayError::TooShort { missing: 100, .. })));
-        assert!(state.can_continue(prefix(REPLID), 900).is_ok());
+        assert!(matches!(state.can_continue(point(FORMER, 500)), Err(ReplayError::TooShort { missing: 100, .. })));
+        assert_eq!(state.can_continue(point(REPLID, 900)).unwrap().former_end, None);
+        // A replica that followed late takes an earlier offset for the end.
+        let replica = self::state(&[("role", "slave"), ("master_replid2", FORMER), ("second_repl_offset", "801")]);
+        assert!(matches!(replica.can_continue(point(FORMER, 700)), Err(ReplayError::NoMaster)));
+        assert!(replica.can_continue(point(REPLID, 700)).is_ok());
     }
 
     #[test]
     fn a_log_of_another_history_or_none_does_not_continue() {
-        assert!(matches!(state(&[]).can_continue(prefix(FORMER), 700), Err(ReplayError::OtherHistory)));
+        assert!(matches!(state(&[]).can_continue(point(FORMER, 700)), Err(ReplayError::OtherHistory)));
         // The zeros stand for no id, and are none that a position could name.
-        assert!(matches!(state(&[]).can_continue([0; 8], 700), Err(ReplayError::OtherHistory)));
+        assert!(matches!(
+            state(&[]).can_continue(LogPoint { replid: [0; 8], offset: 700 }),
+            Err(ReplayError::OtherHistory)
+        ));
         let none = state(&[("repl_backlog_active", "0")]);
-        assert!(matches!(none.can_continue(prefix(REPLID), 1_000), Err(ReplayError::NoLog)));
+        assert!(matches!(none.can_continue(point(REPLID, 1_000)), Err(ReplayError::NoLog)));
     }
 }

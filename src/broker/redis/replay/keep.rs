@@ -44,7 +44,7 @@ async fn visiting(settings: &Settings) -> Result<Upkeep, ReplayError> {
     }
     let snapshot = link.prepare().await?;
     if state.kept.is_some() {
-        let end = Continuation { replid: state.replid, offset: state.offset, headroom: 0 };
+        let end = Continuation { replid: state.replid, offset: state.offset, headroom: 0, former_end: None };
         link.continue_log(&end).await?;
         return Ok(Upkeep { is_new: false, pause });
     }

@@ -36,7 +36,7 @@ pub(crate) async fn outlook(settings: &Settings) -> Result<Outlook, ReplayError>
     let (mut link, start) = (ReplayLink::connect(settings).await?, Instant::now());
     let before = link.state().await?;
     before.kept.ok_or(ReplayError::NoLog)?;
-    Reading::open(settings, before.replid.prefix(), before.offset, ReadLimits::default()).await?;
+    Reading::open(settings, before.end(), ReadLimits::default()).await?;
     sleep(MEASURED).await;
     let after = link.state().await?;
     let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);

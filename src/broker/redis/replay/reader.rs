@@ -15,6 +15,7 @@ use super::error::ReplayError;
 use super::link::{ReplayLink, Snapshot};
 use super::log::{Decoder, Found, Publication};
 use crate::broker::redis::connect::Settings;
+use crate::position::LogPoint;
 
 /// Bytes after which the worker's other work gets a turn. Chosen: less than a millisecond of decoding.
 const TURN_BYTES: u64 = 256 << 10;
@@ -42,27 +43,23 @@ pub(crate) struct Reading {
     limits: ReadLimits,
     end: Instant,
     start: u64,
+    former_end: Option<u64>,
     /// The log's offset when others had a turn last.
     turn: u64,
 }
 
 impl Reading {
-    /// Opens the log behind `offset` of the history whose replication id starts with `replid`. Under Sentinel, a replica
-    /// is asked before the master: a Sentinel may take a reader at the master for a replica.
+    /// Opens the log from a point on. Under Sentinel, a replica is asked before the master: a Sentinel may take a reader
+    /// at the master for a replica.
     ///
     /// # Errors
     /// The log does not reach back that far, or cannot be read: nothing was asked of the node that costs more than an
     /// answer.
-    pub(crate) async fn open(
-        settings: &Settings,
-        replid: [u8; 8],
-        offset: u64,
-        limits: ReadLimits,
-    ) -> Result<Self, ReplayError> {
+    pub(crate) async fn open(settings: &Settings, from: LogPoint, limits: ReadLimits) -> Result<Self, ReplayError> {
         let (start, end) = (Instant::now(), Instant::now() + limits.max_time);
         let at_replica = async {
             let Some(replica) = settings.replica().await else { return Ok(None) };
-            Self::open_at(&replica, replid, offset, limits, end).await.map(Some)
+            Self::open_at(&replica, from, limits, end).await.map(Some)
         };
         match in_time(start + limits.max_time / 2, limits, at_replica).await {
             Ok(Some(reading)) => return Ok(reading),
@@ -70,20 +67,19 @@ impl Reading {
             // It may be behind its master.
             Err(error) => tracing::debug!(%error, "the replica's replication log is not read: {error}"),
         }
-        in_time(end, limits, Self::open_at(settings, replid, offset, limits, end)).await
+        in_time(end, limits, Self::open_at(settings, from, limits, end)).await
     }
 
     async fn open_at(
         settings: &Settings,
-        replid: [u8; 8],
-        offset: u64,
+        from: LogPoint,
         limits: ReadLimits,
         end: Instant,
     ) -> Result<Self, ReplayError> {
         let mut link = ReplayLink::connect(settings).await?;
         let state = link.state().await?;
-        let continuation = state.can_continue(replid, offset)?;
-        if state.offset.saturating_sub(offset) > limits.max_bytes {
+        let continuation = state.can_continue(from)?;
+        if state.offset.saturating_sub(from.offset) > limits.max_bytes {
             return Err(ReplayError::TooMuch(limits.max_bytes));
         }
         let is_certain = state.kept.is_some_and(|kept| kept.is_certain(&continuation));
@@ -91,7 +87,22 @@ impl Reading {
             return Err(ReplayError::Uncertain);
         }
         let decoder = link.continue_log(&continuation).await?;
-        Ok(Self { link, decoder, limits, end, start: offset, turn: offset })
+        Ok(Self {
+            link,
+            decoder,
+            limits,
+            end,
+            start: from.offset,
+            former_end: continuation.former_end,
+            turn: from.offset,
+        })
+    }
+
+    /// After a failover, or a restart that kept the history: the last offset of the former history, if the log is read
+    /// from a point in it. Publications behind that offset were made at the present master. Those that links heard of the
+    /// former one may be more than the log has up to there: a count of them must not be applied to what follows.
+    pub(crate) fn former_end(&self) -> Option<u64> {
+        self.former_end
     }
 
     /// How many bytes of the log were decoded.
