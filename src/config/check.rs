@@ -76,7 +76,9 @@ fn explain(setting: &Setting, value: &Value, said: &str, origin: Origin) -> Stri
             format!("true and false have no quotes: write {name} = {text}")
         }
         (Kind::List, Value::String(text)) => format!("a list has brackets: write {name} = [\"{}\"]", repeated(text)),
-        (Kind::Text | Kind::Duration, Value::String(_)) | (Kind::List, Value::Array(_)) => said.to_owned(),
+        (Kind::Text | Kind::Duration, Value::String(_))
+        | (Kind::List, Value::Array(_))
+        | (Kind::Inline, Value::Table(_)) => said.to_owned(),
         (Kind::Table, _) if setting.name == "redis" && value.is_str() => {
             "[redis] is a table of settings; the address is written as broker = \"redis://HOST:PORT\"".to_owned()
         }
@@ -105,6 +107,7 @@ fn expected(setting: &Setting, origin: Origin) -> String {
         Kind::Duration => format!("a duration{in_quotes}{such_as}"),
         Kind::Text => format!("a text{in_quotes}{such_as}"),
         Kind::List => format!("a list{such_as}"),
+        Kind::Inline => format!("settings in braces, {name} = {{ … }}"),
         Kind::Table => format!("a table: [{name}] on a line of its own and its settings below"),
         Kind::Tables => format!("tables: [[{name}]] on a line of its own and its settings below, as often as needed"),
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::duration;
+use super::{HistoryConfig, duration};
 
 /// One path, and what happens to WebSockets at this path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,8 @@ pub struct EndpointConfig {
     /// What clients learn when messages may be missing, because a link to Redis was away.
     /// Default `keep`, as with the Lua handler.
     pub on_gap: GapPolicy,
+    /// What is kept of each channel for clients that come back. Default: none, nothing is kept.
+    pub history: Option<HistoryConfig>,
     /// In a Redis Cluster: whether all channels with this `prefix` are sharded (`SPUBLISH`, `SSUBSCRIBE`),
     /// so that a message loads only the nodes of its slot. Producers must then use `SPUBLISH`.
     /// Default false: `PUBLISH`.
@@ -174,6 +176,7 @@ impl Default for EndpointConfig {
             max_unpublished_bytes: 256 << 10,
             publish_timeout: Duration::from_secs(10),
             on_gap: GapPolicy::Keep,
+            history: None,
             sharded: false,
             history: None,
         }
@@ -224,6 +227,12 @@ impl EndpointConfig {
     #[must_use]
     pub fn with_subprotocols<S: Into<String>>(self, subprotocols: impl IntoIterator<Item = S>) -> Self {
         Self { subprotocols: subprotocols.into_iter().map(Into::into).collect(), ..self }
+    }
+
+    /// Sets [`history`](EndpointConfig::history).
+    #[must_use]
+    pub fn with_history(self, history: HistoryConfig) -> Self {
+        Self { history: Some(history), ..self }
     }
 
     /// Clients only receive: webws answers a message from a client with close 1008.
@@ -303,6 +312,7 @@ mod tests {
             .with_max_unpublished_bytes(7)
             .with_publish_timeout(Duration::from_secs(8))
             .with_on_gap(GapPolicy::Close)
+            .with_history(HistoryConfig::default())
             .publish_only()
             .sharded();
         let (built, default) = (settings(&built), settings(&EndpointConfig::default()));

@@ -1,6 +1,6 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`. `file` reads a configuration from
+//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`. `file` reads a configuration from
 //! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each
 //! value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
 //! `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O. Validation comes before any file or
@@ -12,6 +12,7 @@ mod check;
 mod endpoint;
 mod error;
 mod file;
+mod history;
 mod redis_url;
 mod reserved;
 mod schema;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, HistoryConfig, NotUtf8Policy, WireName};
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};
+pub use history::HistoryConfig;
 pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};
 pub(crate) use reserved::reserved;
 
@@ -176,6 +178,9 @@ pub struct Limits {
     /// Maximum bytes of clients' messages that wait for the broker in one worker (with several servers,
     /// each has its share); beyond, clients are not read. Default 64 MiB.
     pub max_unpublished_bytes: usize,
+    /// Maximum bytes of all publications that one worker keeps for endpoints with a `history`; beyond, the oldest
+    /// of all go. Default 64 MiB.
+    pub max_history_bytes: usize,
 }
 
 /// An address to listen on.
@@ -319,6 +324,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             retry_after: Duration::from_secs(2),
             max_unpublished_bytes: 64 << 20,
+            max_history_bytes: 64 << 20,
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Duration,
     Text,
     List,
+    /// Settings of a setting, in braces: `history = { … }`.
+    Inline,
     /// A table of settings, `[limits]`.
     Table,
     /// Several tables of settings, `[[endpoint]]`.
@@ -103,7 +105,8 @@ impl Schema {
             all.push(Setting { table: None, name, kind, default: default.cloned() });
             for inner_name in below {
                 let default = inner.and_then(|table| table.get(inner_name));
-                let kind = kind_of(inner_name, default);
+                let is_inline = !fields(&[name, inner_name]).is_empty();
+                let kind = if is_inline { Kind::Inline } else { kind_of(inner_name, default) };
                 all.push(Setting { table: Some(name), name: inner_name, kind, default: default.cloned() });
             }
         }
@@ -322,6 +325,7 @@ mod tests {
             (Some("limits"), "max_unpublished_bytes", Kind::Bytes),
             (Some("endpoint"), "publish", Kind::Flag),
             (Some("endpoint"), "wire", Kind::Text),
+            (Some("endpoint"), "history", Kind::Inline),
         ] {
             assert_eq!(schema.get(table, name).map(|setting| setting.kind), Some(kind), "{table:?} {name}");
         }

@@ -1,5 +1,9 @@
 //! Sizes as people write them: `65535`, `"64kB"` (64,000 bytes), `"64KiB"` (65,536 bytes).
 
+use std::fmt;
+
+use serde::de::{Deserializer, Error, Visitor};
+
 /// Units and their bytes. `k` alone means 1,000 to some and 1,024 to others, so `k` is no unit.
 const UNITS: [(&str, u64); 8] = [
     ("", 1),
@@ -20,6 +24,30 @@ pub(super) fn parse(text: &str) -> Option<i64> {
     let unit = unit.trim_start().to_ascii_lowercase();
     let (_, bytes) = UNITS.iter().find(|(name, _)| *name == unit)?;
     number.parse::<u64>().ok()?.checked_mul(*bytes)?.try_into().ok()
+}
+
+/// A size as a number or a text, for a setting inside of another: `check` reads all others.
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    struct Size;
+
+    impl Visitor<'_> for Size {
+        type Value = usize;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a size in bytes, such as 64000 or \"64kB\"")
+        }
+
+        fn visit_i64<E: Error>(self, bytes: i64) -> Result<usize, E> {
+            bytes.try_into().map_err(|_| E::custom(format!("{bytes} is negative: write 0 or more")))
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
+            let bytes = parse(text).and_then(|bytes| bytes.try_into().ok());
+            bytes.ok_or_else(|| E::custom(format!("'{text}' is no size: write 64000, \"64kB\" or \"64KiB\"")))
+        }
+    }
+
+    deserializer.deserialize_any(Size)
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, EndpointConfig, Listen, NotUtf8Policy, RedisAddress,
-    RedisUrl, WireName, reserved,
+    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, EndpointConfig, HistoryConfig, Listen, NotUtf8Policy,
+    RedisAddress, RedisUrl, WireName, reserved,
 };
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
@@ -55,6 +55,7 @@ impl Config {
             faults.push("redis.pinned_certificate_file and redis.ca_file: write one of the two".to_owned());
         }
         needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
+        needs_bytes(&mut faults, "limits.max_history_bytes", self.limits.max_history_bytes);
         match self.limits.max_handshakes {
             1..=1_000_000 => {}
             other => faults.push(format!("limits.max_handshakes = {other} is out of range: write 1 to 1000000")),
@@ -162,6 +163,9 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
         faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
     }
     check_plain_only(faults, endpoint);
+    if let Some(history) = &endpoint.history {
+        check_history(faults, &at("history"), history);
+    }
     if !endpoint.subscribe && !endpoint.publish {
         faults.push(at("neither subscribe nor publish: its clients could do nothing"));
     }
@@ -181,6 +185,20 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
             "idle_timeout must be longer than ping_interval; without pings (0s) it must be 0s as well, because a silent \
              client may be alive",
         ));
+    }
+}
+
+fn check_history(faults: &mut Vec<String>, at: &str, history: &HistoryConfig) {
+    let HistoryConfig { messages, age, bytes } = history;
+    if !(1..=1_000_000).contains(messages) {
+        faults.push(format!("{at}: messages = {messages} is out of range: write 1 to 1000000"));
+    }
+    if *age < Duration::from_secs(1) || *age > Duration::from_secs(86_400) {
+        let age = humantime::format_duration(*age);
+        faults.push(format!("{at}: age = \"{age}\" is out of range: write 1s to one day"));
+    }
+    if !(1_000..=1 << 30).contains(bytes) {
+        faults.push(format!("{at}: bytes = {bytes} is out of range: write \"1kB\" to \"1GiB\""));
     }
 }
 
@@ -342,5 +360,36 @@ mod tests {
         endpoint.subprotocols.truncate(1);
         endpoint.max_channel_bytes = 32 << 10;
         assert_eq!(faults(&endpoint), 0);
+    }
+
+    #[test]
+    fn a_history_has_bounds() {
+        let read = |history: &str| {
+            let config = Config::read("f", &format!("[[endpoint]]\nhistory = {history}"), [])?;
+            config.validate().map(|()| config.endpoints[0].history.clone().unwrap())
+        };
+        let all = HistoryConfig { messages: 7, age: Duration::from_secs(60), bytes: 64_000 };
+        assert_eq!(read("{ messages = 7, age = \"1m\", bytes = \"64kB\" }"), Ok(all.clone()));
+        assert_eq!(read("{ bytes = 1000 }"), Ok(HistoryConfig { bytes: 1_000, ..HistoryConfig::default() }));
+        assert_eq!(read("{}"), Ok(HistoryConfig::default()));
+        let as_table = Config::read("f", "[[endpoint]]\n[endpoint.history]\nmessages = 7\nage = \"1m\"", []).unwrap();
+        assert_eq!(as_table.endpoints[0].history, Some(all));
+        let shown = toml::to_string(&as_table).unwrap();
+        assert_eq!(Config::read("shown", &shown, []).unwrap(), as_table, "{shown}");
+        for (wrong, why) in [
+            ("{ messages = 0 }", "messages = 0 is out of range"),
+            ("{ messages = 1000001 }", "out of range"),
+            ("{ messages = -1 }", "-1"),
+            ("{ age = \"500ms\" }", "age = \"500ms\" is out of range"),
+            ("{ age = 5 }", "integer 5, expected a string"),
+            ("{ bytes = \"999B\" }", "bytes = 999 is out of range"),
+            ("{ bytes = \"64k\" }", "'64k' is no size"),
+            ("{ bytes = -5 }", "-5 is negative"),
+            ("{ size = 5 }", "unknown field size"),
+            ("200", "expected settings in braces, history = { … }, found the number 200"),
+        ] {
+            let said = read(wrong).unwrap_err().to_string();
+            assert!(said.contains(why) && said.contains("endpoint"), "{wrong}: {said}");
+        }
     }
 }
