@@ -1,7 +1,7 @@
 //! webws joins browsers' WebSockets to Redis Pub/Sub channels, as a sidecar beside nginx.
 //!
 //! A WebSocket opened as `/webws?channel="zhang"` receives every message that is `PUBLISH`ed on `chat:zhang`, and webws
-//! publishes the browser's messages on that channel. webws replaces a handler in Lua (OpenResty), with the same bytes
+//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives. webws replaces a handler in Lua (OpenResty), with the same bytes
 //! on the wire. As a library, webws runs inside another program: make a [`Config`], then a server with [`Server::bind`]
 //! (or [`Server::on`] sockets of your own), and [`Server::run`] it. A [`Publisher`] publishes from within. The example
 //! is at the end of this page.
@@ -12,7 +12,8 @@
 //! is free. `front::head` keeps the request's target in the client's bytes; hyper reads the rest from memory. The
 //! `endpoint` for the path decodes the channel's name; `websocket::handshake` checks the headers. The worker makes a
 //! `session` and its subscriber in the `hub`. For a channel's first subscriber, the worker's subscribing link sends
-//! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101.
+//! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200, if
+//! the request was for server-sent events: `front::event_stream`).
 //!
 //! From now on no task belongs to the session. When the `reactor` reports that the socket is readable, the worker reads
 //! into its own buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded
@@ -60,7 +61,7 @@
 //!
 //! 1. The reader of a Redis link never waits for a client.
 //! 2. A publication is encoded once per encoding and shared. There is no payload copy per subscriber.
-//! 3. A client sees its 101 only after its subscription is confirmed.
+//! 3. A client sees its 101 or 200 only after its subscription is confirmed.
 //! 4. One publisher's messages on one channel reach every subscriber in Redis' order. One client's messages are
 //!    published in the order sent.
 //! 5. Every queue is bounded in bytes. A full queue has a defined outcome, a counter and a close code.
@@ -106,7 +107,7 @@
 //! | complete, incomplete | whether all wanted channels of a link are subscribed |
 //! | connection | an accepted socket, before it is a session |
 //! | deaf | said of a link that is open and delivers nothing |
-//! | encoding | how publications look to a client; the setting `wire` chooses it |
+//! | encoding | how publications look to a client; the setting `wire` and the request choose it |
 //! | endpoint | a configured path: channel rule, prefix, encoding, limits |
 //! | event | what a broker tells its worker |
 //! | gap | a time in which publications may be missing |

@@ -40,6 +40,7 @@ mod scale;
 mod sentinel_access;
 mod service;
 mod signals;
+mod sse;
 mod stopped;
 mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]

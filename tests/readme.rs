@@ -109,7 +109,7 @@ async fn the_javascript_runs_in_a_browser() {
     let browser = Browser::start().await;
     browser.client().goto(&format!("http://{address}/")).await.unwrap();
     let blocks = with("js", "");
-    assert_eq!(blocks.len(), 2, "{blocks:?}");
+    assert_eq!(blocks.len(), 3, "{blocks:?}");
     let first = blocks[0].replace("wss://example.com", &format!("ws://{address}"));
     let prelude = "window.seen = []; console.log = (said) => window.seen.push(said); \
                    window.onerror = (error) => window.seen.push('error: ' + error);";
@@ -122,6 +122,23 @@ async fn the_javascript_runs_in_a_browser() {
     browser.execute(&format!("window.seen = []; const ws = window.ws;\n{}", blocks[1])).await;
     publish(dir.path(), &address, "message=%7B%22a%22:1%7D");
     until("JSON comes", START, async || seen().await == serde_json::json!([{ "a": 1 }])).await;
+
+    let script = format!("window.seen = []; window.ws.close(); const channel = '%22zhang%22';\n{}", blocks[2]);
+    browser.execute(&format!("{script}\nwindow.events = events;")).await;
+    until("the stream is open", START, async || browser.execute("return window.events.readyState").await == 1).await;
+    publish(dir.path(), &address, "message=hello");
+    until("an event comes", START, async || seen().await == serde_json::json!(["hello"])).await;
+
+    let stream = block("sh", "text/event-stream").replace("https://example.com", &format!("http://{address}"));
+    let timed = format!("timeout 10 {stream}").replace("\n", " ") + "| grep -m1 '^data'";
+    let told = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| run(dir.path(), "bash", &["-c", &timed], &[]));
+        while !reader.is_finished() {
+            publish(dir.path(), &address, "message=hello");
+        }
+        reader.join().unwrap()
+    });
+    assert_eq!(told, "data: hello\n");
 }
 
 #[test]

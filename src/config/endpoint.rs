@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{HistoryConfig, duration};
 
-/// One path, and what happens to WebSockets at this path.
+/// One path, and what happens to its clients: WebSockets, and server-sent events for requests that accept
+/// `text/event-stream`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
@@ -39,16 +40,18 @@ pub struct EndpointConfig {
     /// What becomes of a client's binary message on the `plain` wire. Default `close`. The `lua` wire
     /// reads and ignores binary messages, as the Lua handler.
     pub binary: BinaryPolicy,
-    /// How the `plain` wire delivers a publication that is not UTF-8. Default `binary`. The `lua` wire
-    /// always sends a text with U+FFFD for each invalid byte.
+    /// How the `plain` wire and server-sent events deliver a publication that is not UTF-8. Default `binary`.
+    /// WebSockets of the `lua` wire always get a text with U+FFFD for each invalid byte.
     pub not_utf8: NotUtf8Policy,
     /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
     pub max_message_bytes: usize,
-    /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never.
+    /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never. Server-sent
+    /// events have a comment instead.
     #[serde(with = "duration")]
     pub ping_interval: Duration,
     /// Close a client after this long without a byte from it (or to it, while bytes wait
-    /// for it). Default 30 s: six unanswered pings; `0s` is never.
+    /// for it). Default 30 s: six unanswered pings; `0s` is never. Not for server-sent events, whose clients are
+    /// always silent.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
     /// Maximum bytes that wait for a client behind the message being sent; beyond: close 1013.
@@ -72,28 +75,6 @@ pub struct EndpointConfig {
     /// so that a message loads only the nodes of its slot. Producers must then use `SPUBLISH`.
     /// Default false: `PUBLISH`.
     pub sharded: bool,
-    /// How much of each channel is kept for clients that come back. Default: nothing.
-    pub history: Option<HistoryConfig>,
-}
-
-/// How much of each channel is kept for clients that come back.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[non_exhaustive]
-pub struct HistoryConfig {
-    /// Publications of a channel at most. Default 200.
-    pub messages: usize,
-    /// How long a publication is kept, and a channel subscribed after its last client. Default 2 min.
-    #[serde(with = "duration")]
-    pub age: Duration,
-    /// Payloads of a channel together. Default 64 kB.
-    pub bytes: usize,
-}
-
-impl Default for HistoryConfig {
-    fn default() -> Self {
-        Self { messages: 200, age: Duration::from_secs(120), bytes: 64_000 }
-    }
 }
 
 /// What clients learn after a gap. Each gap is logged and counted in either case.
@@ -116,6 +97,8 @@ pub enum WireName {
     Lua,
     /// The payload unchanged; a close is answered with its own code (RFC 6455 §5.5.1).
     Plain,
+    /// Server-sent events and no WebSockets, whatever a request accepts.
+    Sse,
 }
 
 /// Where the request names the channel.
@@ -142,12 +125,12 @@ pub enum BinaryPolicy {
     Close,
 }
 
-/// How the `plain` wire delivers a publication that is not UTF-8, which is counted in either case.
+/// How the `plain` wire and server-sent events deliver a publication that is not UTF-8, which is counted in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NotUtf8Policy {
-    /// As a binary message, unchanged.
+    /// As a binary message, unchanged; as an event of the type `binary`, in base64.
     Binary,
     /// As a text with U+FFFD for each invalid byte.
     Replace,
@@ -178,7 +161,6 @@ impl Default for EndpointConfig {
             on_gap: GapPolicy::Keep,
             history: None,
             sharded: false,
-            history: None,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`. `file` reads a configuration from
-//! TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each
-//! value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
-//! `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O. Validation comes before any file or
-//! socket is opened.
+//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`.
+//! `file` reads a configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings'
+//! names, `check` checks each value. `validate` checks the settings together and reports all faults at once, `advice`
+//! warns of likely mistakes, `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O.
+//! Validation comes before any file or socket is opened.
 
 mod address_fault;
 mod advice;
@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, HistoryConfig, NotUtf8Policy, WireName};
+pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};
 pub use history::HistoryConfig;
@@ -172,7 +172,8 @@ pub struct Limits {
     /// From accept to the 101. Default 10 s.
     #[serde(with = "duration")]
     pub handshake_timeout: Duration,
-    /// What `Retry-After` says on a 503, whole seconds. Default 2 s.
+    /// What `Retry-After` says on a 503, whole seconds; and the shortest pause before a client of server-sent
+    /// events comes back (`retry:`), spread up to twice as long. Default 2 s.
     #[serde(with = "duration")]
     pub retry_after: Duration,
     /// Maximum bytes of clients' messages that wait for the broker in one worker (with several servers,

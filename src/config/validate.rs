@@ -166,6 +166,9 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     if let Some(history) = &endpoint.history {
         check_history(faults, &at("history"), history);
     }
+    if !endpoint.subscribe && endpoint.wire == WireName::Sse {
+        faults.push(at("wire = \"sse\" needs subscribe = true: its clients only receive"));
+    }
     if !endpoint.subscribe && !endpoint.publish {
         faults.push(at("neither subscribe nor publish: its clients could do nothing"));
     }
@@ -202,7 +205,7 @@ fn check_history(faults: &mut Vec<String>, at: &str, history: &HistoryConfig) {
     }
 }
 
-/// Settings that the contract of the `lua` wire fixes.
+/// Settings that the contract of the `lua` wire fixes, or that mean nothing without WebSockets.
 fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     let EndpointConfig { path, subprotocols, .. } = endpoint;
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -214,18 +217,18 @@ fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
             faults.push(format!("endpoint {path}: subprotocols: '{name}' is listed twice"));
         }
     }
-    if endpoint.wire == WireName::Plain {
-        return;
-    }
+    let why = match endpoint.wire {
+        WireName::Plain => return,
+        WireName::Lua => "the lua wire does as the Lua handler did",
+        WireName::Sse => "there are no WebSockets here",
+    };
     for (setting, is_default) in [
         ("subprotocols", subprotocols.is_empty()),
         ("binary = \"publish\"", endpoint.binary == BinaryPolicy::Close),
-        ("not_utf8 = \"replace\"", endpoint.not_utf8 == NotUtf8Policy::Binary),
+        ("not_utf8 = \"replace\"", endpoint.not_utf8 == NotUtf8Policy::Binary || endpoint.wire == WireName::Sse),
     ] {
         if !is_default {
-            faults.push(format!(
-                "endpoint {path}: {setting} needs wire = \"plain\": the lua wire does as the Lua handler did"
-            ));
+            faults.push(format!("endpoint {path}: {setting} needs wire = \"plain\": {why}"));
         }
     }
 }
@@ -355,11 +358,18 @@ mod tests {
             config.validate().map_or_else(|error| error.faults().count(), |()| 0)
         };
         assert_eq!(faults(&endpoint), 7);
+        endpoint.wire = WireName::Sse;
+        assert_eq!(faults(&endpoint), 6);
         endpoint.wire = WireName::Plain;
         assert_eq!(faults(&endpoint), 4);
         endpoint.subprotocols.truncate(1);
         endpoint.max_channel_bytes = 32 << 10;
         assert_eq!(faults(&endpoint), 0);
+        endpoint =
+            EndpointConfig { wire: WireName::Sse, not_utf8: NotUtf8Policy::Replace, ..EndpointConfig::default() };
+        assert_eq!(faults(&endpoint), 0);
+        endpoint.subscribe = false;
+        assert_eq!(faults(&endpoint), 1);
     }
 
     #[test]

@@ -5,33 +5,40 @@
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SEC_WEBSOCKET_VERSION};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_VERSION,
+};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::client_address::Sender;
+use super::event_stream;
 use super::head::Target;
 use super::page::Pages;
 use super::refusal::note_refused;
 use crate::channel::Channel;
 use crate::config::WireName;
+use crate::position::Position;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::worker::Handle;
 
-/// A request that was accepted: what its session is to be, and its 101.
+/// A request that was accepted: what its session is to be, and the head of its answer, a 101 or a 200.
 pub(super) struct Accepted {
     pub(super) endpoint: Rc<Endpoint>,
     pub(super) channel: Channel,
     pub(super) encoding: Encoding,
+    /// The position with which the client comes back.
+    pub(super) since: Option<Position>,
     pub(super) head: Bytes,
 }
 
-/// An answer that is not a 101: a status, and one line with the reason.
+/// An answer without a session: a status, and one line with the reason.
 struct RefusedHandshake {
     status: StatusCode,
     why: String,
@@ -137,6 +144,12 @@ const AMBIGUOUS: &str =
 /// The refusal of a request from another endpoint's location: the shipped nginx locations set `X-Webws-Endpoint`.
 const OTHER_LOCATION: &str = "the path belongs to another endpoint than the proxy's location";
 
+/// The refusal of an event stream at an endpoint whose clients receive nothing.
+const NO_EVENTS: &str = "this endpoint sends its clients nothing, so there is no event stream";
+
+/// The refusal of a WebSocket at an endpoint with `wire = "sse"`.
+const ONLY_EVENTS: &str = "this endpoint has server-sent events only, and no WebSockets";
+
 /// Checks a request in the order of the wire contract: request line, channel, headers,
 /// subscription.
 fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedHandshake> {
@@ -160,15 +173,20 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedH
             RefusedHandshake::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET"))
         );
     }
-    if request.version() != Version::HTTP_11 {
+    let is_stream = is_event_stream(endpoint, request.headers());
+    if !is_stream && request.version() != Version::HTTP_11 {
         return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)".to_owned()));
     }
     if !request.body().is_end_stream() {
         return Err(bad("a handshake has no body".to_owned()));
     }
     let (channel, encoding) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    if is_stream {
+        check_event_stream(endpoint, request).map_err(bad)?;
+        return Ok(event_stream_on(endpoint, channel, request.headers(), target, worker.config.limits.retry_after));
+    }
     let spoken = match endpoint.config.wire {
-        WireName::Lua => Subprotocols::First,
+        WireName::Lua | WireName::Sse => Subprotocols::First,
         WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
     };
     let head = handshake::accept(request.headers(), spoken).map_err(|why| match why {
@@ -176,5 +194,41 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedH
             .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         _ => bad(why.to_string()),
     })?;
-    Ok(Accepted { endpoint: endpoint.clone(), channel, encoding, head })
+    Ok(Accepted { endpoint: endpoint.clone(), channel, encoding, since: None, head })
+}
+
+/// Whether a request is for server-sent events, and not for a WebSocket.
+fn is_event_stream(endpoint: &Endpoint, headers: &HeaderMap) -> bool {
+    let accepts = || !handshake::is_asked_for(headers) && event_stream::is_accepted(headers);
+    endpoint.config.wire == WireName::Sse || accepts()
+}
+
+/// The checks of the headers, as [`handshake::accept`] does them for a WebSocket.
+fn check_event_stream(endpoint: &Endpoint, request: &Request<Incoming>) -> Result<(), String> {
+    if handshake::is_asked_for(request.headers()) {
+        return Err(ONLY_EVENTS.to_owned());
+    }
+    if request.version() == Version::HTTP_11 && !handshake::has_host(request.headers()) {
+        return Err(HandshakeError::Host.to_string());
+    }
+    if endpoint.config.subscribe { Ok(()) } else { Err(NO_EVENTS.to_owned()) }
+}
+
+fn event_stream_on(
+    endpoint: &Rc<Endpoint>,
+    channel: Channel,
+    headers: &HeaderMap,
+    target: &Target,
+    retry_after: Duration,
+) -> Accepted {
+    let encoding = endpoint.event_encoding();
+    let shown = event_stream::since(headers, target.query());
+    let mut head = event_stream::head(retry_after);
+    if matches!(shown, Some(Err(_)))
+        && let Some(gap) = encoding.gap("the last event's id is not a position: messages may be missing")
+    {
+        head.extend_from_slice(&gap);
+    }
+    let since = shown.and_then(Result::ok);
+    Accepted { endpoint: endpoint.clone(), channel, encoding, since, head: head.into() }
 }

@@ -185,6 +185,7 @@ fn option(endpoint: &EndpointConfig) -> String {
     let wire = match endpoint.wire {
         WireName::Lua => "lua",
         WireName::Plain => "plain",
+        WireName::Sse => "sse",
     };
     let rule = match endpoint.channel {
         ChannelRule::Json => "json",

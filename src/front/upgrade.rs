@@ -91,7 +91,7 @@ impl Upgrade {
         };
         match answered {
             Answered::Accepted { accepted, read_ahead, request } => {
-                let Accepted { endpoint, channel, encoding, head } = accepted;
+                let Accepted { endpoint, channel, encoding, since, head } = accepted;
                 let hello = Hello { socket, head, read_ahead };
                 // The worker drops the permit with this closure, or refuses the client.
                 let refuse = Box::new(move |socket, refusal| {
@@ -101,7 +101,7 @@ impl Upgrade {
                         drop(handshake);
                     });
                 });
-                worker.open(Opening { endpoint, channel, encoding, since: None, deadline, hello, refuse }).await;
+                worker.open(Opening { endpoint, channel, encoding, since, deadline, hello, refuse }).await;
             }
             Answered::Refused(answer) => {
                 drop(permit);
@@ -140,7 +140,7 @@ enum Answered {
 
 /// Answers the one request of a connection.
 ///
-/// hyper does not write the 101: the session sends its 101 once it is attached to its audience. hyper would also copy a
+/// hyper does not write the 101 or 200 of a session: the session sends its head once it is attached to its audience. hyper would also copy a
 /// client's `Connection: close` into the answer.
 async fn negotiate(worker: &Rc<Handle>, mut head: Head, socket: BorrowedFd<'_>, pages: &Pages) -> Answered {
     let accepted = Rc::new(Cell::new(None));

@@ -134,7 +134,13 @@ impl Endpoint {
             }
             (WireName::Plain, NotUtf8Policy::Binary) => Encoding::Plain,
             (WireName::Plain, NotUtf8Policy::Replace) => Encoding::PlainText,
+            (WireName::Sse, _) => self.event_encoding(),
         }
+    }
+
+    /// The encoding of the endpoint's clients that asked for server-sent events.
+    pub(crate) fn event_encoding(&self) -> Encoding {
+        Encoding::Sse { not_utf8: self.config.not_utf8 }
     }
 
     /// The value of the endpoint's argument in `query`, decoded as nginx' Lua module does: `+` is a blank, a malformed

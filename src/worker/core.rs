@@ -30,9 +30,6 @@ use crate::protocol::session::{Action, Scratch, Session};
 /// as long as decoding 2 kB of frames.
 const EVENT_BYTES: usize = 2 << 10;
 
-/// Payloads that all histories of a worker keep together.
-const MAX_HISTORY_BYTES: usize = 64 << 20;
-
 /// What clients are told after a gap.
 const GAP: &str = "messages may be missing: a link to Redis was away";
 
@@ -73,7 +70,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(config: &Config, placement: Placement, registrar: Registrar, shard: Arc<Shard>) -> Self {
         let mut hub = Hub::new(millis(config.redis.subscription_linger), config.pace, placement.clone());
-        hub.set_max_history(MAX_HISTORY_BYTES);
+        hub.set_max_history(config.limits.max_history_bytes);
         Self {
             slots: Slots::default(),
             held: PerNode::new(placement.count(), |_| Vec::new()),

@@ -51,7 +51,7 @@ pub(crate) struct Opening {
     pub(crate) since: Option<Position>,
     /// The deadline of the handshake.
     pub(crate) deadline: Instant,
-    /// The session's first bytes, the 101, and the bytes behind the request.
+    /// The session's first bytes, the 101 or the 200, and the bytes behind the request.
     pub(crate) hello: Hello,
     pub(crate) refuse: Refuse,
 }
@@ -66,7 +66,9 @@ pub(crate) struct Hello {
 
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Opening").field("channel", &self.channel).field("hello", &self.hello).finish_non_exhaustive()
+        let mut opening = f.debug_struct("Opening");
+        opening.field("channel", &self.channel).field("since", &self.since).field("hello", &self.hello);
+        opening.finish_non_exhaustive()
     }
 }
 

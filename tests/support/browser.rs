@@ -78,7 +78,9 @@ async fn connect(port: u16, dir: &TempDir) -> Result<Client, String> {
         "--disable-sync",
         &profile,
     ];
-    let Value::Object(capabilities) = json!({ "goog:chromeOptions": { "args": arguments } }) else {
+    let Value::Object(capabilities) =
+        json!({ "goog:chromeOptions": { "args": arguments }, "acceptInsecureCerts": true })
+    else {
         unreachable!("it is an object")
     };
     let connecting = ClientBuilder::new(HttpConnector::new())

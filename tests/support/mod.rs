@@ -9,6 +9,7 @@ pub(crate) mod browser;
 pub(crate) mod certificate;
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod events;
 pub(crate) mod frame;
 pub(crate) mod http;
 pub(crate) mod journal;

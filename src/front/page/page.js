@@ -119,7 +119,9 @@ function showTarget() {
   ui.wire.textContent = [
     to.wire === "lua"
       ? "Lua wire: every received text ends with the channel's name, marked in the log."
-      : "Plain wire: what is published arrives unchanged.",
+      : to.wire === "sse"
+        ? "Server-sent events only: this page opens WebSockets, so use curl -N or an EventSource."
+        : "Plain wire: what is published arrives unchanged.",
     { json: "The channel's name is a JSON string in the query.", plain: "The query has the channel's name unchanged.",
       path: "The channel's name is the last part of the path." }[to.rule],
     to.receives === "no" ? "Clients receive nothing here." : "",

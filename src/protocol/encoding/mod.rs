@@ -1,15 +1,20 @@
 //! How a connection looks to its client: the frames of publications, pings and close frames, and where a unit ends.
 //!
 //! An [`Encoding`] is a value, and the key of an audience: subscribers of one channel with equal encodings share their
-//! bytes. A new encoding (SSE, a multiplexed protocol) is a new value. All peculiarities of the Lua handler (the
-//! suffix, the JSON channel rule, the close reply) are in this room. May not enter: sockets, sessions.
+//! bytes. `sse` has the format of server-sent events. A new encoding (a multiplexed protocol) is a new value. All
+//! peculiarities of the Lua handler (the suffix, the JSON channel rule, the close reply) are in this room. May not
+//! enter: sockets, sessions.
 
 pub(crate) mod lua_channel;
+mod sse;
+mod utf8;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+pub(crate) use self::utf8::Encoded;
+use self::utf8::replace_bad_bytes;
 use crate::config::NotUtf8Policy;
 use crate::position::{MAX_TOKEN_LEN, Position, Token};
 use crate::protocol::websocket::frame;
@@ -36,17 +41,15 @@ pub(crate) enum Encoding {
     /// The payload behind a header with its position, as nchan's subprotocol `ws+meta.nchan` has it
     /// (<https://nchan.io/#websocket>): a text message, or a binary message when the payload is not UTF-8.
     Meta,
-}
-
-/// Whether a payload is UTF-8.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Encoded {
-    Utf8,
-    NotUtf8,
+    /// Server-sent events: the unchanged payload, whatever the endpoint's WebSockets get.
+    Sse {
+        /// How a payload that is not UTF-8 looks. As with [`Encoding::Plain`], the endpoint of the new process decides.
+        not_utf8: NotUtf8Policy,
+    },
 }
 
 impl Encoding {
-    /// Appends the frame for `payload` on `channel`. `position` is the place behind the publication, if it is known. In
+    /// Appends the unit for `payload` on `channel`. `position` is the place behind the publication, if it is known. In
     /// a text message, each byte that is not UTF-8 becomes U+FFFD: a text frame must be valid (RFC 6455 §5.6), and a
     /// browser would end the connection otherwise.
     pub(crate) fn encode(
@@ -64,6 +67,7 @@ impl Encoding {
                 name.unwrap_or_default()
             }
             Self::Plain | Self::PlainText | Self::Meta => &[],
+            Self::Sse { not_utf8 } => return sse::put_event(payload, not_utf8, position, out),
         };
         if std::str::from_utf8(payload).is_ok() {
             put_frame(&header, payload, suffix, out);
@@ -95,18 +99,24 @@ impl Encoding {
         header
     }
 
+    /// Whether the client only receives. What it sends after its request has no meaning.
+    pub(crate) fn is_one_way(self) -> bool {
+        matches!(self, Self::Sse { .. })
+    }
+
     /// Whether clients are told positions, and may come back with one.
     pub(crate) fn has_positions(self) -> bool {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText => false,
-            Self::Meta => true,
+            Self::Meta | Self::Sse { .. } => true,
         }
     }
 
     /// What tells a client its position without a publication, if the encoding can.
-    pub(crate) fn position(self, _: Position) -> Option<Bytes> {
+    pub(crate) fn position(self, position: Position) -> Option<Bytes> {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => None,
+            Self::Sse { .. } => Some(sse::position(position)),
         }
     }
 
@@ -119,6 +129,7 @@ impl Encoding {
                 put_frame(b"event: gap\n\n", reason.as_bytes(), &[], &mut out);
                 Some(out.freeze())
             }
+            Self::Sse { .. } => Some(sse::gap(reason)),
         }
     }
 
@@ -126,14 +137,15 @@ impl Encoding {
     pub(crate) fn name(self, channel: &[u8]) -> Option<&[u8]> {
         match self {
             Self::Lua { name_at } => channel.get(name_at as usize..),
-            Self::Plain | Self::PlainText | Self::Meta => Some(channel),
+            Self::Plain | Self::PlainText | Self::Meta | Self::Sse { .. } => Some(channel),
         }
     }
 
-    /// The bytes that keep an idle connection open, and to which a live client answers.
+    /// The bytes that keep an idle connection open. A live client answers, unless it only receives.
     pub(crate) fn ping(self) -> &'static [u8] {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::PING,
+            Self::Sse { .. } => sse::PING,
         }
     }
 
@@ -141,13 +153,15 @@ impl Encoding {
     pub(crate) fn pong(self, payload: &[u8]) -> Bytes {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::pong(payload),
+            Self::Sse { .. } => self.nothing_to_answer(),
         }
     }
 
-    /// The close frame of a connection that the server closes.
+    /// The last unit of a connection that the server closes.
     pub(crate) fn close(self, code: u16, reason: &str) -> Bytes {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::close(Some(code), reason),
+            Self::Sse { .. } => sse::close(code, reason),
         }
     }
 
@@ -156,6 +170,7 @@ impl Encoding {
     pub(crate) fn unit_len(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::len_of_first(bytes),
+            Self::Sse { .. } => sse::unit_len(bytes),
         }
     }
 
@@ -166,13 +181,18 @@ impl Encoding {
 
     /// The encoding as a session's snapshot has it.
     pub(crate) fn snapshot(self) -> Self {
-        if self == Self::PlainText { Self::Plain } else { self }
+        match self {
+            Self::PlainText => Self::Plain,
+            Self::Sse { .. } => Self::Sse { not_utf8: NotUtf8Policy::Binary },
+            other => other,
+        }
     }
 
     /// The encoding of a session from a snapshot, at an endpoint with the policy `not_utf8`.
     pub(crate) fn adopted(self, not_utf8: NotUtf8Policy) -> Self {
         match (self, not_utf8) {
             (Self::Plain, NotUtf8Policy::Replace) => Self::PlainText,
+            (Self::Sse { .. }, not_utf8) => Self::Sse { not_utf8 },
             (other, _) => other,
         }
     }
@@ -183,7 +203,15 @@ impl Encoding {
             Self::Lua { .. } => frame::close(None, ""),
             // RFC 6455 §5.5.1: typically echoes the status code it received.
             Self::Plain | Self::PlainText | Self::Meta => frame::close(code, ""),
+            Self::Sse { .. } => self.nothing_to_answer(),
         }
+    }
+
+    /// The answer to a frame of a client that sends no frames.
+    #[cold]
+    fn nothing_to_answer(self) -> Bytes {
+        debug_assert!(!self.is_one_way(), "the bytes of a client that only receives are not decoded");
+        Bytes::new()
     }
 }
 
@@ -194,17 +222,6 @@ fn put_frame(header: &[u8], payload: &[u8], suffix: &[u8], out: &mut BytesMut) {
     out.put_slice(header);
     out.put_slice(payload);
     out.put_slice(suffix);
-}
-
-fn replace_bad_bytes(payload: &[u8]) -> Vec<u8> {
-    let mut clean = Vec::with_capacity(payload.len() + 16);
-    for chunk in payload.utf8_chunks() {
-        clean.extend_from_slice(chunk.valid().as_bytes());
-        for _ in chunk.invalid() {
-            clean.extend_from_slice("\u{fffd}".as_bytes());
-        }
-    }
-    clean
 }
 
 #[cfg(test)]

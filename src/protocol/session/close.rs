@@ -52,11 +52,12 @@ impl Session {
             // The client would not read the backlog. A frame whose first byte has left must be finished.
             queue.keep_begun_frame();
         }
-        // The session does not wait for a client that broke the protocol (RFC 6455 §7.1.7).
-        let awaits_reply = !matches!(
+        // The session does not wait for a client that broke the protocol (RFC 6455 §7.1.7), or only receives.
+        let is_answered = !matches!(
             reason,
             CloseReason::ClientClosed | CloseReason::ProtocolError | CloseReason::InvalidText | CloseReason::TooBig
         );
+        let awaits_reply = is_answered && !self.encoding.is_one_way();
         self.phase = Phase::Closing { reason, until: now + CLOSE_WAIT, awaits_reply };
         self.is_paused = false;
         if !awaits_reply {

@@ -9,6 +9,8 @@ mod action;
 mod close;
 mod handshake;
 #[cfg(test)]
+mod one_way;
+#[cfg(test)]
 mod random;
 mod receive;
 mod send;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::stage::{BINARY, CLOSE, LUA, PING, PONG, SUBSCRIBER, Stage, TEXT, encoded, frame, plain};
+use super::stage::{
+    BINARY, CLOSE, LUA, PING, PONG, SSE, SUBSCRIBER, Stage, TEXT, close_comment, encoded, frame, plain,
+};
 use super::{Action, Denial, Session};
 use crate::channel::Channel;
 use crate::close::CloseReason;
@@ -51,10 +53,11 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let (config, encoding) = match rng.u8(..4) {
+        let (config, encoding) = match rng.u8(..5) {
             0 => (plain(), Encoding::Plain),
             1 => (EndpointConfig { binary: BinaryPolicy::Close, ..plain() }, Encoding::Plain),
-            2 => (EndpointConfig { publish: rng.u8(..4) > 0, ..EndpointConfig::default() }, LUA),
+            2 => (plain(), SSE),
+            3 => (EndpointConfig { publish: rng.u8(..4) > 0, ..EndpointConfig::default() }, LUA),
             _ => (EndpointConfig::default(), LUA),
         };
         let config = EndpointConfig {
@@ -140,10 +143,13 @@ impl Run {
         let mut batch = Vec::new();
         for _ in 0..self.rng.usize(1..4) {
             self.count += 1;
-            let payload = format!("{}{}", self.count, "x".repeat(self.rng.usize(..300)));
+            let line_end = if self.rng.u8(..3) == 0 { "\r\n\n" } else { "" };
+            let payload = format!("{}{line_end}{}", self.count, "x".repeat(self.rng.usize(..300)));
             let frame = encoded(self.stage.session.encoding, payload.as_bytes());
             batch.extend_from_slice(&frame);
-            if self.closing.is_none() {
+            // Before its position, a client gets no publication by itself.
+            let hears = self.is_open || !self.stage.session.encoding.has_positions();
+            if hears && self.closing.is_none() {
                 self.publications.push_back(frame);
             }
         }
@@ -155,6 +161,10 @@ impl Run {
     fn client_sends(&mut self) {
         if self.is_last_sent || !self.is_open {
             return;
+        }
+        if self.stage.session.encoding.is_one_way() {
+            // Whatever it is, it is ignored.
+            return self.coming.extend(frame(TEXT, b"ignored"));
         }
         self.count += 1;
         let payload = format!("{}{}", self.count, "y".repeat(self.rng.usize(..200))).into_bytes();
@@ -322,8 +332,13 @@ impl Run {
             assert!(!self.has_close, "a frame behind the close frame");
             let unit: Vec<u8> = self.wire.drain(..len).collect();
             match unit[0] {
-                TEXT => assert_eq!(Some(unit), self.publications.pop_front(), "in order, once"),
+                TEXT | b'd' => assert_eq!(Some(unit), self.publications.pop_front(), "in order, once"),
                 PING => assert_eq!(unit, [PING, 0]),
+                b':' if unit == SSE.ping() => {}
+                b':' => {
+                    assert_eq!(unit, close_comment(self.closing.expect("it closes")));
+                    self.has_close = true;
+                }
                 PONG => assert_eq!(Some(&unit[2..]), self.pongs.pop_front().as_deref()),
                 CLOSE => {
                     let reason = self.closing.expect("it closes");

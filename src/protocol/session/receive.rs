@@ -74,6 +74,10 @@ impl Session {
         now: Millis,
         outbox: &mut impl Publish,
     ) -> Action {
+        if self.encoding.is_one_way() {
+            // HTTP allows a further request behind the first; the connection ends with its answer, so none is served.
+            return Action::Stay;
+        }
         let phase = self.phase;
         match phase {
             Phase::Open | Phase::Closing { awaits_reply: true, .. } => {}

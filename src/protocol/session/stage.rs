@@ -9,7 +9,7 @@ use super::{Action, Payload, Publish, Queued, Rejected, Scratch, Session};
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
-use crate::config::{BinaryPolicy, EndpointConfig};
+use crate::config::{BinaryPolicy, EndpointConfig, NotUtf8Policy};
 use crate::id::SubscriberId;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
@@ -19,6 +19,7 @@ pub(super) use crate::protocol::websocket::client_frame::client_frame as frame;
 
 pub(super) const CHANNEL: &[u8] = b"chat:a";
 pub(super) const LUA: Encoding = Encoding::Lua { name_at: 5 };
+pub(super) const SSE: Encoding = Encoding::Sse { not_utf8: NotUtf8Policy::Binary };
 pub(super) const SUBSCRIBER: SubscriberId = SubscriberId(7);
 
 /// An outbox that keeps all messages.
@@ -74,7 +75,12 @@ impl Stage {
     /// A session that is open; its 101 is taken.
     pub(super) fn open(config: EndpointConfig, encoding: Encoding) -> Self {
         let mut stage = Self::subscribing(config, encoding);
-        assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
+        let mut subscribed = stage.session.on_subscribed(SUBSCRIBER);
+        if encoding.has_positions() {
+            assert_eq!(subscribed, Action::Recover);
+            subscribed = stage.session.on_recovered(b"", &mut stage.socket, stage.now);
+        }
+        assert_eq!(subscribed, Action::Upgrade);
         assert_eq!(stage.session.open(b"101", &mut stage.socket, stage.now), Action::Stay);
         assert_eq!(stage.sent(), b"101");
         stage
@@ -153,6 +159,12 @@ pub(super) fn close_frame(reason: CloseReason) -> Vec<u8> {
     let row = reason.row();
     [&[0x88, u8::try_from(row.text.len()).unwrap() + 2], &row.code.unwrap().to_be_bytes()[..], row.text.as_bytes()]
         .concat()
+}
+
+/// The last unit of a stream of server-sent events.
+pub(super) fn close_comment(reason: CloseReason) -> Vec<u8> {
+    let row = reason.row();
+    format!(": {} {}\n\n", row.code.unwrap(), row.text).into_bytes()
 }
 
 /// An endpoint whose clients may publish binary messages.

@@ -71,8 +71,12 @@ impl Session {
     }
 
     pub(super) fn silent_at(&self) -> Millis {
-        // While the session is paused, bytes of the client are not seen.
-        if self.is_paused { Millis::MAX } else { after(self.alive_at, self.endpoint.config.idle_timeout) }
+        // While the session is paused, bytes of the client are not seen. A client that only receives sends none: its
+        // end shows in the pings that it does not take (`stalled_at`), or in an error of the socket.
+        if self.is_paused || self.encoding.is_one_way() {
+            return Millis::MAX;
+        }
+        after(self.alive_at, self.endpoint.config.idle_timeout)
     }
 
     pub(super) fn not_published_at(&self) -> Millis {

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 /// Why a request is no WebSocket handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    #[error("this is a WebSocket endpoint: the request has no 'Upgrade: websocket'")]
+    #[error("the request has neither 'Upgrade: websocket' nor, for server-sent events, 'Accept: text/event-stream'")]
     NoUpgrade,
     #[error("the request has no 'Connection: Upgrade' (behind nginx: proxy_set_header Connection $http_connection)")]
     NoConnectionUpgrade,
@@ -34,6 +34,16 @@ pub(crate) enum Subprotocols<'a> {
     Listed(&'a [String]),
 }
 
+/// Whether the request is for a WebSocket, whatever else it accepts.
+pub(crate) fn is_asked_for(request: &HeaderMap) -> bool {
+    has_token(request, &UPGRADE, "websocket")
+}
+
+/// RFC 9112 §3.2: exactly one Host field; and a URL always has a host.
+pub(crate) fn has_host(request: &HeaderMap) -> bool {
+    only(request, &HOST).is_some_and(|host| !host.is_empty())
+}
+
 /// Checks the headers of a handshake and returns its 101: `Connection`, `Upgrade`,
 /// `Sec-WebSocket-Accept`, one of the subprotocols that the client offered, if any is `spoken`,
 /// and nothing else.
@@ -41,14 +51,13 @@ pub(crate) enum Subprotocols<'a> {
 /// # Errors
 /// The first check that fails.
 pub(crate) fn accept(request: &HeaderMap, spoken: Subprotocols<'_>) -> Result<Bytes, HandshakeError> {
-    if !has_token(request, &UPGRADE, "websocket") {
+    if !is_asked_for(request) {
         return Err(HandshakeError::NoUpgrade);
     }
     if !has_token(request, &CONNECTION, "upgrade") {
         return Err(HandshakeError::NoConnectionUpgrade);
     }
-    // RFC 9112 §3.2: exactly one Host field; and a WebSocket's URL always has a host.
-    if only(request, &HOST).is_none_or(<[u8]>::is_empty) {
+    if !has_host(request) {
         return Err(HandshakeError::Host);
     }
     let key = only(request, &SEC_WEBSOCKET_KEY).ok_or(HandshakeError::NoKey)?;

@@ -1,0 +1,124 @@
+//! Requests for server-sent events (WHATWG HTML, §9.2): whether a request is one, where the client left off, and the
+//! head of the answer.
+//!
+//! May not enter: channels, sockets, the events themselves (`protocol/encoding/sse.rs`).
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+
+use crate::clock::millis;
+use crate::position::{NotAPosition, Position};
+
+const MEDIA_TYPE: &[u8] = b"text/event-stream";
+
+/// Query arguments for a client that cannot set the header, in any case: Mercure's, nchan's and a polyfill's.
+const ARGUMENTS: [&[u8]; 2] = [b"lastEventID", b"last_event_id"];
+
+/// Whether the client accepts an event stream by name, with any weight but 0 (RFC 9110 §12.5.1). A wildcard does not
+/// count: browsers and curl accept `*/*` whatever they want.
+pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
+    headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|range| {
+        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        parts.next().is_some_and(|name| name.eq_ignore_ascii_case(MEDIA_TYPE)) && !parts.any(is_zero_weight)
+    })
+}
+
+fn is_zero_weight(parameter: &[u8]) -> bool {
+    let weight = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="));
+    weight.is_some_and(|weight| weight.iter().all(|byte| b"0.".contains(byte)))
+}
+
+/// The position that the client shows: in the header, which a browser sets when it comes back by itself, else in the
+/// query, where a page puts the position that it has kept.
+pub(super) fn since(headers: &HeaderMap, query: &[u8]) -> Option<Result<Position, NotAPosition>> {
+    let header = headers.get("last-event-id").map(HeaderValue::as_bytes).map(Cow::Borrowed);
+    let shown = header.into_iter().chain(argument(query)).find(|text| !text.is_empty())?;
+    Some(std::str::from_utf8(&shown).map_err(|_| NotAPosition).and_then(str::parse))
+}
+
+fn argument(query: &[u8]) -> Option<Cow<'_, [u8]>> {
+    query.split(|byte| *byte == b'&').find_map(|pair| {
+        let (name, value) = pair.split_at_checked(pair.iter().position(|byte| *byte == b'=')?)?;
+        let is_ours = ARGUMENTS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
+        is_ours.then(|| percent_encoding::percent_decode(value.get(1..).unwrap_or_default()).into())
+    })
+}
+
+/// The head of the answer, and the pause after which a client whose stream has ended comes back: `retry_after`, and up
+/// to as much again, so that the clients of a process that was killed do not all come back at once.
+pub(super) fn head(retry_after: Duration) -> Vec<u8> {
+    let pause = millis(retry_after.max(Duration::from_secs(1)));
+    let pause = pause + fastrand::u64(..=pause);
+    // The answer has no length: it ends with the connection (RFC 9112 §6.3). X-Accel-Buffering is for an nginx that
+    // buffers.
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n\
+         Connection: close\r\n\r\nretry: {pause}\n\n"
+    );
+    head.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::{Milestone, MilestoneId, Token};
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn an_event_stream_is_accepted_by_its_name_only() {
+        for yes in [
+            "text/event-stream",
+            "TEXT/Event-Stream",
+            "application/json, text/event-stream ;q=0.1",
+            "text/event-stream;charset=utf-8",
+            "text/event-stream;q=1",
+        ] {
+            assert!(is_accepted(&headers(&[("accept", "text/html"), ("accept", yes)])), "{yes}");
+        }
+        for no in ["", "*/*", "text/*", "text/event-stream;q=0", "text/event-stream; Q=0.000", "text/event-streams"] {
+            assert!(!is_accepted(&headers(&[("accept", no)])), "{no}");
+        }
+        assert!(!is_accepted(&headers(&[])));
+    }
+
+    #[test]
+    fn a_client_continues_from_its_header_or_from_an_argument() {
+        let place = |n| Position { milestone: Milestone { id: MilestoneId(n), log: None }, count: 0 };
+        let (one, two) = (Token::from(place(1)).to_string(), Token::from(place(2)).to_string());
+        let token: &'static str = one.clone().leak();
+        for name in ["lastEventID", "lastEventId", "last_event_id"] {
+            let query = format!("channel=a&{name}={two}");
+            assert_eq!(since(&headers(&[]), query.as_bytes()), Some(Ok(place(2))), "{name}");
+            assert_eq!(since(&headers(&[("last-event-id", "")]), query.as_bytes()), Some(Ok(place(2))), "{name}");
+            assert_eq!(since(&headers(&[("last-event-id", token)]), query.as_bytes()), Some(Ok(place(1))), "{name}");
+        }
+        let encoded: String = one.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        assert_eq!(since(&headers(&[]), format!("last_event_id={encoded}").as_bytes()), Some(Ok(place(1))));
+        for query in ["", "last_event_id", "last_event_id=", "xlast_event_id=a&channel=b"] {
+            assert_eq!(since(&headers(&[]), query.as_bytes()), None, "{query}");
+        }
+        assert_eq!(since(&headers(&[("last-event-id", "17")]), b""), Some(Err(NotAPosition)));
+        assert_eq!(since(&headers(&[]), b"lastEventID=%ff"), Some(Err(NotAPosition)));
+    }
+
+    #[test]
+    fn the_pause_is_spread_and_never_short() {
+        for (retry_after, shortest) in [(0, 1_000), (4, 4_000)] {
+            for _ in 0..50 {
+                let head = head(Duration::from_secs(retry_after));
+                let (_, retry) = std::str::from_utf8(&head).unwrap().split_once("\r\n\r\nretry: ").unwrap();
+                let pause: u64 = retry.strip_suffix("\n\n").unwrap().parse().unwrap();
+                assert!((shortest..=2 * shortest).contains(&pause), "{pause}");
+            }
+        }
+    }
+}
