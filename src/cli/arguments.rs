@@ -27,8 +27,9 @@ the level without a restart.";
 pub(crate) enum Command {
     /// Serve, until SIGTERM.
     Run(RunArgs),
-    /// Check a configuration: list all its faults, or print the settings in force, and ask Redis how far back its
-    /// replication log reaches.
+    /// Check a configuration: list all its faults, or print the settings in force.
+    ///
+    /// Where an endpoint has a history, asks Redis how far back its replication log reaches.
     Check {
         /// The configuration file (TOML).
         #[arg(long, value_name = "FILE")]

@@ -104,6 +104,22 @@ async fn what_was_published_while_nobody_listened_comes_back_in_order() {
 }
 
 #[tokio::test]
+async fn a_log_is_made_however_redis_makes_snapshots() {
+    for setting in [["--repl-diskless-sync", "no"], ["--repl-diskless-sync-delay", "0"]] {
+        let redis = Redis::start_with(&setting).await;
+        redis.command(&["SET", "large", &"*".repeat(1 << 20)]).await;
+        let log = Log::at(&redis.url());
+        assert_eq!(log.visit().await.map(|(is_new, _)| is_new), Ok(true), "{setting:?}");
+        let start = log.end().await.unwrap();
+        redis.publish(b"a", b"last").await;
+        assert_eq!(texts(&read(&log, start, "last").await.unwrap()), [("a".to_owned(), "last".to_owned())]);
+        is_left_alone(&redis).await;
+        let sent = info(&redis, "total_net_repl_output_bytes").await;
+        assert!(sent < 1_000, "{setting:?}: an empty snapshot at most: {sent}");
+    }
+}
+
+#[tokio::test]
 async fn a_reading_goes_on_with_what_is_published_meanwhile() {
     let redis = Redis::start().await;
     let log = Log::at(&redis.url());
@@ -116,7 +132,9 @@ async fn a_reading_goes_on_with_what_is_published_meanwhile() {
         redis.publish(b"a", b"last").await;
     };
     let (found, ()) = tokio::join!(read(&log, start, "last"), publishing);
-    assert_eq!(texts(&found.unwrap()).into_iter().map(|(_, text)| text).collect::<Vec<_>>(), ["1", "2", "last"]);
+    let found = found.unwrap();
+    assert_eq!(texts(&found).into_iter().map(|(_, text)| text).collect::<Vec<_>>(), ["1", "2", "last"]);
+    assert_eq!(read(&Log::at(&redis.unix_url()), start, "last").await.unwrap(), found);
     is_left_alone(&redis).await;
 }
 

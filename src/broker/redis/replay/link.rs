@@ -1,8 +1,11 @@
 //! A link to a node for its replication log: what INFO says of the log, and the request to continue it. May not enter:
 //! what is read from the log (`reader.rs`).
 
+use std::time::Duration;
+
 use redis::{Cmd, RedisError, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::error::ReplayError;
 use super::info::{Continuation, LogState};
@@ -16,6 +19,8 @@ use crate::broker::redis::transport::Transport;
 pub(super) struct ReplayLink {
     pub(super) transport: Box<dyn Transport>,
     address: String,
+    /// How long an answer may take.
+    limit: Duration,
 }
 
 /// What a node would send with a full resynchronisation, before the link is closed.
@@ -43,7 +48,7 @@ impl ReplayLink {
     pub(super) async fn connect(settings: &Settings) -> Result<Self, ReplayError> {
         let on_slow = |error: &LinkError| tracing::debug!(%error, "the link for the replication log is late: {error}");
         let greeted = settings.connect(Purpose::Replay, &on_slow).await?;
-        Ok(Self { transport: greeted.transport, address: greeted.greeting.address })
+        Ok(Self { transport: greeted.transport, address: greeted.greeting.address, limit: settings.response_timeout })
     }
 
     /// What the node says of its log.
@@ -76,7 +81,7 @@ impl ReplayLink {
             Err(refusal) if is_not_allowed(&refusal) => return Err(refused(&refusal)),
             Err(_) => Snapshot::Data,
         };
-        // Without `eof`, a node would start a child for the snapshot at once, and not after a delay.
+        // A replica with a filter has to take snapshots of unknown length (`eof`), which a node starts after a delay.
         let mut capabilities = redis::cmd("REPLCONF");
         capabilities.arg("capa").arg("eof").arg("capa").arg("psync2");
         self.ask(&capabilities).await?.map_err(|refusal| refused(&refusal))?;
@@ -153,7 +158,8 @@ impl ReplayLink {
 
     /// One command; a refusal is an answer.
     pub(super) async fn ask(&mut self, command: &Cmd) -> Result<Result<Value, RedisError>, ReplayError> {
-        let answer = greeting::ask(&mut *self.transport, command).await;
+        let answer = timeout(self.limit, greeting::ask(&mut *self.transport, command)).await;
+        let answer = answer.map_err(|_| LinkError::Silent(self.address.clone(), self.limit))?;
         let answer = answer.map_err(|error| LinkError::Unreachable(self.address.clone(), error))?;
         Ok(answer.extract_error())
     }
