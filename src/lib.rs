@@ -85,7 +85,7 @@
 //! | `notice`, `throttle`, `log` | limits for log lines that could repeat; the number of dropped lines, the log's level |
 //! | `config` | every setting: meaning, unit, default, why |
 //! | `protocol` | what does no I/O: `endpoint` (path and query to channel), `websocket` (frames), `encoding` (how publications, pings and closes look to clients), `session` (one connection as a state machine), `outbound` (its backlog), `hub` (channels, audiences, batches), `outbox` (client messages that wait) |
-//! | `broker` | requests and events; the embedded broker; `redis`: RESP reader, the two links' state machines, probe, marker, roles, Sentinel, Cluster, TLS |
+//! | `broker` | requests and events; the embedded broker; `redis`: RESP reader, the two links' state machines, probe, marker, roles, replication log, Sentinel, Cluster, TLS |
 //! | `worker` | one thread that owns sessions, hub, outbox and broker: mailbox, phases, reactor, timer wheel; carries out sessions' actions and the broker's events |
 //! | `front` | accepted connections, the request's head, the handshake, refusals, the test page |
 //! | `admin` | the control socket, what `systemctl status` shows |
@@ -127,6 +127,7 @@
 //! | publication | a message on a channel, on its way to browsers |
 //! | quiesce, resume | to stop, and to continue, a worker's sessions, timers and publishing for a hand-over |
 //! | request | what a worker asks of its broker; or what a client of the control socket asks of the server |
+//! | replication log | what a node keeps of the commands that it executed, publications among them (Redis: backlog) |
 //! | RESP reader | the parser of Redis' replies and publications |
 //! | session | one browser connection from its handshake to its end |
 //! | snapshot | a session, a message or a listener, as data for another process |

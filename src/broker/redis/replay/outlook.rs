@@ -64,18 +64,20 @@ impl fmt::Display for Outlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Kept { len, size, .. } = self.kept;
         write!(f, "the replication log reaches back {}", Bytes(len))?;
+        if len < size {
+            // It was made lately, and grows.
+            write!(f, " (at most {})", Bytes(size))?;
+        }
         let Some(seconds) = len.checked_div(self.rate) else {
             return f.write_str("; nothing was written within a second");
         };
         write!(f, ", {} at the present {}/s", Length(seconds), Bytes(self.rate))?;
         let wanted = self.rate.saturating_mul(WANTED_SECONDS);
-        match wanted <= size {
-            // It was made lately.
-            true if len < size && seconds < WANTED_SECONDS => write!(f, ", and grows to {}", Bytes(size)),
-            true => Ok(()),
-            // Redis' "mb" is 2^20 bytes.
-            false => write!(f, "; for a minute, set repl-backlog-size {}mb", wanted.div_ceil(1 << 20)),
+        if wanted <= size {
+            return Ok(());
         }
+        // Redis' "mb" is 2^20 bytes.
+        write!(f, "; for a minute, set repl-backlog-size {}mb", wanted.div_ceil(1 << 20))
     }
 }
 
@@ -120,7 +122,7 @@ mod tests {
             (1 << 20, 1 << 20, 87_000, "1.0 MB, 12 s at the present 87 kB/s; for a minute, set repl-backlog-size 5mb"),
             (1 << 20, 1 << 20, 1, "reaches back 1.0 MB, 12 days at the present 1 B/s"),
             (64 << 20, 64 << 20, 100_000, "reaches back 67 MB, 11 min at the present 100 kB/s"),
-            (1_000, 1 << 20, 100, "reaches back 1.0 kB, 10 s at the present 100 B/s, and grows to 1.0 MB"),
+            (1_000, 1 << 20, 100, "reaches back 1.0 kB (at most 1.0 MB), 10 s at the present 100 B/s"),
             (1 << 20, 1 << 20, 9_999_999, "0 s at the present 9.9 MB/s; for a minute, set repl-backlog-size 573mb"),
             (u64::MAX, u64::MAX, u64::MAX, "reaches back 18446744073 GB, 1 s at the present 18446744073 GB/s"),
         ] {
