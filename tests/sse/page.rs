@@ -1,6 +1,8 @@
 //! An `EventSource` in a real browser, through nginx with TLS and HTTP/2: it receives everything, keeps its stream over
 //! a live upgrade, and comes back by itself after a stop.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::PAYLOADS;
@@ -10,7 +12,8 @@ use crate::support::certificate::{NEW_KEY, openssl};
 use crate::support::nginx::{Nginx, Site};
 use crate::support::program::{Program, listen_in, socket_in};
 use crate::support::redis::Redis;
-use crate::support::{START, free_port, until};
+use crate::support::webws::Webws;
+use crate::support::{START, free_port, holds_within, until};
 
 /// nginx with TLS and HTTP/2, and its address for a browser. It serves an empty page at all other paths.
 async fn secure(dir: &std::path::Path, socket: &std::path::Path) -> (Nginx, String) {
@@ -24,16 +27,21 @@ async fn secure(dir: &std::path::Path, socket: &std::path::Path) -> (Nginx, Stri
     (nginx, format!("https://127.0.0.1:{port}"))
 }
 
-/// Opens an `EventSource` on a page of the site, which keeps what it gets.
+/// Opens an `EventSource` on a page of the site, which keeps what it gets. It continues from the last event of the
+/// page that was in this window before.
 async fn listen(browser: &Browser, site: &str, channel: &str) {
     browser.client().goto(site).await.unwrap();
     let script = format!(
         "window.opened = 0; window.failed = []; window.seen = [];
-         window.source = new EventSource('/webws?channel=%22{channel}%22');
+         const last = sessionStorage.getItem('last');
+         window.source = new EventSource('/webws?channel=%22{channel}%22' + (last ? '&lastEventID=' + last : ''));
          source.onopen = () => window.opened++;
          source.onerror = () => window.failed.push(source.readyState);
-         for (const kind of ['message', 'binary'])
-           source.addEventListener(kind, (event) => window.seen.push([kind, event.data]));"
+         for (const kind of ['message', 'binary', 'gap'])
+           source.addEventListener(kind, (event) => {{
+             window.seen.push([kind, event.data]);
+             sessionStorage.setItem('last', event.lastEventId);
+           }});"
     );
     browser.execute(&script).await;
     until("it is open", START, async || state(browser).await == json!([1, 1, []])).await;
@@ -47,8 +55,9 @@ async fn state(browser: &Browser) -> Value {
 }
 
 async fn sees(browser: &Browser, expected: &Value) {
-    until(&format!("{expected} is seen"), START, async || browser.execute("return window.seen").await == *expected)
-        .await;
+    let seen = async || browser.execute("return window.seen").await;
+    let is_seen = holds_within(START, async || seen().await == *expected).await;
+    assert!(is_seen, "{} is seen, not {expected}", seen().await);
 }
 
 #[tokio::test]
@@ -87,4 +96,36 @@ async fn a_page_comes_back_by_itself_after_a_stop() {
     until("it is open again", START, async || state(&browser).await == json!([1, 2, [0]])).await;
     redis.publish(b"chat:a", b"after").await;
     sees(&browser, &json!([["message", "before"], ["message", "after"]])).await;
+}
+
+#[tokio::test]
+async fn a_page_that_loses_its_connection_or_is_loaded_again_misses_nothing() {
+    let redis = Redis::start().await;
+    let kept = "history = { messages = 100, age = \"1m\" }";
+    let webws = Webws::builder().broker(&redis.url()).workers(1).endpoint_toml(kept).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (nginx, site) = secure(dir.path(), &webws.socket()).await;
+    let browser = Browser::start().await;
+    listen(&browser, &site, "a").await;
+    redis.publish(b"chat:a", b"one").await;
+    let mut expected = vec![json!(["message", "one"])];
+    sees(&browser, &expected.clone().into()).await;
+    // nginx' worker has the connection; its master starts another worker.
+    let workers = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", nginx.pid())).unwrap();
+    for worker in workers.split_whitespace() {
+        kill(Pid::from_raw(worker.parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    until("the connection is lost", START, async || state(&browser).await == json!([0, 1, [0]])).await;
+    for n in 0..20 {
+        redis.publish(b"chat:a", format!("missed {n}").as_bytes()).await;
+        expected.push(json!(["message", format!("missed {n}")]));
+    }
+    sees(&browser, &expected.into()).await;
+    assert_eq!(state(&browser).await, json!([1, 2, [0]]), "it came back by itself");
+
+    browser.client().goto("about:blank").await.unwrap();
+    redis.publish(b"chat:a", b"meanwhile").await;
+    listen(&browser, &site, "a").await;
+    redis.publish(b"chat:a", b"live").await;
+    sees(&browser, &json!([["message", "meanwhile"], ["message", "live"]])).await;
 }
