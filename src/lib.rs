@@ -45,16 +45,18 @@
 //!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process
-//! subscribes them in workers that are frozen: they neither read clients nor send. Then the old workers quiesce: they
-//! read no client, publish nothing more, and wait until Redis has answered for the messages already sent; those still
-//! in the outbox move with the sessions. On a channel per node, which all subscribing links of both processes have
-//! subscribed, an old worker publishes the marker: a message that only these two processes can sign. Each link stops
-//! reading at the marker: the old process delivers publications before it, the new one those after it. The sessions
-//! follow, each as a snapshot and its socket. A session whose path the new configuration does not serve is orphaned
-//! (`worker/snapshot.rs`): it is taken over, and closed with 1001. The new process says that it serves, and resumes;
-//! until then the old one can resume from the same marker. If the broker changes, there is no marker, and a gap is told
-//! as after any other. For a time without a process (`systemctl restart`), systemd keeps the snapshots in a memory file
-//! and the sockets in a socket pair; publications of that time are in a gap.
+//! subscribes them in workers that are frozen: they neither read clients nor send. Their histories are complete from
+//! the first milestone on that they hear, and what the old workers keep of the time before is sent while these serve.
+//! Then the old workers quiesce: they read no client, publish nothing more, and wait until Redis has answered for the
+//! messages already sent; those still in the outbox move with the sessions. On a channel per node, which all
+//! subscribing links of both processes have subscribed, an old worker publishes the marker: a message that only these
+//! two processes can sign. Each link stops reading at the marker: the old process delivers publications before it, the
+//! new one those after it. The sessions follow, each as a snapshot and its socket. A session whose path the new
+//! configuration does not serve is orphaned (`worker/snapshot.rs`): it is taken over, and closed with 1001. The new
+//! process says that it serves, and resumes; until then the old one can resume from the same marker. If the broker
+//! changes, there is no marker, and a gap is told as after any other. For a time without a process (`systemctl
+//! restart`), systemd keeps the snapshots in a memory file and the sockets in a socket pair; publications of that time
+//! are in a gap.
 //!
 //! # Walls
 //! What no change may break.

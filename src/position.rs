@@ -11,13 +11,14 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
 
 /// The name of a milestone: random, and unique among those of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct MilestoneId(pub(crate) u64);
 
 /// A point in a node's replication log, at or before a milestone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogPoint {
     /// The first 8 bytes of the replication id (40 hexadecimal digits in Redis' `INFO replication`).
     pub(crate) replid: [u8; 8],
@@ -26,7 +27,7 @@ pub(crate) struct LogPoint {
 }
 
 /// A milestone that was heard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Milestone {
     pub(crate) id: MilestoneId,
     /// Where the node's log was before the milestone was published, if the publisher was allowed to ask.

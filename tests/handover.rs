@@ -1,6 +1,8 @@
 //! Promise: the binary and its configuration are exchanged while every WebSocket stays connected, and
 //! nobody notices; and when that cannot be, everything goes on as if nothing had been asked.
 
+mod history;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;

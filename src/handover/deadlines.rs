@@ -24,6 +24,9 @@ pub(super) const LATE_SUBSCRIBING: Duration = Duration::from_secs(4);
 /// A lost link is made again before the marker is set. Subscribing the marker's channel may take as long once more.
 pub(super) const MARKER: Duration = Duration::from_secs(5);
 
+/// The histories of all workers are sent, while they serve. Chosen: 64 MB of one worker take a fraction of a second.
+pub(super) const HISTORIES: Duration = Duration::from_secs(5);
+
 /// Handshakes that have begun become sessions before a worker is quiesced. Chosen: nginx sends whole requests, so
 /// handshakes take milliseconds unless a client holds one back.
 pub(super) const HANDSHAKES: Duration = Duration::from_secs(2);
@@ -48,7 +51,7 @@ pub(super) const ENDING: Duration = Duration::from_millis(200);
 
 /// A whole hand-over at its slowest. Each of its steps has several messages.
 pub(crate) const LONGEST: Duration =
-    sum(&[HELLO, READY, MARKER, MARKER, HANDSHAKES, STANDSTILL, STEP, STEP, STEP, STEP]);
+    sum(&[HELLO, READY, MARKER, MARKER, HISTORIES, STEP, HANDSHAKES, STANDSTILL, STEP, STEP, STEP, STEP]);
 
 const fn sum(parts: &[Duration]) -> Duration {
     let mut total = Duration::ZERO;
@@ -67,7 +70,7 @@ const fn is_before(work: &[Duration], patience: Duration) -> bool {
 // The steps of the new process before `Ready`, and how long the old process waits for that message.
 const _: () = assert!(is_before(&[LINKS, SUBSCRIBING, MARKER, MARKER], READY));
 // The steps of the old process until it is quiesced, and how long the new process waits for them.
-const _: () = assert!(is_before(&[MARKER, MARKER, HANDSHAKES, STANDSTILL, STEP], LONG_STEP));
+const _: () = assert!(is_before(&[MARKER, MARKER, HISTORIES, STEP, HANDSHAKES, STANDSTILL, STEP], LONG_STEP));
 // Each step of a worker that the other process waits for as for one message.
 const _: () = assert!(is_before(&[STANDSTILL], STEP));
 const _: () = assert!(is_before(&[LATE_SUBSCRIBING], STEP));

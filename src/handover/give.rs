@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 
 use super::attempt::{Attempt, Program};
-use super::deadlines::{HANDSHAKES, HELLO, LAST_WORD, MARKER, READY, STANDSTILL, STEP};
+use super::deadlines::{HANDSHAKES, HELLO, HISTORIES, LAST_WORD, MARKER, READY, STANDSTILL, STEP};
 use super::error::{GiveError, out_of_turn};
 use super::parcel::{NAME_COST, parts, say_worker};
 use super::protocol::{Hello, Line, ListenerSnapshot, Message, ProtocolError};
@@ -28,6 +28,7 @@ use crate::channel::Channel;
 use crate::front::acceptor::Entrance;
 use crate::os::descriptors::Lent;
 use crate::os::process::Grandchild;
+use crate::protocol::hub::HistoryCursor;
 use crate::worker::{Answer, Collected, Command, Ended, Mailbox};
 
 /// Everything that a hand-over needs of a running server.
@@ -121,6 +122,11 @@ impl Site {
         if shares_streams {
             let set = self.set_marker(&marker, seal);
             set.map_err(|error| GiveError::NoMarker(Box::new(error)))?;
+            if hello.takes_histories {
+                // The marker's channel was subscribed after the new process' first milestone: these workers have heard
+                // that milestone, so their histories reach to those of the new process.
+                self.say_histories(line)?;
+            }
         }
 
         let stood_still = self.quiesce()?;
@@ -226,6 +232,25 @@ impl Site {
             }
         }
         Ok(line.say(&Message::End, &[], STEP)?)
+    }
+
+    /// Sends the workers' histories. Each part is adopted before the next is sent, so none of this work is left for the
+    /// time in which no session is served.
+    fn say_histories(&self, line: &Line) -> Result<(), GiveError> {
+        let until = Instant::now() + HISTORIES;
+        for (worker, mailbox) in self.workers.iter().enumerate() {
+            let mut next = Some(HistoryCursor::default());
+            // Clients of the channels that are left out learn that messages may be missing.
+            while let Some(from) = next.filter(|_| Instant::now() < until) {
+                let (part, behind) = mailbox.blocking_ask(|tell| Command::Histories { from, tell })?;
+                next = behind;
+                if !part.histories.is_empty() {
+                    line.say(&Message::Histories { worker, part }, &[], STEP)?;
+                    expect(line, STEP, &Message::Taken)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends the same command to all workers, and waits for all answers.

@@ -15,6 +15,7 @@ use super::fault_injection;
 use crate::broker::Seal;
 use crate::broker::redis::Home;
 use crate::os::descriptors::{self, Lent};
+use crate::protocol::hub::HistoriesSnapshot;
 use crate::protocol::session::snapshot::SessionSnapshot;
 use crate::worker::MessageSnapshot;
 
@@ -63,6 +64,9 @@ pub(crate) enum Message {
     Channels { worker: usize, names: Vec<ByteBuf> },
     /// From the new process, to each list: its channels and the marker are subscribed.
     Ready,
+    /// From the old process, if the new one [takes](Hello::takes_histories) them: some histories of a worker. They come
+    /// while the worker serves, before the second list of channels.
+    Histories { worker: usize, part: HistoriesSnapshot },
     /// From the old process: its streams have reached the marker, and sessions follow.
     Marked,
     /// From the old process: some sessions of a worker, with their descriptors in the same order.
@@ -80,7 +84,8 @@ pub(crate) enum Message {
         #[serde(default)]
         away_ms: u64,
     },
-    /// From the new process, after each message with sessions: their descriptors are received.
+    /// From the new process, after each message with sessions: their descriptors are received. And after each one with
+    /// histories: they are adopted.
     Taken,
     /// From the old process: the list of channels, or of sessions, is complete.
     End,
@@ -113,6 +118,9 @@ pub(crate) struct Hello {
     /// The broker that the process uses, if known. Two processes with different brokers share no marker.
     #[serde(default)]
     pub(crate) broker: Option<String>,
+    /// Whether the process understands [`Message::Histories`].
+    #[serde(default)]
+    pub(crate) takes_histories: bool,
     /// A field that no version knows, for tests: it must be skipped.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     news: Option<String>,
@@ -164,6 +172,7 @@ impl Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             broker: None,
+            takes_histories: true,
             news,
         }
     }
@@ -364,6 +373,20 @@ mod tests {
                 assert!(error.to_string().contains(&format!("understands {oldest} to {format}")), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn an_earlier_version_takes_no_histories() {
+        #[derive(Serialize)]
+        struct Earlier {
+            format: u32,
+            oldest: u32,
+            version: &'static str,
+            pid: u32,
+        }
+        let earlier = Earlier { format: 1, oldest: 1, version: "0.1.0", pid: 7 };
+        let hello: Hello = rmp_serde::from_slice(&rmp_serde::to_vec_named(&earlier).unwrap()).unwrap();
+        assert!(hello.check().is_ok() && !hello.takes_histories && Hello::own().takes_histories);
     }
 
     #[test]

@@ -76,6 +76,7 @@ impl Site {
             snapshots.write_all(&protocol::encode(message, count)?).map_err(here)
         };
         write(&left, 0)?;
+        // No histories: nothing tells which publications of the time without a process are missing behind them.
         let mut count = 0;
         for (worker, mailbox) in self.workers.iter().enumerate() {
             let collected = self.collect(mailbox)?;

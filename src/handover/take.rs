@@ -19,6 +19,7 @@ use crate::broker::Seal;
 use crate::broker::redis::Home;
 use crate::channel::Channel;
 use crate::os::descriptors;
+use crate::protocol::hub::HistoriesSnapshot;
 use crate::worker::{Adopted, Command, Mailbox, Missing};
 
 /// The variable with the number of the descriptor of the socket to the old process.
@@ -175,7 +176,7 @@ impl Predecessor {
         Ok(gathering.sessions)
     }
 
-    /// Receives a list of channels, by worker.
+    /// Receives a list of channels, by worker; and histories before it, which a worker adopts at once.
     fn hear_channels(&self, workers: &[Mailbox], limit: Duration) -> Result<Vec<Vec<Channel>>, ProtocolError> {
         let lists: Vec<RefCell<Vec<Channel>>> = workers.iter().map(|_| RefCell::default()).collect();
         loop {
@@ -183,6 +184,10 @@ impl Predecessor {
                 Message::Channels { worker, names } => {
                     let names = names.into_iter().map(|name| Channel::from(name.into_vec()));
                     counterpart(&lists, worker)?.borrow_mut().extend(names);
+                }
+                Message::Histories { worker, part } => {
+                    adopt_histories(counterpart(workers, worker)?, part)?;
+                    self.line.say(&Message::Taken, &[], STEP)?;
                 }
                 Message::End => break,
                 _ => return Err(out_of_turn()),
@@ -196,6 +201,11 @@ impl Predecessor {
 fn reserve(workers: &[Mailbox], channels: Vec<Vec<Channel>>, within: Duration) -> Result<(), ProtocolError> {
     let commands = channels.into_iter().map(|channels| move |tell| Command::Reserve { channels, within, tell });
     tell_each(workers, commands).map_err(ProtocolError::Refused)
+}
+
+fn adopt_histories(worker: &Mailbox, part: HistoriesSnapshot) -> Result<(), ProtocolError> {
+    let adopted = worker.blocking_ask(|tell| Command::AdoptHistories(part, tell));
+    adopted.map_err(|ended| ended.to_string()).flatten().map_err(ProtocolError::Refused)
 }
 
 /// Waits for all streams to stand still at the marker.

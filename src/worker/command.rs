@@ -12,6 +12,7 @@ use super::snapshot::{Adopted, Collected};
 use crate::broker::Seal;
 use crate::channel::Channel;
 use crate::message::NotPublished;
+use crate::protocol::hub::{HistoriesSnapshot, HistoryCursor};
 
 /// Commands that may wait in a mailbox. When the mailbox is full, senders wait in their order of arrival, each with its
 /// message in its own memory. Chosen: far more than a worker gets during one turn.
@@ -35,6 +36,10 @@ pub(crate) enum Command {
     LinkFault(oneshot::Sender<Option<String>>),
     /// To report the channels of its sessions.
     Channels(oneshot::Sender<Vec<Channel>>),
+    /// To give a part of its histories, and where the next part begins; `None` behind the last.
+    Histories { from: HistoryCursor, tell: oneshot::Sender<(HistoriesSnapshot, Option<HistoryCursor>)> },
+    /// To put the histories of another worker in front of its own.
+    AdoptHistories(HistoriesSnapshot, Answer),
     /// To connect to the broker.
     Connect { within: Duration, tell: Answer },
     /// To subscribe the channels of sessions that will be adopted.

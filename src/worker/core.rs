@@ -22,7 +22,7 @@ use crate::metrics::{Counter, Shard};
 use crate::per_node::PerNode;
 use crate::placement::{Moved, Node, Placement};
 use crate::position::Milestone;
-use crate::protocol::hub::Hub;
+use crate::protocol::hub::{Hub, Keep};
 use crate::protocol::outbox::Outbox;
 use crate::protocol::session::{Action, Scratch, Session};
 
@@ -129,7 +129,9 @@ impl Core {
     /// The broker has confirmed `channel` at `node`. Returns whether the channel is still wanted there.
     pub(super) fn on_subscribed(&mut self, node: Node, channel: &[u8], now: Millis) -> bool {
         let Some(awaiting) = self.hub.confirm(node, channel) else { return false };
-        self.tell_reserving(channel, &Ok(()));
+        if self.hub.is_ready(channel) {
+            self.tell_reserving(channel, &Ok(()));
+        }
         self.on_ready_to_open(awaiting, now);
         true
     }
@@ -137,12 +139,14 @@ impl Core {
     /// A milestone was heard in the stream of `node`.
     pub(super) fn on_milestone(&mut self, node: Node, milestone: Milestone, now: Millis) {
         let awaiting = self.hub.on_milestone(node, milestone, now);
+        self.tell_placed();
         self.on_ready_to_open(awaiting, now);
     }
 
     /// There are no milestones at `node`.
     pub(super) fn without_milestones(&mut self, node: Node, now: Millis) {
         let awaiting = self.hub.without_milestones(node);
+        self.tell_placed();
         self.on_ready_to_open(awaiting, now);
     }
 
@@ -217,9 +221,12 @@ impl Core {
         (channels, before.into_iter().filter(is_closed).collect())
     }
 
-    /// Wants `channel` for sessions that will be adopted. Returns its confirmation, or `None` if it is confirmed
-    /// already.
-    pub(super) fn reserve(&mut self, channel: &Channel) -> Option<Confirmation> {
+    /// Wants `channel` for sessions that will be adopted, and keeps so much of it: its history begins before they come.
+    /// Returns its confirmation, or `None` if it is confirmed already, and placed if it has a history.
+    pub(super) fn reserve(&mut self, channel: &Channel, keep: Option<Keep>) -> Option<Confirmation> {
+        if let Some(keep) = keep {
+            self.hub.keep_reserved(channel, keep);
+        }
         let reserved = self.hub.reserve(channel);
         self.reserved.push(channel.clone());
         if reserved.is_first {
@@ -230,6 +237,15 @@ impl Core {
             self.reserving.entry(channel.clone()).or_default().push(tell);
             told
         })
+    }
+
+    /// Tells of the reserved channels that are confirmed and, with a milestone or because there will be none, placed.
+    fn tell_placed(&mut self) {
+        let Self { hub, reserving, .. } = self;
+        for (_, tell) in reserving.extract_if(|channel, _| hub.is_ready(channel)) {
+            // The hand-over may have failed meanwhile.
+            tell.into_iter().for_each(|tell| drop(tell.send(Ok(()))));
+        }
     }
 
     fn tell_reserving(&mut self, channel: &[u8], outcome: &Result<(), SubscriptionRefused>) {

@@ -14,6 +14,7 @@ use super::state::Worker;
 use super::wait::{Until, Wait};
 use crate::broker::{Broker, Marking, Request};
 use crate::channel::Channel;
+use crate::protocol::hub::Keep;
 
 impl Worker {
     /// Carries out a command: at once, or when the awaited state is reached.
@@ -27,6 +28,11 @@ impl Worker {
             Command::LinkFault(tell) => drop(tell.send(broker.link_fault())),
             Command::Channels(tell) => drop(tell.send(self.core.hub.channels_in_use())),
             Command::Connect { within, tell } => self.wait(Until::Connected, within, tell),
+            Command::Histories { from, tell } => drop(tell.send(self.core.hub.histories(from, self.now()))),
+            Command::AdoptHistories(part, tell) => {
+                self.core.hub.adopt_histories(part, self.now());
+                drop(tell.send(Ok(())));
+            }
             Command::Reserve { channels, within, tell } => self.reserve_all(channels, within, tell),
             Command::SetMarker { name, seal, within, tell } => {
                 self.wait(Until::MarkerPossible { name, seal }, within, tell);
@@ -55,7 +61,8 @@ impl Worker {
     fn reserve_all(&mut self, channels: Vec<Channel>, within: Duration, tell: Answer) {
         let mut confirmations = Vec::new();
         for channel in channels {
-            confirmations.extend(self.core.reserve(&channel));
+            let keep = Keep::widest(self.endpoints.iter().map(|endpoint| &endpoint.config), &channel);
+            confirmations.extend(self.core.reserve(&channel, keep));
         }
         self.wait(Until::Subscribed(confirmations), within, tell);
     }

@@ -12,6 +12,7 @@ use crate::broker::Request;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::SessionKey;
+use crate::protocol::hub::Keep;
 use crate::protocol::session::snapshot::SessionSnapshot;
 
 /// A worker as data, in the bytes that the hand-over would send.
@@ -29,8 +30,10 @@ impl Simulated {
 
     /// Subscribes channels whose sessions are to come.
     pub(crate) fn reserve(&mut self, channels: &[Channel]) {
-        let core = &mut self.core;
-        self.reserving.extend(channels.iter().filter_map(|channel| core.reserve(channel)));
+        for channel in channels {
+            let keep = Keep::widest(self.endpoints.iter().map(|endpoint| &endpoint.config), channel);
+            self.reserving.extend(self.core.reserve(channel, keep));
+        }
         self.after_change();
     }
 

@@ -9,6 +9,12 @@ use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::placement::{Moved, Node};
 
 impl Hub {
+    /// Whether publications on `channel` arrive, and have their places if they are to have any.
+    pub(crate) fn is_ready(&self, channel: &[u8]) -> bool {
+        let entry = self.names.find(&self.channels, channel).and_then(|id| self.channels.get(id));
+        entry.is_some_and(|entry| entry.node.is_some_and(|node| entry.is_ready(self.milestones.at(node))))
+    }
+
     /// Whether publications on `channel` arrive already.
     pub(crate) fn is_confirmed(&self, channel: &Channel) -> bool {
         self.names

@@ -2,6 +2,7 @@
 //! channels, encodings.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::places::Place;
 use crate::clock::{Millis, millis};
@@ -22,12 +23,24 @@ impl Keep {
         let HistoryConfig { messages, age, bytes, .. } = config.history.as_ref()?;
         Some(Self { messages: *messages, age: millis(*age), bytes: *bytes })
     }
+
+    /// What all endpoints that clients may join `channel` by keep of it, together.
+    pub(crate) fn widest<'a>(endpoints: impl Iterator<Item = &'a EndpointConfig>, channel: &[u8]) -> Option<Self> {
+        let of_channel = endpoints.filter(|config| channel.starts_with(config.prefix.as_bytes()));
+        of_channel.filter_map(Self::of).reduce(Self::widened)
+    }
+
+    fn widened(self, Self { messages, age, bytes }: Self) -> Self {
+        Self { messages: messages.max(self.messages), age: age.max(self.age), bytes: bytes.max(self.bytes) }
+    }
 }
 
 /// The history of one channel.
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) keep: Keep,
+    /// Whether a session wants it, or another process had it: one for sessions that are to come may not be wanted.
+    pub(super) is_wanted: bool,
     /// Tells this history from an earlier one of an entry with the same id.
     pub(super) serial: u64,
     /// All publications behind this place are kept; `None` before the first is placed.
@@ -42,7 +55,7 @@ pub(super) struct History {
 pub(super) struct Kept {
     pub(super) place: Place,
     /// When it came.
-    at: Millis,
+    pub(super) at: Millis,
     pub(super) payload: Box<[u8]>,
 }
 
@@ -53,15 +66,13 @@ pub(super) struct Incomplete;
 impl History {
     /// A history that begins at `from`; with the next publication, if the channel is not placed yet.
     pub(super) fn new(keep: Keep, serial: u64, from: Option<Place>) -> Self {
-        Self { keep, serial, complete_from: from, kept: VecDeque::new(), bytes: 0 }
+        Self { keep, is_wanted: true, serial, complete_from: from, kept: VecDeque::new(), bytes: 0 }
     }
 
     /// Keeps as much as this asks for as well.
-    pub(super) fn widen(&mut self, Keep { messages, age, bytes }: Keep) {
-        let Keep { messages: own_messages, age: own_age, bytes: own_bytes } = &mut self.keep;
-        *own_messages = messages.max(*own_messages);
-        *own_age = age.max(*own_age);
-        *own_bytes = bytes.max(*own_bytes);
+    pub(super) fn widen(&mut self, keep: Keep) {
+        self.keep = self.keep.widened(keep);
+        self.is_wanted = true;
     }
 
     /// The subscription is lost: what is kept is not continued. Returns the bytes that are free now.
@@ -78,10 +89,42 @@ impl History {
         let before = self.bytes.cast_signed();
         self.bytes += payload.len();
         self.kept.push_back(Kept { place, at: now, payload: payload.into() });
+        self.bound();
+        self.bytes.cast_signed() - before
+    }
+
+    /// Puts publications in front that another process kept: all of the channel behind `theirs.start`, up to
+    /// `theirs.end` at least. Takes none if between these and the own ones a publication could be missing. The channel
+    /// is placed from the milestone `from` on. Returns how many bytes more are kept.
+    pub(super) fn prepend(&mut self, theirs: Range<Place>, kept: Vec<Kept>, from: u32) -> usize {
+        let own_start = self.start(from);
+        if own_start <= theirs.start || theirs.end < own_start {
+            return 0;
+        }
+        let before = self.bytes;
+        let earlier = kept.into_iter().filter(|kept| theirs.start < kept.place && kept.place <= own_start);
+        let mut earlier: VecDeque<_> = earlier.collect();
+        self.bytes += earlier.iter().map(|kept| kept.payload.len()).sum::<usize>();
+        earlier.append(&mut self.kept);
+        (self.kept, self.complete_from) = (earlier, Some(theirs.start));
+        self.bound();
+        self.bytes - before
+    }
+
+    fn bound(&mut self) {
         while self.kept.len() > self.keep.messages || self.bytes > self.keep.bytes {
             self.evict();
         }
-        self.bytes.cast_signed() - before
+    }
+
+    /// All publications behind this place are kept, if the channel is placed from the milestone `from` on.
+    pub(super) fn start(&self, from: u32) -> Place {
+        self.complete_from.unwrap_or(Place { milestone: from, count: 0 })
+    }
+
+    /// What is kept, in order.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Kept> {
+        self.kept.iter()
     }
 
     /// The publications behind `place`, in order.
@@ -89,8 +132,7 @@ impl History {
     /// # Errors
     /// Some of them are not kept; or `place` is behind the channel's end at `end`, and so was made up.
     pub(super) fn after(&self, place: Place, from: u32, end: Place) -> Result<impl Iterator<Item = &Kept>, Incomplete> {
-        let complete_from = self.complete_from.unwrap_or(Place { milestone: from, count: 0 });
-        if place < complete_from || place > end {
+        if place < self.start(from) || place > end {
             return Err(Incomplete);
         }
         let first = self.kept.partition_point(|kept| kept.place <= place);
@@ -117,6 +159,8 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const KEEP: Keep = Keep { messages: 3, age: 1_000, bytes: 10 };
@@ -162,5 +206,57 @@ mod tests {
         assert_eq!(history.evict(), 1);
         assert_eq!((history.expires_at(), after(&history, 5, 3)), (None, None));
         assert_eq!(std::mem::size_of::<Kept>(), 32);
+    }
+
+    fn kept(milestone: u32, count: u32, payload: &[u8]) -> Kept {
+        Kept { place: place(milestone, count), at: 0, payload: payload.into() }
+    }
+
+    #[test]
+    fn publications_of_another_process_are_put_in_front_if_none_is_missing_in_between() {
+        let theirs = || vec![kept(2, 1, b"a"), kept(3, 1, b"b"), kept(5, 1, b"c"), kept(5, 2, b"d")];
+        let own = || {
+            let mut history = History::new(KEEP, 0, None);
+            history.push(b"c", place(5, 1), 5, 0);
+            history
+        };
+        let mut history = own();
+        assert_eq!(history.prepend(place(2, 0)..place(5, 2), theirs(), 5), 2);
+        assert_eq!(after(&history, 2, 0), Some(vec![&b"a"[..], b"b", b"c"]), "what both have comes once");
+        assert_eq!((after(&history, 1, 9), after(&history, 4, 0).map(|kept| kept.len())), (None, Some(1)));
+        assert_eq!(history.prepend(place(2, 0)..place(5, 2), theirs(), 5), 0, "from another worker");
+        assert_eq!(history.kept().count(), 3);
+        assert_eq!(history.prepend(place(1, 0)..place(4, 0), vec![kept(1, 2, b"z")], 5), 0, "no room");
+        assert_eq!((after(&history, 1, 2).map(|kept| kept.len()), after(&history, 1, 1)), (Some(3), None));
+        // Theirs end before ours begin; or begin where ours do.
+        for range in [place(2, 0)..place(4, 9), place(5, 0)..place(5, 2), place(5, 1)..place(5, 2)] {
+            let mut history = own();
+            assert_eq!(history.prepend(range.clone(), theirs(), 5), 0, "{range:?}");
+            assert_eq!((history.kept().count(), after(&history, 3, 1)), (1, None), "{range:?}");
+        }
+        // Nothing was published, and that is known now.
+        let mut history = History::new(KEEP, 0, None);
+        assert_eq!(history.prepend(place(2, 0)..place(5, 0), vec![], 5), 0);
+        assert_eq!((after(&history, 2, 0), after(&history, 1, 9)), (Some(vec![]), None));
+        // Of ours, the first was dropped already: theirs reach over that.
+        let mut history = own();
+        history.evict();
+        history.push(b"d", place(5, 2), 5, 0);
+        assert_eq!(history.prepend(place(3, 0)..place(5, 1), theirs(), 5), 2);
+        assert_eq!(after(&history, 3, 0), Some(vec![&b"b"[..], b"c", b"d"]));
+    }
+
+    #[test]
+    fn a_channel_is_kept_as_all_endpoints_that_lead_to_it_want_together() {
+        let endpoint = |prefix: &str, messages, age| EndpointConfig {
+            history: Some(HistoryConfig { messages, age: Duration::from_secs(age), ..HistoryConfig::default() }),
+            ..EndpointConfig::default().with_prefix(prefix)
+        };
+        let endpoints = [endpoint("a:", 7, 1), EndpointConfig::default().with_prefix("a:"), endpoint("a:b", 5, 2)];
+        let widest = |channel: &str| {
+            Keep::widest(endpoints.iter(), channel.as_bytes()).map(|keep| (keep.messages, keep.age, keep.bytes))
+        };
+        let all = ["a:b", "a:c", "b:c"].map(widest);
+        assert_eq!(all, [Some((7, 2_000, 64_000)), Some((7, 1_000, 64_000)), None]);
     }
 }

@@ -7,8 +7,11 @@ use super::places::Place;
 use crate::clock::Millis;
 use crate::position::{Milestone, MilestoneId, Position};
 
+/// The number of the first milestone that is heard. In the middle, because a hand-over puts earlier ones in front.
+const MIDDLE: u32 = 1 << 31;
+
 /// The milestones of a node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Milestones {
     /// Those that kept publications may name, in the order heard, and when each was heard.
     heard: VecDeque<(Milestone, Millis)>,
@@ -21,6 +24,19 @@ pub(super) struct Milestones {
     pub(super) is_asked: bool,
     /// Whether the broker publishes none.
     pub(super) are_missing: bool,
+}
+
+impl Default for Milestones {
+    fn default() -> Self {
+        Self {
+            heard: VecDeque::new(),
+            first: MIDDLE,
+            numbers: HashMap::new(),
+            awaited_by: Vec::new(),
+            is_asked: false,
+            are_missing: false,
+        }
+    }
 }
 
 impl Milestones {
@@ -59,6 +75,37 @@ impl Milestones {
         Some(Position { milestone: *milestone, count: place.count })
     }
 
+    /// The number of the first milestone that is known.
+    pub(super) fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// The milestones that are known, in the order heard, and when each was heard.
+    pub(super) fn known(&self) -> impl Iterator<Item = &(Milestone, Millis)> {
+        self.heard.iter()
+    }
+
+    /// Puts those milestones of another process in front that it heard before our first. Returns our number for each of
+    /// `theirs`: one behind all numbers for what we have not heard yet, `None` for what has no place among ours.
+    pub(super) fn adopt(&mut self, theirs: &[(Milestone, Millis)]) -> Vec<Option<u32>> {
+        let Some((own, _)) = self.heard.front().copied() else { return vec![None; theirs.len()] };
+        let known = |(milestone, _): &(Milestone, Millis)| self.numbers.contains_key(&milestone.id);
+        let Some(last_known) = theirs.iter().rposition(known) else { return vec![None; theirs.len()] };
+        let before = theirs.iter().position(|(milestone, _)| milestone.id == own.id).unwrap_or(0);
+        for (milestone, at) in theirs.iter().take(before).rev() {
+            let Some(number) = self.first.checked_sub(1).filter(|_| !self.numbers.contains_key(&milestone.id)) else {
+                break;
+            };
+            self.first = number;
+            self.numbers.insert(milestone.id, number);
+            self.heard.push_front((*milestone, *at));
+        }
+        let number = |(index, (milestone, _)): (usize, &(Milestone, Millis))| {
+            self.numbers.get(&milestone.id).copied().or((index > last_known).then_some(u32::MAX))
+        };
+        theirs.iter().enumerate().map(number).collect()
+    }
+
     /// Forgets all milestones that were heard before `since`, but the last.
     pub(super) fn forget(&mut self, since: Millis) {
         while self.heard.len() > 1
@@ -81,20 +128,60 @@ mod tests {
     #[test]
     fn places_are_numbered_in_the_order_heard_and_old_ones_are_forgotten() {
         let mut milestones = Milestones::default();
-        let position = |id, count| Position { milestone: milestone(id), count };
         assert_eq!((milestones.current(), milestones.place(&position(7, 0))), (None, None));
         for (at, id) in [9, 7, 8].into_iter().enumerate() {
             assert!(milestones.hear(milestone(id), at as Millis));
         }
         assert!(!milestones.hear(milestone(7), 5), "a milestone is a point, so it is heard once");
-        assert_eq!(milestones.current(), Some(2));
-        assert_eq!(milestones.place(&position(7, 4)), Some(Place { milestone: 1, count: 4 }));
-        assert_eq!(milestones.position(Place { milestone: 1, count: 4 }), Some(position(7, 4)));
+        let place = |number, count| Place { milestone: MIDDLE + number, count };
+        assert_eq!(milestones.current(), Some(MIDDLE + 2));
+        assert_eq!(milestones.place(&position(7, 4)), Some(place(1, 4)));
+        assert_eq!(milestones.position(place(1, 4)), Some(position(7, 4)));
         milestones.forget(2);
         assert_eq!(milestones.place(&position(7, 4)), None);
-        assert_eq!(milestones.position(Place { milestone: 1, count: 4 }), None);
+        assert_eq!(milestones.position(place(1, 4)), None);
         milestones.forget(1_000);
-        assert_eq!(milestones.position(Place { milestone: 2, count: 0 }), Some(position(8, 0)));
-        assert!(milestones.hear(milestone(1), 9) && milestones.current() == Some(3));
+        assert_eq!(milestones.position(place(2, 0)), Some(position(8, 0)));
+        assert!(milestones.hear(milestone(1), 9) && milestones.current() == Some(MIDDLE + 3));
+    }
+
+    #[test]
+    fn milestones_of_another_process_are_put_before_the_first_own_one_and_nowhere_else() {
+        let heard = |ids: &[u64]| {
+            let mut milestones = Milestones::default();
+            ids.iter().for_each(|id| assert!(milestones.hear(milestone(*id), 100)));
+            milestones
+        };
+        let adopt = |own: &mut Milestones, theirs: &[u64]| {
+            let theirs: Vec<_> = theirs.iter().map(|id| (milestone(*id), *id)).collect();
+            let numbers = own.adopt(&theirs);
+            let known: Vec<_> = own.known().map(|(milestone, _)| milestone.id.0).collect();
+            let shown = |number: u32| {
+                if number == u32::MAX {
+                    "later".to_owned()
+                } else {
+                    format!("{}", i64::from(number) - i64::from(MIDDLE))
+                }
+            };
+            let numbers: Vec<_> = numbers.into_iter().map(|number| number.map_or("none".to_owned(), shown)).collect();
+            (numbers.join(" "), known)
+        };
+        let mut own = heard(&[4, 5, 6]);
+        assert_eq!(adopt(&mut own, &[2, 3, 4, 5]), ("-2 -1 0 1".to_owned(), vec![2, 3, 4, 5, 6]));
+        assert_eq!(adopt(&mut own, &[1, 2, 3, 4, 5, 6, 7]), ("-3 -2 -1 0 1 2 later".to_owned(), (1..=6).collect()));
+        // Another link was away when 3 was published, or heard one that we did not.
+        assert_eq!(adopt(&mut own, &[2, 4, 5, 8]), ("-2 0 1 later".to_owned(), (1..=6).collect()));
+        assert_eq!(adopt(&mut own, &[9, 2, 10, 4, 5]), ("none -2 none 0 1".to_owned(), (1..=6).collect()));
+        // Those that do not overlap have no order.
+        assert_eq!(adopt(&mut own, &[20, 21]), ("none none".to_owned(), (1..=6).collect()));
+        assert_eq!(adopt(&mut heard(&[]), &[1]), ("none".to_owned(), vec![]));
+        assert_eq!(own.place(&position(2, 1)), Some(Place { milestone: MIDDLE - 2, count: 1 }));
+        own.forget(3);
+        assert_eq!((own.place(&position(2, 1)), own.first()), (None, MIDDLE - 1), "as old as they are");
+        assert_eq!(own.current(), Some(MIDDLE + 2));
+    }
+
+    fn position(id: u64, count: u32) -> Position {
+        Position { milestone: milestone(id), count }
     }
 }

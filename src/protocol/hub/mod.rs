@@ -13,6 +13,7 @@ mod milestones;
 mod names;
 mod places;
 mod rings;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -20,4 +21,5 @@ mod tests;
 pub(crate) use self::flush::{Batching, Outlet};
 pub(crate) use self::history::Keep;
 pub(crate) use self::rings::Recovery;
+pub(crate) use self::snapshot::{HistoriesSnapshot, HistoryCursor};
 pub(crate) use self::state::Hub;

@@ -105,6 +105,8 @@ impl Hub {
             return Vec::new();
         }
         milestones.forget(now.saturating_sub(self.rings.longest));
+        // A worker that awaits the sessions of another process has no ticks.
+        self.rings.now = self.rings.now.max(now);
         let awaited_by = std::mem::take(&mut milestones.awaited_by);
         let mut told = Vec::new();
         for id in awaited_by {
@@ -149,8 +151,25 @@ impl Hub {
         }
         let position = milestones.position(place);
         self.rings.bytes = self.rings.bytes.saturating_add_signed(growth);
-        while self.rings.bytes > self.rings.max_bytes && self.evict_oldest(Millis::MAX) {}
+        self.bound_kept();
         position
+    }
+
+    fn bound_kept(&mut self) {
+        while self.rings.bytes > self.rings.max_bytes && self.evict_oldest(Millis::MAX) {}
+    }
+
+    /// Notes that publications came in front of what the history of the channel `id` keeps: `growth` bytes.
+    pub(super) fn on_prepended(&mut self, id: usize, growth: usize) {
+        let Some(history) = self.channels.get_mut(id).and_then(|entry| entry.history.as_mut()) else { return };
+        // The entry that may be in `oldest` is too late, and of another history now.
+        self.rings.serials += 1;
+        history.serial = self.rings.serials;
+        if let Some(at) = history.expires_at() {
+            self.rings.oldest.push(Reverse((at, id, history.serial)));
+        }
+        self.rings.bytes += growth;
+        self.bound_kept();
     }
 
     /// Drops what is too old.

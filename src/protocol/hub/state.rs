@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use slab::Slab;
 
 use super::entry::{Audience, ChannelEntry};
+use super::history::Keep;
 use super::milestones::Milestones;
 use super::names::Names;
 use super::rings::Rings;
@@ -118,7 +119,18 @@ impl Hub {
         let entry = self.channels.get_mut(id).expect("names lead to entries only");
         entry.subscribers += 1;
         entry.given_up_at = None;
-        Reserved { node: entry.node, is_first: entry.request(), is_confirmed: entry.is_confirmed }
+        let is_confirmed = entry.node.is_some_and(|node| entry.is_ready(self.milestones.at(node)));
+        Reserved { node: entry.node, is_first: entry.request(), is_confirmed }
+    }
+
+    /// Keeps so much of a channel that was reserved, in case that its sessions want it.
+    pub(crate) fn keep_reserved(&mut self, channel: &Channel, keep: Keep) {
+        let id = self.entry_of(channel);
+        let is_new = self.channels.get(id).is_some_and(|entry| entry.history.is_none());
+        self.keep(channel, keep);
+        if let Some(history) = self.channels.get_mut(id).and_then(|entry| entry.history.as_mut()) {
+            history.is_wanted &= !is_new;
+        }
     }
 
     /// The id of the channel's entry, which is made if missing.
@@ -135,14 +147,19 @@ impl Hub {
         let Some(id) = self.names.find(&self.channels, channel) else { return };
         if let Some(entry) = self.channels.get_mut(id) {
             entry.subscribers -= 1;
+            if let Some(mut unwanted) = entry.history.take_if(|history| !history.is_wanted) {
+                self.rings.end(Some(&mut unwanted));
+            }
         }
         self.linger_if_unused(id, now);
     }
 
     /// The channels with reservations or with subscribers that have their confirmation: a channel for which only
-    /// handshakes wait may still be refused.
+    /// handshakes wait may still be refused. A channel whose history waits for clients to come back is in use as well.
     pub(crate) fn channels_in_use(&self) -> Vec<Channel> {
-        let used = self.channels.iter().filter(|(_, entry)| entry.subscribers > entry.awaiting.len());
+        let used = self.channels.iter().filter(|(_, entry)| {
+            entry.subscribers > entry.awaiting.len() || (entry.history.is_some() && entry.is_confirmed)
+        });
         used.map(|(_, entry)| entry.name.clone()).collect()
     }
 
