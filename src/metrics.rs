@@ -38,6 +38,8 @@ pub(crate) enum Counter {
     Gaps,
     /// The gaps' length, in milliseconds.
     GapMillis,
+    /// Gaps that were filled from a node's replication log.
+    GapsFilled,
     /// Clients that came back with a position, and got all that they missed.
     Recovered,
     /// Clients that came back with a position, and were told that publications may be missing.
@@ -48,7 +50,7 @@ pub(crate) enum Counter {
     SessionsClosed(CloseReason),
 }
 
-const PLAIN: [(Counter, &str); 16] = [
+const PLAIN: [(Counter, &str); 17] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -65,6 +67,7 @@ const PLAIN: [(Counter, &str); 16] = [
     (Counter::Recovered, "recovered"),
     (Counter::NotRecovered, "not_recovered"),
     (Counter::PublicationsRecovered, "publications_recovered"),
+    (Counter::GapsFilled, "gaps_filled"),
 ];
 
 impl Counter {
@@ -88,6 +91,7 @@ impl Counter {
             Self::Recovered => 13,
             Self::NotRecovered => 14,
             Self::PublicationsRecovered => 15,
+            Self::GapsFilled => 16,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
         }
     }

@@ -11,7 +11,10 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::channel::Channel;
 
 /// The name of a milestone: random, and unique among those of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -89,6 +92,19 @@ impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// Something in a node's log behind the last milestone that was heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Logged {
+    Publication {
+        channel: Channel,
+        payload: Bytes,
+    },
+    Milestone(Milestone),
+    /// The log is a former master's up to here: publications that the hub has had, and that are not in the log, were
+    /// lost when the node was promoted.
+    Promoted,
 }
 
 /// Text that is no position of webws.

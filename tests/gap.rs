@@ -314,19 +314,19 @@ async fn a_redis_that_allows_no_probes_is_used_without_them_and_reported_once() 
 }
 
 /// A Redis behind a proxy, a webws, and somebody who counts aloud.
-struct Stage {
-    redis: Redis,
-    proxy: Proxy,
-    webws: Webws,
-    witness: Witness,
+pub(crate) struct Stage {
+    pub(crate) redis: Redis,
+    pub(crate) proxy: Proxy,
+    pub(crate) webws: Webws,
+    pub(crate) witness: Witness,
     stop: watch::Sender<bool>,
     counting: Option<JoinHandle<Vec<SystemTime>>>,
 }
 
 /// What became of the numbers.
 #[derive(Debug)]
-struct Ledger {
-    lost: usize,
+pub(crate) struct Ledger {
+    pub(crate) lost: usize,
 }
 
 impl Stage {
@@ -335,7 +335,7 @@ impl Stage {
     }
 
     /// With further lines in the configuration.
-    async fn start_with(lines: &str) -> Stage {
+    pub(crate) async fn start_with(lines: &str) -> Stage {
         let redis = Redis::start().await;
         let proxy = Proxy::start(redis.port()).await;
         let builder = Webws::builder().broker(&proxy.url()).workers(1).extra_toml(lines);
@@ -348,7 +348,7 @@ impl Stage {
     }
 
     /// The trouble is over: messages flow again in time, and the ledger is right.
-    async fn settle(&mut self) -> Ledger {
+    pub(crate) async fn settle(&mut self) -> Ledger {
         self.flows_again().await;
         self.stop.send_replace(true);
         let sent = self.counting.take().unwrap().await.unwrap();
@@ -357,7 +357,7 @@ impl Stage {
     }
 
     /// What is sent from now on arrives in time.
-    async fn flows_again(&mut self) {
+    pub(crate) async fn flows_again(&mut self) {
         let (before, well_at) = (self.witness.texts.len(), Instant::now());
         // What waited somewhere comes first; what is published from now on is waited for.
         let resumed = SystemTime::now();

@@ -16,6 +16,7 @@ mod embed;
 mod endpoint;
 mod endpoint_forms;
 mod fairness;
+mod filled;
 mod gap;
 mod golden;
 mod handover;

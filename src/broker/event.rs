@@ -12,7 +12,7 @@ use crate::channel::{Channel, SubscriptionRefused};
 use crate::id::SessionKey;
 use crate::message::{ClientMessage, NotPublished, Origin};
 use crate::placement::{Moved, Node};
-use crate::position::Milestone;
+use crate::position::{Logged, Milestone};
 
 /// What a worker asks of its broker. Requests take effect in the order of the calls.
 #[derive(Debug)]
@@ -60,11 +60,18 @@ pub(crate) enum Report {
     /// The broker does not allow the channel.
     Refused { channel: Channel, refused: SubscriptionRefused },
     /// The subscriptions at a node are lost; the broker subscribes the channels again.
-    Lost { node: Node },
+    Lost {
+        node: Node,
+        /// Whether everything before the loss was heard: then [`Report::Replayed`] may follow, or else [`Report::Gap`].
+        is_cut: bool,
+    },
     /// The subscription to one channel is lost; the broker subscribes it again.
     Dropped { node: Node, channel: Channel },
     /// All channels are subscribed again; publications of the time between are missing.
     Gap(Gap),
+    /// A stream that was cut is continued: what the node's log has up to the milestone `until`. Publications that come
+    /// next are those behind it.
+    Replayed { gap: Gap, logged: Vec<Logged>, until: Milestone },
     /// A milestone, in order with the publications of its node.
     Milestone { node: Node, milestone: Milestone },
     /// A node has no milestones: they are not wanted, not possible or not permitted there.

@@ -143,6 +143,18 @@ impl Core {
         self.on_ready_to_open(awaiting, now);
     }
 
+    /// The stream of `node` was continued up to the milestone `until`.
+    pub(super) fn end_replay(&mut self, node: Node, until: Milestone, now: Millis) {
+        let awaiting = self.hub.end_replay(node, until, now);
+        self.on_ready_to_open(awaiting, now);
+    }
+
+    /// The stream of `node` cannot be continued.
+    pub(super) fn give_up_replay(&mut self, node: Node, now: Millis) {
+        let awaiting = self.hub.give_up_replay(node);
+        self.on_ready_to_open(awaiting, now);
+    }
+
     /// There are no milestones at `node`.
     pub(super) fn without_milestones(&mut self, node: Node, now: Millis) {
         let awaiting = self.hub.without_milestones(node);
@@ -174,8 +186,8 @@ impl Core {
     }
 
     /// The subscriptions at a node are lost; returns their number.
-    pub(super) fn lose(&mut self, node: Node) -> usize {
-        self.hub.unconfirm_all(node, self.slots.newest())
+    pub(super) fn lose(&mut self, node: Node, is_cut: bool) -> usize {
+        self.hub.unconfirm_all(node, self.slots.newest(), is_cut)
     }
 
     /// The subscription to one channel is lost; returns whether it was confirmed.

@@ -14,6 +14,7 @@ use crate::message::{ClientMessage, NotPublished, Origin};
 use crate::metrics::Counter;
 use crate::notice::{self, Missed};
 use crate::placement::Node;
+use crate::position::{Logged, Milestone};
 use crate::protocol::hub::Batching;
 use crate::throttle::Throttle;
 
@@ -48,8 +49,8 @@ impl Worker {
                 let now = self.now();
                 self.core.on_refused(&channel, refused, now);
             }
-            Report::Lost { node } => {
-                let lost = self.core.lose(node);
+            Report::Lost { node, is_cut } => {
+                let lost = self.core.lose(node, is_cut);
                 self.shard.add(Counter::SubscriptionsLost, lost as u64);
             }
             Report::Dropped { node, channel } => {
@@ -57,6 +58,7 @@ impl Worker {
                 self.shard.add(Counter::SubscriptionsLost, u64::from(was_there));
             }
             Report::Gap(gap) => self.on_gap(&gap),
+            Report::Replayed { gap, logged, until } => self.on_replayed(&gap, &logged, until),
             Report::Milestone { node, milestone } => {
                 let now = self.now();
                 self.core.on_milestone(node, milestone, now);
@@ -80,8 +82,31 @@ impl Worker {
         None
     }
 
+    /// A stream was cut, and its node's log has what was missed.
+    fn on_replayed(&mut self, gap: &Gap, logged: &[Logged], until: Milestone) {
+        let now = self.now();
+        for logged in logged {
+            if self.core.hub.replay(gap.node, logged, now) == Batching::Full {
+                self.flush();
+            }
+        }
+        self.core.end_replay(gap.node, until, now);
+        self.shard.add(Counter::GapsFilled, 1);
+        let Gap { server, length, .. } = gap;
+        tracing::info!(
+            server,
+            filled_ms = millis(*length),
+            "the gap of {length:.1?} at {server} is filled from its replication log"
+        );
+        // Channels that were subscribed right before the gap cannot be continued.
+        if self.core.hub.misses(gap.node) {
+            self.on_gap(gap);
+        }
+    }
+
     fn on_gap(&mut self, Gap { node, server, length }: &Gap) {
         let now = self.now();
+        self.core.give_up_replay(*node, now);
         let (channels, sessions) = self.core.end_gap(*node, now);
         self.shard.add(Counter::Gaps, 1);
         self.shard.add(Counter::GapMillis, millis(*length));

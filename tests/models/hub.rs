@@ -263,7 +263,7 @@ impl<'a> Run<'a> {
     fn lose(&mut self) {
         let Some(node) = self.any_node() else { return };
         let newest = self.generation;
-        let lost = self.hub.unconfirm_all(node, newest);
+        let lost = self.hub.unconfirm_all(node, newest, false);
         let at = self.entries.values_mut().filter(|entry| entry.node == Some(node));
         assert_eq!(lost, at.map(|entry| usize::from(entry.unconfirm(newest))).sum::<usize>());
     }

@@ -76,7 +76,8 @@ impl NodeLinks {
             response_timeout: RESPONSE_TIMEOUT,
             max_reconnect_delay: MAX_RECONNECT_DELAY,
             is_in_cluster: false,
-            has_history: false,
+            has_milestones: false,
+            may_replay: false,
         };
         Self {
             node: NodeState::new(node, terms, health, placement, now),

@@ -223,7 +223,7 @@ impl Simulated {
                 }
             }
             Report::Refused { channel, refused } => core.on_refused(&channel, refused, now),
-            Report::Lost { node } => drop(core.lose(node)),
+            Report::Lost { node, is_cut } => drop(core.lose(node, is_cut)),
             Report::Dropped { node, channel } => drop(core.lose_one(node, &channel)),
             Report::Gap(gap) => {
                 let (channels, keys) = core.end_gap(gap.node, now);
@@ -232,6 +232,7 @@ impl Simulated {
                     self.gapped.extend(keys);
                 }
             }
+            Report::Replayed { .. } => panic!("no log is read"),
             Report::Milestone { node, milestone } => core.on_milestone(node, milestone, now),
             Report::NoMilestones { node } => core.without_milestones(node, now),
             Report::Placed => {

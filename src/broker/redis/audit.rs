@@ -39,7 +39,8 @@ pub(super) fn on_count(
             );
             node.lost(audits.complete_at);
             node.channels.lose_all();
-            node.events.push_back(Report::Lost { node: node.id });
+            node.catch_up = None;
+            node.events.push_back(Report::Lost { node: node.id, is_cut: false });
             state.plan_first([LinkCommand::Unconfirmed, LinkCommand::Count(Counting::Again)]);
         }
         _ => {

@@ -24,7 +24,7 @@ use super::sentinel::Sentinels;
 use super::tls::{self, Tls, Trust, secure};
 use super::transport::{HostPort, Transport};
 use super::wrong_port;
-use crate::config::{RedisAddress, RedisConfig, RedisUrl};
+use crate::config::{RedisAddress, RedisConfig, RedisUrl, ReplayPolicy};
 
 /// How often each link asks the Sentinels whether its master was replaced. A master that dies ends its links; this
 /// question detects one that was replaced and still runs.
@@ -43,8 +43,11 @@ pub(crate) struct Settings {
     pub(super) response_timeout: Duration,
     pub(super) max_reconnect_delay: Duration,
     is_resp2_told: Arc<AtomicBool>,
-    /// Whether an endpoint has a history.
-    has_history: bool,
+    /// Whether milestones are wanted, and the replication log may be read.
+    has_milestones: bool,
+    may_replay: bool,
+    /// Whether webws makes and keeps the log.
+    pub(super) keeps_log: bool,
 }
 
 /// Moves the bytes of a publishing link while polled.
@@ -144,7 +147,9 @@ impl Settings {
             response_timeout: config.response_timeout,
             max_reconnect_delay: config.max_reconnect_delay,
             is_resp2_told: Arc::default(),
-            has_history: false,
+            has_milestones: false,
+            may_replay: false,
+            keeps_log: false,
         };
         settings.credential.read()?;
         if let Some(sentinels) = &settings.sentinels {
@@ -172,9 +177,15 @@ impl Settings {
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
-    /// With milestones, if an endpoint has a history.
-    pub(super) fn with_history(self, has_history: bool) -> Self {
-        Self { has_history, ..self }
+    /// With milestones, if an endpoint has a history or the log is to be read.
+    pub(super) fn with_replay(self, has_history: bool, policy: ReplayPolicy) -> Self {
+        let has_milestones = has_history || policy == ReplayPolicy::On;
+        Self {
+            has_milestones,
+            may_replay: has_milestones && policy != ReplayPolicy::Off,
+            keeps_log: policy == ReplayPolicy::On,
+            ..self
+        }
     }
 
     /// The same settings for a replica of the master that the Sentinels name; `None` without Sentinels, or where no
@@ -192,7 +203,8 @@ impl Settings {
             response_timeout: self.response_timeout,
             max_reconnect_delay: self.max_reconnect_delay,
             is_in_cluster: self.is_cluster_node || matches!(self.url.address, RedisAddress::Cluster { .. }),
-            has_history: self.has_history,
+            has_milestones: self.has_milestones,
+            may_replay: self.may_replay,
         }
     }
 

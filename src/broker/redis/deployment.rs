@@ -35,7 +35,8 @@ impl Deployment {
     ) -> Result<Self, SettingsError> {
         let has_history = config.endpoints.iter().any(|endpoint| endpoint.history.is_some());
         let settings = |url| {
-            Settings::try_new(url, &config.redis, systemd).map(|settings| Arc::new(settings.with_history(has_history)))
+            Settings::try_new(url, &config.redis, systemd)
+                .map(|settings| Arc::new(settings.with_replay(has_history, config.redis.replay)))
         };
         if let [url] = urls
             && let RedisAddress::Cluster { nodes, .. } = &url.address

@@ -34,6 +34,8 @@ pub(crate) struct MilestoneClock {
     next_at: Instant,
     published_at: Option<Instant>,
     log: Log,
+    /// The last that was heard.
+    pub(crate) last: Option<Milestone>,
 }
 
 /// What is known of the node's replication log.
@@ -48,7 +50,7 @@ enum Log {
 impl MilestoneClock {
     pub(crate) fn new(are_wanted: bool, now: Instant) -> Self {
         let channel = are_wanted.then(|| Channel::from(CHANNEL.to_owned()));
-        Self { channel, is_refused: false, next_at: now, published_at: None, log: Log::Unknown }
+        Self { channel, is_refused: false, next_at: now, published_at: None, log: Log::Unknown, last: None }
     }
 
     /// The channel to subscribe, if milestones are wanted.
@@ -66,7 +68,8 @@ impl MilestoneClock {
     }
 
     /// One was heard: the next is due in a second.
-    pub(crate) fn on_heard(&mut self, now: Instant) {
+    pub(crate) fn on_heard(&mut self, milestone: Milestone, now: Instant) {
+        self.last = Some(milestone);
         self.next_at = now + INTERVAL + MAX_JITTER.mul_f64(fastrand::f64());
     }
 
@@ -127,7 +130,7 @@ mod tests {
         assert_eq!(milestone.log.unwrap().offset, 4_711);
         assert_eq!(milestone.log.unwrap().replid, [0x8f, 0x31, 0xc2, 0xa0, 0xd1, 0xbe, 0x5a, 0x77]);
         assert_ne!(clock.next(now).unwrap().id, milestone.id);
-        clock.on_heard(now);
+        clock.on_heard(milestone, now);
         let due = clock.due_at().unwrap();
         assert!(now + INTERVAL <= due && due <= now + INTERVAL + MAX_JITTER);
         clock.hasten(now);

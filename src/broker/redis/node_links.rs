@@ -11,17 +11,20 @@ use redis::{Pipeline, RedisResult, Value};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::catch_up::CatchUp;
 use super::connect::{Driver, Greeted, Purpose, multiplex};
 use super::error::LinkError;
 use super::known_node::KnownNode;
 use super::node_state::{Greeting, NodeState};
 use super::publisher::Publisher;
+use super::replay::{ReadLimits, ReplayError, keep, read_between};
 use super::resp::Part;
 use super::subscriber::Subscriber;
 use super::transport::Transport;
 use crate::broker::event::Report;
 use crate::message::ClientMessage;
 use crate::placement::{Node, Placement};
+use crate::position::Logged;
 
 /// Reads before the worker's other tasks have their turn, however much Redis has to say.
 const READS_PER_TURN: usize = 8;
@@ -37,6 +40,10 @@ pub(super) struct NodeLinks {
     pub(super) life: Life,
     subscriber_stream: SubscriberStream,
     publisher_stream: PublisherStream,
+    /// Reads the node's log while the subscriber's stream stands still for that.
+    log: Option<BoxFuture<Result<Vec<Logged>, ReplayError>>>,
+    /// Keeps the node's log, if this worker does.
+    upkeep: Option<BoxFuture<()>>,
     /// Resolves when all workers have their subscriptions; there while they have not.
     all_complete: Option<BoxFuture<()>>,
     /// Reads of this turn.
@@ -95,6 +102,8 @@ impl NodeLinks {
     pub(super) fn new(node: Node, known_node: KnownNode, placement: Placement, now: Instant) -> Self {
         let node = NodeState::new(node, known_node.settings.terms(), known_node.health.clone(), placement, now);
         let delay = node.terms.max_reconnect_delay;
+        let settings = known_node.settings.clone();
+        let upkeep = known_node.is_log_to_keep().then(|| -> BoxFuture<()> { Box::pin(keep(settings)) });
         Self {
             known_node,
             node,
@@ -103,6 +112,8 @@ impl NodeLinks {
             life: Life::Kept,
             subscriber_stream: SubscriberStream::None,
             publisher_stream: PublisherStream::None,
+            log: None,
+            upkeep,
             all_complete: None,
             reads: 0,
             is_flowing: false,
@@ -162,8 +173,9 @@ impl NodeLinks {
             }
             *now = Instant::now();
             self.subscriber.step(&mut self.node, *now);
-            let is_idle =
-                self.poll_subscriber(cx, *now) == Progress::None && self.poll_publisher(cx, *now) == Progress::None;
+            let is_idle = self.poll_subscriber(cx, *now) == Progress::None
+                && self.poll_publisher(cx, *now) == Progress::None
+                && self.poll_log(cx, *now) == Progress::None;
             if is_idle && self.node.events.is_empty() {
                 break;
             }
@@ -178,6 +190,28 @@ impl NodeLinks {
             debug_assert!(yielded.is_pending(), "it wakes the task by itself, later");
         }
         Poll::Pending
+    }
+
+    /// Continues the subscriber's stream from the node's log.
+    fn poll_log(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
+        if let Some(upkeep) = &mut self.upkeep {
+            let kept = upkeep.as_mut().poll(cx);
+            debug_assert!(kept.is_pending(), "a log is kept for ever");
+        }
+        let Some(CatchUp::Reading { from, until }) = self.node.catch_up else {
+            self.log = None;
+            return Progress::None;
+        };
+        let settings = &self.known_node.settings;
+        let log = self.log.get_or_insert_with(|| {
+            let settings = settings.clone();
+            Box::pin(async move { read_between(&settings, from, until, ReadLimits::default()).await })
+        });
+        let Poll::Ready(read) = log.as_mut().poll(cx) else { return Progress::None };
+        self.log = None;
+        self.node.caught_up(read, until, now);
+        self.subscriber.caught_up(&mut self.node, now);
+        Progress::Made
     }
 
     fn poll_subscriber(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
@@ -320,7 +354,7 @@ impl NodeLinks {
 
 /// A stream to a node.
 fn connecting(known_node: &KnownNode, purpose: Purpose) -> BoxFuture<Result<Greeted, LinkError>> {
-    let KnownNode { settings, health } = known_node.clone();
+    let KnownNode { settings, health, .. } = known_node.clone();
     Box::pin(async move { settings.connect(purpose, &|slow| health.attempt_failed(slow)).await })
 }
 

@@ -2,12 +2,14 @@
 //! is to be told. Their machines (`subscriber.rs`, `publisher.rs`) change it. May not enter: bytes, sockets.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::RedisError;
 use tokio::time::Instant;
 
+use super::catch_up::{CatchUp, is_clean_cut};
 use super::channel_table::ChannelTable;
 use super::error::LinkError;
 use super::health::Health;
@@ -20,6 +22,7 @@ use super::transport::HostPort;
 use crate::broker::event::{Gap, Report};
 use crate::channel::Channel;
 use crate::placement::{Node, Placement};
+use crate::position::{Logged, Milestone};
 
 /// A handshake is refused at once when the link has been away, or has owed an answer, for
 /// this long; before, it waits. Chosen: a lost connection is back within it, a lost or
@@ -45,8 +48,10 @@ pub(crate) struct Terms {
     pub(crate) max_reconnect_delay: Duration,
     /// Whether the topology of a cluster decides which node is a master.
     pub(crate) is_in_cluster: bool,
-    /// Whether an endpoint has a history.
-    pub(crate) has_history: bool,
+    /// Whether milestones are wanted.
+    pub(crate) has_milestones: bool,
+    /// Whether the node's replication log may be read.
+    pub(crate) may_replay: bool,
 }
 
 /// A link that was greeted.
@@ -68,6 +73,8 @@ pub(crate) enum PublicationKind {
     Session,
     /// The probe's, a milestone, or a forged marker.
     Own,
+    /// The milestone at which the stream stands still, to be continued from the node's log first.
+    CatchUp,
     /// The marker: the stream stands still here.
     Marker,
 }
@@ -83,6 +90,8 @@ pub(crate) struct NodeState {
     pub(crate) probe: Probe,
     pub(crate) marker: Option<Marker>,
     pub(crate) milestones: MilestoneClock,
+    /// The stream was cut, and is to be continued from the node's log.
+    pub(crate) catch_up: Option<CatchUp>,
     /// Since when not all wanted channels are subscribed; `None` while they are.
     pub(crate) incomplete_since: Option<Instant>,
     /// When all wanted channels were subscribed last.
@@ -114,7 +123,7 @@ pub(crate) struct NodeState {
 
 impl NodeState {
     pub(crate) fn new(id: Node, terms: Terms, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
-        let milestones = MilestoneClock::new(terms.has_history && !terms.is_in_cluster, now);
+        let milestones = MilestoneClock::new(terms.has_milestones && !terms.is_in_cluster, now);
         let mut channels = ChannelTable::default();
         milestones.channel().into_iter().for_each(|channel| channels.ask(channel.clone()));
         Self {
@@ -126,6 +135,7 @@ impl NodeState {
             probe: Probe::new(now),
             marker: None,
             milestones,
+            catch_up: None,
             incomplete_since: Some(now),
             subscribed_at: now,
             lost_since: None,
@@ -153,18 +163,56 @@ impl NodeState {
         } else if self.probe.takes(channel, payload) {
             PublicationKind::Own
         } else if self.milestones.is_on(channel) {
-            self.on_milestone(payload, now);
-            PublicationKind::Own
+            self.on_milestone(payload, now)
         } else {
             PublicationKind::Session
         }
     }
 
-    fn on_milestone(&mut self, payload: &[u8], now: Instant) {
+    fn on_milestone(&mut self, payload: &[u8], now: Instant) -> PublicationKind {
+        let milestone = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
         // What others publish there is ignored.
-        if let Some(milestone) = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok()) {
-            self.milestones.on_heard(now);
-            self.events.push_back(Report::Milestone { node: self.id, milestone });
+        let Some(milestone) = milestone else { return PublicationKind::Own };
+        self.milestones.on_heard(milestone, now);
+        match self.catch_up {
+            None => self.events.push_back(Report::Milestone { node: self.id, milestone }),
+            // The log has it, too.
+            Some(CatchUp::Cut { .. } | CatchUp::Reading { .. }) => {}
+            Some(CatchUp::Subscribed { from, .. }) => {
+                self.catch_up = Some(CatchUp::Reading { from, until: milestone });
+                return PublicationKind::CatchUp;
+            }
+        }
+        PublicationKind::Own
+    }
+
+    /// The link is lost by `error`. Returns whether everything before was heard, so that the stream can be continued from
+    /// the node's log.
+    pub(crate) fn cut(&mut self, error: &LinkError) -> bool {
+        let is_clean = is_clean_cut(error) && !self.probe.is_forgotten();
+        let last = self.milestones.last.filter(|last| last.log.is_some() && !self.is_incomplete());
+        let is_clean = is_clean && self.milestones.due_at().is_some();
+        let from = self.catch_up.map(CatchUp::from).or(last);
+        self.catch_up = from.filter(|_| self.terms.may_replay && is_clean).map(|from| CatchUp::Cut { from });
+        self.catch_up.is_some()
+    }
+
+    /// The log was read, or could not be, while the stream stood still at `until`.
+    pub(crate) fn caught_up(&mut self, read: Result<Vec<Logged>, impl fmt::Display>, until: Milestone, now: Instant) {
+        self.catch_up = None;
+        match read {
+            Ok(logged) => {
+                let since = self.lost_since.take().unwrap_or(now);
+                let length = now.saturating_duration_since(since);
+                let gap = Gap { node: self.id, server: self.terms.server.clone(), length };
+                self.events.push_back(Report::Replayed { gap, logged, until });
+            }
+            Err(error) => {
+                let server = &self.terms.server;
+                tracing::warn!(server, %error, "the gap at {server} cannot be filled from its replication log: {error}");
+                self.end_gap(now);
+                self.events.push_back(Report::Milestone { node: self.id, milestone: until });
+            }
         }
     }
 
@@ -231,6 +279,16 @@ impl NodeState {
     /// Tells of what was lost, once all is there again that was wanted then: channels that are new since are not waited
     /// for, or a stream of handshakes would put it off.
     pub(crate) fn end_gap(&mut self, now: Instant) {
+        if let Some(catch_up) = self.catch_up.filter(|catch_up| !catch_up.is_overdue(now)) {
+            if let CatchUp::Cut { from } = catch_up
+                && !self.channels.has_awaited()
+            {
+                self.catch_up = Some(CatchUp::Subscribed { from, at: now });
+                self.milestones.hasten(now);
+            }
+            return;
+        }
+        self.catch_up = None;
         if self.lost_since.is_none() && self.refused_since.is_none() || self.channels.has_awaited() {
             return;
         }

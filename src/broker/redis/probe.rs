@@ -71,6 +71,8 @@ pub(crate) struct Probe {
     is_extended: bool,
     /// Whether the link is subscribed; before, nothing can come.
     is_listening: bool,
+    /// Whether Redis itself said that the link is not subscribed.
+    is_forgotten: bool,
     permission: Permission,
 }
 
@@ -90,6 +92,7 @@ impl Probe {
             behind_since: None,
             is_extended: false,
             is_listening: false,
+            is_forgotten: false,
             permission: Permission::Lost,
         }
     }
@@ -149,7 +152,7 @@ impl Probe {
         self.taken = self.sent;
         self.awaited.clear();
         self.miss_nothing();
-        self.is_listening = true;
+        (self.is_listening, self.is_forgotten) = (true, false);
         self.heard_at = now;
     }
 
@@ -157,6 +160,11 @@ impl Probe {
     pub(crate) fn end(&mut self) {
         self.is_listening = false;
         self.miss_nothing();
+    }
+
+    /// Whether Redis itself said that the link was not subscribed any more.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.is_forgotten
     }
 
     fn miss_nothing(&mut self) {
@@ -211,7 +219,10 @@ impl Probe {
         }
         self.missing_since = Some(match self.missing_since {
             // Redis itself says that the link is not subscribed: nothing to wait for.
-            _ if receivers == 0 => now.checked_sub(GRACE).unwrap_or(now),
+            _ if receivers == 0 => {
+                self.is_forgotten = true;
+                now.checked_sub(GRACE).unwrap_or(now)
+            }
             Some(since) => since,
             None => now,
         });

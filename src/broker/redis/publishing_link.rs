@@ -147,7 +147,7 @@ impl PublishingLink {
         if now < patience && !node.health.are_all_complete() {
             return Some(Some(patience));
         }
-        if node.lost_since.is_some() {
+        if node.lost_since.is_some() && node.catch_up.is_none() {
             // Of channels that are not subscribed for now, though the link is up, the others do not wait long.
             self.paused_until = self.paused_until.or(Some(now + RETRY));
         }

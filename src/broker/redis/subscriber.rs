@@ -77,7 +77,9 @@ impl Subscriber {
         if marker.progress != marker::Progress::Lost {
             self.command(Change::Unmark(marker.channel));
         }
-        self.state.resume(node, now);
+        if self.is_at_marker() {
+            self.state.resume(node, now);
+        }
     }
 
     /// No link is made any more.
@@ -111,6 +113,12 @@ impl Subscriber {
         self.state = LinkState::Subscribing(Box::new(link), Count::Unknown);
         self.has_heard = false;
         self.advance(node, now);
+    }
+
+    /// The node's log was read: the stream goes on.
+    pub(crate) fn caught_up(&mut self, node: &mut NodeState, now: Instant) {
+        debug_assert!(matches!(self.state, LinkState::CatchingUp(..)));
+        self.state.resume(node, now);
     }
 
     /// Whether there is a link.
@@ -170,7 +178,8 @@ impl Subscriber {
                     match node.kind_of(link.reader.bytes(&channel), link.reader.bytes(&payload), now) {
                         PublicationKind::Session => return Some((channel, payload)),
                         PublicationKind::Own => {}
-                        PublicationKind::Marker => self.state.stand_still(),
+                        PublicationKind::Marker => self.state.stand_still(LinkState::AtMarker),
+                        PublicationKind::CatchUp => self.state.stand_still(LinkState::CatchingUp),
                     }
                 }
                 Ok(None) => {
@@ -371,14 +380,15 @@ impl Subscriber {
     /// The link is lost, as when its stream has ended, and another is made after a pause.
     pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
         let state = std::mem::replace(&mut self.state, LinkState::Down(self.backoff.pause(now)));
-        let (LinkState::Subscribing(..) | LinkState::Complete(..) | LinkState::AtMarker(..)) = &state else {
+        if state.link().is_none() {
             self.state = state;
             return;
-        };
+        }
         self.tell_probe(node, now);
         node.probe.end();
         node.retry_at = None;
         node.set_progress(marker::Progress::Lost);
+        let is_cut = node.cut(error);
         if node.channels.confirmed() > 0 || !node.is_incomplete() {
             let since = match (error, &state) {
                 // What the probe heard says nothing about a subscription that Redis forgot.
@@ -402,7 +412,7 @@ impl Subscriber {
             node.health.worker_is_incomplete();
         }
         node.channels.lose_all();
-        node.events.push_back(Report::Lost { node: node.id });
+        node.events.push_back(Report::Lost { node: node.id, is_cut });
     }
 
     fn link(&self) -> Option<&SubscribingLink> {

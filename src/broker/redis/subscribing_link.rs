@@ -58,7 +58,7 @@ pub(crate) enum Count {
     Unknown,
 }
 
-/// Down → Subscribing → Complete ⇄ AtMarker; from each of the last three to Down when the link fails, and from all to
+/// Down → Subscribing → Complete ⇄ AtMarker or CatchingUp; from each of these to Down when the link fails, and from all to
 /// Closed when the node leaves its cluster.
 #[derive(Debug)]
 pub(crate) enum LinkState {
@@ -69,6 +69,8 @@ pub(crate) enum LinkState {
     Complete(Box<SubscribingLink>, Audits),
     /// The stream stands still: nothing behind the marker is read, even if an answer is there.
     AtMarker(Box<SubscribingLink>, Audits),
+    /// The stream stands still at a milestone, while what was missed before it is read from the node's log.
+    CatchingUp(Box<SubscribingLink>, Audits),
     /// No link is made any more, or none ever was.
     Closed,
 }
@@ -77,7 +79,10 @@ impl LinkState {
     /// The link, if there is one.
     pub(crate) fn link(&self) -> Option<&SubscribingLink> {
         match self {
-            Self::Subscribing(link, _) | Self::Complete(link, _) | Self::AtMarker(link, _) => Some(link),
+            Self::Subscribing(link, _)
+            | Self::Complete(link, _)
+            | Self::AtMarker(link, _)
+            | Self::CatchingUp(link, _) => Some(link),
             Self::Down(_) | Self::Closed => None,
         }
     }
@@ -85,7 +90,10 @@ impl LinkState {
     /// The link, to change.
     pub(crate) fn link_mut(&mut self) -> Option<&mut SubscribingLink> {
         match self {
-            Self::Subscribing(link, _) | Self::Complete(link, _) | Self::AtMarker(link, _) => Some(link),
+            Self::Subscribing(link, _)
+            | Self::Complete(link, _)
+            | Self::AtMarker(link, _)
+            | Self::CatchingUp(link, _) => Some(link),
             Self::Down(_) | Self::Closed => None,
         }
     }
@@ -102,9 +110,9 @@ impl LinkState {
     }
 
     /// The marker was read. Only a complete link subscribes its channel.
-    pub(crate) fn stand_still(&mut self) {
+    pub(crate) fn stand_still(&mut self, standing: impl FnOnce(Box<SubscribingLink>, Audits) -> Self) {
         self.change(|state| match state {
-            Self::Complete(link, audits) => Self::AtMarker(link, audits),
+            Self::Complete(link, audits) => standing(link, audits),
             other => other,
         });
     }
@@ -112,7 +120,7 @@ impl LinkState {
     /// The worker resumes behind the marker.
     pub(crate) fn resume(&mut self, node: &mut NodeState, now: Instant) {
         self.change(|state| match state {
-            Self::AtMarker(mut link, audits) => {
+            Self::AtMarker(mut link, audits) | Self::CatchingUp(mut link, audits) => {
                 // The standstill is not the fault of the probe or of Redis.
                 node.probe.begin(now);
                 link.restart_deadline(node, now);
@@ -143,7 +151,7 @@ impl LinkState {
                 let next = link.next_timeout([Some(audits.next_at), node.retry_at]);
                 next.into_iter().chain(node.probe.limit()).min()
             }
-            Self::AtMarker(..) | Self::Closed => None,
+            Self::AtMarker(..) | Self::CatchingUp(..) | Self::Closed => None,
         }
     }
 }

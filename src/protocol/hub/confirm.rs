@@ -30,14 +30,14 @@ impl Hub {
         let entry = self.channels.get_mut(id).filter(|entry| entry.node == Some(node))?;
         let milestones = self.milestones.at(node);
         let is_new = !std::mem::replace(&mut entry.is_confirmed, true);
-        if is_new {
+        if is_new && !entry.is_interrupted {
             entry.places = Places::from(milestones.next());
         }
         *self.confirmed.at_mut(node) += usize::from(is_new);
         if entry.is_ready(milestones) {
             return Some(std::mem::take(&mut entry.awaiting));
         }
-        if is_new {
+        if is_new && !entry.is_interrupted {
             self.await_milestone(id);
         }
         Some(Vec::new())
@@ -47,7 +47,7 @@ impl Hub {
     pub(crate) fn refuse(&mut self, channel: &[u8]) -> Vec<SessionKey> {
         let id = self.names.find(&self.channels, channel);
         let Some(entry) = id.and_then(|id| self.channels.get_mut(id)) else { return Vec::new() };
-        self.rings.end(entry.history.as_deref_mut());
+        self.budget.end(entry.history.as_deref_mut());
         let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
         entry.is_requested = false;
         entry.awaiting = Vec::new();
@@ -66,12 +66,20 @@ impl Hub {
     }
 
     /// Notes that the link to `node` is lost: no channel there is confirmed, and sessions up to `newest` miss
-    /// publications. Returns the number of channels that were confirmed.
-    pub(crate) fn unconfirm_all(&mut self, node: Node, newest: Generation) -> usize {
+    /// publications. With `is_cut`, everything before the loss was heard, so that placed channels can be continued from
+    /// the node's log. Returns the number of channels that were confirmed.
+    pub(crate) fn unconfirm_all(&mut self, node: Node, newest: Generation, is_cut: bool) -> usize {
+        let milestones = self.milestones.at_mut(node);
         for (_, entry) in self.channels.iter_mut().filter(|(_, entry)| entry.node == Some(node)) {
-            entry.unconfirm(newest, &mut self.rings);
+            let is_placed = entry.is_interrupted || entry.places.end(milestones.current()).is_some();
+            if is_cut && is_placed {
+                entry.interrupt(newest);
+            } else {
+                entry.unconfirm(newest, &mut self.budget);
+            }
         }
-        self.milestones.at_mut(node).awaited_by.clear();
+        milestones.awaited_by.clear();
+        (milestones.is_asked, milestones.replay) = (false, None);
         std::mem::take(self.confirmed.at_mut(node))
     }
 
@@ -79,7 +87,7 @@ impl Hub {
     pub(crate) fn unconfirm(&mut self, node: Node, channel: &[u8], newest: Generation) -> bool {
         let id = self.names.find(&self.channels, channel);
         let entry = id.and_then(|id| self.channels.get_mut(id)).filter(|entry| entry.node == Some(node));
-        let was_confirmed = entry.is_some_and(|entry| entry.unconfirm(newest, &mut self.rings));
+        let was_confirmed = entry.is_some_and(|entry| entry.unconfirm(newest, &mut self.budget));
         *self.confirmed.at_mut(node) -= usize::from(was_confirmed);
         was_confirmed
     }
@@ -96,7 +104,7 @@ impl Hub {
             if to == from {
                 continue;
             }
-            let was_confirmed = entry.unconfirm(newest, &mut self.rings);
+            let was_confirmed = entry.unconfirm(newest, &mut self.budget);
             if let Some(from) = from {
                 *self.confirmed.at_mut(from) -= usize::from(was_confirmed);
             }

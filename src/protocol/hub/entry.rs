@@ -5,9 +5,10 @@ use std::time::Instant;
 use bytes::BytesMut;
 use smallvec::SmallVec;
 
+use super::budget::Budget;
 use super::history::History;
+use super::milestones::Milestones;
 use super::places::Places;
-use super::rings::Rings;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey, SubscriberId};
@@ -24,6 +25,8 @@ pub(super) struct ChannelEntry {
     /// Whether the subscription was requested from the broker, and not refused.
     pub(super) is_requested: bool,
     pub(super) is_confirmed: bool,
+    /// Whether the stream was cut at a place that is known, and is to be continued from the node's log.
+    pub(super) is_interrupted: bool,
     /// From the loss of the subscription until the gap is reported: the newest session that may have missed
     /// publications.
     pub(super) missed_by: Option<Generation>,
@@ -49,17 +52,24 @@ pub(super) struct Audience {
 }
 
 impl ChannelEntry {
+    /// Whether publications arrive, and have their places if they are to have any.
+    pub(super) fn is_ready(&self, milestones: &Milestones) -> bool {
+        let is_placed = || self.places.end(milestones.current()).is_some();
+        self.is_confirmed && !self.is_interrupted && (self.history.is_none() || milestones.are_missing || is_placed())
+    }
+
     pub(super) fn new(name: Channel, node: Option<Node>) -> Self {
         Self {
             name,
             node,
             is_requested: false,
             is_confirmed: false,
+            is_interrupted: false,
             missed_by: None,
             audiences: SmallVec::new(),
             subscribers: 0,
             given_up_at: None,
-            places: Places::from(u32::MAX),
+            places: Places::nowhere(),
             history: None,
             awaiting: Vec::new(),
         }
@@ -86,9 +96,20 @@ impl ChannelEntry {
 
     /// Notes the loss of the subscription; true when it was confirmed. The history ends: what follows does not continue
     /// it.
-    pub(super) fn unconfirm(&mut self, newest: Generation, rings: &mut Rings) -> bool {
-        rings.end(self.history.as_deref_mut());
-        self.places = Places::from(u32::MAX);
+    pub(super) fn unconfirm(&mut self, newest: Generation, budget: &mut Budget) -> bool {
+        budget.end(self.history.as_deref_mut());
+        self.places = Places::nowhere();
+        self.is_interrupted = false;
+        self.lose(newest)
+    }
+
+    /// Notes that the stream was cut at its place: what follows may continue it. True when it was confirmed.
+    pub(super) fn interrupt(&mut self, newest: Generation) -> bool {
+        self.is_interrupted = true;
+        self.lose(newest)
+    }
+
+    fn lose(&mut self, newest: Generation) -> bool {
         let was_confirmed = std::mem::replace(&mut self.is_confirmed, false);
         if was_confirmed {
             self.missed_by = Some(newest);

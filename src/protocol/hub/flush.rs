@@ -65,6 +65,15 @@ impl Hub {
     /// Appends a publication to the batches of its channel's audiences.
     pub(crate) fn append(&mut self, channel: &[u8], payload: &[u8]) -> Batching {
         let Some(id) = self.names.find(&self.channels, channel) else { return Batching::Wait };
+        if self.channels.get(id).is_some_and(|entry| entry.is_interrupted) {
+            // The node's log has it, too, and all before it.
+            return Batching::Wait;
+        }
+        self.append_to(id, payload)
+    }
+
+    /// Appends a publication to the batches of the channel `id`.
+    pub(super) fn append_to(&mut self, id: usize, payload: &[u8]) -> Batching {
         let position = self.record(id, payload);
         let Some(entry) = self.channels.get_mut(id) else { return Batching::Wait };
         let (mut batching, mut encoded) = (Batching::Wait, Encoded::Utf8);

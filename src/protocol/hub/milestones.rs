@@ -20,10 +20,23 @@ pub(super) struct Milestones {
     numbers: HashMap<MilestoneId, u32>,
     /// Channels that are confirmed, and wait for the next milestone: the ids of their entries.
     pub(super) awaited_by: Vec<usize>,
+    /// A log that is replayed, to continue a stream that was cut.
+    pub(super) replay: Option<Replay>,
     /// Whether the broker was asked for a milestone, and none was heard since.
     pub(super) is_asked: bool,
     /// Whether the broker publishes none.
     pub(super) are_missing: bool,
+}
+
+/// A log that is replayed.
+#[derive(Debug)]
+pub(super) struct Replay {
+    /// The last milestone that was heard before the stream was cut.
+    pub(super) start: u32,
+    /// The publications since that milestone that are still to be skipped, by channel.
+    pub(super) skip: HashMap<usize, u32>,
+    /// Whether publications are those that were made before the stream was cut, or may be.
+    pub(super) is_skipping: bool,
 }
 
 impl Default for Milestones {
@@ -33,6 +46,7 @@ impl Default for Milestones {
             first: MIDDLE,
             numbers: HashMap::new(),
             awaited_by: Vec::new(),
+            replay: None,
             is_asked: false,
             are_missing: false,
         }

@@ -5,6 +5,7 @@
 //! its last subscriber has left. The hub decides what to subscribe and which sessions to tell of a confirmation; the
 //! worker does both. May not enter: sockets, the broker, tasks.
 
+mod budget;
 mod confirm;
 mod entry;
 mod flush;
@@ -12,6 +13,7 @@ mod history;
 mod milestones;
 mod names;
 mod places;
+mod replay;
 mod rings;
 mod snapshot;
 mod state;

@@ -24,6 +24,22 @@ impl Places {
         Self { from: next, last: Place { milestone: next, count: 0 } }
     }
 
+    /// A channel that is not confirmed.
+    pub(super) fn nowhere() -> Self {
+        Self::from(u32::MAX)
+    }
+
+    /// How many publications were counted since that milestone, the last that was heard.
+    pub(super) fn since(&self, milestone: u32) -> u32 {
+        if self.last.milestone == milestone { self.last.count } else { 0 }
+    }
+
+    /// Takes back the last `publications`, which all others never had.
+    pub(super) fn uncount(&mut self, publications: u32) {
+        debug_assert!(publications <= self.last.count, "what was counted can be taken back");
+        self.last.count -= publications;
+    }
+
     /// Counts a publication that comes when `current` is the last milestone; returns its place, if the channel is
     /// placed.
     pub(super) fn count(&mut self, current: Option<u32>) -> Option<Place> {

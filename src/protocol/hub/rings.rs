@@ -5,11 +5,9 @@
 //! first byte on. May not enter: sockets, the broker.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
 use bytes::{BufMut, BytesMut};
 
-use super::entry::ChannelEntry;
 use super::history::{History, Keep};
 use super::milestones::Milestones;
 use super::state::Hub;
@@ -18,22 +16,6 @@ use crate::clock::Millis;
 use crate::id::{SessionKey, SubscriberId};
 use crate::placement::Node;
 use crate::position::{Milestone, Position};
-
-/// What bounds the histories together.
-#[derive(Debug, Default)]
-pub(super) struct Rings {
-    /// Payloads of all histories.
-    bytes: usize,
-    max_bytes: usize,
-    /// Channels by when their oldest publication is too old, or earlier: one entry for each history that is not empty,
-    /// as (time, channel, the history's serial number).
-    oldest: BinaryHeap<Reverse<(Millis, usize, u64)>>,
-    serials: u64,
-    /// The longest time for which a channel is kept.
-    longest: Millis,
-    /// The time of the last tick.
-    pub(super) now: Millis,
-}
 
 /// What a client that shows a position gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,21 +31,21 @@ pub(crate) enum Recovery {
 impl Hub {
     /// Bounds the payloads that all histories keep together.
     pub(crate) fn set_max_history(&mut self, bytes: usize) {
-        self.rings.max_bytes = bytes;
+        self.budget.max_bytes = bytes;
     }
 
     /// Keeps so much of `channel` from now on, for as long as the channel has an entry.
     pub(crate) fn keep(&mut self, channel: &Channel, keep: Keep) {
         let id = self.entry_of(channel);
         let Some(entry) = self.channels.get_mut(id) else { return };
-        self.rings.longest = self.rings.longest.max(keep.age);
+        self.budget.longest = self.budget.longest.max(keep.age);
         match &mut entry.history {
             Some(history) => history.widen(keep),
             None => {
-                self.rings.serials += 1;
+                self.budget.serials += 1;
                 let current = entry.node.and_then(|node| self.milestones.at(node).current());
                 let end = entry.places.end(current);
-                entry.history = Some(Box::new(History::new(keep, self.rings.serials, end)));
+                entry.history = Some(Box::new(History::new(keep, self.budget.serials, end)));
                 if entry.is_confirmed {
                     self.await_milestone(id);
                 }
@@ -104,9 +86,9 @@ impl Hub {
         if !milestones.hear(milestone, now) {
             return Vec::new();
         }
-        milestones.forget(now.saturating_sub(self.rings.longest));
+        milestones.forget(now.saturating_sub(self.budget.longest));
         // A worker that awaits the sessions of another process has no ticks.
-        self.rings.now = self.rings.now.max(now);
+        self.budget.now = self.budget.now.max(now);
         let awaited_by = std::mem::take(&mut milestones.awaited_by);
         let mut told = Vec::new();
         for id in awaited_by {
@@ -145,42 +127,42 @@ impl Hub {
         let place = entry.places.count(milestones.current())?;
         let Some(history) = &mut entry.history else { return milestones.position(place) };
         let was_empty = history.is_empty();
-        let growth = history.push(payload, place, entry.places.from, self.rings.now);
+        let growth = history.push(payload, place, entry.places.from, self.budget.now);
         if was_empty && let Some(at) = history.expires_at() {
-            self.rings.oldest.push(Reverse((at, id, history.serial)));
+            self.budget.oldest.push(Reverse((at, id, history.serial)));
         }
         let position = milestones.position(place);
-        self.rings.bytes = self.rings.bytes.saturating_add_signed(growth);
+        self.budget.bytes = self.budget.bytes.saturating_add_signed(growth);
         self.bound_kept();
         position
     }
 
     fn bound_kept(&mut self) {
-        while self.rings.bytes > self.rings.max_bytes && self.evict_oldest(Millis::MAX) {}
+        while self.budget.bytes > self.budget.max_bytes && self.evict_oldest(Millis::MAX) {}
     }
 
     /// Notes that publications came in front of what the history of the channel `id` keeps: `growth` bytes.
     pub(super) fn on_prepended(&mut self, id: usize, growth: usize) {
         let Some(history) = self.channels.get_mut(id).and_then(|entry| entry.history.as_mut()) else { return };
         // The entry that may be in `oldest` is too late, and of another history now.
-        self.rings.serials += 1;
-        history.serial = self.rings.serials;
+        self.budget.serials += 1;
+        history.serial = self.budget.serials;
         if let Some(at) = history.expires_at() {
-            self.rings.oldest.push(Reverse((at, id, history.serial)));
+            self.budget.oldest.push(Reverse((at, id, history.serial)));
         }
-        self.rings.bytes += growth;
+        self.budget.bytes += growth;
         self.bound_kept();
     }
 
     /// Drops what is too old.
     pub(super) fn expire_kept(&mut self, now: Millis) {
-        self.rings.now = now;
+        self.budget.now = now;
         while self.evict_oldest(now) {}
     }
 
     /// Drops the publication that is too old first, if that is by `until`; false when there is none.
     fn evict_oldest(&mut self, until: Millis) -> bool {
-        while let Some(mut top) = self.rings.oldest.peek_mut() {
+        while let Some(mut top) = self.budget.oldest.peek_mut() {
             let Reverse((at, id, serial)) = *top;
             if at > until {
                 return false;
@@ -196,7 +178,7 @@ impl Hub {
                 *top = Reverse((expires_at, id, serial));
                 continue;
             }
-            self.rings.bytes -= history.evict();
+            self.budget.bytes -= history.evict();
             return true;
         }
         false
@@ -240,21 +222,6 @@ impl Hub {
             out.put_slice(&position);
         }
         recovery
-    }
-}
-
-impl Rings {
-    /// Ends a history, because its subscription is lost or its channel is given up.
-    pub(super) fn end(&mut self, history: Option<&mut History>) {
-        self.bytes -= history.map_or(0, History::end);
-    }
-}
-
-impl ChannelEntry {
-    /// Whether publications arrive, and have their places if they are to have any.
-    pub(super) fn is_ready(&self, milestones: &Milestones) -> bool {
-        let is_placed = || self.places.end(milestones.current()).is_some();
-        self.is_confirmed && (self.history.is_none() || milestones.are_missing || is_placed())
     }
 }
 
@@ -341,7 +308,7 @@ mod tests {
         assert!(!join(&mut hub, "a", 2).1);
         assert_eq!(hub.on_milestone(Node(0), milestone(2), 0).first(), Some(&(key(1), subscriber)));
         assert!(join(&mut hub, "a", 3).1);
-        hub.unconfirm_all(Node(0), 0);
+        hub.unconfirm_all(Node(0), 0, false);
         assert!(!join(&mut hub, "a", 4).1);
         assert_eq!(hub.confirm(Node(0), b"a").map(|told| told.len()), Some(0));
         assert_eq!(hub.take_wanted_milestones(), [Node(0)], "asked for once more, on the new link");
@@ -442,7 +409,7 @@ mod tests {
         assert_eq!(kept(&mut hub, 4), [1, 1, 1]);
         assert_eq!(kept(&mut hub, 3), [99, 99, 99], "too old");
         hub.expire(60_004, |_, _| {});
-        assert_eq!((hub.rings.bytes, kept(&mut hub, 5)), (0, [0, 0, 0]));
+        assert_eq!((hub.budget.bytes, kept(&mut hub, 5)), (0, [0, 0, 0]));
     }
 
     #[test]
@@ -465,6 +432,6 @@ mod tests {
         assert_eq!(recovered(&mut hub, subscriber, Some(position(1, 0))).0, Recovery::Complete { publications: 1 });
         hub.leave(subscriber, 60_000);
         hub.expire(120_000, |_, name| gone.push(name));
-        assert_eq!((gone.last(), hub.rings.bytes), (Some(&channel("a")), 0));
+        assert_eq!((gone.last(), hub.budget.bytes), (Some(&channel("a")), 0));
     }
 }

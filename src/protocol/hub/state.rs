@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use slab::Slab;
 
+use super::budget::Budget;
 use super::entry::{Audience, ChannelEntry};
 use super::history::Keep;
 use super::milestones::Milestones;
 use super::names::Names;
-use super::rings::Rings;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::{SessionKey, SubscriberId};
@@ -61,7 +61,7 @@ pub(crate) struct Hub {
     pub(super) lingering: BinaryHeap<Reverse<(Millis, usize)>>,
     pub(super) linger: Millis,
     pub(super) milestones: PerNode<Milestones>,
-    pub(super) rings: Rings,
+    pub(super) budget: Budget,
     /// How long after a flush the next batch may be held back.
     pub(super) pace: Duration,
 }
@@ -91,7 +91,7 @@ impl Hub {
             spare: Vec::new(),
             lingering: BinaryHeap::new(),
             milestones,
-            rings: Rings::default(),
+            budget: Budget::default(),
             linger,
             pace,
         }
@@ -148,7 +148,7 @@ impl Hub {
         if let Some(entry) = self.channels.get_mut(id) {
             entry.subscribers -= 1;
             if let Some(mut unwanted) = entry.history.take_if(|history| !history.is_wanted) {
-                self.rings.end(Some(&mut unwanted));
+                self.budget.end(Some(&mut unwanted));
             }
         }
         self.linger_if_unused(id, now);
@@ -208,7 +208,7 @@ impl Hub {
             }
             self.names.remove(&self.channels, id);
             let mut entry = self.channels.remove(id);
-            self.rings.end(entry.history.as_deref_mut());
+            self.budget.end(entry.history.as_deref_mut());
             self.pending -= entry.audiences.iter().map(|audience| audience.batch.len()).sum::<usize>();
             self.touched.retain(|(channel, _)| *channel != id);
             if entry.is_confirmed {

@@ -75,7 +75,7 @@ fn a_subscription_is_requested_once_and_all_waiting_subscribers_are_told_once() 
     assert_eq!(hub.confirm(Node(0), b"c:a"), Some(told.to_vec()));
     assert_eq!(hub.confirm(Node(0), b"c:a"), Some(Vec::new()));
     assert!(hub.join(&channel(), LUA, key(3)).is_confirmed);
-    hub.unconfirm_all(Node(0), 0);
+    hub.unconfirm_all(Node(0), 0, false);
     let fourth = hub.join(&channel(), LUA, key(4));
     assert!(!fourth.is_confirmed && !fourth.is_first, "a new link asks for all channels by itself");
     assert_eq!(hub.confirm(Node(0), b"c:a"), Some(vec![(key(4), fourth.subscriber)]));
@@ -190,7 +190,7 @@ fn sessions_that_missed_publications_are_known_until_the_gap_is_reported() {
     hub.join(&channel(), LUA, key(1));
     hub.join(&Channel::from_static(b"c:b"), LUA, key(2));
     hub.confirm(Node(0), b"c:a");
-    hub.unconfirm_all(Node(0), 7);
+    hub.unconfirm_all(Node(0), 7, false);
     assert_eq!(hub.unconfirmed(Node(0)).len(), 2);
     hub.confirm(Node(0), b"c:a");
     assert!(hub.unconfirm(Node(0), b"c:a", 9), "it was there again");
@@ -275,7 +275,7 @@ fn a_channel_for_which_only_handshakes_wait_is_not_in_use() {
     assert!(hub.channels_in_use().is_empty(), "Redis may still refuse it");
     hub.confirm(Node(0), b"c:a");
     assert_eq!(hub.channels_in_use(), [channel()]);
-    hub.unconfirm_all(Node(0), 1);
+    hub.unconfirm_all(Node(0), 1, false);
     let second = hub.join(&channel(), LUA, key(2));
     assert_eq!(hub.channels_in_use(), [channel()], "one had it before");
     hub.leave(first.subscriber, 0);

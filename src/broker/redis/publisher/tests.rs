@@ -37,7 +37,8 @@ impl Stage {
             response_timeout: TIMEOUT,
             max_reconnect_delay: SECOND,
             is_in_cluster: false,
-            has_history: false,
+            has_milestones: false,
+            may_replay: false,
         };
         let health = Arc::new(Health::new(&RedisUrl::default(), 1));
         let mut node = NodeState::new(Node(0), terms, health, Placement::over(1), now);

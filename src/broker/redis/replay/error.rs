@@ -48,6 +48,10 @@ pub(crate) enum ReplayError {
     TooSlow(Duration),
     #[error("the replication log cannot be decoded behind offset {0}")]
     Malformed(u64),
+    #[error("the last milestone does not say where it is in the replication log (the ACL user needs +info)")]
+    Unplaced,
+    #[error("a failover lost the last milestone that was heard")]
+    Forgotten,
     #[error(transparent)]
     Link(#[from] LinkError),
 }

@@ -6,17 +6,22 @@
 //! Sentinel from a replica. `keep` makes and keeps a log, `outlook` tells how far back it reaches. May not enter:
 //! positions of clients, the hub.
 
+mod between;
 mod error;
 mod info;
 mod keep;
+mod keeper;
 mod link;
 mod log;
 mod outlook;
 mod reader;
 
+pub(crate) use self::between::read_between;
 pub(crate) use self::error::ReplayError;
 pub(crate) use self::info::LogState;
+#[cfg(feature = "internals")]
 pub(crate) use self::keep::{Upkeep, visit};
+pub(crate) use self::keeper::keep;
 pub(crate) use self::link::look;
 pub(crate) use self::log::Publication;
 #[cfg(feature = "internals")]

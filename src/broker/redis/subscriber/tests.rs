@@ -52,7 +52,8 @@ impl Stage {
             response_timeout: TIMEOUT,
             max_reconnect_delay: SECOND,
             is_in_cluster: placement.has_sharded(),
-            has_history: false,
+            has_milestones: false,
+            may_replay: false,
         };
         let node = NodeState::new(node, terms, Arc::new(Health::new(&RedisUrl::default(), 1)), placement, now);
         let subscriber = Subscriber::new(SECOND, now);

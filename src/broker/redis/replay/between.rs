@@ -1,0 +1,49 @@
+//! Reads what a log has between two milestones. May not enter: which of it is new to whom.
+
+use bytes::Bytes;
+
+use super::error::ReplayError;
+use super::reader::{ReadLimits, Reading};
+use crate::broker::redis::connect::Settings;
+use crate::broker::redis::milestone;
+use crate::channel::Channel;
+use crate::position::{Logged, Milestone};
+
+/// Reads what was published between two milestones.
+///
+/// # Errors
+/// The log cannot be read, or does not have one of the milestones.
+pub(crate) async fn read_between(
+    settings: &Settings,
+    from: Milestone,
+    until: Milestone,
+    limits: ReadLimits,
+) -> Result<Vec<Logged>, ReplayError> {
+    let log = from.log.ok_or(ReplayError::Unplaced)?;
+    let mut reading = Reading::open(settings, log, limits).await?;
+    let mut former_end = reading.former_end();
+    let (mut is_behind_start, mut logged) = (false, Vec::new());
+    loop {
+        let publication = reading.next().await?;
+        if former_end.is_some_and(|end| publication.offset > end) {
+            former_end = None;
+            if !is_behind_start {
+                return Err(ReplayError::Forgotten);
+            }
+            logged.push(Logged::Promoted);
+        }
+        let milestone = (publication.channel == milestone::CHANNEL.as_bytes())
+            .then(|| std::str::from_utf8(publication.payload).ok()?.parse::<Milestone>().ok())
+            .flatten();
+        match milestone {
+            Some(milestone) if milestone.id == until.id && is_behind_start => return Ok(logged),
+            Some(milestone) if milestone.id == from.id => is_behind_start = true,
+            Some(milestone) if is_behind_start => logged.push(Logged::Milestone(milestone)),
+            None if is_behind_start => logged.push(Logged::Publication {
+                channel: Channel::copy_from_slice(publication.channel),
+                payload: Bytes::copy_from_slice(publication.payload),
+            }),
+            Some(_) | None => {}
+        }
+    }
+}
