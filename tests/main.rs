@@ -29,6 +29,7 @@ mod nginx;
 mod outage;
 mod package;
 mod payload;
+mod positions;
 mod publish;
 mod readme;
 mod refusal;

@@ -22,7 +22,7 @@ use super::page::Pages;
 use super::refusal::note_refused;
 use crate::channel::Channel;
 use crate::config::WireName;
-use crate::position::Position;
+use crate::position::{NotAPosition, Position};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
@@ -36,6 +36,24 @@ pub(super) struct Accepted {
     /// The position with which the client comes back.
     pub(super) since: Option<Position>,
     pub(super) head: Bytes,
+}
+
+impl Accepted {
+    /// A client that may have shown a position.
+    fn coming_back(
+        endpoint: &Rc<Endpoint>,
+        channel: Channel,
+        encoding: Encoding,
+        shown: Option<Result<Position, NotAPosition>>,
+        mut head: Vec<u8>,
+    ) -> Self {
+        if matches!(shown, Some(Err(_)))
+            && let Some(gap) = encoding.gap("the last event's id is not a position: messages may be missing")
+        {
+            head.extend_from_slice(&gap);
+        }
+        Self { endpoint: endpoint.clone(), channel, encoding, since: shown.and_then(Result::ok), head: head.into() }
+    }
 }
 
 /// An answer without a session: a status, and one line with the reason.
@@ -147,6 +165,9 @@ const OTHER_LOCATION: &str = "the path belongs to another endpoint than the prox
 /// The refusal of an event stream at an endpoint whose clients receive nothing.
 const NO_EVENTS: &str = "this endpoint sends its clients nothing, so there is no event stream";
 
+/// nchan's subprotocol with positions (<https://nchan.io/#websocket>), spoken at endpoints with a history.
+const META: &str = "ws+meta.nchan";
+
 /// The refusal of a WebSocket at an endpoint with `wire = "sse"`.
 const ONLY_EVENTS: &str = "this endpoint has server-sent events only, and no WebSockets";
 
@@ -180,12 +201,15 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedH
     if !request.body().is_end_stream() {
         return Err(bad("a handshake has no body".to_owned()));
     }
-    let (channel, encoding) = endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let (channel, mut encoding) =
+        endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
     if is_stream {
         check_event_stream(endpoint, request).map_err(bad)?;
         return Ok(event_stream_on(endpoint, channel, request.headers(), target, worker.config.limits.retry_after));
     }
+    let has_positions = endpoint.config.history.is_some() && handshake::offers(request.headers(), META);
     let spoken = match endpoint.config.wire {
+        _ if has_positions => Subprotocols::Only(META),
         WireName::Lua | WireName::Sse => Subprotocols::First,
         WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
     };
@@ -194,7 +218,12 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedH
             .with(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         _ => bad(why.to_string()),
     })?;
-    Ok(Accepted { endpoint: endpoint.clone(), channel, encoding, since: None, head })
+    let mut shown = None;
+    if has_positions {
+        encoding = Encoding::Meta;
+        shown = event_stream::since(request.headers(), target.query());
+    }
+    Ok(Accepted::coming_back(endpoint, channel, encoding, shown, head.to_vec()))
 }
 
 /// Whether a request is for server-sent events, and not for a WebSocket.
@@ -223,12 +252,5 @@ fn event_stream_on(
 ) -> Accepted {
     let encoding = endpoint.event_encoding();
     let shown = event_stream::since(headers, target.query());
-    let mut head = event_stream::head(retry_after);
-    if matches!(shown, Some(Err(_)))
-        && let Some(gap) = encoding.gap("the last event's id is not a position: messages may be missing")
-    {
-        head.extend_from_slice(&gap);
-    }
-    let since = shown.and_then(Result::ok);
-    Accepted { endpoint: endpoint.clone(), channel, encoding, since, head: head.into() }
+    Accepted::coming_back(endpoint, channel, encoding, shown, event_stream::head(retry_after))
 }

@@ -119,13 +119,13 @@ impl Hub {
         told
     }
 
-    /// Counts a publication on the channel `id`, and keeps it if the channel has a history; returns the position behind
-    /// it, if it is known.
+    /// Counts a publication on the channel `id`. Keeps it if the channel has a history, and returns the position behind it
+    /// then, if it is known.
     pub(super) fn record(&mut self, id: usize, payload: &[u8]) -> Option<Position> {
         let entry = self.channels.get_mut(id)?;
         let milestones = self.milestones.at(entry.node?);
         let place = entry.places.count(milestones.current())?;
-        let Some(history) = &mut entry.history else { return milestones.position(place) };
+        let history = entry.history.as_mut()?;
         let was_empty = history.is_empty();
         let growth = history.push(payload, place, entry.places.from, self.budget.now);
         if was_empty && let Some(at) = history.expires_at() {
@@ -218,6 +218,7 @@ impl Hub {
         {
             out.put_slice(&gap);
         }
+        let end = end.filter(|_| entry.history.is_some());
         if let Some(position) = end.and_then(position).and_then(|at| encoding.position(at)) {
             out.put_slice(&position);
         }

@@ -32,6 +32,8 @@ pub(crate) enum Subprotocols<'a> {
     First,
     /// The first one that is in this list.
     Listed(&'a [String]),
+    /// This one.
+    Only(&'a str),
 }
 
 /// Whether the request is for a WebSocket, whatever else it accepts.
@@ -42,6 +44,11 @@ pub(crate) fn is_asked_for(request: &HeaderMap) -> bool {
 /// RFC 9112 §3.2: exactly one Host field; and a URL always has a host.
 pub(crate) fn has_host(request: &HeaderMap) -> bool {
     only(request, &HOST).is_some_and(|host| !host.is_empty())
+}
+
+/// Whether a client offers this subprotocol.
+pub(crate) fn offers(request: &HeaderMap, name: &str) -> bool {
+    subprotocol(request, Subprotocols::Only(name)).is_some()
 }
 
 /// Checks the headers of a handshake and returns its 101: `Connection`, `Upgrade`,
@@ -113,6 +120,7 @@ fn subprotocol<'a>(request: &'a HeaderMap, spoken: Subprotocols<'_>) -> Option<&
         Subprotocols::Listed(listed) => {
             tokens.flatten().find(|token| listed.iter().any(|listed| listed.as_bytes() == *token))
         }
+        Subprotocols::Only(only) => tokens.flatten().find(|token| *token == only.as_bytes()),
     }
 }
 

@@ -1,0 +1,136 @@
+//! Promise: at an endpoint with a history, a client that comes back with its last position gets every message that it
+//! missed, once and in order, before anything that follows; or it is told that messages may be missing.
+
+use crate::support::client::{Client, Socket, Target};
+use crate::support::events::{EventStream, events_request};
+use crate::support::frame::TEXT;
+use crate::support::redis::Redis;
+use crate::support::webws::Webws;
+use crate::support::{SOON, until};
+
+const HISTORY: &str = "path = \"/webws\"\nhistory = { messages = 5 }";
+const PATH: &str = "/webws?channel=%22a%22";
+
+async fn start(redis: &Redis, workers: usize) -> Webws {
+    Webws::builder().broker(&redis.url()).workers(workers).endpoint_toml(HISTORY).start().await
+}
+
+/// A stream that comes back with the id of an event.
+async fn come_back(target: &Target, id: &str) -> EventStream {
+    let request = events_request(PATH).replace("\r\n\r\n", &format!("\r\nLast-Event-ID: {id}\r\n\r\n"));
+    EventStream::request(target, request.as_bytes()).await
+}
+
+async fn publish(redis: &Redis, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        redis.publish(b"chat:a", number.to_string().as_bytes()).await;
+    }
+}
+
+async fn expect(stream: &mut EventStream, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        stream.expect(&number.to_string()).await;
+    }
+}
+
+/// The position of a stream that has just begun.
+async fn begin(target: &Target) -> EventStream {
+    let mut stream = EventStream::open(target, PATH).await;
+    while stream.id.is_empty() {
+        assert_eq!(stream.next(SOON / 50).await, None, "only the position comes by itself");
+    }
+    stream
+}
+
+#[tokio::test]
+async fn an_event_stream_that_comes_back_gets_what_it_missed_in_order() {
+    let redis = Redis::start().await;
+    let webws = start(&redis, 1).await;
+    let mut first = begin(&webws.target()).await;
+    let start = first.id.clone();
+    publish(&redis, 0..2).await;
+    expect(&mut first, 0..2).await;
+    let seen = first.id.clone();
+    assert_ne!(seen, start);
+    drop(first);
+    publish(&redis, 2..4).await;
+    let mut stream = come_back(&webws.target(), &seen).await;
+    expect(&mut stream, 2..4).await;
+    publish(&redis, 4..5).await;
+    expect(&mut stream, 4..5).await;
+    let mut from_start = come_back(&webws.target(), &start).await;
+    expect(&mut from_start, 0..5).await;
+    let mut seen_all = come_back(&webws.target(), &stream.id).await;
+    publish(&redis, 5..6).await;
+    expect(&mut seen_all, 5..6).await;
+}
+
+#[tokio::test]
+async fn what_is_not_kept_is_told_as_a_gap_and_never_given_in_part() {
+    let redis = Redis::start().await;
+    let webws = start(&redis, 1).await;
+    let mut first = begin(&webws.target()).await;
+    let start = first.id.clone();
+    publish(&redis, 0..7).await;
+    expect(&mut first, 0..7).await;
+    for id in [start.as_str(), "17", "AQEjRWeJq83vAw"] {
+        let mut stream = come_back(&webws.target(), id).await;
+        let event = stream.next(SOON).await.expect("it is told");
+        assert!(event.kind == "gap" && event.data.contains("may be missing"), "{event:?}");
+        publish(&redis, 7..8).await;
+        expect(&mut stream, 7..8).await;
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_with_nchans_subprotocol_has_positions_and_comes_back_with_one() {
+    let redis = Redis::start().await;
+    let webws = start(&redis, 1).await;
+    let connect = async |path: String| {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Protocol: ws+meta.nchan\r\n\r\n"
+        );
+        let socket = Socket::connect(&webws.target()).await.unwrap();
+        let client = Client::request(socket, request.as_bytes()).await.unwrap();
+        assert_eq!(
+            (client.head().status, client.head().header("Sec-WebSocket-Protocol")),
+            (101, Some("ws+meta.nchan"))
+        );
+        client
+    };
+    let text = async |client: &mut Client| {
+        let frame = client.next_but_pings(SOON).await.unwrap();
+        assert_eq!(frame.opcode, TEXT);
+        let text = String::from_utf8(frame.payload.to_vec()).unwrap();
+        let (header, payload) = text.split_once("\n\n").unwrap();
+        (header.to_owned(), payload.to_owned())
+    };
+    let mut client = connect(PATH.to_owned()).await;
+    publish(&redis, 0..1).await;
+    let (header, payload) = text(&mut client).await;
+    let id = header.strip_prefix("id: ").unwrap().to_owned();
+    assert_eq!(payload, "0");
+    drop(client);
+    publish(&redis, 1..3).await;
+    let mut client = connect(format!("{PATH}&last_event_id={id}")).await;
+    assert_eq!((text(&mut client).await.1, text(&mut client).await.1), ("1".to_owned(), "2".to_owned()));
+    let mut lost = connect(format!("{PATH}&last_event_id=none")).await;
+    assert_eq!(text(&mut lost).await.0, "event: gap");
+}
+
+#[tokio::test]
+async fn without_the_right_to_milestones_everything_works_but_positions() {
+    let redis = Redis::start().await;
+    redis.command(&["ACL", "SETUSER", "default", "resetchannels", "&chat:*", "&webws:probe:*"]).await;
+    let webws = start(&redis, 1).await;
+    let mut stream = EventStream::open(&webws.target(), PATH).await;
+    publish(&redis, 0..1).await;
+    expect(&mut stream, 0..1).await;
+    assert_eq!(stream.id, "");
+    let mut again = come_back(&webws.target(), "AQEjRWeJq83vAw").await;
+    assert_eq!(again.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
+    let told = || webws.log().matches("does not allow webws' channel webws:milestone").count();
+    until("it is told", SOON, async || told() == 1).await;
+}
