@@ -31,10 +31,6 @@ mod probe;
 pub(crate) mod publisher;
 mod publishing_link;
 mod redis_broker;
-#[cfg_attr(
-    not(feature = "internals"),
-    expect(dead_code, unused_imports, reason = "only `webws check` looks at a log yet")
-)]
 pub(crate) mod replay;
 mod reply;
 pub(crate) mod resp;

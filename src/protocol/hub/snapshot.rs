@@ -284,7 +284,7 @@ mod tests {
         // This one has lost its link, and with it its history.
         let mut cut = old(&["a"]);
         publish(&mut [&mut cut], 1, &["a"], NOW);
-        cut.unconfirm_all(Node(0), 0);
+        cut.unconfirm_all(Node(0), 0, false);
         publish(&mut [&mut cut], 2, &[], NOW);
         move_to(&mut own, &cut, NOW);
         assert_eq!(recovered(&mut own, "a", position(1, 0)), None);
@@ -292,7 +292,7 @@ mod tests {
         let mut whole = old(&["a"]);
         publish(&mut [&mut whole], 1, &["a"], NOW);
         publish(&mut [&mut whole], 2, &["a"], NOW);
-        own.unconfirm_all(Node(0), 0);
+        own.unconfirm_all(Node(0), 0, false);
         move_to(&mut own, &whole, NOW);
         assert_eq!(recovered(&mut own, "a", position(1, 0)), None);
         own.confirm(Node(0), b"a");

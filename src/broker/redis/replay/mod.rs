@@ -18,13 +18,18 @@ mod reader;
 
 pub(crate) use self::between::read_between;
 pub(crate) use self::error::ReplayError;
+#[cfg(feature = "internals")]
 pub(crate) use self::info::LogState;
 #[cfg(feature = "internals")]
 pub(crate) use self::keep::{Upkeep, visit};
 pub(crate) use self::keeper::keep;
+#[cfg(feature = "internals")]
 pub(crate) use self::link::look;
+#[cfg(feature = "internals")]
 pub(crate) use self::log::Publication;
 #[cfg(feature = "internals")]
 pub(crate) use self::log::publications;
 pub(crate) use self::outlook::{outlook, sentence};
-pub(crate) use self::reader::{ReadLimits, Reading};
+pub(crate) use self::reader::ReadLimits;
+#[cfg(feature = "internals")]
+pub(crate) use self::reader::Reading;
