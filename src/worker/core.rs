@@ -146,12 +146,14 @@ impl Core {
     /// The stream of `node` was continued up to the milestone `until`.
     pub(super) fn end_replay(&mut self, node: Node, until: Milestone, now: Millis) {
         let awaiting = self.hub.end_replay(node, until, now);
+        self.tell_placed();
         self.on_ready_to_open(awaiting, now);
     }
 
     /// The stream of `node` cannot be continued.
     pub(super) fn give_up_replay(&mut self, node: Node, now: Millis) {
         let awaiting = self.hub.give_up_replay(node);
+        self.tell_placed();
         self.on_ready_to_open(awaiting, now);
     }
 
@@ -251,7 +253,7 @@ impl Core {
         })
     }
 
-    /// Tells of the reserved channels that are confirmed and, with a milestone or because there will be none, placed.
+    /// Tells of the reserved channels that are ready: confirmed and, by a milestone, or because there will be none, placed.
     fn tell_placed(&mut self) {
         let Self { hub, reserving, .. } = self;
         for (_, tell) in reserving.extract_if(|channel, _| hub.is_ready(channel)) {
