@@ -1,7 +1,7 @@
 //! The channels of a worker at one node: which are wanted, and which Redis has confirmed on the current link. A new
 //! link subscribes all of them. May not enter: commands, links.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::channel::Channel;
 
@@ -28,19 +28,34 @@ pub(crate) struct ChannelTable {
     channels: HashMap<Channel, Status>,
     confirmed: usize,
     awaited: usize,
+    /// Channels that Redis has subscribed besides the confirmed ones: their UNSUBSCRIBE or another SUBSCRIBE is to come.
+    surplus: HashSet<Channel>,
 }
 
 impl ChannelTable {
     /// Wants `channel`, which is to be subscribed.
     pub(crate) fn ask(&mut self, channel: Channel) {
-        let before = self.channels.insert(channel, Status::Asked);
+        let before = self.channels.insert(channel.clone(), Status::Asked);
+        self.keep_surplus(channel, before);
         self.uncount(before);
     }
 
     /// No longer wants `channel`.
     pub(crate) fn forget(&mut self, channel: &[u8]) {
-        let before = self.channels.remove(channel);
-        self.uncount(before);
+        let Some((channel, status)) = self.channels.remove_entry(channel) else { return };
+        self.keep_surplus(channel, Some(status));
+        self.uncount(Some(status));
+    }
+
+    fn keep_surplus(&mut self, channel: Channel, before: Option<Status>) {
+        if before == Some(Status::Confirmed) {
+            self.surplus.insert(channel);
+        }
+    }
+
+    /// Redis has unsubscribed `channel`.
+    pub(crate) fn left(&mut self, channel: &[u8]) {
+        self.surplus.remove(channel);
     }
 
     fn uncount(&mut self, before: Option<Status>) {
@@ -55,8 +70,12 @@ impl ChannelTable {
 
     /// Redis has subscribed `channel`.
     pub(crate) fn confirm(&mut self, channel: &[u8]) -> Confirmed {
-        let Some((name, _)) = self.channels.get_key_value(channel) else { return Confirmed::Unwanted };
+        let Some((name, _)) = self.channels.get_key_value(channel) else {
+            self.surplus.insert(Channel::copy_from_slice(channel));
+            return Confirmed::Unwanted;
+        };
         let name = name.clone();
+        self.surplus.remove(channel);
         let before = self.channels.insert(name.clone(), Status::Confirmed);
         self.uncount(before);
         self.confirmed += 1;
@@ -72,7 +91,13 @@ impl ChannelTable {
         self.channels.get_key_value(channel).map(|(name, _)| name.clone())
     }
 
-    /// All subscriptions are lost.
+    /// The link is lost, and all subscriptions with it.
+    pub(crate) fn lose_link(&mut self) {
+        self.surplus.clear();
+        self.lose_all();
+    }
+
+    /// No subscription counts as confirmed any more.
     pub(crate) fn lose_all(&mut self) {
         self.channels.values_mut().for_each(|standing| *standing = Status::Awaited);
         self.confirmed = 0;
@@ -100,6 +125,11 @@ impl ChannelTable {
     pub(crate) fn confirmed(&self) -> usize {
         debug_assert!(self.confirmed <= self.channels.len(), "more are confirmed than wanted");
         self.confirmed
+    }
+
+    /// The number of channels that Redis has subscribed by its confirmations, wanted or not.
+    pub(crate) fn subscribed(&self) -> usize {
+        self.confirmed() + self.surplus.len()
     }
 
     /// Whether all wanted channels are confirmed.
@@ -144,6 +174,30 @@ mod tests {
         assert!(table.lose(b"a").is_some() && table.has_awaited());
         table.ask(a);
         assert!(!table.has_awaited());
+    }
+
+    #[test]
+    fn a_channel_counts_as_subscribed_until_redis_has_unsubscribed_it() {
+        let [a, b] = [b"a", b"b"].map(|name| Channel::copy_from_slice(name));
+        let mut table = ChannelTable::default();
+        table.ask(a.clone());
+        table.ask(b.clone());
+        table.confirm(b"a");
+        table.forget(b"a");
+        table.forget(b"b");
+        assert_eq!((table.confirmed(), table.subscribed()), (0, 1), "b was not confirmed");
+        table.confirm(b"b");
+        assert_eq!((table.confirmed(), table.subscribed()), (0, 2), "the SUBSCRIBE was under way");
+        table.left(b"a");
+        table.ask(b.clone());
+        assert_eq!((table.confirmed(), table.subscribed()), (0, 1));
+        table.confirm(b"b");
+        table.ask(b);
+        assert_eq!((table.confirmed(), table.subscribed()), (0, 1), "it is subscribed once more");
+        table.lose_all();
+        assert_eq!(table.subscribed(), 1);
+        table.lose_link();
+        assert_eq!(table.subscribed(), 0);
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub(super) fn on_confirmation(
     channel: &[u8],
     now: Instant,
 ) -> Option<Channel> {
+    if !matches!(confirmation, Confirmation::Subscribed) {
+        node.channels.left(channel);
+    }
     match confirmation {
         Confirmation::Subscribed if node.probe.is_on(channel) || node.is_marker(channel) => {}
         Confirmation::Subscribed => match node.channels.confirm(channel) {
@@ -203,6 +206,7 @@ fn on_count(node: &NodeState, counting: Counting, answer: RedisResult<Value>) ->
     let there = count("sub=").map(|there| there + count("ssub=").unwrap_or_default());
     // Nothing else is under way on the link, so the numbers belong together. But Redis may have ended subscriptions to
     // sharded channels before it counted.
-    let told = node.channels.confirmed() + usize::from(node.probe.is_allowed());
+    // Also channels whose UNSUBSCRIBE is to come: Redis counts them, and they would hide that another is missing.
+    let told = node.channels.subscribed() + usize::from(node.probe.is_allowed());
     Ok(Consequence::Counted(counting, there.map(|there| told.saturating_sub(there))))
 }

@@ -411,7 +411,7 @@ impl Subscriber {
             node.health.link_is_lost(error);
             node.health.worker_is_incomplete();
         }
-        node.channels.lose_all();
+        node.channels.lose_link();
         node.events.push_back(Report::Lost { node: node.id, is_cut });
     }
 

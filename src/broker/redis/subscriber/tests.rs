@@ -523,6 +523,22 @@ fn a_channel_is_not_subscribed_once_more_before_an_audit_has_missed_it() {
 }
 
 #[test]
+fn a_channel_that_is_about_to_be_left_does_not_hide_that_another_is_missing() {
+    let mut stage = Stage::hearing();
+    stage.subscribe("c");
+    stage.commands();
+    stage.say(b"-NOPERM no\r\n");
+    assert_eq!(stage.commands(), ["SUBSCRIBE c"]);
+    stage.subscriber.unsubscribe(&mut stage.node, channel("a"));
+    stage.say(b"-NOPERM no\r\n");
+    // Redis has forgotten `b`, and still has `a`.
+    stage.expect_command("CLIENT INFO");
+    let count = stage.count(2);
+    stage.say(&count);
+    assert_eq!(stage.take_told(), ["refused c", "lost"]);
+}
+
+#[test]
 fn a_gap_ends_when_all_is_back_that_was_lost_however_many_channels_are_new() {
     let mut stage = Stage::hearing();
     stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
