@@ -71,6 +71,10 @@ impl World {
         if let Some((_, side)) = dies {
             return self.die(&handover, side);
         }
+        if handover.step == At::MarkerSet && self.rng.u8(..4) == 0 {
+            // Some of the links may hear it already, and others not yet.
+            self.forge(&handover.marker);
+        }
         match self.is_done(&handover, is_late) {
             None => return self.give_up_hand_over(&handover),
             Some(false) => {}

@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 
 use super::client::{Client, State};
-use super::redis::{Executed, Role};
+use super::redis::{DENIED, Executed, Role};
 use super::world::{HEALED, SECOND, World};
 use crate::broker::redis::resp::Protocol;
+use crate::close::CloseReason;
 
 /// How much earlier than its gap a lost publication may be over RESP2. There a subscriber cannot ask for the role of its
 /// server, and learns late that the server was replaced. Over RESP3: never.
@@ -26,13 +27,13 @@ impl World {
             self.redis.executed.iter().map(|executed| (&*executed.payload, executed)).collect();
         assert!(self.now >= HEALED, "it is judged when all is well again");
         for node in self.workers.iter().flatten() {
-            assert_eq!(node.worker.faults(), 0, "a session ended by a fault of ours, see above");
+            assert_eq!(node.worker.closed(CloseReason::Internal), 0, "a session ended by a fault of ours, see above");
             assert_eq!(node.worker.unsettled(), 0, "messages wait, and the broker is there");
             assert!(!node.links.node.is_incomplete(), "a worker hears nothing, and the broker is there");
             assert!(node.links.node.lost_since.is_none(), "a gap is not told, and the broker is there");
         }
-        if self.hands_over_well && !self.plan.has_faults {
-            assert!(self.has_handed_over, "nothing broke, and the hand-over failed");
+        if !self.plan.has_faults {
+            self.judge_calm();
         }
         for client in &self.clients {
             self.judge_messages(client);
@@ -43,6 +44,19 @@ impl World {
         let open = self.clients.iter().filter(|client| client.is_open()).count();
         let sessions: usize = self.workers.iter().flatten().map(|node| node.worker.sessions()).sum();
         assert_eq!(open, sessions, "each session has a client");
+    }
+
+    /// While nothing breaks, a hand-over succeeds, and webws fails no client.
+    fn judge_calm(&self) {
+        assert!(self.has_handed_over || !self.hands_over_well, "nothing broke, and the hand-over failed");
+        for reason in [CloseReason::NotPublished, CloseReason::Gap] {
+            let closed: u64 = self.workers.iter().flatten().map(|node| node.worker.closed(reason)).sum();
+            assert_eq!(closed, 0, "nothing broke, and sessions were closed as {reason:?}");
+        }
+        let denied = |client: &&Client| !client.channel.starts_with(DENIED) && client.refusals > 0;
+        if let Some(client) = self.clients.iter().find(denied).filter(|_| !self.plan.hands_over) {
+            panic!("nothing broke, and client {} was refused {} times", client.id, client.refusals);
+        }
     }
 
     /// A deaf link is replaced within its time.

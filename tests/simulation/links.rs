@@ -151,7 +151,8 @@ impl World {
 
     /// A worker closes a stream: what it has sent arrives, and then the end.
     pub(crate) fn close_stream(&mut self, id: StreamId) {
-        if !self.redis.told.contains(&id) {
+        let is_read = self.streams.get_mut(&id).is_none_or(|stream| stream.way(Towards::Worker).bytes.is_empty());
+        if !is_read || !self.redis.told.contains(&id) {
             self.cut.insert(id);
         }
         self.close_way(id, Towards::Server);

@@ -50,8 +50,8 @@ pub(crate) enum Step<'a> {
     Event(Event<'a>),
     /// A link is to be made.
     Connect(Which),
-    /// A link is gone, and so is its stream.
-    Drop(StreamId),
+    /// A link is gone, and so is its stream, with all that it had not read.
+    Drop(StreamId, Vec<u8>),
 }
 
 /// A worker's node to one node.
@@ -194,9 +194,9 @@ impl NodeLinks {
             return true;
         }
         if !self.subscriber.is_up()
-            && let Some(stream) = std::mem::take(&mut self.subscriber_stream).stream
+            && let End { stream: Some(stream), arrived, .. } = std::mem::take(&mut self.subscriber_stream)
         {
-            take(Step::Drop(stream));
+            take(Step::Drop(stream, arrived));
             return true;
         }
         if self.subscriber.wants_link(now) {
@@ -209,9 +209,9 @@ impl NodeLinks {
             return true;
         }
         if !self.publisher.is_up()
-            && let Some(stream) = std::mem::take(&mut self.publisher_stream).stream
+            && let End { stream: Some(stream), arrived, .. } = std::mem::take(&mut self.publisher_stream)
         {
-            take(Step::Drop(stream));
+            take(Step::Drop(stream, arrived));
             return true;
         }
         if self.publisher.wants_link(now) {

@@ -27,12 +27,18 @@ impl World {
             let has_stepped = links.step(instant, |step| match step {
                 Step::Event(event) => worker.on_event(event, now),
                 Step::Connect(which) => outcome = Some((Some(which), None)),
-                Step::Drop(stream) => outcome = Some((None, Some(stream))),
+                Step::Drop(stream, unread) => outcome = Some((None, Some((stream, unread)))),
             });
             let has_more = worker.turn(now);
             match outcome {
                 Some((Some(which), _)) => self.begin_to_connect(index, which),
-                Some((_, Some(stream))) => self.close_stream(stream),
+                Some((_, Some((stream, unread)))) => {
+                    if !unread.is_empty() {
+                        // The server may have told its role in it.
+                        self.cut.insert(stream);
+                    }
+                    self.close_stream(stream);
+                }
                 _ => {}
             }
             self.send_links(index);

@@ -203,8 +203,11 @@ impl Redis {
                     }
                 });
                 let kind = name.to_lowercase();
-                // In the order of their names, so that a run does not depend on the order of a hash table.
-                for channel in arguments.iter().collect::<BTreeSet<_>>() {
+                // In the order of their names, so that a run does not depend on the order of a hash table. One that is
+                // named twice is answered for twice.
+                let mut channels: Vec<_> = arguments.iter().collect();
+                channels.sort_unstable();
+                for channel in channels {
                     if kind == "subscribe" {
                         client.subscribed.insert(channel.clone());
                     } else {

@@ -300,9 +300,9 @@ impl Simulated {
         }
     }
 
-    /// The number of sessions that ended because of a fault of ours.
-    pub(crate) fn faults(&self) -> u64 {
-        self.core.shard.get(Counter::SessionsClosed(CloseReason::Internal))
+    /// The number of sessions that ended for a reason.
+    pub(crate) fn closed(&self, reason: CloseReason) -> u64 {
+        self.core.shard.get(Counter::SessionsClosed(reason))
     }
 
     pub(crate) fn sessions(&self) -> usize {
