@@ -1,12 +1,16 @@
 //! Promise: at an endpoint with a history, a client that comes back with its last position gets every message that it
 //! missed, once and in order, before anything that follows; or it is told that messages may be missing.
 
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
 use crate::support::client::{Client, Socket, Target};
 use crate::support::events::{EventStream, events_request};
 use crate::support::frame::TEXT;
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
-use crate::support::{SOON, until};
+use crate::support::{SOON, lasting, until};
 
 const HISTORY: &str = "path = \"/webws\"\nhistory = { messages = 5 }";
 const PATH: &str = "/webws?channel=%22a%22";
@@ -133,4 +137,66 @@ async fn without_the_right_to_milestones_everything_works_but_positions() {
     assert_eq!(again.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
     let told = || webws.log().matches("does not allow webws' channel webws:milestone").count();
     until("it is told", SOON, async || told() == 1).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_has_not_heard_a_channel_answers_from_what_another_keeps() {
+    let redis = Redis::start().await;
+    let webws = start(&redis, 3).await;
+    let mut first = begin(&webws.target()).await;
+    let start = first.id.clone();
+    publish(&redis, 0..4).await;
+    expect(&mut first, 0..4).await;
+    // Each goes to a worker with the fewest sessions.
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        let mut stream = come_back(&webws.target(), &start).await;
+        expect(&mut stream, 0..4).await;
+        streams.push(stream);
+    }
+    publish(&redis, 4..5).await;
+    for stream in &mut streams {
+        expect(stream, 4..5).await;
+        assert_eq!(stream.id, streams_id(&mut first).await, "positions are those of the server, not of a worker");
+    }
+}
+
+/// The last position of a stream that has read everything.
+async fn streams_id(stream: &mut EventStream) -> String {
+    while stream.next(SOON / 50).await.is_some() {}
+    stream.id.clone()
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_costs_no_message_where_redis_has_a_log() {
+    let redis = Redis::start().await;
+    let builder = || {
+        let builder = Webws::builder().broker(&redis.url()).workers(2).endpoint_toml(HISTORY);
+        builder.extra_toml("[redis]\nreplay = \"on\"")
+    };
+    let mut killed = builder().start().await;
+    let has_log = async || {
+        let info = redis.command(&["INFO", "replication"]).await;
+        redis::from_redis_value::<String>(info).unwrap().contains("repl_backlog_active:1")
+    };
+    until("there is a log", SOON, has_log).await;
+    // The next milestone knows the log, and the one behind it surely.
+    lasting(Duration::from_millis(2_500)).await;
+    let mut stream = begin(&killed.target()).await;
+    publish(&redis, 0..2).await;
+    expect(&mut stream, 0..2).await;
+    killed.signal(Signal::SIGKILL);
+    killed.wait_exit(SOON).await;
+    publish(&redis, 2..4).await;
+    let fresh = builder().start().await;
+    publish(&redis, 4..5).await;
+    let mut back = come_back(&fresh.target(), &stream.id).await;
+    expect(&mut back, 2..5).await;
+    publish(&redis, 5..6).await;
+    expect(&mut back, 5..6).await;
+    // What the log does not have, because it was never told of a log.
+    let mut unknown = come_back(&fresh.target(), "AQEjRWeJq83vAw").await;
+    assert_eq!(unknown.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
+    let info: String = redis::from_redis_value(redis.command(&["INFO", "stats"]).await).unwrap();
+    assert!(info.contains("sync_full:1\r\n"), "the log was made once, and no data was ever copied: {info}");
 }

@@ -37,6 +37,8 @@ pub(crate) enum Request {
     Release,
     /// To publish a milestone soon: channels wait for one.
     Milestone { node: Node },
+    /// To read a node's log from a milestone on that a client has shown; [`Report::LogRead`] follows.
+    ReadLog { node: Node, from: Milestone },
     /// To note that no process was subscribed since then: a gap, which is told when all channels are subscribed.
     LoseSince(Instant),
 }
@@ -72,6 +74,9 @@ pub(crate) enum Report {
     /// A stream that was cut is continued: what the node's log has up to the milestone `until`. Publications that come
     /// next are those behind it.
     Replayed { gap: Gap, logged: Vec<Logged>, until: Milestone },
+    /// What a node's log has between two milestones, of which the second is the last that was heard; `None` when it
+    /// cannot be read.
+    LogRead { node: Node, from: Milestone, logged: Option<(Vec<Logged>, Milestone)> },
     /// A milestone, in order with the publications of its node.
     Milestone { node: Node, milestone: Milestone },
     /// A node has no milestones: they are not wanted, not possible or not permitted there.

@@ -47,6 +47,8 @@ pub(crate) struct Port {
     asked: VecDeque<Channel>,
     /// Whether a milestone is wanted.
     is_milestone_due: bool,
+    /// A milestone from which a log is wanted, and there is none.
+    without_log: Option<Milestone>,
     publishing: Publishing,
 }
 
@@ -105,6 +107,7 @@ impl Port {
             turn: Turn::Under(0),
             asked: VecDeque::new(),
             is_milestone_due: false,
+            without_log: None,
             publishing: Publishing::Idle,
         }
     }
@@ -140,6 +143,7 @@ impl Port {
                 };
             }
             Request::Milestone { .. } => self.is_milestone_due = true,
+            Request::ReadLog { from, .. } => self.without_log = Some(from),
             // Each worker receives all publications, and there is neither another process nor another node.
             Request::Unsubscribe { .. }
             | Request::Move(_)
@@ -159,6 +163,9 @@ impl Port {
         if std::mem::take(&mut self.is_milestone_due) {
             let milestone = Milestone { id: MilestoneId(fastrand::u64(..)), log: None };
             return Poll::Ready(Event::Report(Report::Milestone { node: Node(0), milestone }));
+        }
+        if let Some(from) = self.without_log.take() {
+            return Poll::Ready(Event::Report(Report::LogRead { node: Node(0), from, logged: None }));
         }
         if let Poll::Ready(report) = self.poll_publishing(cx) {
             return Poll::Ready(Event::Report(report));

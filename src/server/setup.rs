@@ -275,6 +275,7 @@ impl Server {
         }
         let (max_sessions, for_connections) = (self.max_sessions(), self.for_connections());
         let (mut inlets, mut ends, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
+        let all: Vec<_> = self.mailboxes.iter().map(|(sender, _)| Mailbox::of(sender)).collect();
         let seeds = self.seeds.into_iter().zip(self.shards.iter()).zip(self.mailboxes);
         for (number, ((broker, shard), (sender, mailbox))) in seeds.enumerate() {
             let (queue, accepted) = mpsc::channel(self.config.limits.max_handshakes);
@@ -287,6 +288,12 @@ impl Server {
                 max_sessions,
                 mailbox,
                 own: Mailbox::of(&sender),
+                siblings: all
+                    .iter()
+                    .enumerate()
+                    .filter(|(other, _)| *other != number)
+                    .map(|(_, of)| of.clone())
+                    .collect(),
                 handshakes: handshakes.clone(),
                 awaits_sessions: self.awaits_sessions,
             };

@@ -10,6 +10,7 @@ use super::core::Core;
 use super::opening::{Hello, Opening, Refusal};
 use super::outgoing::Outgoing;
 use super::reactor::Wants;
+use super::read_back::ReadBack;
 use super::slots::Connection;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -139,9 +140,22 @@ impl Core {
         self.apply(key, action, now);
     }
 
-    /// Gives a session what its client gets before all that follows: what the client missed, and its position.
+    /// Gives a session what its client missed, or asks for it elsewhere first.
     fn recover(&mut self, key: SessionKey, now: Millis) {
         let Some(slot) = self.slots.get_mut(key) else { return };
+        if let Some(since) = slot.connection.since() {
+            let channel = slot.session.channel().clone();
+            if !self.can_recover(key, &since) {
+                self.read_backs.push(ReadBack { key, channel, since });
+                return self.watch(key, now);
+            }
+        }
+        self.give_recovered(key, now);
+    }
+
+    /// Gives a session what its client gets before all that follows: what the client missed, and its position.
+    pub(super) fn give_recovered(&mut self, key: SessionKey, now: Millis) {
+        let Some(slot) = self.slots.get_mut(key).filter(|slot| slot.session.is_to_recover()) else { return };
         let since = slot.connection.since();
         let subscribers = slot.session.subscribers();
         // What waits in batches is in the histories, too.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::read_back::ReadBack;
 use super::snapshot::{Adopted, Collected};
 use crate::broker::Seal;
 use crate::channel::Channel;
@@ -40,6 +41,10 @@ pub(crate) enum Command {
     Histories { from: HistoryCursor, tell: oneshot::Sender<(HistoriesSnapshot, Option<HistoryCursor>)> },
     /// To put the histories of another worker in front of its own.
     AdoptHistories(HistoriesSnapshot, Answer),
+    /// To give the history of one channel to another worker.
+    HistoryOf { channel: Channel, tell: oneshot::Sender<HistoriesSnapshot> },
+    /// To recover a client with what other workers keep.
+    ReadBack { client: ReadBack, parts: Vec<HistoriesSnapshot> },
     /// To connect to the broker.
     Connect { within: Duration, tell: Answer },
     /// To subscribe the channels of sessions that will be adopted.

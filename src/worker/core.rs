@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::outgoing::{Delivery, Outgoing};
 use super::reactor::{Ready, Registrar};
+use super::read_back::ReadBack;
 use super::slots::{Slot, Slots};
 use super::wheel::Wheel;
 use crate::channel::{Channel, SubscriptionRefused};
@@ -56,6 +57,8 @@ pub(super) struct Core {
     pub(super) wanted: Vec<(Option<Node>, Channel)>,
     /// Subscribed sessions that wait for their 101.
     pub(super) upgrades: Vec<SessionKey>,
+    /// Clients whose position is not in the history here.
+    pub(super) read_backs: Vec<ReadBack>,
     /// Channels of sessions that will be adopted, and the senders that await the confirmations.
     reserved: Vec<Channel>,
     reserving: HashMap<Channel, Vec<oneshot::Sender<Result<(), SubscriptionRefused>>>>,
@@ -83,6 +86,7 @@ impl Core {
             scratch: Scratch::default(),
             again: Vec::new(),
             wanted: Vec::new(),
+            read_backs: Vec::new(),
             upgrades: Vec::new(),
             reserved: Vec::new(),
             reserving: HashMap::new(),

@@ -59,6 +59,7 @@ impl Worker {
             }
             Report::Gap(gap) => self.on_gap(&gap),
             Report::Replayed { gap, logged, until } => self.on_replayed(&gap, &logged, until),
+            Report::LogRead { node, from, logged } => return self.on_log_read(node, from, logged),
             Report::Milestone { node, milestone } => {
                 let now = self.now();
                 self.core.on_milestone(node, milestone, now);

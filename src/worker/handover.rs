@@ -33,6 +33,10 @@ impl Worker {
                 self.core.hub.adopt_histories(part, self.now());
                 drop(tell.send(Ok(())));
             }
+            Command::HistoryOf { channel, tell } => {
+                drop(tell.send(self.core.hub.history_of(&channel, self.now())));
+            }
+            Command::ReadBack { client, parts } => self.on_read_back(client, parts, broker),
             Command::Reserve { channels, within, tell } => self.reserve_all(channels, within, tell),
             Command::SetMarker { name, seal, within, tell } => {
                 self.wait(Until::MarkerPossible { name, seal }, within, tell);

@@ -23,6 +23,8 @@ mod outgoing;
 mod phase;
 mod publisher;
 pub(crate) mod reactor;
+mod read_back;
+mod recovery;
 mod seed;
 #[cfg(test)]
 #[path = "../../tests/simulation/worker.rs"]

@@ -30,6 +30,8 @@ pub(crate) struct WorkerSeed {
     pub(crate) mailbox: mpsc::Receiver<Command>,
     /// The other end of the mailbox.
     pub(crate) own: Mailbox,
+    /// The mailboxes of the server's other workers.
+    pub(crate) siblings: Vec<Mailbox>,
     pub(crate) handshakes: Arc<Handshakes>,
     /// Whether the worker begins frozen, because another process' sessions will be adopted.
     pub(crate) awaits_sessions: bool,

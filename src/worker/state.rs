@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::command::{Missing, PublishRequest};
+use super::command::{Mailbox, Missing, PublishRequest};
 use super::core::Core;
 use super::handshakes::Handshakes;
 use super::jitter::Spread;
 use super::phase::Phase;
+use super::read_back::LogRead;
 use super::wait::Wait;
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
@@ -31,6 +32,11 @@ pub(super) struct Worker {
     pub(super) clock: Clock,
     pub(super) core: Core,
     pub(super) phase: Phase,
+    /// Its own mailbox, and those of the server's other workers.
+    pub(super) own: Mailbox,
+    pub(super) siblings: Rc<[Mailbox]>,
+    /// Logs that clients wait for: the first of each node is being read.
+    pub(super) log_reads: Vec<LogRead>,
     /// Commands without an answer yet.
     pub(super) waits: Vec<Wait>,
     /// For each gap, the sessions to close.

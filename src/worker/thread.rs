@@ -63,7 +63,7 @@ fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
         config: seed.config.clone(),
         endpoints: endpoints.clone(),
         shard: seed.shard.clone(),
-        mailbox: seed.own,
+        mailbox: seed.own.clone(),
         openings: sender,
     };
     let worker = Worker {
@@ -75,6 +75,9 @@ fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
         config: seed.config,
         clock: Clock::new(),
         phase: if seed.awaits_sessions { Phase::Frozen { since: clock::START } } else { Phase::Serving },
+        own: seed.own,
+        siblings: seed.siblings.into(),
+        log_reads: Vec::new(),
         waits: Vec::new(),
         gaps: Vec::new(),
         missing: None,
@@ -138,6 +141,7 @@ mod tests {
                 max_sessions: 10,
                 mailbox,
                 own: Mailbox::of(&sender),
+                siblings: Vec::new(),
                 handshakes: handshakes.clone(),
                 awaits_sessions,
             };

@@ -211,6 +211,7 @@ impl Turns {
         for (node, channel) in self.worker.core.take_wanted() {
             self.broker.request(Request::Subscribe { node, channel });
         }
+        self.worker.read_back(&mut self.broker);
         for node in self.worker.core.hub.take_wanted_milestones() {
             self.broker.request(Request::Milestone { node });
         }

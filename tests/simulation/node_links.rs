@@ -105,6 +105,7 @@ impl NodeLinks {
             Request::PublishMarker => node.is_marker_due = true,
             Request::Release => subscriber.release(node, now),
             Request::LoseSince(since) => node.lost(since),
+            Request::ReadLog { .. } => panic!("no client comes back"),
             Request::Milestone { .. } => node.hasten_milestone(now),
             Request::Move(_) => panic!("nothing moves"),
         }

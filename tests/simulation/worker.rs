@@ -232,7 +232,7 @@ impl Simulated {
                     self.gapped.extend(keys);
                 }
             }
-            Report::Replayed { .. } => panic!("no log is read"),
+            Report::Replayed { .. } | Report::LogRead { .. } => panic!("no log is read"),
             Report::Milestone { node, milestone } => core.on_milestone(node, milestone, now),
             Report::NoMilestones { node } => core.without_milestones(node, now),
             Report::Placed => {

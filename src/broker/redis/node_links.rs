@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
@@ -24,12 +25,18 @@ use super::transport::Transport;
 use crate::broker::event::Report;
 use crate::message::ClientMessage;
 use crate::placement::{Node, Placement};
-use crate::position::Logged;
+use crate::position::{Logged, Milestone};
 
 /// Reads before the worker's other tasks have their turn, however much Redis has to say.
 const READS_PER_TURN: usize = 8;
 
+/// How much of a log is read for clients that come back: they wait for it in their handshake.
+const READ_BACK: ReadLimits = ReadLimits { max_bytes: 16 << 20, max_time: Duration::from_secs(2) };
+
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// What a node's log has between two milestones.
+type ReadingLog = BoxFuture<Result<Vec<Logged>, ReplayError>>;
 
 /// A worker's links to one node.
 pub(super) struct NodeLinks {
@@ -41,7 +48,9 @@ pub(super) struct NodeLinks {
     subscriber_stream: SubscriberStream,
     publisher_stream: PublisherStream,
     /// Reads the node's log while the subscriber's stream stands still for that.
-    log: Option<BoxFuture<Result<Vec<Logged>, ReplayError>>>,
+    log: Option<ReadingLog>,
+    /// Reads the node's log for clients that come back, between these milestones.
+    read_back: Option<(Milestone, Milestone, ReadingLog)>,
     /// Keeps the node's log, if this worker does.
     upkeep: Option<BoxFuture<()>>,
     /// Resolves when all workers have their subscriptions; there while they have not.
@@ -113,6 +122,7 @@ impl NodeLinks {
             subscriber_stream: SubscriberStream::None,
             publisher_stream: PublisherStream::None,
             log: None,
+            read_back: None,
             upkeep,
             all_complete: None,
             reads: 0,
@@ -200,7 +210,7 @@ impl NodeLinks {
         }
         let Some(CatchUp::Reading { from, until }) = self.node.catch_up else {
             self.log = None;
-            return Progress::None;
+            return self.poll_read_back(cx);
         };
         let settings = &self.known_node.settings;
         let log = self.log.get_or_insert_with(|| {
@@ -211,6 +221,31 @@ impl NodeLinks {
         self.log = None;
         self.node.caught_up(read, until, now);
         self.subscriber.caught_up(&mut self.node, now);
+        Progress::Made
+    }
+
+    /// Reads the node's log from a milestone on that a client has shown.
+    pub(super) fn read_log(&mut self, from: Milestone) {
+        match self.node.milestones.last.filter(|_| self.node.terms.may_replay && self.read_back.is_none()) {
+            Some(until) => {
+                let settings = self.known_node.settings.clone();
+                let reading = async move { read_between(&settings, from, until, READ_BACK).await };
+                self.read_back = Some((from, until, Box::pin(reading)));
+            }
+            None => self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged: None }),
+        }
+    }
+
+    fn poll_read_back(&mut self, cx: &mut Context<'_>) -> Progress {
+        let Some((from, until, reading)) = &mut self.read_back else { return Progress::None };
+        let Poll::Ready(read) = reading.as_mut().poll(cx) else { return Progress::None };
+        let (from, until) = (*from, *until);
+        self.read_back = None;
+        if let Err(error) = &read {
+            tracing::debug!(%error, "clients cannot be given what they missed from the replication log: {error}");
+        }
+        let logged = read.ok().map(|logged| (logged, until));
+        self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged });
         Progress::Made
     }
 

@@ -104,6 +104,7 @@ impl RedisBroker {
                     subscriber.release(node, now);
                 }
             }
+            Request::ReadLog { node, from } => self.links_mut(node).read_log(from),
             Request::Milestone { node } => self.links_mut(node).node.hasten_milestone(now),
             Request::LoseSince(since) => {
                 self.links.iter_mut().for_each(|links| links.node.lost(since));

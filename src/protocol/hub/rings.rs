@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 
 use bytes::{BufMut, BytesMut};
 
-use super::history::{History, Keep};
+use super::entry::ChannelEntry;
+use super::history::{History, Keep, Kept};
 use super::milestones::Milestones;
 use super::state::Hub;
 use crate::channel::Channel;
@@ -184,6 +185,23 @@ impl Hub {
         false
     }
 
+    /// Whether the history of a subscriber's channel has all publications behind `since`.
+    pub(crate) fn can_recover(&self, subscriber: SubscriberId, since: &Position) -> bool {
+        let Some((entry, _)) = self.subscription(subscriber) else { return false };
+        self.kept_after(entry, since).is_some()
+    }
+
+    /// What is kept of a channel behind `since`; `None` when some of it is not.
+    fn kept_after<'a>(
+        &self,
+        entry: &'a ChannelEntry,
+        since: &Position,
+    ) -> Option<impl Iterator<Item = &'a Kept> + use<'a>> {
+        let milestones = self.milestones.at(entry.node?);
+        let end = entry.places.end(milestones.current())?;
+        entry.history.as_ref()?.after(milestones.place(since)?, entry.places.from, end).ok()
+    }
+
     /// Writes what a subscriber gets before anything else, in its encoding: the publications behind `since`, or what
     /// says that some may be missing, and its position.
     pub(crate) fn recover(
@@ -196,22 +214,16 @@ impl Hub {
         let milestones = entry.node.map(|node| self.milestones.at(node));
         let end = entry.places.end(milestones.and_then(Milestones::current));
         let position = |place| milestones.and_then(|milestones| milestones.position(place));
-        let recovery = match since {
+        let recovery = match since.as_ref() {
             None => Recovery::New,
-            Some(since) => {
-                let after = || {
-                    let (place, end) = (milestones?.place(&since)?, end?);
-                    entry.history.as_ref()?.after(place, entry.places.from, end).ok()
-                };
-                after().map_or(Recovery::Incomplete, |kept| {
-                    let mut publications = 0;
-                    for kept in kept {
-                        encoding.encode(&entry.name, &kept.payload, position(kept.place), out);
-                        publications += 1;
-                    }
-                    Recovery::Complete { publications }
-                })
-            }
+            Some(since) => self.kept_after(entry, since).map_or(Recovery::Incomplete, |kept| {
+                let mut publications = 0;
+                for kept in kept {
+                    encoding.encode(&entry.name, &kept.payload, position(kept.place), out);
+                    publications += 1;
+                }
+                Recovery::Complete { publications }
+            }),
         };
         if recovery == Recovery::Incomplete
             && let Some(gap) = encoding.gap("messages since the last seen position may be missing")

@@ -14,9 +14,10 @@ use super::history::{History, Kept};
 use super::milestones::Milestones;
 use super::places::Place;
 use super::state::Hub;
+use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::placement::Node;
-use crate::position::Milestone;
+use crate::position::{Logged, Milestone};
 
 /// A part has no further history once it has reached this many bytes, or this many histories. Chosen: a worker makes,
 /// and adopts, a part in about a millisecond.
@@ -112,6 +113,51 @@ impl Hub {
         (part, has_more.then(|| HistoryCursor { node: from.node + 1, channel: 0 }))
     }
 
+    /// The history of one channel, for another worker that is asked for more than it has.
+    pub(crate) fn history_of(&self, channel: &[u8], now: Millis) -> HistoriesSnapshot {
+        let entry = self.names.find(&self.channels, channel).and_then(|id| self.channels.get(id));
+        let Some((entry, node)) = entry.and_then(|entry| Some((entry, entry.node?))) else { return Default::default() };
+        let milestones = self.milestones.at(node);
+        let mut part = HistoriesSnapshot::of(milestones, now);
+        part.histories.extend(HistorySnapshot::of(entry, milestones, now));
+        part
+    }
+
+    /// Puts what a node's log has between two milestones in front of the histories.
+    pub(crate) fn adopt_log(&mut self, from: Milestone, logged: Vec<Logged>, until: Milestone, now: Millis) {
+        let mut part = HistoriesSnapshot { milestones: vec![(from, 0)], histories: Vec::new() };
+        let mut places: HashMap<Channel, (PlaceSnapshot, Vec<KeptSnapshot>)> = HashMap::new();
+        let mut current = 0;
+        for logged in logged {
+            match logged {
+                Logged::Publication { channel, payload } => {
+                    let has_history = |id| self.channels.get(id).is_some_and(|entry| entry.history.is_some());
+                    if !self.names.find(&self.channels, &channel).is_some_and(has_history) {
+                        continue;
+                    }
+                    let (last, kept) = places.entry(channel).or_default();
+                    *last = if last.0 < current { (current, 1) } else { (current, last.1 + 1) };
+                    kept.push(KeptSnapshot(*last, 0, ByteBuf::from(payload)));
+                }
+                Logged::Milestone(milestone) => {
+                    current += 1;
+                    part.milestones.push((milestone, 0));
+                }
+                // Places count as those do who have heard nothing else than the log.
+                Logged::Promoted => {}
+            }
+        }
+        part.milestones.push((until, 0));
+        let end = (current + 1, 0);
+        part.histories.extend(places.into_iter().map(|(channel, (_, kept))| HistorySnapshot {
+            channel: ByteBuf::from(&*channel),
+            start: (0, 0),
+            end,
+            kept,
+        }));
+        self.adopt_histories(part, now);
+    }
+
     /// Puts the publications of another process in front of those of channels that were reserved. A history that does
     /// not reach to the own one without a gap is dropped.
     pub(crate) fn adopt_histories(&mut self, part: HistoriesSnapshot, now: Millis) {
@@ -161,7 +207,6 @@ mod tests {
     use bytes::BytesMut;
 
     use super::*;
-    use crate::channel::Channel;
     use crate::clock;
     use crate::id::SessionKey;
     use crate::placement::Placement;

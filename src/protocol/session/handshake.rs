@@ -54,6 +54,12 @@ impl Session {
         self.subscriptions.iter().filter_map(Subscription::subscriber).collect()
     }
 
+    /// Whether the session waits for what its client missed.
+    pub(crate) fn is_to_recover(&self) -> bool {
+        let is_subscribed = self.subscriptions.iter().all(Subscription::is_settled);
+        is_subscribed && matches!(self.phase, Phase::Subscribing { .. })
+    }
+
     /// `frames` is what the client gets before any publication that follows.
     pub(crate) fn on_recovered(&mut self, frames: &[u8], socket: &mut impl Socket, now: Millis) -> Action {
         debug_assert!(matches!(self.phase, Phase::Subscribing { .. }), "a session recovers once, before it opens");

@@ -1,0 +1,24 @@
+//! Clients that came back with a position, and wait for what others have of their channel. May not enter: how it is
+//! fetched (`recovery.rs`).
+
+use crate::channel::Channel;
+use crate::id::SessionKey;
+use crate::placement::Node;
+use crate::position::{Milestone, Position};
+
+/// A client whose position is not in the history here.
+#[derive(Debug)]
+pub(crate) struct ReadBack {
+    pub(super) key: SessionKey,
+    pub(super) channel: Channel,
+    pub(super) since: Position,
+}
+
+/// Clients that wait for a node's log.
+#[derive(Debug)]
+pub(super) struct LogRead {
+    pub(super) node: Node,
+    /// From which milestone on it is read.
+    pub(super) from: Milestone,
+    pub(super) clients: Vec<ReadBack>,
+}

@@ -1,0 +1,107 @@
+//! Clients that come back with a position: their channel's history may be longer elsewhere than here. Another worker of
+//! the process is asked first, then the node's log. Their handshakes wait meanwhile. May not enter: what a history is.
+
+use super::command::Command;
+use super::core::Core;
+use super::read_back::{LogRead, ReadBack};
+use super::state::Worker;
+use crate::broker::{Broker, Request};
+use crate::clock::Millis;
+use crate::id::SessionKey;
+use crate::placement::Node;
+use crate::position::{Logged, Milestone, Position};
+use crate::protocol::hub::HistoriesSnapshot;
+
+impl Worker {
+    /// Asks other workers for the histories that clients need.
+    pub(super) fn read_back(&mut self, broker: &mut Broker) {
+        for client in self.core.take_read_backs() {
+            if self.siblings.is_empty() {
+                self.read_log(client, broker);
+                continue;
+            }
+            let (siblings, own) = (self.siblings.clone(), self.own.clone());
+            tokio::task::spawn_local(async move {
+                let mut parts = Vec::new();
+                for sibling in siblings.iter() {
+                    let ask = |tell| Command::HistoryOf { channel: client.channel.clone(), tell };
+                    // A worker that has ended ends the server.
+                    parts.extend(sibling.ask(ask).await);
+                }
+                own.send(Command::ReadBack { client, parts }).await.ok();
+            });
+        }
+    }
+
+    /// Other workers have given what they keep.
+    pub(super) fn on_read_back(&mut self, client: ReadBack, parts: Vec<HistoriesSnapshot>, broker: &mut Broker) {
+        let now = self.now();
+        parts.into_iter().for_each(|part| self.core.hub.adopt_histories(part, now));
+        if self.core.can_recover(client.key, &client.since) {
+            self.finish_recovery(&[client], now);
+        } else {
+            self.read_log(client, broker);
+        }
+    }
+
+    fn read_log(&mut self, client: ReadBack, broker: &mut Broker) {
+        let now = self.now();
+        let node = self.core.placement.node_of(&client.channel);
+        let (Some(node), Some(log)) = (node, client.since.milestone.log) else {
+            return self.finish_recovery(&[client], now);
+        };
+        let from = client.since.milestone;
+        let mut of_node = self.log_reads.iter_mut().filter(|read| read.node == node);
+        // The first is being read, and may end before this client's channel was subscribed.
+        let is_first = of_node.next().is_none();
+        let has_it = |read: &&mut LogRead| {
+            let start = read.from.log.filter(|start| start.replid == log.replid);
+            start.is_some_and(|start| start.offset <= log.offset)
+        };
+        if let Some(read) = of_node.find(has_it) {
+            return read.clients.push(client);
+        }
+        self.log_reads.push(LogRead { node, from, clients: vec![client] });
+        if is_first {
+            broker.request(Request::ReadLog { node, from });
+        }
+    }
+
+    /// A node's log was read, or cannot be.
+    pub(super) fn on_log_read(
+        &mut self,
+        node: Node,
+        from: Milestone,
+        logged: Option<(Vec<Logged>, Milestone)>,
+    ) -> Option<Request> {
+        let now = self.now();
+        if let Some((logged, until)) = logged {
+            self.core.hub.adopt_log(from, logged, until, now);
+        }
+        if let Some(index) = self.log_reads.iter().position(|read| read.node == node && read.from == from) {
+            let LogRead { clients, .. } = self.log_reads.remove(index);
+            self.finish_recovery(&clients, now);
+        }
+        let next = self.log_reads.iter().find(|read| read.node == node)?;
+        Some(Request::ReadLog { node, from: next.from })
+    }
+
+    fn finish_recovery(&mut self, clients: &[ReadBack], now: Millis) {
+        for ReadBack { key, .. } in clients {
+            self.guarded(*key, now, |core| core.give_recovered(*key, now));
+        }
+    }
+}
+
+impl Core {
+    /// The clients that need more history than there is here.
+    pub(super) fn take_read_backs(&mut self) -> Vec<ReadBack> {
+        std::mem::take(&mut self.read_backs)
+    }
+
+    /// Whether the histories here have all that the client of a session missed.
+    pub(super) fn can_recover(&mut self, key: SessionKey, since: &Position) -> bool {
+        let Some(slot) = self.slots.get_mut(key) else { return true };
+        slot.session.subscribers().iter().all(|subscriber| self.hub.can_recover(*subscriber, since))
+    }
+}
