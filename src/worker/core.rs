@@ -12,17 +12,16 @@ use tokio::time::Instant;
 use super::outgoing::{Delivery, Outgoing};
 use super::reactor::{Ready, Registrar};
 use super::read_back::ReadBack;
-use super::slots::{Slot, Slots};
+use super::slots::Slots;
 use super::wheel::Wheel;
 use crate::channel::{Channel, SubscriptionRefused};
 use crate::clock::{self, Millis, millis};
 use crate::close::CloseReason;
-use crate::config::{Config, GapPolicy};
-use crate::id::{SessionKey, SubscriberId};
+use crate::config::Config;
+use crate::id::SessionKey;
 use crate::metrics::{Counter, Shard};
 use crate::per_node::PerNode;
-use crate::placement::{Moved, Node, Placement};
-use crate::position::Milestone;
+use crate::placement::{Node, Placement};
 use crate::protocol::hub::{Hub, Keep};
 use crate::protocol::outbox::Outbox;
 use crate::protocol::session::{Action, Scratch, Session};
@@ -30,9 +29,6 @@ use crate::protocol::session::{Action, Scratch, Session};
 /// The cost of a session's event in [`Core::work`], besides the bytes read. Chosen: one or two system calls take about
 /// as long as decoding 2 kB of frames.
 const EVENT_BYTES: usize = 2 << 10;
-
-/// What clients are told after a gap.
-const GAP: &str = "messages may be missing: a link to Redis was away";
 
 /// The result of a subscription for sessions that will be adopted.
 pub(super) type Confirmation = oneshot::Receiver<Result<(), SubscriptionRefused>>;
@@ -50,9 +46,9 @@ pub(super) struct Core {
     /// Sessions that have more to read, each once.
     again: Vec<SessionKey>,
     /// By node: sessions that are not read until the node's messages have room, the longest held first.
-    held: PerNode<Vec<SessionKey>>,
+    pub(super) held: PerNode<Vec<SessionKey>>,
     /// The same for messages on channels without a node.
-    held_unplaced: Vec<SessionKey>,
+    pub(super) held_unplaced: Vec<SessionKey>,
     /// Channels for which the broker is to be asked.
     pub(super) wanted: Vec<(Option<Node>, Channel)>,
     /// Subscribed sessions that wait for their 101.
@@ -130,115 +126,6 @@ impl Core {
         std::mem::take(&mut self.wanted)
     }
 
-    /// The broker has confirmed `channel` at `node`. Returns whether the channel is still wanted there.
-    pub(super) fn on_subscribed(&mut self, node: Node, channel: &[u8], now: Millis) -> bool {
-        let Some(awaiting) = self.hub.confirm(node, channel) else { return false };
-        if self.hub.is_ready(channel) {
-            self.tell_reserving(channel, &Ok(()));
-        }
-        self.on_ready_to_open(awaiting, now);
-        true
-    }
-
-    /// A milestone was heard in the stream of `node`.
-    pub(super) fn on_milestone(&mut self, node: Node, milestone: Milestone, now: Millis) {
-        let awaiting = self.hub.on_milestone(node, milestone, now);
-        self.tell_placed();
-        self.on_ready_to_open(awaiting, now);
-    }
-
-    /// The stream of `node` was continued up to the milestone `until`.
-    pub(super) fn end_replay(&mut self, node: Node, until: Milestone, now: Millis) {
-        let awaiting = self.hub.end_replay(node, until, now);
-        self.tell_placed();
-        self.on_ready_to_open(awaiting, now);
-    }
-
-    /// The stream of `node` cannot be continued.
-    pub(super) fn give_up_replay(&mut self, node: Node, now: Millis) {
-        let awaiting = self.hub.give_up_replay(node);
-        self.tell_placed();
-        self.on_ready_to_open(awaiting, now);
-    }
-
-    /// There are no milestones at `node`.
-    pub(super) fn without_milestones(&mut self, node: Node, now: Millis) {
-        let awaiting = self.hub.without_milestones(node);
-        self.tell_placed();
-        self.on_ready_to_open(awaiting, now);
-    }
-
-    /// The channels of these subscribers are confirmed, and placed if they are to be.
-    fn on_ready_to_open(&mut self, awaiting: Vec<(SessionKey, SubscriberId)>, now: Millis) {
-        for (key, subscriber) in awaiting {
-            self.guarded(key, now, |core| {
-                let Some(slot) = core.slots.get_mut(key) else { return };
-                let action = slot.session.on_subscribed(subscriber);
-                core.apply(key, action, now);
-            });
-        }
-    }
-
-    /// The broker does not allow `channel`.
-    pub(super) fn on_refused(&mut self, channel: &[u8], refused: SubscriptionRefused, now: Millis) {
-        self.tell_reserving(channel, &Err(refused));
-        for key in self.hub.refuse(channel) {
-            self.guarded(key, now, |core| {
-                let Some(slot) = core.slots.get_mut(key) else { return };
-                let action = slot.session.on_refused(&mut slot.connection, now);
-                core.apply(key, action, now);
-            });
-        }
-    }
-
-    /// The subscriptions at a node are lost; returns their number.
-    pub(super) fn lose(&mut self, node: Node, is_cut: bool) -> usize {
-        self.hub.unconfirm_all(node, self.slots.newest(), is_cut)
-    }
-
-    /// The subscription to one channel is lost; returns whether it was confirmed.
-    pub(super) fn lose_one(&mut self, node: Node, channel: &[u8]) -> bool {
-        self.hub.unconfirm(node, channel, self.slots.newest())
-    }
-
-    /// All sessions have missed publications.
-    pub(super) fn miss_all(&mut self) {
-        self.hub.miss_all(self.slots.newest());
-    }
-
-    /// Channels have moved to other nodes; returns those to subscribe there.
-    pub(super) fn follow_placement(&mut self) -> Vec<Moved> {
-        // The messages of a held session may go to another node now.
-        let held = self.held.iter_mut().map(|(_, held)| held).chain([&mut self.held_unplaced]);
-        let held = held.flat_map(std::mem::take).collect();
-        self.release(held);
-        self.held.grow(self.placement.count(), |_| Vec::new());
-        self.outbox.follow_placement();
-        self.hub.follow_placement(self.slots.newest())
-    }
-
-    /// A gap at `node` has ended. Tells the clients that were subscribed before it, if their encoding can. Returns the
-    /// number of its channels, and the open sessions of these clients to close because of the gap.
-    pub(super) fn end_gap(&mut self, node: Node, now: Millis) -> (usize, Vec<SessionKey>) {
-        let (channels, missed) = self.hub.take_missed(node);
-        let before = missed.into_iter().filter(|(key, newest)| key.is_up_to(*newest)).map(|(key, _)| key);
-        let before: Vec<_> = before.collect();
-        for key in &before {
-            self.guarded(*key, now, |core| {
-                let Some(slot) = core.slots.get_mut(*key) else { return };
-                let action = slot.session.on_gap(GAP, &mut slot.connection, now);
-                core.apply(*key, action, now);
-            });
-        }
-        let slots = &mut self.slots;
-        let is_closed = |key: &SessionKey| {
-            slots.get_mut(*key).is_some_and(|Slot { session, .. }| {
-                session.is_open() && session.endpoint.config.on_gap == GapPolicy::Close
-            })
-        };
-        (channels, before.into_iter().filter(is_closed).collect())
-    }
-
     /// Wants `channel` for sessions that will be adopted, and keeps so much of it: its history begins before they come.
     /// Returns its confirmation, or `None` if it is confirmed already, and placed if it has a history.
     pub(super) fn reserve(&mut self, channel: &Channel, keep: Option<Keep>) -> Option<Confirmation> {
@@ -258,7 +145,7 @@ impl Core {
     }
 
     /// Tells of the reserved channels that are ready: confirmed and, by a milestone, or because there will be none, placed.
-    fn tell_placed(&mut self) {
+    pub(super) fn tell_placed(&mut self) {
         let Self { hub, reserving, .. } = self;
         for (_, tell) in reserving.extract_if(|channel, _| hub.is_ready(channel)) {
             // The hand-over may have failed meanwhile.
@@ -266,7 +153,7 @@ impl Core {
         }
     }
 
-    fn tell_reserving(&mut self, channel: &[u8], outcome: &Result<(), SubscriptionRefused>) {
+    pub(super) fn tell_reserving(&mut self, channel: &[u8], outcome: &Result<(), SubscriptionRefused>) {
         for tell in self.reserving.remove(channel).unwrap_or_default() {
             // The hand-over may have failed meanwhile.
             drop(tell.send(outcome.clone()));
@@ -381,7 +268,7 @@ impl Core {
         self.release(released);
     }
 
-    fn release(&mut self, held: Vec<SessionKey>) {
+    pub(super) fn release(&mut self, held: Vec<SessionKey>) {
         for key in held {
             if let Some(slot) = self.slots.get_mut(key) {
                 slot.is_held = false;

@@ -32,6 +32,7 @@ pub(crate) mod simulated;
 mod slots;
 mod snapshot;
 mod state;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod thread;

@@ -22,6 +22,7 @@ mod greeting;
 pub(crate) mod health;
 mod known_node;
 mod link_command;
+mod log_reading;
 pub(crate) mod marker;
 mod milestone;
 mod node_links;

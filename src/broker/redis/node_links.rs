@@ -5,7 +5,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
@@ -16,27 +15,21 @@ use super::catch_up::CatchUp;
 use super::connect::{Driver, Greeted, Purpose, multiplex};
 use super::error::LinkError;
 use super::known_node::KnownNode;
+use super::log_reading::LogReading;
 use super::node_state::{Greeting, NodeState};
 use super::publisher::Publisher;
-use super::replay::{ReadLimits, ReplayError, keep, read_between};
 use super::resp::Part;
 use super::subscriber::Subscriber;
 use super::transport::Transport;
 use crate::broker::event::Report;
 use crate::message::ClientMessage;
 use crate::placement::{Node, Placement};
-use crate::position::{Logged, Milestone};
+use crate::position::Milestone;
 
 /// Reads before the worker's other tasks have their turn, however much Redis has to say.
 const READS_PER_TURN: usize = 8;
 
-/// How much of a log is read for clients that come back: they wait for it in their handshake.
-const READ_BACK: ReadLimits = ReadLimits { max_bytes: 16 << 20, max_time: Duration::from_secs(2) };
-
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
-
-/// What a node's log has between two milestones.
-type ReadingLog = BoxFuture<Result<Vec<Logged>, ReplayError>>;
 
 /// A worker's links to one node.
 pub(super) struct NodeLinks {
@@ -47,12 +40,7 @@ pub(super) struct NodeLinks {
     pub(super) life: Life,
     subscriber_stream: SubscriberStream,
     publisher_stream: PublisherStream,
-    /// Reads the node's log while the subscriber's stream stands still for that.
-    log: Option<ReadingLog>,
-    /// Reads the node's log for clients that come back, between these milestones.
-    read_back: Option<(Milestone, Milestone, ReadingLog)>,
-    /// Keeps the node's log, if this worker does.
-    upkeep: Option<BoxFuture<()>>,
+    logs: LogReading,
     /// Resolves when all workers have their subscriptions; there while they have not.
     all_complete: Option<BoxFuture<()>>,
     /// Reads of this turn.
@@ -111,8 +99,7 @@ impl NodeLinks {
     pub(super) fn new(node: Node, known_node: KnownNode, placement: Placement, now: Instant) -> Self {
         let node = NodeState::new(node, known_node.settings.terms(), known_node.health.clone(), placement, now);
         let delay = node.terms.max_reconnect_delay;
-        let settings = known_node.settings.clone();
-        let upkeep = known_node.is_log_to_keep().then(|| -> BoxFuture<()> { Box::pin(keep(settings)) });
+        let logs = LogReading::new(&known_node.settings, known_node.is_log_to_keep());
         Self {
             known_node,
             node,
@@ -121,9 +108,7 @@ impl NodeLinks {
             life: Life::Kept,
             subscriber_stream: SubscriberStream::None,
             publisher_stream: PublisherStream::None,
-            log: None,
-            read_back: None,
-            upkeep,
+            logs,
             all_complete: None,
             reads: 0,
             is_flowing: false,
@@ -185,7 +170,7 @@ impl NodeLinks {
             self.subscriber.step(&mut self.node, *now);
             let is_idle = self.poll_subscriber(cx, *now) == Progress::None
                 && self.poll_publisher(cx, *now) == Progress::None
-                && self.poll_log(cx, *now) == Progress::None;
+                && self.poll_logs(cx, *now) == Progress::None;
             if is_idle && self.node.events.is_empty() {
                 break;
             }
@@ -203,50 +188,31 @@ impl NodeLinks {
     }
 
     /// Continues the subscriber's stream from the node's log.
-    fn poll_log(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
-        if let Some(upkeep) = &mut self.upkeep {
-            let kept = upkeep.as_mut().poll(cx);
-            debug_assert!(kept.is_pending(), "a log is kept for ever");
+    fn poll_logs(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {
+        self.logs.poll_upkeep(cx);
+        if let Some(CatchUp::Reading { from, until }) = self.node.catch_up {
+            let read = self.logs.poll_cut(&self.known_node.settings, from, until, cx);
+            let Poll::Ready(read) = read else { return Progress::None };
+            self.node.caught_up(read, until, now);
+            self.subscriber.caught_up(&mut self.node, now);
+            return Progress::Made;
         }
-        let Some(CatchUp::Reading { from, until }) = self.node.catch_up else {
-            self.log = None;
-            return self.poll_read_back(cx);
-        };
-        let settings = &self.known_node.settings;
-        let log = self.log.get_or_insert_with(|| {
-            let settings = settings.clone();
-            Box::pin(async move { read_between(&settings, from, until, ReadLimits::default()).await })
-        });
-        let Poll::Ready(read) = log.as_mut().poll(cx) else { return Progress::None };
-        self.log = None;
-        self.node.caught_up(read, until, now);
-        self.subscriber.caught_up(&mut self.node, now);
-        Progress::Made
-    }
-
-    /// Reads the node's log from a milestone on that a client has shown.
-    pub(super) fn read_log(&mut self, from: Milestone) {
-        match self.node.milestones.last.filter(|_| self.node.terms.may_replay && self.read_back.is_none()) {
-            Some(until) => {
-                let settings = self.known_node.settings.clone();
-                let reading = async move { read_between(&settings, from, until, READ_BACK).await };
-                self.read_back = Some((from, until, Box::pin(reading)));
-            }
-            None => self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged: None }),
-        }
-    }
-
-    fn poll_read_back(&mut self, cx: &mut Context<'_>) -> Progress {
-        let Some((from, until, reading)) = &mut self.read_back else { return Progress::None };
-        let Poll::Ready(read) = reading.as_mut().poll(cx) else { return Progress::None };
-        let (from, until) = (*from, *until);
-        self.read_back = None;
+        self.logs.forget_cut();
+        let Poll::Ready((from, until, read)) = self.logs.poll_back(cx) else { return Progress::None };
         if let Err(error) = &read {
             tracing::debug!(%error, "clients cannot be given what they missed from the replication log: {error}");
         }
         let logged = read.ok().map(|logged| (logged, until));
         self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged });
         Progress::Made
+    }
+
+    /// Reads the node's log from a milestone on that a client has shown.
+    pub(super) fn read_log(&mut self, from: Milestone) {
+        let until = self.node.milestones.last.filter(|_| self.node.terms.may_replay);
+        if !until.is_some_and(|until| self.logs.read_back(&self.known_node.settings, from, until)) {
+            self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged: None });
+        }
     }
 
     fn poll_subscriber(&mut self, cx: &mut Context<'_>, now: Instant) -> Progress {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use redis::{RedisResult, Value};
+use redis::Value;
 use tokio::time::Instant;
 
 use super::audit;
@@ -36,13 +36,8 @@ pub(crate) struct Subscriber {
 impl Subscriber {
     /// A link that is to be made at once.
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
-        let backoff = Backoff::new(max_reconnect_delay);
-        Self {
-            state: LinkState::Down(Down::Waiting { until: now }),
-            commands: PendingChanges::default(),
-            backoff,
-            has_heard: false,
-        }
+        let (state, backoff) = (LinkState::Down(Down::Waiting { until: now }), Backoff::new(max_reconnect_delay));
+        Self { state, commands: PendingChanges::default(), backoff, has_heard: false }
     }
 
     /// Subscribes a channel.
@@ -218,7 +213,9 @@ impl Subscriber {
             Item::Answer(answer) => {
                 let answer = redis::parse_redis_value(link.reader.bytes(answer)).and_then(Value::extract_error);
                 match link.take_answered() {
-                    Some(UnderWay { command: LinkCommand::Role, since, .. }) => self.on_role(node, since, answer, now),
+                    Some(UnderWay { command: LinkCommand::Role, since, .. }) => {
+                        link.on_role(node, since, answer, now).map(|()| Consequence::Done)
+                    }
                     Some(UnderWay { command, .. }) => reply::on_answer(node, command, answer, now),
                     None => Err(LinkError::OutOfStep),
                 }
@@ -234,22 +231,6 @@ impl Subscriber {
             }
             Err(error) => self.fail(node, &error, now),
         }
-    }
-
-    /// Leaves a node that is no master any more.
-    fn on_role(
-        &mut self,
-        node: &mut NodeState,
-        sent: Instant,
-        answer: RedisResult<Value>,
-        now: Instant,
-    ) -> Result<Consequence, LinkError> {
-        let Some(SubscribingLink { role, address, .. }) = self.link_mut() else { return Ok(Consequence::Done) };
-        let rank = role.on_answer(sent, answer).map_err(LinkError::Ended)?;
-        if !role.is_told() {
-            node.health.role_is_unknown();
-        }
-        node.on_rank(rank, address, now).map(|()| Consequence::Done)
     }
 
     fn on_outcome(&mut self, node: &mut NodeState, outcome: Consequence, now: Instant) -> Result<(), LinkError> {
@@ -390,19 +371,7 @@ impl Subscriber {
         node.set_progress(marker::Progress::Lost);
         let is_cut = node.cut(error);
         if node.channels.confirmed() > 0 || !node.is_incomplete() {
-            let since = match (error, &state) {
-                // What the probe heard says nothing about a subscription that Redis forgot.
-                (LinkError::Fewer(_), LinkState::Complete(_, audits)) => audits.complete_at,
-                (_, state) => {
-                    // A probe that comes back says nothing about the role of its server: a new master may have had
-                    // messages since that the link did not hear of.
-                    let role = state.link().map(|link| &link.role).filter(|role| role.next_at().is_some());
-                    let role = role.filter(|role| role.is_told() && !node.terms.is_in_cluster);
-                    let until = node.probe.complete_until();
-                    role.map_or(until, |role| until.min(role.master_at()))
-                }
-            };
-            node.lost(since);
+            node.lost(state.complete_until(node, error));
         }
         if node.is_incomplete() {
             node.health.attempt_failed(error);

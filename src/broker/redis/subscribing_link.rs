@@ -4,9 +4,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
 use super::backoff::Down;
+use super::error::LinkError;
 use super::link_command::LinkCommand;
 use super::node_state::{Greeting, NodeState};
 use super::resp::{Protocol, Reader};
@@ -142,6 +144,22 @@ impl LinkState {
         *self = change(std::mem::replace(self, Self::Closed));
     }
 
+    /// Until when the link, which ends with `error`, certainly heard everything.
+    pub(crate) fn complete_until(&self, node: &NodeState, error: &LinkError) -> Instant {
+        match (error, self) {
+            // What the probe heard says nothing about a subscription that Redis forgot.
+            (LinkError::Fewer(_), Self::Complete(_, audits)) => audits.complete_at,
+            _ => {
+                // A probe that comes back says nothing about the role of its server: a new master may have had messages
+                // since that the link did not hear of.
+                let role = self.link().map(|link| &link.role).filter(|role| role.next_at().is_some());
+                let role = role.filter(|role| role.is_told() && !node.terms.is_in_cluster);
+                let until = node.probe.complete_until();
+                role.map_or(until, |role| until.min(role.master_at()))
+            }
+        }
+    }
+
     /// When the link has something to do at the latest.
     pub(crate) fn next_timeout(&self, node: &NodeState) -> Option<Instant> {
         match self {
@@ -200,6 +218,21 @@ impl SubscribingLink {
         if let Some(under_way) = &mut self.under_way {
             under_way.deadline = Deadline::after(node.terms.response_timeout, now);
         }
+    }
+
+    /// Leaves a node that is no master any more.
+    pub(crate) fn on_role(
+        &mut self,
+        node: &mut NodeState,
+        sent: Instant,
+        answer: RedisResult<Value>,
+        now: Instant,
+    ) -> Result<(), LinkError> {
+        let rank = self.role.on_answer(sent, answer).map_err(LinkError::Ended)?;
+        if !self.role.is_told() {
+            node.health.role_is_unknown();
+        }
+        node.on_rank(rank, &self.address, now)
     }
 
     /// Whether an answer did not come in time.
