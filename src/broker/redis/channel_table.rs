@@ -53,6 +53,13 @@ impl ChannelTable {
         }
     }
 
+    /// Redis has subscribed `channel`, which does not confirm the channel.
+    pub(crate) fn has_again(&mut self, channel: &[u8]) {
+        if !self.is_confirmed(channel) {
+            self.surplus.insert(Channel::copy_from_slice(channel));
+        }
+    }
+
     /// Redis has unsubscribed `channel`.
     pub(crate) fn left(&mut self, channel: &[u8]) {
         self.surplus.remove(channel);

@@ -40,6 +40,13 @@ pub(super) fn on_confirmation(
     }
     match confirmation {
         Confirmation::Subscribed if node.probe.is_on(channel) || node.is_marker(channel) => {}
+        // Out of turn: an UNSUBSCRIBE may wait to be sent, and behind it the SUBSCRIBE that confirms the channel.
+        Confirmation::Subscribed
+            if matches!(command, Some(LinkCommand::TryAgain(tried, _) | LinkCommand::LookAgain(tried)) if **tried == *channel)
+                && node.channels.is_wanted(channel) =>
+        {
+            node.channels.has_again(channel);
+        }
         Confirmation::Subscribed => match node.channels.confirm(channel) {
             Confirmed::Wanted(channel) if node.milestones.is_on(&channel) => {}
             Confirmed::Wanted(channel) => node.events.push_back(Report::Subscribed { node: node.id, channel }),

@@ -539,6 +539,27 @@ fn a_channel_that_is_about_to_be_left_does_not_hide_that_another_is_missing() {
 }
 
 #[test]
+fn a_channel_that_is_tried_again_is_not_confirmed_before_its_own_turn() {
+    let mut stage = Stage::hearing();
+    stage.subscribe("c");
+    stage.commands();
+    stage.say(b"-NOPERM no\r\n");
+    assert_eq!(stage.commands(), ["SUBSCRIBE c"]);
+    // The last that Redis took is tried again, though it is to be left; and then it is joined once more.
+    stage.subscriber.unsubscribe(&mut stage.node, channel("b"));
+    stage.say(b"-NOPERM no\r\n");
+    assert_eq!(stage.commands(), ["SUBSCRIBE b"]);
+    stage.subscribe("b");
+    stage.push("subscribe", "b");
+    assert_eq!(stage.take_told(), ["refused c"], "b is about to be unsubscribed");
+    assert_eq!(stage.commands(), ["UNSUBSCRIBE b"]);
+    stage.push("unsubscribe", "b");
+    assert_eq!(stage.commands(), ["SUBSCRIBE b"]);
+    stage.push("subscribe", "b");
+    assert_eq!(stage.take_told(), ["subscribed b"]);
+}
+
+#[test]
 fn a_gap_ends_when_all_is_back_that_was_lost_however_many_channels_are_new() {
     let mut stage = Stage::hearing();
     stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
