@@ -43,6 +43,12 @@
 //! counted, and where the endpoint has `on_gap = "close"`, its sessions are closed with 1012. Sessions stay, messages
 //! wait, and `/readyz` answers with the reason.
 //!
+//! Where `redis.replay` allows, the gap is filled instead (`catch_up`). The new link subscribes all channels and stands
+//! still at the next milestone. `replay` reads the node's replication log from the last milestone that the old link
+//! heard. The hub skips the publications of each channel that it has counted since then, delivers the rest, and the link
+//! goes on. A client that comes back with a position is answered by its channel's history: the worker's own, another
+//! worker's, or one read from the log (`worker/recovery`).
+//!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process
 //! subscribes them in workers that are frozen: they neither read clients nor send. Their histories are complete from
@@ -114,6 +120,7 @@
 //! | event | what a broker tells its worker |
 //! | gap | a time in which publications may be missing |
 //! | hand-over | another process takes over all sessions, over a socket or by systemd's store |
+//! | history | the last publications of a channel, kept for clients that come back |
 //! | hub | a worker's table from channels to subscribers |
 //! | lingering close | what a client still sends after our close is read and discarded: a reset would destroy the frame |
 //! | link | one connection to Redis |
