@@ -1,6 +1,7 @@
 //! Changes that wait for a subscribing link, in order, until they become commands. May not enter: answers.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 use super::link_command::{CHUNK, CHUNK_BYTES, LinkCommand, Progress, Tried, chunks};
 use super::node_state::NodeState;
@@ -18,33 +19,57 @@ pub(super) enum Change {
 
 /// Changes that wait for the link.
 #[derive(Debug, Default)]
-pub(super) struct PendingChanges(VecDeque<Change>);
+pub(super) struct PendingChanges {
+    queue: VecDeque<Change>,
+    /// How often each channel is to be unsubscribed.
+    leaving: HashMap<Channel, usize>,
+}
 
 impl PendingChanges {
     pub(super) fn push(&mut self, command: Change) {
-        self.0.push_back(command);
+        if let Change::Unsubscribe(channel) = &command {
+            *self.leaving.entry(channel.clone()).or_default() += 1;
+        }
+        self.queue.push_back(command);
+    }
+
+    /// Whether an UNSUBSCRIBE of `channel` waits: what Redis confirms before is not the subscription that is wanted.
+    pub(super) fn is_leaving(&self, channel: &[u8]) -> bool {
+        self.leaving.contains_key(channel)
+    }
+
+    fn left(&mut self, channel: &Channel) {
+        if let Entry::Occupied(mut times) = self.leaving.entry(channel.clone()) {
+            *times.get_mut() -= 1;
+            if *times.get() == 0 {
+                times.remove();
+            }
+        }
     }
 
     /// Starts over for a new link: it subscribes all wanted channels, and unsubscribes none.
     pub(super) fn start_over(&mut self) {
-        self.0.retain(|command| matches!(command, Change::Marker));
+        self.leaving.clear();
+        self.queue.retain(|command| matches!(command, Change::Marker));
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.leaving.clear();
+        self.queue.clear();
     }
 
     /// The commands for the next changes: one for each run of the same kind, or two where some channels are sharded.
     pub(super) fn next(&mut self, node: &NodeState) -> Vec<LinkCommand> {
         let (mut join, mut leave, mut bytes) = (Vec::new(), Vec::new(), 0);
         while join.len() + leave.len() < CHUNK && bytes < CHUNK_BYTES {
-            match self.0.pop_front() {
+            match self.queue.pop_front() {
                 Some(Change::Subscribe(channel)) if leave.is_empty() => {
                     bytes += channel.len();
                     join.push(channel);
                 }
                 Some(Change::Unsubscribe(channel)) if join.is_empty() => {
                     bytes += channel.len();
+                    self.left(&channel);
                     leave.push(channel);
                 }
                 Some(Change::Marker) if join.is_empty() && leave.is_empty() => {
@@ -57,7 +82,7 @@ impl PendingChanges {
                     return vec![LinkCommand::Unmark(channel)];
                 }
                 Some(other_kind) => {
-                    self.0.push_front(other_kind);
+                    self.queue.push_front(other_kind);
                     break;
                 }
                 None => break,

@@ -26,13 +26,15 @@ pub(super) enum Consequence {
     Counted(Counting, Option<usize>),
 }
 
-/// Takes a confirmation into account, read while `command` is under way. Returns the channel if it is subscribed and
+/// Takes a confirmation into account, read while `command` is under way. With `is_leaving`, the channel is to be
+/// unsubscribed first. Returns the channel if it is subscribed and
 /// not wanted.
 pub(super) fn on_confirmation(
     node: &mut NodeState,
     command: Option<&LinkCommand>,
     confirmation: Confirmation,
     channel: &[u8],
+    is_leaving: bool,
     now: Instant,
 ) -> Option<Channel> {
     if !matches!(confirmation, Confirmation::Subscribed) {
@@ -40,10 +42,9 @@ pub(super) fn on_confirmation(
     }
     match confirmation {
         Confirmation::Subscribed if node.probe.is_on(channel) || node.is_marker(channel) => {}
-        // Out of turn: an UNSUBSCRIBE may wait to be sent, and behind it the SUBSCRIBE that confirms the channel.
+        // An UNSUBSCRIBE waits, or may wait, to be sent, and behind it the SUBSCRIBE that confirms the channel.
         Confirmation::Subscribed
-            if matches!(command, Some(LinkCommand::TryAgain(tried, _) | LinkCommand::LookAgain(tried)) if **tried == *channel)
-                && node.channels.is_wanted(channel) =>
+            if (is_leaving || is_out_of_turn(command, channel)) && node.channels.is_wanted(channel) =>
         {
             node.channels.has_again(channel);
         }
@@ -60,6 +61,11 @@ pub(super) fn on_confirmation(
         Confirmation::Unsubscribed | Confirmation::ShardUnsubscribed => {}
     }
     None
+}
+
+/// Whether a command tries `channel` ahead of the changes that wait.
+fn is_out_of_turn(command: Option<&LinkCommand>, channel: &[u8]) -> bool {
+    matches!(command, Some(LinkCommand::TryAgain(tried, _) | LinkCommand::LookAgain(tried)) if **tried == *channel)
 }
 
 /// All confirmations of a command have come.

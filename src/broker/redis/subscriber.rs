@@ -196,13 +196,15 @@ impl Subscriber {
     }
 
     fn on_item(&mut self, node: &mut NodeState, item: &Item, now: Instant) {
-        let Some(link) = self.link_mut() else { return };
+        let Some(link) = self.state.link_mut() else { return };
         let outcome = match item {
             Item::Confirmation(confirmation, channel) => {
                 let SubscribingLink { reader, under_way, .. } = link;
                 let channel = reader.bytes(channel);
                 let mut command = under_way.as_mut().map(|under_way| &mut under_way.command);
-                let unwanted = reply::on_confirmation(node, command.as_deref(), *confirmation, channel, now);
+                let is_leaving = self.commands.is_leaving(channel);
+                let unwanted =
+                    reply::on_confirmation(node, command.as_deref(), *confirmation, channel, is_leaving, now);
                 let is_done =
                     command.as_mut().is_some_and(|command| command.on_confirmation(node, *confirmation, channel));
                 let done = if is_done { link.take_answered() } else { None };

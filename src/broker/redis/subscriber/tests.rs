@@ -560,6 +560,22 @@ fn a_channel_that_is_tried_again_is_not_confirmed_before_its_own_turn() {
 }
 
 #[test]
+fn a_confirmation_before_the_unsubscribe_that_waits_confirms_nothing() {
+    let mut stage = Stage::hearing();
+    stage.subscribe("c");
+    assert_eq!(stage.commands(), ["SUBSCRIBE c"]);
+    stage.subscriber.unsubscribe(&mut stage.node, channel("c"));
+    stage.subscribe("c");
+    stage.push("subscribe", "c");
+    assert_eq!(stage.take_told(), [""; 0], "c is about to be unsubscribed");
+    assert_eq!(stage.commands(), ["UNSUBSCRIBE c"]);
+    stage.push("unsubscribe", "c");
+    assert_eq!(stage.commands(), ["SUBSCRIBE c"]);
+    stage.push("subscribe", "c");
+    assert_eq!(stage.take_told(), ["subscribed c"]);
+}
+
+#[test]
 fn a_gap_ends_when_all_is_back_that_was_lost_however_many_channels_are_new() {
     let mut stage = Stage::hearing();
     stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
