@@ -40,8 +40,8 @@ pub enum Extra {
 /// are ignored.
 ///
 /// # Errors
-/// As [`Server::bind`] and [`Server::run`]; when the sockets that systemd passed have another name; and when this
-/// process was started to take over from another and could not.
+/// As [`crate::Server::bind`] and [`crate::Server::run`]; when the sockets that systemd passed have another name; and
+/// when this process was started to take over from another and could not.
 pub async fn run_service(config: Config, extra: Extra) -> Result<(), ServiceError> {
     let on_hang_up = if extra == Extra::TestPage { HangUp::Stop } else { HangUp::HandOver };
     let mut signals = Signals::try_new(on_hang_up).map_err(ServiceError::Signals)?;
