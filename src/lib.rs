@@ -46,8 +46,8 @@
 //! Where `redis.replay` allows, the gap is filled instead (`catch_up`). The new link subscribes all channels and stands
 //! still at the next milestone. `replay` reads the node's replication log from the last milestone that the old link
 //! heard. The hub skips the publications of each channel that it has counted since then, delivers the rest, and the link
-//! goes on. A client that comes back with a position is answered by its channel's history: the worker's own, another
-//! worker's, or one read from the log (`worker/recovery`).
+//! goes on. `worker/apply` answers a client that comes back with a position from its channel's history (`hub/rings`). If that
+//! is too short, `worker/recovery` asks another worker, then reads the log.
 //!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process

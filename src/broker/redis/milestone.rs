@@ -14,8 +14,8 @@ use crate::position::{LogPoint, Milestone, MilestoneId};
 /// The channel of milestones.
 pub(crate) const CHANNEL: &str = "webws:milestone";
 
-/// How long nobody may have published one. Chosen: a place is then at most a second's publications away from the
-/// milestone that it counts from, and a fleet costs Redis one small message a second.
+/// The pause after a milestone before the next one is due. Chosen: a place counts at most a second's publications, and
+/// all webws of a node cost it one small message a second.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Each worker waits up to this much longer, so that not all publish at once.

@@ -1,5 +1,4 @@
-//! What is kept of one channel's publications, and how each is placed in the channel's stream. May not enter: other
-//! channels, encodings.
+//! The last publications of one channel, each with its place. May not enter: other channels, encodings.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -338,7 +338,7 @@ mod tests {
         hub.append(b"a", b"P");
         assert_eq!(sent(&mut hub), "\u{fffd}\u{2}\nP".repeat(2));
         assert_eq!(recovered(&mut hub, subscriber, Some(position(1, 0))).0, Recovery::Incomplete);
-        // Somebody else is allowed to publish them.
+        // Another process is allowed to publish milestones.
         hub.on_milestone(Node(0), milestone(1), 0);
         let (_, is_ready) = join(&mut hub, "b", 3);
         assert!(!is_ready && hub.confirm(Node(0), b"b") == Some(vec![]));

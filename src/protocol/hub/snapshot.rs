@@ -143,7 +143,7 @@ impl Hub {
                     current += 1;
                     part.milestones.push((milestone, 0));
                 }
-                // Places count as those do who have heard nothing else than the log.
+                // Places are counted in the log alone, so a promotion changes nothing.
                 Logged::Promoted => {}
             }
         }

@@ -36,7 +36,9 @@ pub(crate) async fn read_between(
             .then(|| std::str::from_utf8(publication.payload).ok()?.parse::<Milestone>().ok())
             .flatten();
         match milestone {
-            Some(milestone) if milestone.id == until.id && is_behind_start => return Ok(logged),
+            Some(milestone) if milestone.id == until.id => {
+                return if is_behind_start { Ok(logged) } else { Err(ReplayError::Unknown) };
+            }
             Some(milestone) if milestone.id == from.id => is_behind_start = true,
             Some(milestone) if is_behind_start => logged.push(Logged::Milestone(milestone)),
             None if is_behind_start => logged.push(Logged::Publication {

@@ -50,6 +50,8 @@ pub(crate) enum ReplayError {
     Malformed(u64),
     #[error("the last milestone does not say where it is in the replication log (the ACL user needs +info)")]
     Unplaced,
+    #[error("the replication log does not have the milestone from which it is to be read")]
+    Unknown,
     #[error("a failover lost the last milestone that was heard")]
     Forgotten,
     #[error(transparent)]
