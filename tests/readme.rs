@@ -16,7 +16,8 @@ use crate::support::{START, free_port, until};
 const README: &str = include_str!("../README.md");
 
 /// Blocks of plain text, by a part of them, and why nothing can run them.
-const TEXT: [(&str, &str); 2] = [
+const TEXT: [(&str, &str); 3] = [
+    ("milestone M1", "a picture of positions"),
     ("browsers ── TLS ── nginx", "a picture of the parts"),
     ("user webws on ", "a line of an ACL file: the_acl_user_is_taken_by_redis"),
 ];
