@@ -153,14 +153,20 @@ impl NodeLinks {
         self.subscriber.publication(channel, payload)
     }
 
+    /// The next publication of what was read, unless events come first.
+    pub(super) fn next_publication(&mut self, now: Instant) -> Option<(Part, Part)> {
+        let publication = self.subscriber.next(&mut self.node, now);
+        self.is_flowing |= publication.is_some();
+        publication
+    }
+
     /// What the worker is to be told next.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Poll<Step> {
         loop {
             if let Some(report) = self.node.events.pop_front() {
                 return Poll::Ready(Step::Report(report));
             }
-            if let Some((channel, payload)) = self.subscriber.next(&mut self.node, *now) {
-                self.is_flowing = true;
+            if let Some((channel, payload)) = self.next_publication(*now) {
                 return Poll::Ready(Step::Publication(channel, payload));
             }
             if !self.node.events.is_empty() {

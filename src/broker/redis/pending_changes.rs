@@ -60,6 +60,9 @@ impl PendingChanges {
 
     /// The commands for the next changes: one for each run of the same kind, or two where some channels are sharded.
     pub(super) fn next(&mut self, node: &NodeState) -> Vec<LinkCommand> {
+        if self.queue.is_empty() {
+            return Vec::new();
+        }
         let (mut join, mut leave, mut bytes) = (Vec::new(), Vec::new(), 0);
         while join.len() + leave.len() < CHUNK && bytes < CHUNK_BYTES {
             match self.queue.pop_front() {

@@ -17,6 +17,7 @@ use super::following::Following;
 use super::known_node::KnownNode;
 use super::marker::{Marker, Progress};
 use super::node_links::{Life, NodeLinks, Step};
+use super::resp::Part;
 use crate::broker::event::{Event, Marking, Report, Request};
 use crate::broker::seal::Seal;
 use crate::channel::Channel;
@@ -134,6 +135,13 @@ impl RedisBroker {
 
     /// What the worker is to be told next.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<'_>> {
+        // Nearly all events are publications, and the next one is mostly where the last one was.
+        if !self.is_idle
+            && let Some(links) = self.links.get_mut(self.at)
+            && let Some((channel, payload)) = links.next_publication(self.now)
+        {
+            return Poll::Ready(self.publication(self.at, &channel, &payload));
+        }
         if std::mem::take(&mut self.is_idle) {
             self.at = 0;
             self.links.iter_mut().for_each(NodeLinks::begin_turn);
@@ -155,12 +163,15 @@ impl RedisBroker {
         Poll::Ready(match step {
             Step::Report(report) => Event::Report(report),
             Step::Paused => Event::Paused,
-            Step::Publication(channel, payload) => {
-                let publication = self.links.get(at).and_then(|links| links.publication(&channel, &payload));
-                let (channel, payload) = publication.expect("it was just read there");
-                Event::Publication { channel, payload }
-            }
+            Step::Publication(channel, payload) => self.publication(at, &channel, &payload),
         })
+    }
+
+    /// The publication that was just read from the links with that index.
+    fn publication(&self, at: usize, channel: &Part, payload: &Part) -> Event<'_> {
+        let publication = self.links.get(at).and_then(|links| links.publication(channel, payload));
+        let (channel, payload) = publication.expect("it was just read there");
+        Event::Publication { channel, payload }
     }
 
     fn poll_links(&mut self, cx: &mut Context<'_>) -> Option<(usize, Step)> {

@@ -211,10 +211,28 @@ fn number(digits: &[u8]) -> Result<usize, Malformed> {
 
 /// The bulk string at the start of `bytes`, and what follows it; `None` while it is not whole.
 fn bulk(bytes: &[u8]) -> Result<Option<Split<'_>>, Malformed> {
-    let Some((head, rest)) = line(bytes) else { return Ok(None) };
-    let len = number(head.strip_prefix(b"$").ok_or(Malformed)?)?;
-    let split = || Some((rest.get(..len)?, rest.get(len.checked_add(2)?..)?));
-    Ok(split())
+    let Some((kind, digits)) = bytes.split_first() else { return Ok(None) };
+    if *kind != b'$' {
+        return Err(Malformed);
+    }
+    let mut len = 0_usize;
+    for (at, byte) in digits.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' => {
+                let digit = usize::from(byte - b'0');
+                len = len.checked_mul(10).and_then(|len| len.checked_add(digit)).ok_or(Malformed)?;
+            }
+            b'\r' if at > 0 => {
+                let split = || {
+                    let rest = digits.get(at + 2..)?;
+                    Some((rest.get(..len)?, rest.get(len.checked_add(2)?..)?))
+                };
+                return Ok(split());
+            }
+            _ => return Err(Malformed),
+        }
+    }
+    Ok(None)
 }
 
 /// The length of the reply at the start of `bytes`; `None` while it is not whole.

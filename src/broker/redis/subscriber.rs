@@ -328,9 +328,12 @@ impl Subscriber {
             }
             commands.push(LinkCommand::Unconfirmed);
         }
-        let plan = &mut self.link_mut()?.plan;
-        plan.extend(commands);
-        let next = plan.pop_front();
+        let mut next = None;
+        if !commands.is_empty() {
+            let plan = &mut self.link_mut()?.plan;
+            plan.extend(commands);
+            next = plan.pop_front();
+        }
         if next.is_none() && !self.is_at_marker() {
             node.end_gap(now);
         }

@@ -19,8 +19,8 @@ use crate::config::NotUtf8Policy;
 use crate::position::{MAX_TOKEN_LEN, Position, Token};
 use crate::protocol::websocket::frame;
 
-/// The longest header: `id: TOKEN`, and an empty line.
-const HEADER_BYTES: usize = 4 + MAX_TOKEN_LEN + 2;
+/// What precedes a payload in its message; the longest is `id: TOKEN`, and an empty line.
+type Header = SmallVec<[u8; 4 + MAX_TOKEN_LEN + 2]>;
 
 /// How publications on one channel look to a client, and the other bytes of its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,16 +59,18 @@ impl Encoding {
         position: Option<Position>,
         out: &mut BytesMut,
     ) -> Encoded {
-        let header = self.header(position);
-        let suffix = match self {
+        let mut header = Header::new();
+        let mut suffix: &[u8] = &[];
+        match self {
             Self::Lua { .. } => {
                 let name = self.name(channel);
                 debug_assert!(name.is_some(), "a channel begins with its endpoint's prefix");
-                name.unwrap_or_default()
+                suffix = name.unwrap_or_default();
             }
-            Self::Plain | Self::PlainText | Self::Meta => &[],
+            Self::Plain | Self::PlainText => {}
+            Self::Meta => put_meta(position, &mut header),
             Self::Sse { not_utf8 } => return sse::put_event(payload, not_utf8, position, out),
-        };
+        }
         if std::str::from_utf8(payload).is_ok() {
             put_frame(&header, payload, suffix, out);
             return Encoded::Utf8;
@@ -83,20 +85,6 @@ impl Encoding {
             put_frame(&header, &replace_bad_bytes(payload), suffix, out);
         }
         Encoded::NotUtf8
-    }
-
-    /// What precedes a payload in its message.
-    fn header(self, position: Option<Position>) -> SmallVec<[u8; HEADER_BYTES]> {
-        let mut header = SmallVec::new();
-        if self == Self::Meta {
-            if let Some(position) = position {
-                header.extend_from_slice(b"id: ");
-                header.extend_from_slice(Token::from(position).as_bytes());
-                header.push(b'\n');
-            }
-            header.push(b'\n');
-        }
-        header
     }
 
     /// Whether the client only receives. What it sends after its request has no meaning.
@@ -213,6 +201,16 @@ impl Encoding {
         debug_assert!(!self.is_one_way(), "the bytes of a client that only receives are not decoded");
         Bytes::new()
     }
+}
+
+/// Appends what precedes a payload in a message of [`Encoding::Meta`].
+fn put_meta(position: Option<Position>, header: &mut Header) {
+    if let Some(position) = position {
+        header.extend_from_slice(b"id: ");
+        header.extend_from_slice(Token::from(position).as_bytes());
+        header.push(b'\n');
+    }
+    header.push(b'\n');
 }
 
 fn put_frame(header: &[u8], payload: &[u8], suffix: &[u8], out: &mut BytesMut) {

@@ -23,6 +23,11 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// Whether the histories keep more than they may.
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.bytes > self.max_bytes
+    }
+
     /// Ends a history, because its subscription is lost or its channel is given up.
     pub(super) fn end(&mut self, history: Option<&mut History>) {
         self.bytes -= history.map_or(0, History::end);

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::entry::Audience;
+use super::rings;
 use super::state::Hub;
 use crate::id::SessionKey;
 use crate::protocol::encoding::Encoded;
@@ -74,8 +75,8 @@ impl Hub {
 
     /// Appends a publication to the batches of the channel `id`.
     pub(super) fn append_to(&mut self, id: usize, payload: &[u8]) -> Batching {
-        let position = self.record(id, payload);
         let Some(entry) = self.channels.get_mut(id) else { return Batching::Wait };
+        let position = rings::record(id, entry, &self.milestones, &mut self.budget, payload);
         let (mut batching, mut encoded) = (Batching::Wait, Encoded::Utf8);
         for (index, audience) in entry.audiences.iter_mut().enumerate().filter(|(_, a)| !a.members.is_empty()) {
             if audience.frames == 0 {
@@ -93,6 +94,9 @@ impl Hub {
             }
         }
         self.not_utf8 += u64::from(encoded == Encoded::NotUtf8);
+        if self.budget.is_exceeded() {
+            self.bound_kept();
+        }
         batching
     }
 

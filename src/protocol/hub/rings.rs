@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 
 use bytes::{BufMut, BytesMut};
 
+use super::budget::Budget;
 use super::entry::ChannelEntry;
 use super::history::{History, Keep, Kept};
 use super::milestones::Milestones;
@@ -15,6 +16,7 @@ use super::state::Hub;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::{SessionKey, SubscriberId};
+use crate::per_node::PerNode;
 use crate::placement::Node;
 use crate::position::{Milestone, Position};
 
@@ -120,26 +122,9 @@ impl Hub {
         told
     }
 
-    /// Counts a publication on the channel `id`. Keeps it if the channel has a history, and returns the position behind it
-    /// then, if it is known.
-    pub(super) fn record(&mut self, id: usize, payload: &[u8]) -> Option<Position> {
-        let entry = self.channels.get_mut(id)?;
-        let milestones = self.milestones.at(entry.node?);
-        let place = entry.places.count(milestones.current())?;
-        let history = entry.history.as_mut()?;
-        let was_empty = history.is_empty();
-        let growth = history.push(payload, place, entry.places.from, self.budget.now);
-        if was_empty && let Some(at) = history.expires_at() {
-            self.budget.oldest.push(Reverse((at, id, history.serial)));
-        }
-        let position = milestones.position(place);
-        self.budget.bytes = self.budget.bytes.saturating_add_signed(growth);
-        self.bound_kept();
-        position
-    }
-
-    fn bound_kept(&mut self) {
-        while self.budget.bytes > self.budget.max_bytes && self.evict_oldest(Millis::MAX) {}
+    /// Drops the oldest publications of all until the rest fits into the budget.
+    pub(super) fn bound_kept(&mut self) {
+        while self.budget.is_exceeded() && self.evict_oldest(Millis::MAX) {}
     }
 
     /// Notes that publications came in front of what the history of the channel `id` keeps: `growth` bytes.
@@ -236,6 +221,28 @@ impl Hub {
         }
         recovery
     }
+}
+
+/// Counts a publication on the channel `id`. Keeps it if the channel has a history, and returns the position behind it
+/// then, if it is known. The caller bounds the budget.
+#[inline]
+pub(super) fn record(
+    id: usize,
+    entry: &mut ChannelEntry,
+    milestones: &PerNode<Milestones>,
+    budget: &mut Budget,
+    payload: &[u8],
+) -> Option<Position> {
+    let milestones = milestones.at(entry.node?);
+    let place = entry.places.count(milestones.current())?;
+    let history = entry.history.as_mut()?;
+    let was_empty = history.is_empty();
+    let growth = history.push(payload, place, entry.places.from, budget.now);
+    if was_empty && let Some(at) = history.expires_at() {
+        budget.oldest.push(Reverse((at, id, history.serial)));
+    }
+    budget.bytes = budget.bytes.saturating_add_signed(growth);
+    milestones.position(place)
 }
 
 #[cfg(test)]

@@ -27,15 +27,14 @@ pub(crate) fn put_binary_header(out: &mut BytesMut, len: usize) {
 }
 
 fn put_header(first: u8, out: &mut BytesMut, len: usize) {
-    out.put_u8(first);
     match (u8::try_from(len), u16::try_from(len)) {
-        (Ok(short @ 0..=125), _) => out.put_u8(short),
+        (Ok(short @ 0..=125), _) => out.put_slice(&[first, short]),
         (_, Ok(medium)) => {
-            out.put_u8(126);
-            out.put_u16(medium);
+            let [high, low] = medium.to_be_bytes();
+            out.put_slice(&[first, 126, high, low]);
         }
         _ => {
-            out.put_u8(127);
+            out.put_slice(&[first, 127]);
             out.put_u64(len as u64);
         }
     }
