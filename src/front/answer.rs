@@ -25,34 +25,26 @@ use crate::config::WireName;
 use crate::position::{NotAPosition, Position};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
+use crate::protocol::session::Grant;
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::worker::Handle;
 
-/// A request that was accepted: what its session is to be, and the head of its answer, a 101 or a 200.
+/// A request that was accepted: what its session gets, and the head of its answer, a 101 or a 200.
 pub(super) struct Accepted {
-    pub(super) endpoint: Rc<Endpoint>,
-    pub(super) channel: Channel,
-    pub(super) encoding: Encoding,
-    /// The position with which the client comes back.
-    pub(super) since: Option<Position>,
+    pub(super) grant: Grant,
     pub(super) head: Bytes,
 }
 
 impl Accepted {
     /// A client that may have shown a position.
-    fn coming_back(
-        endpoint: &Rc<Endpoint>,
-        channel: Channel,
-        encoding: Encoding,
-        shown: Option<Result<Position, NotAPosition>>,
-        mut head: Vec<u8>,
-    ) -> Self {
+    fn coming_back(mut grant: Grant, shown: Option<Result<Position, NotAPosition>>, mut head: Vec<u8>) -> Self {
         if matches!(shown, Some(Err(_)))
-            && let Some(gap) = encoding.gap("the last event's id is not a position: messages may be missing")
+            && let Some(gap) = grant.encoding.gap("the last event's id is not a position: messages may be missing")
         {
             head.extend_from_slice(&gap);
         }
-        Self { endpoint: endpoint.clone(), channel, encoding, since: shown.and_then(Result::ok), head: head.into() }
+        grant.since = shown.and_then(Result::ok);
+        Self { grant, head: head.into() }
     }
 }
 
@@ -223,7 +215,7 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedH
         encoding = Encoding::Meta;
         shown = event_stream::since(request.headers(), target.query());
     }
-    Ok(Accepted::coming_back(endpoint, channel, encoding, shown, head.to_vec()))
+    Ok(Accepted::coming_back(Grant::of(endpoint.clone(), channel, encoding), shown, head.to_vec()))
 }
 
 /// Whether a request is for server-sent events, and not for a WebSocket.
@@ -250,7 +242,7 @@ fn event_stream_on(
     target: &Target,
     retry_after: Duration,
 ) -> Accepted {
-    let encoding = endpoint.event_encoding();
+    let grant = Grant::of(endpoint.clone(), channel, endpoint.event_encoding());
     let shown = event_stream::since(headers, target.query());
-    Accepted::coming_back(endpoint, channel, encoding, shown, event_stream::head(retry_after))
+    Accepted::coming_back(grant, shown, event_stream::head(retry_after))
 }

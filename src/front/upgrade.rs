@@ -91,7 +91,7 @@ impl Upgrade {
         };
         match answered {
             Answered::Accepted { accepted, read_ahead, request } => {
-                let Accepted { endpoint, channel, encoding, since, head } = accepted;
+                let Accepted { grant, head } = accepted;
                 let hello = Hello { socket, head, read_ahead };
                 // The worker drops the permit with this closure, or refuses the client.
                 let refuse = Box::new(move |socket, refusal| {
@@ -101,7 +101,7 @@ impl Upgrade {
                         drop(handshake);
                     });
                 });
-                worker.open(Opening { endpoint, channel, encoding, since, deadline, hello, refuse }).await;
+                worker.open(Opening { grant, deadline, hello, refuse }).await;
             }
             Answered::Refused(answer) => {
                 drop(permit);

@@ -88,7 +88,8 @@ impl Worker {
             notice::FULL.add(self.max_sessions);
             return Err(Refusal::Full);
         }
-        if !broker.is_reachable(&opening.channel) && !self.core.hub.is_confirmed(&opening.channel) {
+        let channel = &opening.grant.channel;
+        if !broker.is_reachable(channel) && !self.core.hub.is_confirmed(channel) {
             return Err(Refusal::BrokerAway);
         }
         Ok(())

@@ -25,8 +25,7 @@ impl Core {
     /// Makes a session of a connection whose request was accepted; [`Core::begin`] subscribes the session. The client
     /// is refused when the subscription is not confirmed by `until`.
     pub(super) fn admit(&mut self, opening: Box<Opening>, until: Millis, now: Millis) -> SessionKey {
-        let (endpoint, channel) = (opening.endpoint.clone(), opening.channel.clone());
-        let key = self.insert(Session::new(endpoint, channel, opening.encoding, until, now));
+        let key = self.insert(Session::new(opening.grant.clone(), until, now));
         let slot = self.slots.get_mut(key).expect("it was just inserted");
         slot.connection = Connection::Handshake(Some(opening));
         key

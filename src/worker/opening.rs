@@ -4,16 +4,11 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::channel::Channel;
-use crate::position::Position;
-use crate::protocol::encoding::Encoding;
-use crate::protocol::endpoint::Endpoint;
-use crate::protocol::session::Denial;
+use crate::protocol::session::{Denial, Grant};
 
 /// Why a handshake was not admitted; the text of the 503.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,11 +39,7 @@ pub(crate) type Refuse = Box<dyn FnOnce(OwnedFd, Refusal)>;
 
 /// A connection on its way to its session.
 pub(crate) struct Opening {
-    pub(crate) endpoint: Rc<Endpoint>,
-    pub(crate) channel: Channel,
-    pub(crate) encoding: Encoding,
-    /// The position with which the client comes back.
-    pub(crate) since: Option<Position>,
+    pub(crate) grant: Grant,
     /// The deadline of the handshake.
     pub(crate) deadline: Instant,
     /// The session's first bytes, the 101 or the 200, and the bytes behind the request.
@@ -67,8 +58,7 @@ pub(crate) struct Hello {
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut opening = f.debug_struct("Opening");
-        opening.field("channel", &self.channel).field("since", &self.since).field("hello", &self.hello);
-        opening.finish_non_exhaustive()
+        opening.field("grant", &self.grant).field("hello", &self.hello).finish_non_exhaustive()
     }
 }
 

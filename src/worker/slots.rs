@@ -123,7 +123,7 @@ impl Connection {
     /// The position with which the client of a handshake comes back.
     pub(super) fn since(&self) -> Option<Position> {
         match self {
-            Self::Handshake(opening) => opening.as_ref()?.since,
+            Self::Handshake(opening) => opening.as_ref()?.grant.since,
             _ => None,
         }
     }

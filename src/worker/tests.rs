@@ -13,6 +13,7 @@ use crate::placement::Node;
 use crate::placement::Placement;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
+use crate::protocol::session::Grant;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -28,10 +29,7 @@ fn open(core: &mut Core, endpoint: &Rc<Endpoint>) -> (SessionKey, UnixStream) {
     theirs.set_nonblocking(true).unwrap();
     let hello = Hello { socket: ours.into(), head: Bytes::from_static(b"101"), read_ahead: Vec::new() };
     let opening = Opening {
-        endpoint: endpoint.clone(),
-        channel: channel.clone(),
-        encoding: Encoding::Plain,
-        since: None,
+        grant: Grant::of(endpoint.clone(), channel.clone(), Encoding::Plain),
         deadline: Instant::now(),
         hello,
         refuse: Box::new(|_, refusal| panic!("{refusal}")),

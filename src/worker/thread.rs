@@ -102,6 +102,7 @@ mod tests {
     use crate::config::Config;
     use crate::metrics::{Metrics, Shard};
     use crate::protocol::encoding::Encoding;
+    use crate::protocol::session::Grant;
     use crate::worker::command::Command;
     use crate::worker::command::{Answer, Mailbox, mailbox};
     use crate::worker::handshakes::Handshakes;
@@ -245,9 +246,9 @@ mod tests {
         let refuse = Box::new(|socket: OwnedFd, refusal: Refusal| {
             UnixStream::from(socket).write_all(refusal.to_string().as_bytes()).unwrap();
         });
-        let (channel, encoding) = (Channel::from_static(b"chat:a"), Encoding::Plain);
+        let grant = Grant::of(endpoint, Channel::from_static(b"chat:a"), Encoding::Plain);
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        worker.open(Opening { endpoint, channel, encoding, since: None, deadline, hello, refuse }).await;
+        worker.open(Opening { grant, deadline, hello, refuse }).await;
     }
 
     fn said(client: &mut UnixStream) -> Vec<u8> {

@@ -31,7 +31,7 @@ use crate::placement::Placement;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::hub::Batching;
-use crate::protocol::session::Session;
+use crate::protocol::session::{Grant, Session};
 use crate::protocol::socket::Socket;
 use crate::protocol::socket::memory::MemorySocket;
 
@@ -110,8 +110,8 @@ impl Simulated {
     /// A handshake for `channel` begins. Its answer is in [`Simulated::take_answers`].
     pub(crate) fn admit(&mut self, endpoint: usize, channel: &Channel, encoding: Encoding, now: Millis) -> SessionKey {
         let endpoint = self.endpoints[endpoint].clone();
-        let until = now + 3_000;
-        let key = self.core.insert(Session::new(endpoint, channel.clone(), encoding, until, now));
+        let grant = Grant::of(endpoint, channel.clone(), encoding);
+        let key = self.core.insert(Session::new(grant, now + 3_000, now));
         self.waiting.push(key);
         self.core.begin(key, now);
         self.after_change();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::grant::Grant;
 use super::state::{Phase, Session};
 use crate::channel::Channel;
 use crate::clock::Millis;
@@ -135,7 +136,7 @@ impl Session {
             return Err(NotASession::Encoding);
         }
         let encoding = snapshot.encoding.adopted(endpoint.config.not_utf8);
-        let mut session = Self::new(endpoint, channel, encoding, now, now);
+        let mut session = Self::new(Grant::of(endpoint, channel, encoding), now, now);
         session.phase = match snapshot.closing {
             None => Phase::Open,
             Some(Closing { reason, left, awaits_reply, is_ending }) => {

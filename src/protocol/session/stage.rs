@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::{Action, Payload, Publish, Queued, Rejected, Scratch, Session};
+use super::{Action, Grant, Payload, Publish, Queued, Rejected, Scratch, Session};
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -62,7 +62,8 @@ impl Stage {
     pub(super) fn subscribing(config: EndpointConfig, encoding: Encoding) -> Self {
         let now = 1_000_000;
         let endpoint = Rc::new(Endpoint::new(config));
-        let mut session = Session::new(endpoint, Channel::from_static(CHANNEL), encoding, now + 5_000, now);
+        let grant = Grant::of(endpoint, Channel::from_static(CHANNEL), encoding);
+        let mut session = Session::new(grant, now + 5_000, now);
         assert_eq!(session.begin(), Action::Subscribe);
         let subscription = session.next_to_join().expect("it has a channel");
         assert_eq!((&*subscription.channel, subscription.encoding), (CHANNEL, encoding));

@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::subscription::{Rights, Subscription};
+use super::grant::Grant;
+use super::subscription::Subscription;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -62,14 +63,9 @@ pub(crate) struct Session {
 
 impl Session {
     /// A session whose handshake waits for its subscription until `until`. [`Session::begin`] follows.
-    pub(crate) fn new(
-        endpoint: Rc<Endpoint>,
-        channel: Channel,
-        encoding: Encoding,
-        until: Millis,
-        now: Millis,
-    ) -> Self {
-        let rights = Rights::of(&endpoint.config);
+    pub(crate) fn new(grant: Grant, until: Millis, now: Millis) -> Self {
+        // The worker keeps the position until the session opens.
+        let Grant { endpoint, channel, encoding, rights, since: _ } = grant;
         Self {
             endpoint,
             encoding,

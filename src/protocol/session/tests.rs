@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::stage::{BINARY, CLOSE, LUA, PING, PONG, SUBSCRIBER, Stage, TEXT, close_frame, encoded, frame, plain};
-use super::{Action, Denial, Rejected, Session};
+use super::{Action, Denial, Grant, Rejected, Session};
 use crate::close::CloseReason;
 use crate::config::{BinaryPolicy, EndpointConfig};
 use crate::protocol::encoding::Encoding;
@@ -65,7 +65,7 @@ fn a_session_that_receives_nothing_waits_for_no_subscription() {
     let config = EndpointConfig { subscribe: false, ..EndpointConfig::default() };
     let endpoint = std::rc::Rc::new(crate::protocol::endpoint::Endpoint::new(config));
     let channel = crate::channel::Channel::from_static(super::stage::CHANNEL);
-    let mut session = Session::new(endpoint, channel, LUA, 10, 0);
+    let mut session = Session::new(Grant::of(endpoint, channel, LUA), 10, 0);
     assert_eq!((session.begin(), session.next_to_join().is_none()), (Action::Upgrade, true));
 }
 

@@ -1,0 +1,29 @@
+//! What an accepted request gives its session, as one value from the answer to the session's start. A fact of the
+//! request that a session needs gets a field here. May not enter: HTTP, sockets, deadlines.
+
+use std::rc::Rc;
+
+use super::subscription::Rights;
+use crate::channel::Channel;
+use crate::position::Position;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::endpoint::Endpoint;
+
+/// What a client may do, and how its session looks.
+#[derive(Debug, Clone)]
+pub(crate) struct Grant {
+    pub(crate) endpoint: Rc<Endpoint>,
+    pub(crate) channel: Channel,
+    pub(crate) encoding: Encoding,
+    pub(crate) rights: Rights,
+    /// The position with which the client comes back.
+    pub(crate) since: Option<Position>,
+}
+
+impl Grant {
+    /// The rights that an endpoint grants to all its clients, without a position.
+    pub(crate) fn of(endpoint: Rc<Endpoint>, channel: Channel, encoding: Encoding) -> Self {
+        let rights = Rights::of(&endpoint.config);
+        Self { endpoint, channel, encoding, rights, since: None }
+    }
+}
