@@ -209,6 +209,7 @@ impl NodeLinks {
         if self.step_mouth(now) {
             return true;
         }
+        self.publisher.judge_deadline(&mut self.node, now);
         if !self.publisher.is_up()
             && let End { stream: Some(stream), arrived, .. } = std::mem::take(&mut self.publisher_stream)
         {

@@ -1,11 +1,11 @@
 //! Redis as the broker: two links per worker and node, one to subscribe and one to publish, because the two must never
-//! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` has their
-//! sockets, `redis_broker.rs` is what a worker polls.
+//! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` and
+//! `publisher_stream.rs` have their sockets, `redis_broker.rs` is what a worker polls.
 //!
 //! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `milestone`, `role`, `channel_table`, `health`;
-//! `node_state`, `unplaced`,
-//! `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect` make a stream; `cluster`
-//! knows where the nodes are; `replay` reads a node's replication log. The only room that names the redis crate. May not enter: sessions.
+//! `node_state`, `unplaced`, `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect`
+//! make a stream; `cluster` knows where the nodes are; `replay` reads a node's replication log. The only room that
+//! names the redis crate. May not enter: sessions.
 
 mod audit;
 mod backoff;
@@ -30,6 +30,7 @@ pub(crate) mod node_state;
 mod pending_changes;
 mod probe;
 pub(crate) mod publisher;
+mod publisher_stream;
 mod publishing_link;
 mod redis_broker;
 pub(crate) mod replay;

@@ -1,26 +1,25 @@
 //! The two links of a worker to one node, with their sockets: makes streams for the machines (`subscriber.rs`,
-//! `publisher.rs`) and moves bytes, answers and time between them. The publisher's stream is the redis crate's. May not
+//! `publisher.rs`), and moves bytes and time between them. `publisher_stream.rs` has the publisher's stream. May not
 //! enter: what bytes mean, other nodes (`redis_broker.rs`).
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, RedisResult, Value};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::catch_up::CatchUp;
-use super::connect::{Driver, Greeted, Purpose, multiplex};
+use super::connect::{Greeted, Purpose};
 use super::error::LinkError;
 use super::known_node::KnownNode;
 use super::log_reading::LogReading;
-use super::node_state::{Greeting, NodeState};
+use super::node_state::NodeState;
 use super::publisher::Publisher;
+use super::publisher_stream::PublisherStream;
 use super::resp::Part;
 use super::subscriber::Subscriber;
-use super::transport::Transport;
+use super::transport::{BoxFuture, Progress, Transport};
 use crate::broker::event::Report;
 use crate::message::ClientMessage;
 use crate::placement::{Node, Placement};
@@ -28,8 +27,6 @@ use crate::position::Milestone;
 
 /// Reads before the worker's other tasks have their turn, however much Redis has to say.
 const READS_PER_TURN: usize = 8;
-
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// A worker's links to one node.
 pub(super) struct NodeLinks {
@@ -80,20 +77,6 @@ enum SubscriberStream {
     },
 }
 
-/// The publisher's stream.
-enum PublisherStream {
-    None,
-    Connecting(BoxFuture<Result<(MultiplexedConnection, Driver, Greeting), LinkError>>),
-    Up { connection: MultiplexedConnection, driver: Driver, answers: Option<BoxFuture<RedisResult<Vec<Value>>>> },
-}
-
-/// Whether a poll changed anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    Made,
-    None,
-}
-
 impl NodeLinks {
     /// Links to a node, none of them made yet.
     pub(super) fn new(node: Node, known_node: KnownNode, placement: Placement, now: Instant) -> Self {
@@ -130,7 +113,7 @@ impl NodeLinks {
     /// The worker's messages for this node.
     pub(super) fn publish(&mut self, messages: Vec<ClientMessage>, now: Instant) {
         if let Some(pipeline) = self.publisher.on_messages(&mut self.node, messages, now) {
-            self.send(pipeline);
+            self.publisher_stream.send(pipeline);
         }
     }
 
@@ -289,46 +272,10 @@ impl NodeLinks {
             self.publisher_stream = PublisherStream::None;
         }
         if self.publisher.wants_link(now) {
-            let connecting = connecting(&self.known_node, Purpose::Publisher);
-            self.publisher_stream = PublisherStream::Connecting(Box::pin(async move {
-                let Greeted { transport, greeting } = connecting.await?;
-                let (connection, driver) = multiplex(transport).await?;
-                Ok((connection, driver, greeting))
-            }));
-        }
-        if let Some(pipeline) = self.publisher.step(&mut self.node, now) {
-            self.send(pipeline);
+            self.publisher_stream = PublisherStream::connect(connecting(&self.known_node, Purpose::Publisher));
         }
         self.poll_all_complete(cx);
-        let Self { publisher, node, publisher_stream, .. } = self;
-        match publisher_stream {
-            PublisherStream::None => Progress::None,
-            PublisherStream::Connecting(connecting) => {
-                let Poll::Ready(made) = connecting.as_mut().poll(cx) else { return Progress::None };
-                match made {
-                    Ok((connection, driver, greeting)) => {
-                        *publisher_stream = PublisherStream::Up { connection, driver, answers: None };
-                        publisher.on_connected(node, greeting, now);
-                    }
-                    Err(error) => {
-                        *publisher_stream = PublisherStream::None;
-                        publisher.on_not_connected(node, &error, now);
-                    }
-                }
-                Progress::Made
-            }
-            PublisherStream::Up { driver, answers, .. } => {
-                if driver.as_mut().poll(cx).is_ready() {
-                    publisher.fail(node, &LinkError::Closed, now);
-                    return Progress::Made;
-                }
-                let Some(awaited) = answers else { return Progress::None };
-                let Poll::Ready(answered) = awaited.as_mut().poll(cx) else { return Progress::None };
-                *answers = None;
-                publisher.on_answers(node, answered, now);
-                Progress::Made
-            }
-        }
+        self.publisher_stream.poll(&mut self.publisher, &mut self.node, cx, now)
     }
 
     /// Is woken when all workers have their subscriptions: the publisher may wait for that.
@@ -344,18 +291,6 @@ impl NodeLinks {
             self.all_complete = None;
             cx.waker().wake_by_ref();
         }
-    }
-
-    fn send(&mut self, pipeline: Pipeline) {
-        let PublisherStream::Up { connection, answers, .. } = &mut self.publisher_stream else {
-            debug_assert!(false, "only a link that is up sends");
-            return;
-        };
-        let mut connection = connection.clone();
-        *answers = Some(Box::pin(async move {
-            let count = pipeline.cmd_iter().count();
-            connection.send_packed_commands(&pipeline, 0, count).await
-        }));
     }
 }
 

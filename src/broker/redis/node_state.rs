@@ -54,6 +54,22 @@ pub(crate) struct Terms {
     pub(crate) may_replay: bool,
 }
 
+#[cfg(test)]
+impl Terms {
+    /// Of a node outside a cluster, with three seconds for an answer.
+    pub(crate) fn of_test() -> Self {
+        Self {
+            server: "redis://a".to_owned(),
+            marker_name: "a".to_owned(),
+            response_timeout: Duration::from_secs(3),
+            max_reconnect_delay: Duration::from_secs(1),
+            is_in_cluster: false,
+            has_milestones: false,
+            may_replay: false,
+        }
+    }
+}
+
 /// A link that was greeted.
 #[derive(Debug)]
 pub(crate) struct Greeting {

@@ -158,19 +158,27 @@ impl Publisher {
         }
     }
 
+    /// Whether commands are sent whose answers have not been read.
+    pub(crate) fn awaits_answers(&self) -> bool {
+        matches!(&self.state, LinkState::Up(link) if matches!(link.work, Work::UnderWay { .. }))
+    }
+
+    /// Ends a link whose answers are not there in time. Before, what has arrived must be read ([`Publisher::on_answers`]).
+    pub(crate) fn judge_deadline(&mut self, node: &mut NodeState, now: Instant) {
+        if let LinkState::Up(link) = &mut self.state
+            && let Work::UnderWay { deadline, .. } = &mut link.work
+            && deadline.has_passed(now)
+        {
+            let silent = LinkError::Silent("Redis".to_owned(), node.terms.response_timeout);
+            self.fail(node, &silent, now);
+        }
+    }
+
     /// The commands to send now: what is due, or nothing while an answer is awaited.
     pub(crate) fn step(&mut self, node: &mut NodeState, now: Instant) -> Option<Pipeline> {
         let LinkState::Up(link) = &mut self.state else { return None };
-        match &mut link.work {
-            Work::UnderWay { deadline, .. } => {
-                if deadline.has_passed(now) {
-                    let silent = LinkError::Silent("Redis".to_owned(), node.terms.response_timeout);
-                    self.fail(node, &silent, now);
-                }
-                return None;
-            }
-            Work::Asked => return None,
-            Work::Idle => {}
+        if !matches!(link.work, Work::Idle) {
+            return None;
         }
         // Asked also while the subscriber is away: those with messages in doubt should not wait for it.
         if link.role.is_due(now) {

@@ -137,6 +137,17 @@ impl RoleWatch {
     }
 }
 
+#[cfg(test)]
+impl RoleWatch {
+    /// Of a server that has just said that it is a master.
+    pub(crate) fn of_master(protocol: Protocol, now: Instant) -> Self {
+        let mut role = Self::new(protocol, now);
+        let answer = ["role", "master"].map(|text| Value::SimpleString(text.to_owned()));
+        assert_eq!(role.on_answer(now, Ok(Value::Array(answer.to_vec()))).ok(), Some(Rank::Master));
+        role
+    }
+}
+
 fn rank(question: Question, answer: &Value) -> Rank {
     let field = |name: &[u8]| match answer {
         Value::Map(fields) => fields.iter().find(|(key, _)| text(key) == Some(name)).and_then(|(_, value)| text(value)),

@@ -31,15 +31,7 @@ impl Stage {
     /// A node whose subscriber is complete, and a publishing link whose node is a master.
     fn up() -> Self {
         let now = Instant::now();
-        let terms = Terms {
-            server: "redis://a".to_owned(),
-            marker_name: "a".to_owned(),
-            response_timeout: TIMEOUT,
-            max_reconnect_delay: SECOND,
-            is_in_cluster: false,
-            has_milestones: false,
-            may_replay: false,
-        };
+        let terms = Terms { response_timeout: TIMEOUT, max_reconnect_delay: SECOND, ..Terms::of_test() };
         let health = Arc::new(Health::new(&RedisUrl::default(), 1));
         let mut node = NodeState::new(Node(0), terms, health, Placement::over(1), now);
         node.incomplete_since = None;
@@ -52,8 +44,7 @@ impl Stage {
     fn connect(&mut self, master: Option<HostPort>) {
         self.now += SECOND;
         assert!(self.publisher.wants_link(self.now));
-        let mut role = RoleWatch::new(Protocol::Resp3, self.now);
-        role.on_answer(self.now, Ok(role_of("master"))).unwrap();
+        let role = RoleWatch::of_master(Protocol::Resp3, self.now);
         let greeting = Greeting { protocol: Protocol::Resp3, address: "a:1".to_owned(), role, master };
         self.publisher.on_connected(&mut self.node, greeting, self.now);
     }
@@ -158,7 +149,8 @@ fn what_was_not_answered_is_unknown_and_never_sent_again() {
     let mut stage = Stage::up();
     stage.publish(&[(1, "a", "1"), (2, "a", "2")]);
     stage.now += TIMEOUT;
-    assert!(stage.step().is_empty());
+    assert!(stage.publisher.awaits_answers() && stage.step().is_empty());
+    stage.publisher.judge_deadline(&mut stage.node, stage.now);
     assert_eq!(stage.told(), ["unknown", "unknown"]);
     assert!(!stage.publisher.is_up());
     stage.connect(None);

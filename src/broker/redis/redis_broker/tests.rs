@@ -77,9 +77,7 @@ impl Stage {
         node.incomplete_since = None;
         node.health.worker_is_complete();
         assert!(publisher.wants_link(now));
-        let mut role = RoleWatch::new(Protocol::Resp3, now);
-        let answer = ["role", "master"].map(|text| Value::SimpleString(text.to_owned()));
-        role.on_answer(now, Ok(Value::Array(answer.to_vec()))).unwrap();
+        let role = RoleWatch::of_master(Protocol::Resp3, now);
         let greeting = Greeting { protocol: Protocol::Resp3, address: "a:1".to_owned(), role, master: None };
         publisher.on_connected(node, greeting, now);
         assert!(publisher.step(node, now).is_none());

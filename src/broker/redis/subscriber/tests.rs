@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use redis::RedisError;
 use tokio::time::Instant;
 
 use super::*;
@@ -46,15 +45,9 @@ impl Stage {
 
     fn over(placement: Placement, node: Node, channels: &[&str]) -> Self {
         let now = Instant::now();
-        let terms = Terms {
-            server: "redis://a".to_owned(),
-            marker_name: "a".to_owned(),
-            response_timeout: TIMEOUT,
-            max_reconnect_delay: SECOND,
-            is_in_cluster: placement.has_sharded(),
-            has_milestones: false,
-            may_replay: false,
-        };
+        let is_in_cluster = placement.has_sharded();
+        let terms =
+            Terms { response_timeout: TIMEOUT, max_reconnect_delay: SECOND, is_in_cluster, ..Terms::of_test() };
         let node = NodeState::new(node, terms, Arc::new(Health::new(&RedisUrl::default(), 1)), placement, now);
         let subscriber = Subscriber::new(SECOND, now);
         let mut stage = Self { node, subscriber, now, protocol: Protocol::Resp3, told: Vec::new() };
@@ -71,12 +64,7 @@ impl Stage {
     fn connect(&mut self) {
         self.now += SECOND;
         assert!(self.subscriber.wants_link(self.now) && !self.subscriber.wants_link(self.now));
-        let mut role = RoleWatch::new(self.protocol, self.now);
-        let master = redis::Value::Array(vec![
-            redis::Value::SimpleString("role".to_owned()),
-            redis::Value::SimpleString("master".to_owned()),
-        ]);
-        role.on_answer(self.now, Ok::<_, RedisError>(master)).unwrap();
+        let role = RoleWatch::of_master(self.protocol, self.now);
         let greeting = Greeting { protocol: self.protocol, address: "a:1".to_owned(), role, master: None };
         self.subscriber.on_connected(&mut self.node, greeting, self.now);
     }
