@@ -399,4 +399,10 @@ impl Subscriber {
 }
 
 #[cfg(test)]
+mod losses;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod stage;
+#[cfg(test)]
 mod tests;
