@@ -2,6 +2,7 @@
 //!
 //! May not enter: how connections are served.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ use crate::handover::{Heritage, Legacy, Predecessor};
 use crate::metrics::Metrics;
 use crate::os;
 use crate::server::{Running, Server, ServerError};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The source of a new server's sessions.
 #[derive(Debug)]
@@ -79,31 +82,31 @@ impl Origin {
 
 impl Facts {
     fn log_start(&self) {
-        let Self { addresses, broker, workers, max_sessions, .. } = self;
-        let own_version = env!("CARGO_PKG_VERSION");
-        tracing::info!(
-            listen = addresses,
-            broker,
-            workers,
-            max_sessions,
-            "webws {own_version} serves on {addresses} with broker {broker}, {workers} workers and at most \
-             {max_sessions} WebSockets"
-        );
+        let Self { addresses: listen, broker, workers, max_sessions, .. } = self;
+        tracing::info!(listen, broker, workers, max_sessions, "webws {VERSION} {self}");
     }
 
-    fn log_hand_over(&self, version: &str, sessions: usize) {
-        let Self { addresses, broker, workers, max_sessions, .. } = self;
-        let own_version = env!("CARGO_PKG_VERSION");
+    fn log_hand_over(&self, before: &str, sessions: usize) {
+        let Self { addresses: listen, broker, workers, max_sessions, .. } = self;
         tracing::info!(
-            listen = addresses,
+            listen,
             broker,
             workers,
             sessions,
             max_sessions,
-            before = version,
-            "webws {own_version} has taken over {sessions} sessions from webws {version} and serves on {addresses} with \
-             broker {broker}, {workers} workers and at most {max_sessions} WebSockets"
+            before,
+            "webws {VERSION} has taken over {sessions} sessions from webws {before} and {self}"
         );
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { addresses, broker, workers, max_sessions, .. } = self;
+        write!(
+            f,
+            "serves on {addresses} with broker {broker}, {workers} workers and at most {max_sessions} WebSockets"
+        )
     }
 }
 

@@ -2,10 +2,10 @@
 //! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` and
 //! `publisher_stream.rs` have their sockets, `redis_broker.rs` is what a worker polls.
 //!
-//! From the floor up: `error`, `transport`, `resp`; `probe`, `marker`, `milestone`, `role`, `channel_table`, `health`;
-//! `node_state`, `unplaced`, `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`, `sentinel`, `connect`
-//! make a stream; `cluster` knows where the nodes are; `replay` reads a node's replication log. The only room that
-//! names the redis crate. May not enter: sessions.
+//! From the floor up: `error`, `transport`, `read_buffer`, `resp`; `probe`, `marker`, `milestone`, `role`,
+//! `channel_table`, `health`; `node_state`, `unplaced`, `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`,
+//! `sentinel`, `connect` make a stream; `cluster` knows where the nodes are; `replay` reads a node's replication log.
+//! The only room that names the redis crate. May not enter: sessions.
 
 mod audit;
 mod backoff;
@@ -32,6 +32,7 @@ mod probe;
 pub(crate) mod publisher;
 mod publisher_stream;
 mod publishing_link;
+mod read_buffer;
 mod redis_broker;
 pub(crate) mod replay;
 mod reply;

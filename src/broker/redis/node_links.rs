@@ -17,7 +17,7 @@ use super::log_reading::LogReading;
 use super::node_state::NodeState;
 use super::publisher::Publisher;
 use super::publisher_stream::PublisherStream;
-use super::resp::Part;
+use super::read_buffer::Part;
 use super::subscriber::Subscriber;
 use super::transport::{BoxFuture, Progress, Transport};
 use crate::broker::event::Report;

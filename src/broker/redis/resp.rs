@@ -5,7 +5,7 @@
 //! Nothing is copied: an [`Item`] names ranges of the buffer, valid until the next [`Reader::room`]. May not enter:
 //! what a publication or an answer means.
 
-use std::ops::Range;
+use super::read_buffer::{Part, ReadBuffer};
 
 /// The version of Redis' protocol on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,10 +13,6 @@ pub(crate) enum Protocol {
     Resp2,
     Resp3,
 }
-
-/// Bytes read at once, and the buffer that is kept. Measured: with some 2 kB at a time, as the redis crate reads, 64
-/// publications of 9,000 channels took seven system calls.
-const READ_BYTES: usize = 64 << 10;
 
 /// The starts of the pushes that the reader parses, behind their first byte: three elements, and the kind. Publications
 /// come first, because nearly all pushes are publications.
@@ -45,9 +41,6 @@ pub(crate) enum Confirmation {
     ShardUnsubscribed,
 }
 
-/// A part of the buffer.
-pub(crate) type Part = Range<usize>;
-
 /// The next item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
@@ -70,13 +63,12 @@ pub(crate) struct Malformed;
 #[derive(Debug)]
 pub(crate) struct Reader {
     protocol: Protocol,
-    buffer: Vec<u8>,
-    unread: Part,
+    buffer: ReadBuffer,
 }
 
 impl Reader {
     pub(crate) fn new(protocol: Protocol) -> Self {
-        Self { protocol, buffer: Vec::new(), unread: 0..0 }
+        Self { protocol, buffer: ReadBuffer::default() }
     }
 
     pub(crate) fn protocol(&self) -> Protocol {
@@ -85,26 +77,12 @@ impl Reader {
 
     /// Where the next bytes go; never empty.
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        if self.unread.is_empty() {
-            self.unread = 0..0;
-            if self.buffer.len() != READ_BYTES {
-                // The first buffer, or one that a large publication left.
-                self.buffer = vec![0; READ_BYTES];
-            }
-        } else if self.unread.end == self.buffer.len() {
-            self.buffer.copy_within(self.unread.clone(), 0);
-            self.unread = 0..self.unread.len();
-            if self.unread.end > self.buffer.len() / 2 {
-                self.buffer.resize(2 * self.buffer.len(), 0);
-            }
-        }
-        self.buffer.get_mut(self.unread.end..).expect("the unread bytes end in the buffer")
+        self.buffer.room()
     }
 
     /// `len` bytes were written to [`Reader::room`].
     pub(crate) fn filled(&mut self, len: usize) {
-        self.unread.end += len;
-        assert!(self.unread.end <= self.buffer.len(), "more bytes than there was room for");
+        self.buffer.filled(len);
     }
 
     /// Takes the next item; `None` while it is not whole.
@@ -112,23 +90,21 @@ impl Reader {
     /// # Errors
     /// The stream is not RESP.
     pub(crate) fn next(&mut self) -> Result<Option<Item>, Malformed> {
-        let start = self.unread.start;
-        let unread = self.bytes(&self.unread);
-        let Some((item, len)) = next(unread, self.protocol, start)? else { return Ok(None) };
-        self.unread.start += len;
+        let next = next(self.buffer.unread(), self.protocol, self.buffer.start())?;
+        let Some((item, len)) = next else { return Ok(None) };
+        self.buffer.consume(len);
         Ok(Some(item))
     }
 
     /// The bytes of a part of the last item.
     pub(crate) fn bytes(&self, part: &Part) -> &[u8] {
-        self.buffer.get(part.clone()).expect("parts are of the buffer until more is read")
+        self.buffer.bytes(part)
     }
 
     /// Whether the unread bytes begin with a publication that is not whole yet.
     pub(crate) fn is_in_publication(&self) -> bool {
         let publications = KINDS.iter().filter(|(_, kind)| *kind == Kind::Publication);
-        let unread = self.bytes(&self.unread);
-        unread.split_first().is_some_and(|(first, rest)| {
+        self.buffer.unread().split_first().is_some_and(|(first, rest)| {
             *first == push_byte(self.protocol) && publications.into_iter().any(|(head, _)| rest.starts_with(head))
         })
     }

@@ -5,10 +5,7 @@
 //! PUBLISH and SPUBLISH stand in the log as they were executed, those of scripts and transactions between MULTI and
 //! EXEC, and in the order in which subscribers received them. May not enter: sockets, what a publication means.
 
-use std::ops::Range;
-
-/// Bytes read at once, and the buffer that is kept.
-const READ_BYTES: usize = 64 << 10;
+use crate::broker::redis::read_buffer::{Part, ReadBuffer};
 
 /// The most digits of a length. Lengths of Redis have 10 at most.
 const MAX_DIGITS: usize = 18;
@@ -28,8 +25,8 @@ pub(crate) struct Publication<'a> {
 /// Where a publication is in the decoder's buffer, until the next [`Decoder::room`].
 #[derive(Debug)]
 pub(super) struct Found {
-    channel: Range<usize>,
-    payload: Range<usize>,
+    channel: Part,
+    payload: Part,
     offset: u64,
 }
 
@@ -50,8 +47,7 @@ pub(super) struct Malformed;
 /// A log, as far as it was read.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    buffer: Vec<u8>,
-    unread: Range<usize>,
+    buffer: ReadBuffer,
     /// The offset of the last byte that was decoded.
     offset: u64,
     /// Bytes of the present argument that are still to be passed over.
@@ -67,13 +63,13 @@ enum Step {
     /// So many bytes were understood; the argument behind them and further ones are passed over.
     PassOver { len: usize, skip: u64, arguments: u64 },
     /// A publication, as parts of the unread bytes.
-    Publication { channel: Range<usize>, payload: Range<usize>, len: usize },
+    Publication { channel: Part, payload: Part, len: usize },
 }
 
 impl Decoder {
     /// For a log of which the byte behind `offset` comes next.
     pub(super) fn new(offset: u64) -> Self {
-        Self { buffer: Vec::new(), unread: 0..0, offset, skip: 0, arguments: 0 }
+        Self { buffer: ReadBuffer::default(), offset, skip: 0, arguments: 0 }
     }
 
     /// The offset of the last byte that was decoded.
@@ -83,31 +79,17 @@ impl Decoder {
 
     /// The offset of the last byte that has arrived.
     pub(super) fn received(&self) -> u64 {
-        self.offset + self.unread.len() as u64
+        self.offset + self.buffer.unread().len() as u64
     }
 
     /// Where the next bytes go; never empty.
     pub(super) fn room(&mut self) -> &mut [u8] {
-        if self.unread.is_empty() {
-            self.unread = 0..0;
-            if self.buffer.len() != READ_BYTES {
-                // The first, or what a large publication left.
-                self.buffer = vec![0; READ_BYTES];
-            }
-        } else if self.unread.end == self.buffer.len() {
-            self.buffer.copy_within(self.unread.clone(), 0);
-            self.unread = 0..self.unread.len();
-            if self.unread.end > self.buffer.len() / 2 {
-                self.buffer.resize(2 * self.buffer.len(), 0);
-            }
-        }
-        self.buffer.get_mut(self.unread.end..).expect("the unread bytes end in the buffer")
+        self.buffer.room()
     }
 
     /// So many bytes were written to [`Decoder::room`].
     pub(super) fn filled(&mut self, len: usize) {
-        self.unread.end += len;
-        assert!(self.unread.end <= self.buffer.len(), "more bytes than there was room for");
+        self.buffer.filled(len);
     }
 
     /// Takes the answer to PSYNC, which precedes the log and has no offset; `None` while it is not whole. Before it, a
@@ -116,9 +98,9 @@ impl Decoder {
     /// # Errors
     /// It is no answer.
     pub(super) fn answer(&mut self) -> Result<Option<Answer>, Malformed> {
-        let line_feeds = self.unread().iter().take_while(|byte| **byte == b'\n').count();
-        self.unread.start += line_feeds;
-        let unread = self.unread();
+        let line_feeds = self.buffer.unread().iter().take_while(|byte| **byte == b'\n').count();
+        self.buffer.consume(line_feeds);
+        let unread = self.buffer.unread();
         let Some(end) = unread.iter().position(|byte| *byte == b'\n') else {
             return if unread.len() < MAX_ANSWER_BYTES { Ok(None) } else { Err(Malformed) };
         };
@@ -129,7 +111,7 @@ impl Decoder {
             Some("+FULLRESYNC") => Answer::FullResync,
             _ => Answer::Refused(line.strip_prefix('-').ok_or(Malformed)?.to_owned()),
         };
-        self.unread.start += end + 1;
+        self.buffer.consume(end + 1);
         Ok(Some(answer))
     }
 
@@ -143,16 +125,16 @@ impl Decoder {
             if self.skip > 0 {
                 return Ok(None);
             }
-            match step(self.unread(), self.arguments)? {
+            match step(self.buffer.unread(), self.arguments)? {
                 Step::Incomplete => return Ok(None),
                 Step::PassOver { len, skip, arguments } => {
                     self.consume(len);
                     (self.skip, self.arguments) = (skip, arguments);
                 }
                 Step::Publication { channel, payload, len } => {
-                    let start = self.unread.start;
+                    let start = self.buffer.start();
                     self.consume(len);
-                    let part = |part: Range<usize>| start + part.start..start + part.end;
+                    let part = |part: Part| start + part.start..start + part.end;
                     return Ok(Some(Found { channel: part(channel), payload: part(payload), offset: self.offset }));
                 }
             }
@@ -161,24 +143,19 @@ impl Decoder {
 
     /// The publication that was found last.
     pub(super) fn publication(&self, found: &Found) -> Publication<'_> {
-        let part =
-            |part: &Range<usize>| self.buffer.get(part.clone()).expect("parts are of the buffer until more is read");
-        Publication { channel: part(&found.channel), payload: part(&found.payload), offset: found.offset }
-    }
-
-    fn unread(&self) -> &[u8] {
-        self.buffer.get(self.unread.clone()).expect("the unread bytes are in the buffer")
+        let Found { channel, payload, offset } = found;
+        Publication { channel: self.buffer.bytes(channel), payload: self.buffer.bytes(payload), offset: *offset }
     }
 
     /// Drops what has come of an argument that is passed over.
     fn pass_over(&mut self) {
-        let here = usize::try_from(self.skip).unwrap_or(usize::MAX).min(self.unread.len());
+        let here = usize::try_from(self.skip).unwrap_or(usize::MAX).min(self.buffer.unread().len());
         self.consume(here);
         self.skip -= here as u64;
     }
 
     fn consume(&mut self, len: usize) {
-        self.unread.start += len;
+        self.buffer.consume(len);
         self.offset += len as u64;
     }
 }
@@ -215,7 +192,7 @@ fn bulk(
     bytes: &[u8],
     start: usize,
     is_of_interest: impl FnOnce(usize) -> bool,
-) -> Result<Option<(Option<Range<usize>>, usize)>, Malformed> {
+) -> Result<Option<(Option<Part>, usize)>, Malformed> {
     let Some((len, head)) = header(bytes.get(start..).unwrap_or_default(), b'$')? else { return Ok(None) };
     let (len, start) = (usize::try_from(len).map_err(|_| Malformed)?, start + head);
     if !is_of_interest(len) {
