@@ -16,6 +16,8 @@ mod places;
 mod replay;
 mod rings;
 mod snapshot;
+#[cfg(test)]
+mod stage;
 mod state;
 #[cfg(test)]
 mod tests;

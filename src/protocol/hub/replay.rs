@@ -113,31 +113,18 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
+    use super::super::stage::{channel, key, milestone, position, sent};
     use super::*;
-    use crate::channel::Channel;
     use crate::placement::Placement;
-    use crate::position::{MilestoneId, Position, Token};
+    use crate::position::Token;
     use crate::protocol::encoding::Encoding;
-    use crate::protocol::hub::{Keep, Outlet};
-    use crate::protocol::outbound::Batch;
-
-    fn key(index: u32) -> SessionKey {
-        SessionKey { index, generation: 0 }
-    }
-
-    fn channel(name: &str) -> Channel {
-        Channel::from(name.to_owned())
-    }
-
-    fn milestone(id: u64) -> Milestone {
-        Milestone { id: MilestoneId(id), log: None }
-    }
+    use crate::protocol::hub::Keep;
 
     /// A text frame of [`Encoding::Meta`].
     fn text(id: u64, count: u32, payload: &str) -> String {
-        let token = Token::from(Position { milestone: milestone(id), count });
+        let token = Token::from(position(id, count));
         format!("\u{fffd}\u{15}id: {token}\n\n{payload}")
     }
 
@@ -181,25 +168,7 @@ mod tests {
 
         /// What both sessions get.
         fn sent(&mut self) -> String {
-            let mut sent = Sent(Vec::new());
-            self.0.flush(&mut sent);
-            String::from_utf8_lossy(&sent.0).into_owned()
-        }
-    }
-
-    struct Sent(Vec<u8>);
-
-    impl Outlet for Sent {
-        fn deliver(&mut self, _: SessionKey, batch: &mut Batch<'_>) {
-            self.0.extend_from_slice(batch.bytes());
-        }
-
-        fn is_behind(&mut self, _: SessionKey) -> bool {
-            false
-        }
-
-        fn now(&self) -> Instant {
-            Instant::now()
+            sent(&mut self.0)
         }
     }
 

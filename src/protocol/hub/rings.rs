@@ -247,32 +247,14 @@ pub(super) fn record(
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
+    use super::super::stage::{channel, key, milestone, position, sent};
     use super::*;
     use crate::placement::Placement;
-    use crate::position::MilestoneId;
     use crate::protocol::encoding::Encoding;
-    use crate::protocol::hub::Outlet;
-    use crate::protocol::outbound::Batch;
 
     const KEEP: Keep = Keep { messages: 10, age: 60_000, bytes: 1_000 };
-
-    fn key(index: u32) -> SessionKey {
-        SessionKey { index, generation: 0 }
-    }
-
-    fn channel(name: &str) -> Channel {
-        Channel::from(name.to_owned())
-    }
-
-    fn milestone(id: u64) -> Milestone {
-        Milestone { id: MilestoneId(id), log: None }
-    }
-
-    fn position(id: u64, count: u32) -> Position {
-        Position { milestone: milestone(id), count }
-    }
 
     fn hub() -> Hub {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
@@ -292,28 +274,6 @@ mod tests {
         let mut out = BytesMut::new();
         let recovery = hub.recover(subscriber, since, &mut out);
         (recovery, String::from_utf8_lossy(&out).into_owned())
-    }
-
-    struct Sent(Vec<u8>);
-
-    impl Outlet for Sent {
-        fn deliver(&mut self, _: SessionKey, batch: &mut Batch<'_>) {
-            self.0.extend_from_slice(batch.bytes());
-        }
-
-        fn is_behind(&mut self, _: SessionKey) -> bool {
-            false
-        }
-
-        fn now(&self) -> Instant {
-            Instant::now()
-        }
-    }
-
-    fn sent(hub: &mut Hub) -> String {
-        let mut sent = Sent(Vec::new());
-        hub.flush(&mut sent);
-        String::from_utf8_lossy(&sent.0).into_owned()
     }
 
     #[test]

@@ -206,24 +206,17 @@ mod tests {
 
     use bytes::BytesMut;
 
+    use super::super::stage::{channel, key, position};
     use super::*;
     use crate::clock;
     use crate::id::SessionKey;
     use crate::placement::Placement;
-    use crate::position::{MilestoneId, Position};
+    use crate::position::Position;
     use crate::protocol::encoding::Encoding;
     use crate::protocol::hub::{Keep, Recovery};
 
     const KEEP: Keep = Keep { messages: 20, age: 60_000, bytes: 4_000_000 };
     const NOW: Millis = clock::START;
-
-    fn channel(name: &str) -> Channel {
-        Channel::from(name.to_owned())
-    }
-
-    fn position(id: u64, count: u32) -> Position {
-        Position { milestone: Milestone { id: MilestoneId(id), log: None }, count }
-    }
 
     fn hub() -> Hub {
         let mut hub = Hub::new(0, Duration::ZERO, Placement::over(1));
@@ -236,7 +229,7 @@ mod tests {
         let mut hub = hub();
         for name in names {
             hub.keep(&channel(name), KEEP);
-            hub.join(&channel(name), Encoding::Plain, SessionKey { index: 1, generation: 0 });
+            hub.join(&channel(name), Encoding::Plain, key(1));
             hub.confirm(Node(0), name.as_bytes());
         }
         hub

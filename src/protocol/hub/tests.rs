@@ -3,50 +3,16 @@
 use std::time::{Duration, Instant};
 
 use super::flush::{Flushed, MAX_BATCH_BYTES, MAX_PENDING_BYTES};
-use super::{Batching, Hub, Outlet};
+use super::stage::{Kept, flushed, key};
+use super::{Batching, Hub};
 use crate::channel::Channel;
-use crate::id::SessionKey;
 use crate::placement::{Moved, Node, Placement};
 use crate::protocol::encoding::Encoding;
-use crate::protocol::outbound::Batch;
 
 const LUA: Encoding = Encoding::Lua { name_at: 2 };
 
-fn key(index: u32) -> SessionKey {
-    SessionKey { index, generation: 0 }
-}
-
 fn channel() -> Channel {
     Channel::from_static(b"c:a")
-}
-
-/// Sessions that keep their bytes.
-#[derive(Default)]
-struct Kept {
-    batches: Vec<(u32, Vec<u8>)>,
-    /// Sessions from this index on have not caught up.
-    behind_from: Option<u32>,
-}
-
-impl Outlet for Kept {
-    fn deliver(&mut self, session: SessionKey, batch: &mut Batch<'_>) {
-        self.batches.push((session.index, batch.bytes().to_vec()));
-    }
-
-    fn is_behind(&mut self, session: SessionKey) -> bool {
-        self.behind_from.is_some_and(|from| session.index >= from)
-    }
-
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-}
-
-fn flushed(hub: &mut Hub) -> Vec<(u32, Vec<u8>)> {
-    let mut kept = Kept::default();
-    hub.flush(&mut kept);
-    kept.batches.sort();
-    kept.batches
 }
 
 #[test]
