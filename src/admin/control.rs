@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 
 use crate::os::{self, socket_file::FileId};
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The reply's first word from a process that has handed over.
 const ELSEWHERE: &str = "elsewhere";
 
@@ -48,6 +50,20 @@ pub(crate) enum Operation {
     Upgrade,
     /// To leave the sessions to systemd, and end.
     Suspend,
+}
+
+impl Operation {
+    /// The line of a request.
+    fn line(self) -> &'static str {
+        match self {
+            Self::Upgrade => "upgrade",
+            Self::Suspend => "suspend",
+        }
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        [Self::Upgrade, Self::Suspend].into_iter().find(|operation| operation.line() == line)
+    }
 }
 
 /// A request that waits for its reply.
@@ -162,34 +178,43 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     let mut line = String::new();
     let read = tokio::time::timeout(Duration::from_secs(5), (&mut stream).take(MAX_LINE).read_line(&mut line)).await;
     let (said, told) = oneshot::channel();
-    let reply = match (read, line.trim_end()) {
-        (Err(_) | Ok(Err(_)), _) => return,
-        _ if !is_allowed => {
+    let reply = match read {
+        Err(_) | Ok(Err(_)) => return,
+        Ok(Ok(_)) if !is_allowed => {
             tracing::warn!("a request on the control socket is refused: only root and webws' own user may ask");
             Reply::failed("only root and the user that webws runs as may ask".to_owned())
         }
-        (_, word @ ("upgrade" | "suspend")) => {
-            let operation = if word == "upgrade" { Operation::Upgrade } else { Operation::Suspend };
-            let (tell, reply) = oneshot::channel();
-            let ended = || Reply::failed("the server stops".to_owned());
-            match requests.send(Request { operation, tell, told }).await {
-                Ok(()) => reply.await.unwrap_or_else(|_| ended()),
-                Err(_) => ended(),
-            }
-        }
-        (_, IDENTIFYING_WORD) => Reply::done(format!("webws {}", env!("CARGO_PKG_VERSION"))),
-        (_, line) => match line.strip_prefix("log ").map(crate::log::set_level) {
-            Some(Ok(done)) => {
-                tracing::info!("{done} (webws log)");
-                Reply::done(done)
-            }
-            Some(Err(fault)) => Reply::failed(fault),
-            None => Reply::failed("unknown request: use \"upgrade\", \"suspend\" or \"log LEVEL\"".to_owned()),
-        },
+        Ok(Ok(_)) => carry_out(line.trim_end(), &requests, told).await,
     };
     // The client may have gone.
     drop(stream.write_all(reply.line().as_bytes()).await);
     said.send(()).ok();
+}
+
+/// Carries out the request `line`, or has the server carry it out. `told` resolves when the reply is written.
+async fn carry_out(line: &str, requests: &mpsc::Sender<Request>, told: oneshot::Receiver<()>) -> Reply {
+    if let Some(operation) = Operation::parse(line) {
+        let (tell, reply) = oneshot::channel();
+        let ended = || Reply::failed("the server stops".to_owned());
+        return match requests.send(Request { operation, tell, told }).await {
+            Ok(()) => reply.await.unwrap_or_else(|_| ended()),
+            Err(_) => ended(),
+        };
+    }
+    if line == IDENTIFYING_WORD {
+        return Reply::done(format!("webws {VERSION}"));
+    }
+    match line.strip_prefix("log ").map(crate::log::set_level) {
+        Some(Ok(done)) => {
+            tracing::info!("{done} (webws log)");
+            Reply::done(done)
+        }
+        Some(Err(fault)) => Reply::failed(fault),
+        // Perhaps a newer webws asks.
+        None => Reply::failed(format!(
+            "unknown request {line:?}: webws {VERSION} knows \"upgrade\", \"suspend\" and \"log LEVEL\""
+        )),
+    }
 }
 
 /// Why a request to a running webws failed.
@@ -231,7 +256,7 @@ pub enum ControlError {
 /// # Errors
 /// Why the hand-over failed.
 pub fn upgrade(path: &Path) -> Result<String, ControlError> {
-    request(path, "upgrade", UPGRADING)
+    request(path, Operation::Upgrade.line(), UPGRADING)
 }
 
 /// Makes the server with the control socket `path` leave its sessions to systemd, for the process that is started
@@ -240,7 +265,7 @@ pub fn upgrade(path: &Path) -> Result<String, ControlError> {
 /// # Errors
 /// Why the sessions could not be left. The server continues to serve then.
 pub fn suspend(path: &Path) -> Result<String, ControlError> {
-    request(path, "suspend", SUSPENDING)
+    request(path, Operation::Suspend.line(), SUSPENDING)
 }
 
 /// Changes the log level of the server with the control socket `path`, until that server ends; returns the reply.
@@ -349,7 +374,36 @@ fn exchange(path: &Path, request: &str, patience: Duration) -> Result<String, Fa
     exchange().map_err(|error| Fault::Io(error, patience))
 }
 
+/// Between two attempts. Polled, because only inotify(7) tells when the new process listens, which takes milliseconds.
 #[expect(clippy::disallowed_methods, reason = "this process does nothing else")]
 fn pause() {
     std::thread::sleep(Duration::from_millis(20));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_unknown_request_is_refused_and_reaches_no_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let (requests, mut requested) = mpsc::channel(1);
+        let _control = listen(&path, requests).unwrap();
+        for request in ["upgrad", "", "Upgrade", "upgrade now", "log"] {
+            let path = path.clone();
+            let asked = tokio::task::spawn_blocking(move || exchange(&path, request, SETTING));
+            let reply = asked.await.unwrap().unwrap();
+            let expected = format!("failed unknown request {request:?}: webws ");
+            assert!(reply.starts_with(&expected) && reply.contains("\"suspend\""), "{reply}");
+        }
+        assert!(requested.try_recv().is_err());
+    }
+
+    #[test]
+    fn each_operation_is_parsed_from_its_own_line() {
+        for operation in [Operation::Upgrade, Operation::Suspend] {
+            assert_eq!(Operation::parse(operation.line()), Some(operation));
+        }
+    }
 }

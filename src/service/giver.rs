@@ -80,11 +80,14 @@ impl Giver<'_> {
                     Wanted::Stop => return Ending::Drain,
                     Wanted::HandOver => None,
                 },
-                request = requested.recv() => request,
+                Some(request) = requested.recv() => Some(request),
             };
             let ending = match request {
-                Some(request) if request.operation == Operation::Suspend => self.suspend(request).await,
-                request => self.hand_over(request, signals, requested).await,
+                None => self.hand_over(None, signals, requested).await,
+                Some(request) => match request.operation {
+                    Operation::Upgrade => self.hand_over(Some(request), signals, requested).await,
+                    Operation::Suspend => self.suspend(request).await,
+                },
             };
             if let Some(ending) = ending {
                 return ending;
