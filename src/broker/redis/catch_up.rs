@@ -1,6 +1,6 @@
-//! A stream that was cut, and is to be continued from the node's log: from the last milestone that was heard to the first
-//! one behind the new link's confirmations, at which the new link stands still meanwhile. May not enter: how the log is
-//! read (`replay`), which publications of it are new (`protocol/hub`).
+//! A stream that was cut, and is to be continued from the node's log: from the last milestone that was heard to the
+//! first one behind the new link's confirmations, at which the new link stands still meanwhile. May not enter: how the
+//! log is read (`replay`), which publications of it are new (`protocol/hub`).
 
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ impl CatchUp {
     }
 }
 
-/// Whether everything was heard that was published until the link ended with `error`: a stream has no holes unless Redis
-/// forgot subscriptions.
+/// Whether everything was heard that was published until the link ended with `error`: a stream has no holes unless
+/// Redis forgot subscriptions.
 pub(crate) fn is_clean_cut(error: &LinkError) -> bool {
     !matches!(error, LinkError::Fewer(_) | LinkError::Malformed | LinkError::OutOfStep)
 }

@@ -28,7 +28,8 @@ pub(crate) struct ChannelTable {
     channels: HashMap<Channel, Status>,
     confirmed: usize,
     awaited: usize,
-    /// Channels that Redis has subscribed besides the confirmed ones: their UNSUBSCRIBE or another SUBSCRIBE is to come.
+    /// Channels that Redis has subscribed besides the confirmed ones: their UNSUBSCRIBE or another SUBSCRIBE is to
+    /// come.
     surplus: HashSet<Channel>,
 }
 

@@ -1,5 +1,5 @@
-//! A cluster's topology as a worker follows it: the next one, until when the one before certainly held, and the channels
-//! without a node. May not enter: links.
+//! A cluster's topology as a worker follows it: the next one, until when the one before certainly held, and the
+//! channels without a node. May not enter: links.
 
 use std::future::Future;
 use std::pin::Pin;

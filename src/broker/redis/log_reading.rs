@@ -1,5 +1,5 @@
-//! What the links to a node do with its replication log: one worker keeps it, and each reads it where a stream was cut or
-//! for clients that come back. May not enter: which publications of a log are new to whom.
+//! What the links to a node do with its replication log: one worker keeps it, and each reads it where a stream was cut
+//! or for clients that come back. May not enter: which publications of a log are new to whom.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! When the links of a worker to one node publish a milestone, and what it says. Milestones are shared: a worker that has
-//! heard none for a second publishes the next, so that a node gets about one a second, however many workers it has.
+//! When the links of a worker to one node publish a milestone, and what it says. Milestones are shared: a worker that
+//! has heard none for a second publishes the next, so that a node gets about one a second, however many workers it has.
 //!
 //! A milestone names a point of the node's replication log at or before itself. `INFO replication` tells that point; it
 //! is asked behind each milestone, for the next one. May not enter: what milestones are for.

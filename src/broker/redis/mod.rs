@@ -3,9 +3,9 @@
 //! `publisher_stream.rs` have their sockets, `redis_broker.rs` is what a worker polls.
 //!
 //! From the floor up: `error`, `transport`, `read_buffer`, `resp`; `probe`, `marker`, `milestone`, `role`,
-//! `channel_table`, `health`; `node_state`, `unplaced`, `link_command`, `reply`, the machines; `greeting`, `dial`, `tls`,
-//! `sentinel`, `connect` make a stream; `cluster` knows where the nodes are; `replay` reads a node's replication log.
-//! The only room that names the redis crate. May not enter: sessions.
+//! `channel_table`, `health`; `node_state`, `unplaced`, `link_command`, `reply`, the machines; `greeting`, `dial`,
+//! `tls`, `sentinel`, `connect` make a stream; `cluster` knows where the nodes are; `replay` reads a node's replication
+//! log. The only room that names the redis crate. May not enter: sessions.
 
 mod audit;
 mod backoff;

@@ -1,5 +1,5 @@
-//! What the two links of a worker to one node know together: wanted channels, gap, probe, marker, and what the worker
-//! is to be told. Their machines (`subscriber.rs`, `publisher.rs`) change it. May not enter: bytes, sockets.
+//! The state that a worker's two links to one node share: wanted channels, gap, probe, marker, and the reports for the
+//! worker. The links' machines (`subscriber.rs`, `publisher.rs`) change this state. May not enter: bytes, sockets.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,25 +24,25 @@ use crate::channel::Channel;
 use crate::placement::{Node, Placement};
 use crate::position::{Logged, Milestone};
 
-/// A handshake is refused at once when the link has been away, or has owed an answer, for
-/// this long; before, it waits. Chosen: a lost connection is back within it, a lost or
-/// frozen server is not. Without it every handshake would wait `subscribe_timeout` for a
-/// frozen server, 64 at a time, and those behind would run out of time without an answer.
+/// A handshake waits for a link that has been away, or has owed an answer, for less than this. Later handshakes are
+/// refused at once. Chosen: a lost connection is back by then, a lost or frozen server is not. Without a limit, 64
+/// handshakes at a time would wait `subscribe_timeout` for a frozen server, and those behind them would time out
+/// without an answer.
 const BLIP: Duration = Duration::from_secs(1);
 
-/// The pause before a channel or a message is tried again that a node did not take for now.
+/// The pause before a channel or message that a node refuses for now is tried again.
 pub(crate) const RETRY: Duration = Duration::from_millis(100);
 
-/// How long a node may not know yet what others have decided. Chosen: gossip between nodes takes some
-/// hundred milliseconds (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+/// How long a node may lag behind the decisions of other nodes. Chosen: gossip between nodes takes some hundred
+/// milliseconds (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 pub(crate) const NEWS: Duration = Duration::from_secs(1);
 
-/// What is agreed about a node's links.
+/// The settings of a node's links.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
     /// The node's address, without its password.
     pub(crate) server: String,
-    /// Its address in a marker's name.
+    /// The node's address in the name of a marker's channel.
     pub(crate) marker_name: String,
     pub(crate) response_timeout: Duration,
     pub(crate) max_reconnect_delay: Duration,
@@ -70,32 +70,32 @@ impl Terms {
     }
 }
 
-/// A link that was greeted.
+/// The result of a greeting.
 #[derive(Debug)]
 pub(crate) struct Greeting {
     pub(crate) protocol: Protocol,
     /// The node's address, for log lines.
     pub(crate) address: String,
-    /// The role of the node, which has been asked once.
+    /// The node's role, asked once already.
     pub(crate) role: RoleWatch,
     /// The master that the Sentinels named.
     pub(crate) master: Option<HostPort>,
 }
 
-/// What a publication on a link is.
+/// The kind of a publication on a link.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PublicationKind {
     /// A publication for sessions.
     Session,
-    /// The probe's, a milestone, or a forged marker.
+    /// A probe, a milestone or a forged marker.
     Own,
-    /// The milestone at which the stream stands still, to be continued from the node's log first.
+    /// The milestone at which the stream stands still, until the time before it is read from the node's log.
     CatchUp,
     /// The marker: the stream stands still here.
     Marker,
 }
 
-/// What the links of a worker to one node know.
+/// The state that a worker's links to one node share.
 #[derive(Debug)]
 pub(crate) struct NodeState {
     pub(crate) id: Node,
@@ -106,34 +106,34 @@ pub(crate) struct NodeState {
     pub(crate) probe: Probe,
     pub(crate) marker: Option<Marker>,
     pub(crate) milestones: MilestoneClock,
-    /// The stream was cut, and is to be continued from the node's log.
+    /// Set while a stream that was cut is continued from the node's log.
     pub(crate) catch_up: Option<CatchUp>,
-    /// Since when not all wanted channels are subscribed; `None` while they are.
+    /// Since when some wanted channels are not subscribed; `None` while all are.
     pub(crate) incomplete_since: Option<Instant>,
-    /// When all wanted channels were subscribed last.
+    /// When the last of all wanted channels was subscribed.
     pub(crate) subscribed_at: Instant,
-    /// Since when subscriptions are lost that were there: until the gap is told.
+    /// Since when subscriptions are lost; `None` once the gap is reported.
     pub(crate) lost_since: Option<Instant>,
-    /// Since when channels cannot be subscribed here for now.
+    /// Since when the node refuses channels for now.
     pub(crate) refused_since: Option<Instant>,
-    /// When to ask again for channels that could not be subscribed for now.
+    /// When to subscribe the refused channels again.
     pub(crate) retry_at: Option<Instant>,
     /// In a cluster: since when the node says that it is a replica.
     demoted_since: Option<Instant>,
-    /// Whether the subscriber has to ask at once what its server is.
+    /// Whether the subscriber must ask its server's role at once.
     pub(crate) is_suspect: bool,
     /// Whether the marker is to be published.
     pub(crate) is_marker_due: bool,
-    /// The master that the subscriber is at, where Sentinels name it: messages go there and nowhere else, or they would
-    /// not come back.
+    /// The master that the subscriber's link leads to, where Sentinels name one. Messages published on another server
+    /// would not come back.
     pub(crate) subscriber_at: Option<HostPort>,
-    /// Whether messages of this node have to wait for others that are under way at other nodes.
+    /// Whether this node's messages must wait for messages that are under way at other nodes.
     pub(crate) is_behind_others: bool,
-    /// Until when the cluster was certainly as we know it.
+    /// Until when the known topology was certainly the cluster's.
     pub(crate) topology_known_at: Option<Instant>,
-    /// Whether a node says something else than the topology.
+    /// Whether a node contradicts the known topology.
     pub(crate) doubts_topology: bool,
-    /// What the worker is to be told, in order.
+    /// The reports for the worker, in order.
     pub(crate) events: VecDeque<Report>,
 }
 
@@ -172,7 +172,7 @@ impl NodeState {
         self.incomplete_since.is_some()
     }
 
-    /// Tells a publication for sessions from the links' own.
+    /// Distinguishes a publication for sessions from the links' own.
     pub(crate) fn kind_of(&mut self, channel: &[u8], payload: &[u8], now: Instant) -> PublicationKind {
         if let Some(marker) = self.marker.as_ref().filter(|marker| *marker.channel == *channel) {
             if marker.is_sealed(payload) { PublicationKind::Marker } else { PublicationKind::Own }
@@ -187,12 +187,12 @@ impl NodeState {
 
     fn on_milestone(&mut self, payload: &[u8], now: Instant) -> PublicationKind {
         let milestone = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
-        // What others publish there is ignored.
+        // Any other payload on this channel is ignored.
         let Some(milestone) = milestone else { return PublicationKind::Own };
         self.milestones.on_heard(milestone, now);
         match self.catch_up {
             None => self.events.push_back(Report::Milestone { node: self.id, milestone }),
-            // The log has it, too.
+            // The log has this milestone, too.
             Some(CatchUp::Cut { .. } | CatchUp::Reading { .. }) => {}
             Some(CatchUp::Subscribed { from, .. }) => {
                 self.catch_up = Some(CatchUp::Reading { from, until: milestone });
@@ -202,8 +202,8 @@ impl NodeState {
         PublicationKind::Own
     }
 
-    /// The link is lost by `error`. Returns whether everything before was heard, so that the stream can be continued from
-    /// the node's log.
+    /// The link is lost because of `error`. Returns whether the stream can be continued from the node's log: only if
+    /// the link has heard everything until its loss.
     pub(crate) fn cut(&mut self, error: &LinkError) -> bool {
         let is_clean = is_clean_cut(error) && !self.probe.is_forgotten();
         let last = self.milestones.last.filter(|last| last.log.is_some() && !self.is_incomplete());
@@ -213,7 +213,7 @@ impl NodeState {
         self.catch_up.is_some()
     }
 
-    /// The log was read, or could not be, while the stream stood still at `until`.
+    /// The log was read, or could not be read, while the stream stood still at `until`.
     pub(crate) fn caught_up(&mut self, read: Result<Vec<Logged>, impl fmt::Display>, until: Milestone, now: Instant) {
         self.catch_up = None;
         match read {
@@ -232,7 +232,7 @@ impl NodeState {
         }
     }
 
-    /// A channel of the worker's waits for a milestone.
+    /// A channel waits for the next milestone.
     pub(crate) fn hasten_milestone(&mut self, now: Instant) {
         if self.milestones.due_at().is_some() {
             self.milestones.hasten(now);
@@ -241,7 +241,7 @@ impl NodeState {
         }
     }
 
-    /// Redis' ACL does not let us publish or subscribe milestones.
+    /// Redis' ACL does not allow milestones.
     pub(crate) fn refuse_milestones(&mut self, error: &RedisError) {
         self.milestones.refuse();
         self.health.milestones_are_refused(error);
@@ -258,21 +258,21 @@ impl NodeState {
         }
     }
 
-    /// Subscriptions are lost that were last known to be there at `since`.
+    /// Subscriptions are lost. The last proof that Redis had them is of `since`.
     pub(crate) fn lost(&mut self, since: Instant) {
         self.channels.await_all();
         self.lost_since = Some(self.lost_since.map_or(since, |before| before.min(since)));
     }
 
-    /// Until when channels were certainly heard here that were here until `placed`.
+    /// Until when the channels that were at this node until `placed` were certainly heard.
     pub(crate) fn heard_until(&self, placed: Instant) -> Instant {
         self.lost_since.unwrap_or(placed).min(placed).min(self.probe.complete_until())
     }
 
-    /// Redis has ended the subscription to a sharded channel by itself.
+    /// Redis has ended the subscription to a sharded channel unasked.
     pub(crate) fn dropped(&mut self, channel: &[u8], now: Instant) {
         if self.probe.is_on(channel) {
-            // Another name is found at the next audit.
+            // The next audit finds another name.
             self.probe.lose();
         } else if let Some(channel) = self.channels.lose(channel) {
             let known = self.topology_known_at.and_then(|at| at.checked_sub(NEWS));
@@ -284,7 +284,7 @@ impl NodeState {
         self.contradicted(now);
     }
 
-    /// The node does not have what it should, for now; the topology is to be asked.
+    /// The node contradicts the topology for now: the topology must be read again.
     pub(crate) fn contradicted(&mut self, now: Instant) {
         self.channels.await_all();
         self.refused_since = self.refused_since.or(Some(now));
@@ -292,8 +292,8 @@ impl NodeState {
         self.doubts_topology = true;
     }
 
-    /// Tells of what was lost, once all is there again that was wanted then: channels that are new since are not waited
-    /// for, or a stream of handshakes would put it off.
+    /// Reports the gap once all lost channels are subscribed again. Newer channels are not waited for: a stream of
+    /// handshakes would put the report off.
     pub(crate) fn end_gap(&mut self, now: Instant) {
         if let Some(catch_up) = self.catch_up.filter(|catch_up| !catch_up.is_overdue(now)) {
             if let CatchUp::Cut { from } = catch_up
@@ -315,7 +315,8 @@ impl NodeState {
         }
     }
 
-    /// What a node says that it is decides whether the link stays. In a cluster the topology does, and is asked.
+    /// Judges the role that a node reports. In a cluster the topology decides, and a contradiction makes webws read it
+    /// again.
     ///
     /// # Errors
     /// The node is no master.
@@ -332,7 +333,8 @@ impl NodeState {
         Ok(())
     }
 
-    /// Whether the link has not been without subscriptions, or without an answer since `unanswered_since`, for long.
+    /// Whether the link has its subscriptions and its answer (awaited since `unanswered_since`), or lacks them only
+    /// briefly.
     pub(crate) fn is_reachable(&self, unanswered_since: Option<Instant>, now: Instant) -> bool {
         let trouble = [self.incomplete_since, unanswered_since];
         trouble.into_iter().flatten().all(|since| is_blip(since, now))
@@ -356,7 +358,7 @@ impl NodeState {
         })
     }
 
-    /// The names of the channels that are sharded, and of those that are not.
+    /// Splits channels into sharded ones and others.
     pub(crate) fn split(&self, channels: Vec<Channel>) -> (Vec<Channel>, Vec<Channel>) {
         if !self.placement.has_sharded() {
             return (Vec::new(), channels);
@@ -365,7 +367,7 @@ impl NodeState {
     }
 }
 
-/// Whether trouble since `since` may be over soon.
+/// Whether a fault that began at `since` may be over soon.
 pub(super) fn is_blip(since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) < BLIP
 }

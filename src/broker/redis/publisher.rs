@@ -163,7 +163,8 @@ impl Publisher {
         matches!(&self.state, LinkState::Up(link) if matches!(link.work, Work::UnderWay { .. }))
     }
 
-    /// Ends a link whose answers are not there in time. Before, what has arrived must be read ([`Publisher::on_answers`]).
+    /// Ends a link whose answers are not there in time. Before, what has arrived must be read
+    /// ([`Publisher::on_answers`]).
     pub(crate) fn judge_deadline(&mut self, node: &mut NodeState, now: Instant) {
         if let LinkState::Up(link) = &mut self.state
             && let Work::UnderWay { deadline, .. } = &mut link.work

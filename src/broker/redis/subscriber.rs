@@ -59,8 +59,8 @@ impl Subscriber {
     }
 
     fn command(&mut self, command: Change) {
-        // Bounded: without a link nothing is unsubscribed, and handshakes are refused after a blip. The next link starts
-        // over with the channels that are wanted then.
+        // Bounded: without a link nothing is unsubscribed, and handshakes are refused after a blip. The next link
+        // starts over with the channels that are wanted then.
         if !matches!(self.state, LinkState::Closed) {
             self.commands.push(command);
         }
@@ -162,8 +162,8 @@ impl Subscriber {
         Some((reader.bytes(channel), reader.bytes(payload)))
     }
 
-    /// Takes the stream apart until a publication comes, its channel and payload; `None` when events come first, or more
-    /// bytes are needed.
+    /// Takes the stream apart until a publication comes, its channel and payload; `None` when events come first, or
+    /// more bytes are needed.
     pub(crate) fn next(&mut self, node: &mut NodeState, now: Instant) -> Option<(Part, Part)> {
         while node.events.is_empty()
             && let LinkState::Subscribing(link, _) | LinkState::Complete(link, _) = &mut self.state
@@ -298,8 +298,8 @@ impl Subscriber {
         }
     }
 
-    /// The next command: of a plan, or one that is due, or what the worker has asked for. What is due comes first, so that
-    /// a storm of handshakes cannot put it off.
+    /// The next command: of a plan, or one that is due, or what the worker has asked for. What is due comes first, so
+    /// that a storm of handshakes cannot put it off.
     fn next_command(&mut self, node: &mut NodeState, now: Instant) -> Option<LinkCommand> {
         if let Some(command) = self.link_mut()?.plan.pop_front() {
             return Some(command);

@@ -60,8 +60,8 @@ pub(crate) enum Count {
     Unknown,
 }
 
-/// Down → Subscribing → Complete ⇄ AtMarker or CatchingUp; from each of these to Down when the link fails, and from all to
-/// Closed when the node leaves its cluster.
+/// Down → Subscribing → Complete ⇄ AtMarker or CatchingUp; from each of these to Down when the link fails, and from all
+/// to Closed when the node leaves its cluster.
 #[derive(Debug)]
 pub(crate) enum LinkState {
     Down(Down),

@@ -46,8 +46,8 @@ impl Stage {
         Self { broker, node: None, version: 0, now: Instant::now() }
     }
 
-    /// The first of `nodes` owns all slots, if there are any; the one before did for the last time now. The worker moves
-    /// its channel.
+    /// The first of `nodes` owns all slots, if there are any; the one before did for the last time now. The worker
+    /// moves its channel.
     fn follow(&mut self, nodes: &[&KnownNode], was_heard: bool) {
         self.version += 1;
         let owners = vec![(!nodes.is_empty()).then_some(0); SLOTS.into()];

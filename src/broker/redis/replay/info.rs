@@ -1,8 +1,10 @@
 //! What `INFO` says of a node's replication log, and whether the log can be read from a point on
-//! (<https://redis.io/docs/latest/commands/info/>, <https://redis.io/docs/latest/operate/oss_and_stack/management/replication/>).
+//! (<https://redis.io/docs/latest/commands/info/>,
+//! <https://redis.io/docs/latest/operate/oss_and_stack/management/replication/>).
 //!
 //! The decision comes before any PSYNC: a node that cannot continue starts a full resynchronisation instead. The
-//! conditions are those of `masterTryPartialResynchronization` in Redis' `replication.c`. May not enter: bytes, sockets.
+//! conditions are those of `masterTryPartialResynchronization` in Redis' `replication.c`. May not enter: bytes,
+//! sockets.
 
 use std::fmt;
 
@@ -92,8 +94,8 @@ pub(crate) struct Continuation {
     pub(crate) offset: u64,
     /// Bytes that may be written before the log no longer reaches back that far.
     pub(crate) headroom: u64,
-    /// The last offset of the former history, if the point is in it. What the former node wrote behind it is not in this
-    /// log, though links may have heard it.
+    /// The last offset of the former history, if the point is in it. What the former node wrote behind it is not in
+    /// this log, though links may have heard it.
     pub(crate) former_end: Option<u64>,
 }
 

@@ -49,8 +49,8 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Opens the log from a point on. Under Sentinel, a replica is asked before the master: a Sentinel may take a reader
-    /// at the master for a replica.
+    /// Opens the log from a point on. Under Sentinel, a replica is asked before the master: a Sentinel may take a
+    /// reader at the master for a replica.
     ///
     /// # Errors
     /// The log does not reach back that far, or cannot be read: nothing was asked of the node that costs more than an
@@ -99,8 +99,8 @@ impl Reading {
     }
 
     /// After a failover, or a restart that kept the history: the last offset of the former history, if the log is read
-    /// from a point in it. Publications behind that offset were made at the present master. Those that links heard of the
-    /// former one may be more than the log has up to there: a count of them must not be applied to what follows.
+    /// from a point in it. Publications behind that offset were made at the present master. Those that links heard of
+    /// the former one may be more than the log has up to there: a count of them must not be applied to what follows.
     pub(crate) fn former_end(&self) -> Option<u64> {
         self.former_end
     }

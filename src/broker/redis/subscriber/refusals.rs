@@ -111,7 +111,8 @@ fn a_channel_is_not_subscribed_once_more_before_an_audit_has_missed_it() {
     stage.say(b"-NOPERM no\r\n");
     assert_eq!(stage.commands(), ["SUBSCRIBE c"]);
     stage.say(b"-NOPERM no\r\n");
-    // Whether all are refused: the last that was taken would be subscribed again, and it is one that Redis has forgotten.
+    // Whether all are refused: the last that was taken would be subscribed again, and it is one that Redis has
+    // forgotten.
     stage.expect_command("CLIENT INFO");
     let count = stage.count(2);
     stage.say(&count);
