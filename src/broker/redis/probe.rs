@@ -1,12 +1,10 @@
-//! How a worker knows that its subscribing link hears: it publishes a number on a channel of its
-//! own, through the same link as its clients' messages, and waits for it to come back.
+//! Proves that a subscribing link delivers: the worker publishes a number on a channel of its own, over the link that
+//! carries its clients' messages, and expects the number on the subscribing link.
 //!
-//! Each number is signed (`seal.rs`): others may be allowed to publish on these channels, and must not make a
-//! link that is deaf look as if it heard.
-//!
-//! A PING answers on a link that delivers nothing any more; only a message proves a subscription.
-//! A probe is missing when Redis has taken it and neither it nor any other message has come since.
-//! While Redis does not answer at all, nothing can be said: that is for the links' own deadlines.
+//! Each number is signed (`seal.rs`): a publication of another client on this channel must not hide that a link is
+//! deaf. A deaf link answers PING, so only a publication proves a subscription. A number is missing when Redis has
+//! taken it, and neither the number nor another publication has arrived since. A Redis that does not answer is the
+//! business of the links' deadlines. May not enter: commands, sockets.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,32 +15,31 @@ use crate::broker::seal::Seal;
 use crate::channel::Channel;
 use crate::clock;
 
-/// What the channels of probes start with; an ACL has to allow `&webws:probe:*`.
+/// The prefix of the probes' channels. An ACL must allow `&webws:probe:*`.
 const PREFIX: &str = "webws:probe:";
 
-/// How often a number is published. Chosen: an outage is known to the second.
+/// The time between two numbers. Chosen: the start of an outage is known to the second.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a number may take that Redis has taken. Chosen: far above the time between two turns of
+/// How long a number may be under way after Redis has taken it. Chosen: far above the time between two turns of
 /// a worker at its limit, and together with [`INTERVAL`] well under the five seconds after which
 /// people look for a fault.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long a number may be behind other messages. They prove that the link hears something, but not that it
-/// hears the server where the number was published. Chosen: Redis ends a subscriber that is behind for a minute
-/// (`client-output-buffer-limit`, its soft limit).
+/// How long a number may be late while other publications arrive. They prove that the link hears a server, but not that
+/// this server took the number. Chosen: Redis ends a subscriber that lags for a minute (`client-output-buffer-limit`,
+/// its soft limit).
 const MAX_BEHIND: Duration = Duration::from_secs(60);
 
-/// Numbers whose time of sending is kept. Chosen: over those of [`MAX_BEHIND`].
+/// The most numbers whose time of sending is kept. Chosen: more than are sent in [`MAX_BEHIND`].
 const MAX_AWAITED: usize = 64;
 
-/// Whether Redis lets us.
+/// Whether Redis' ACL allows the probe's channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Permission {
     Granted,
-    /// By its ACL it does not.
     Denied,
-    /// It did, or was not asked.
+    /// The channel is not subscribed: no longer, or not yet.
     Lost,
 }
 
@@ -51,27 +48,27 @@ enum Permission {
 pub(crate) struct Probe {
     channel: Channel,
     seal: Seal,
-    /// The last number that was sent, that Redis has taken, and that has come back.
+    /// The last numbers that were sent, taken by Redis, and heard.
     sent: u64,
     taken: u64,
     heard: u64,
     next_at: Instant,
-    /// The numbers that have not come back, and when each was sent.
+    /// The numbers that were not heard, and when each was sent.
     awaited: VecDeque<(u64, Instant)>,
-    /// Until when the link has certainly delivered everything: not the time at which its last proof was read, for a
-    /// process that was stopped reads an old proof late.
+    /// Until when the link has certainly delivered everything. Not the time at which the last proof was read: a process
+    /// that was stopped reads an old proof late.
     complete_until: Instant,
-    /// When something was read last.
+    /// When a publication was last read.
     heard_at: Instant,
-    /// Since when Redis has a number that has not come back, and nothing else came.
+    /// Since when Redis has a number that was not heard, and no other publication has arrived.
     missing_since: Option<Instant>,
-    /// Since when it has one, whatever else came.
+    /// Since when Redis has a number that was not heard, even if other publications arrive.
     behind_since: Option<Instant>,
     /// Whether the deadline of the missing number was extended, because the process was stopped when it passed.
     is_extended: bool,
-    /// Whether the link is subscribed; before, nothing can come.
+    /// Whether the link is subscribed; until then, no number can be heard.
     is_listening: bool,
-    /// Whether Redis itself said that the link is not subscribed.
+    /// Whether Redis has said that the link is not subscribed.
     is_forgotten: bool,
     permission: Permission,
 }
@@ -102,51 +99,51 @@ impl Probe {
         &self.channel
     }
 
-    /// Whether it uses `channel`.
+    /// Whether `channel` is the probe's.
     pub(crate) fn is_on(&self, channel: &[u8]) -> bool {
         *channel == *self.channel
     }
 
-    /// Takes another name, one that `suits`.
+    /// Takes another channel, one that `suits`.
     pub(crate) fn rename(&mut self, suits: impl Fn(&Channel) -> bool) {
-        // A node with one slot of 16,384 is hit by then, or owns nothing any more.
+        // So many names find even a node with one of the 16,384 slots. A node that they do not find owns none.
         let found = std::iter::repeat_with(random_name).take(1 << 18).find(suits);
         self.channel = found.unwrap_or_else(random_name);
     }
 
-    /// Redis lets us subscribe it.
+    /// Redis' ACL allows the probe's channel.
     pub(crate) fn allow(&mut self) {
         self.permission = Permission::Granted;
     }
 
-    /// Redis' ACL does not let us subscribe or publish it.
+    /// Redis' ACL does not allow the probe's channel.
     pub(crate) fn refuse(&mut self) {
         self.permission = Permission::Denied;
         self.miss_nothing();
     }
 
-    /// It is not subscribed any more, or could not be for now.
+    /// The probe's channel is no longer subscribed, or cannot be subscribed for now.
     pub(crate) fn lose(&mut self) {
         self.permission = Permission::Lost;
         self.miss_nothing();
     }
 
-    /// Whether there is a probe at all.
+    /// Whether numbers may be published.
     pub(crate) fn is_allowed(&self) -> bool {
         self.permission == Permission::Granted
     }
 
-    /// Whether Redis' ACL does not let us.
+    /// Whether Redis' ACL forbids the probe's channel.
     pub(crate) fn is_denied(&self) -> bool {
         self.permission == Permission::Denied
     }
 
-    /// Whether it has to be subscribed again.
+    /// Whether the probe's channel must be subscribed again.
     pub(crate) fn is_lost(&self) -> bool {
         self.permission == Permission::Lost
     }
 
-    /// A new link has all its subscriptions: what the old one missed is not its fault.
+    /// A new link has all its subscriptions. It does not have to hear the numbers of the old link.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.heard = self.sent;
         self.taken = self.sent;
@@ -162,7 +159,7 @@ impl Probe {
         self.miss_nothing();
     }
 
-    /// Whether Redis itself said that the link was not subscribed any more.
+    /// Whether Redis has said that the link was no longer subscribed.
     pub(crate) fn is_forgotten(&self) -> bool {
         self.is_forgotten
     }
@@ -173,7 +170,7 @@ impl Probe {
         self.is_extended = false;
     }
 
-    /// The link has delivered everything until then.
+    /// The link has delivered everything until `until`.
     pub(crate) fn proved(&mut self, until: Instant) {
         self.complete_until = self.complete_until.max(until);
     }
@@ -183,7 +180,7 @@ impl Probe {
         self.complete_until
     }
 
-    /// When the next number should be published; `None` where it may not.
+    /// When to publish the next number; `None` if none may be published.
     pub(crate) fn due_at(&self) -> Option<Instant> {
         self.is_allowed().then_some(self.next_at)
     }
@@ -199,26 +196,26 @@ impl Probe {
         self.sent
     }
 
-    /// What is published for `number`.
+    /// The payload that carries `number`.
     pub(crate) fn payload(&self, number: u64) -> String {
         format!("{number}:{}", self.seal.sign(&number.to_be_bytes()))
     }
 
-    /// The number in a payload of our own.
+    /// The number in a payload, if this probe has signed it.
     fn number(&self, payload: &[u8]) -> Option<u64> {
         let (number, _) = std::str::from_utf8(payload).ok()?.split_once(':')?;
         let number = number.parse().ok()?;
         (self.payload(number).as_bytes() == payload).then_some(number)
     }
 
-    /// Redis has taken `number`, and given it to so many subscribers.
+    /// Redis has taken `number`, and delivered it to `receivers` subscribers.
     pub(crate) fn on_published(&mut self, number: u64, receivers: i64, now: Instant) {
         self.taken = number.max(self.taken);
         if number <= self.heard || !self.is_listening {
             return;
         }
         self.missing_since = Some(match self.missing_since {
-            // Redis itself says that the link is not subscribed: nothing to wait for.
+            // Redis says that the link is not subscribed: the number cannot come.
             _ if receivers == 0 => {
                 self.is_forgotten = true;
                 now.checked_sub(GRACE).unwrap_or(now)
@@ -229,12 +226,12 @@ impl Probe {
         self.behind_since = self.behind_since.or(Some(now));
     }
 
-    /// A message came. True when it was on the probe's channel, and so is of no concern to sessions.
+    /// A publication was read. Returns whether its channel is the probe's: no session gets the publication then.
     pub(crate) fn takes(&mut self, channel: &[u8], payload: &[u8]) -> bool {
         if !self.is_on(channel) {
             return false;
         }
-        // What others publish here proves that we hear, as any message does, but nothing about the numbers.
+        // A publication of another client proves that the link hears, as any publication does. It proves no number.
         if let Some(number) = self.number(payload) {
             self.heard = number.max(self.heard);
             self.behind_since = None;
@@ -245,7 +242,7 @@ impl Probe {
         true
     }
 
-    /// Messages came, or a part of one: whatever is missing may be behind them.
+    /// Publications were read, or a part of one: a missing number may be behind them.
     pub(crate) fn on_heard(&mut self, now: Instant) {
         self.heard_at = now;
         if self.heard >= self.taken {
@@ -259,7 +256,7 @@ impl Probe {
         }
     }
 
-    /// When a number is missing, if one is awaited.
+    /// When the awaited number becomes missing, if one is awaited.
     pub(crate) fn limit(&self) -> Option<Instant> {
         self.missing_since.map(|since| since + GRACE)
     }
@@ -267,7 +264,7 @@ impl Probe {
     /// For how long nothing was heard, if a number is missing.
     pub(crate) fn missed(&mut self, now: Instant) -> Option<Duration> {
         let limit = self.limit().filter(|limit| *limit <= now)?;
-        // It may have come while the process did not run, and is read before the extended limit.
+        // The number may have arrived while the process was stopped. It is read before the extended limit.
         if clock::was_stopped_at(limit, now) && !self.is_extended {
             self.is_extended = true;
             self.missing_since = Some(now);
@@ -305,7 +302,7 @@ mod tests {
             self.probe.begin(self.now);
         }
 
-        /// Publishes the next number, which Redis takes and gives to so many receivers.
+        /// Publishes the next number, which Redis takes and delivers to `receivers` subscribers.
         fn publish(&mut self, receivers: i64) -> u64 {
             let number = self.probe.next(self.now);
             self.probe.on_published(number, receivers, self.now);
@@ -318,7 +315,7 @@ mod tests {
             self.probe.on_heard(self.now);
         }
 
-        /// Whether a number is found missing within `time`, at the moment at which it is to be looked for.
+        /// Whether a number is found missing within `time`, when its limit has passed.
         fn misses_within(&mut self, time: Duration) -> bool {
             let end = self.now + time;
             while let Some(limit) = self.probe.limit().filter(|limit| *limit <= end) {
@@ -333,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_due_at_once_and_then_once_an_interval() {
+    fn a_number_is_due_at_once_and_then_once_per_interval() {
         let Stage { mut probe, now } = Stage::listening();
         assert!(probe.due_at().is_some_and(|at| at <= now));
         probe.next(now);

@@ -1,9 +1,9 @@
 //! A worker's publishing link to one node, as a state machine: answers and time go in; commands and events come out.
-//! Messages leave in order, all that wait in one pipeline.
+//! Messages leave in order, all waiting ones in one pipeline.
 //!
-//! At most once: what was sent and not answered when the link breaks is told as unknown and never sent again. While the
-//! worker's subscriptions are away nothing is sent, so that a client's own message comes back to it; and after that the
-//! other workers get a moment to find theirs, so that a restart of Redis loses no message between workers. May not
+//! At most once: a message that is not answered when the link breaks is reported as unknown and never sent again. While
+//! the worker's subscriptions are lost, nothing is published, so that senders receive their own messages. Then the
+//! other workers get some time to subscribe again, so that a restart of Redis loses no message between workers. May not
 //! enter: sockets, tasks, the clock.
 
 use std::collections::VecDeque;
@@ -22,13 +22,12 @@ use crate::broker::event::Report;
 use crate::clock::Deadline;
 use crate::message::ClientMessage;
 
-/// Bytes of one pipeline, names included, and so of what comes back of it to each worker. Chosen: far under
-/// Redis' query buffer and the output buffer at which it ends a subscriber, and over what comes in a round
-/// trip.
+/// The most bytes of one pipeline, channel names included. Each worker may get as many back. Chosen: far below Redis'
+/// limits for the query buffer and for a subscriber's output, and above what arrives in a round trip.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Where neither probes nor the role are to be had: Redis' `timeout` setting closes a publisher that is idle, and a
-/// dead link should be noticed before the next message is.
+/// The time between two PINGs where Redis allows neither probes nor questions for the role. Redis' setting `timeout`
+/// closes an idle link, and a dead link should be found before the next message.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A publishing link.
@@ -36,13 +35,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Publisher {
     state: LinkState,
     backoff: Backoff,
-    /// Whether the outbox may have messages that the worker was not asked for.
+    /// Whether the outbox may have messages for which the worker was not asked.
     has_messages: bool,
     /// How many batches of messages were sent.
     batches: u64,
-    /// What the last link left in doubt, and the master that the Sentinels had named for it.
+    /// The messages that the last link left in doubt, and the master that the Sentinels had named.
     left: (Doubt, Option<HostPort>),
-    /// When there may be something to do, if nothing happens before.
+    /// When the next step is due, unless an event comes first.
     wake_at: Option<Instant>,
 }
 
@@ -51,12 +50,12 @@ pub(crate) struct Publisher {
 enum LinkState {
     Down(Down),
     Up(Box<PublishingLink>),
-    /// No link is made any more.
+    /// No link is made again.
     Closed,
 }
 
 impl Publisher {
-    /// A link that is to be made at once.
+    /// A publisher whose link is due at once.
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
         let backoff = Backoff::new(max_reconnect_delay);
         let state = LinkState::Down(Down::Waiting { until: now });
@@ -68,7 +67,7 @@ impl Publisher {
         self.has_messages = true;
     }
 
-    /// Whether a link is to be made; the caller makes it, and says what came of it.
+    /// Whether a link is due. The caller makes the link, and reports the result.
     pub(crate) fn wants_link(&mut self, now: Instant) -> bool {
         if let LinkState::Down(down) = &mut self.state { down.begin(now) } else { false }
     }
@@ -108,7 +107,7 @@ impl Publisher {
         matches!(self.state, LinkState::Up(_))
     }
 
-    /// Makes no link any more, once no messages are under way.
+    /// Makes no link again, unless messages are under way.
     pub(crate) fn close(&mut self) {
         if !self.has_under_way() {
             self.state = LinkState::Closed;
@@ -119,7 +118,7 @@ impl Publisher {
         matches!(self.state, LinkState::Closed)
     }
 
-    /// Makes no link any more; returns the messages that Redis has not answered for.
+    /// Makes no link again; returns the messages that Redis has not answered for.
     pub(crate) fn abandon(&mut self) -> VecDeque<ClientMessage> {
         match std::mem::replace(&mut self.state, LinkState::Closed) {
             LinkState::Up(mut link) => link.take_under_way(),
@@ -145,7 +144,7 @@ impl Publisher {
         link.and_then(|link| link.under_way()).into_iter().flatten()
     }
 
-    /// When [`Publisher::step`] has something to do at the latest.
+    /// When [`Publisher::step`] or [`Publisher::judge_deadline`] is due at the latest.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         match &self.state {
             LinkState::Down(down) => down.next_at(),
@@ -181,7 +180,7 @@ impl Publisher {
         if !matches!(link.work, Work::Idle) {
             return None;
         }
-        // Asked also while the subscriber is away: those with messages in doubt should not wait for it.
+        // Asked even while the subscriber is down, so that messages in doubt do not wait for the subscriber.
         if link.role.is_due(now) {
             let mut pipeline = Pipeline::new();
             pipeline.add_command(link.role.question());
@@ -237,7 +236,7 @@ impl Publisher {
         None
     }
 
-    /// The messages that the worker has for this node: in order, none when none wait.
+    /// The worker's messages for this node in their order, or none. Returns the commands that publish them.
     pub(crate) fn on_messages(
         &mut self,
         node: &mut NodeState,
@@ -282,7 +281,7 @@ impl Publisher {
             Err(error) => return self.fail(node, &LinkError::Ended(error), now),
         };
         let Work::UnderWay { question, sent, .. } = std::mem::replace(&mut link.work, Work::Idle) else {
-            debug_assert!(false, "answers to nothing");
+            debug_assert!(false, "answers without a question");
             return;
         };
         link.idle_since = now;
@@ -304,7 +303,7 @@ impl Publisher {
         }
     }
 
-    /// The link is lost, as when its stream has ended, and another is made after a pause.
+    /// The link is lost. Another one is due after a pause.
     pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
         let LinkState::Up(link) = &mut self.state else { return };
         self.left = (link.end(node, error), link.master.take());

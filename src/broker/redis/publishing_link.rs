@@ -1,5 +1,5 @@
-//! A publishing link that is up: what is under way on it, and what follows from Redis' answers. May not enter: what is
-//! asked when (`publisher.rs`).
+//! A publishing link that is up: the commands under way, and the consequences of Redis' answers. May not enter: the
+//! order of commands (`publisher.rs`).
 
 use std::collections::{HashSet, VecDeque};
 
@@ -15,11 +15,11 @@ use crate::clock::Deadline;
 use crate::id::SessionKey;
 use crate::message::{ClientMessage, NotPublished, Origin, Refusal};
 
-/// Senders that a server's role puts in doubt at most. Chosen: far over those of a second; the messages of others
-/// are only counted.
+/// The most senders whose messages a server's role can put in doubt. Chosen: far above the senders of one second. The
+/// messages of further senders are only counted.
 const MAX_DOUBTED: usize = 1 << 16;
 
-/// A link that was greeted.
+/// A link that is up.
 #[derive(Debug)]
 pub(crate) struct PublishingLink {
     pub(crate) address: String,
@@ -27,7 +27,7 @@ pub(crate) struct PublishingLink {
     pub(crate) role: RoleWatch,
     doubt: Doubt,
     pub(crate) work: Work,
-    /// Since when nothing was sent.
+    /// Since when no command is under way.
     pub(crate) idle_since: Instant,
     /// Until when messages wait, because Redis refused some for now or the subscriber lacks channels.
     pub(crate) paused_until: Option<Instant>,
@@ -37,7 +37,7 @@ pub(crate) struct PublishingLink {
 #[derive(Debug)]
 pub(crate) enum Work {
     Idle,
-    /// The worker was told that there is room.
+    /// The worker was asked for messages.
     Asked,
     /// A command's answer is awaited.
     UnderWay {
@@ -47,23 +47,23 @@ pub(crate) enum Work {
     },
 }
 
-/// What Redis was asked.
+/// The commands under way.
 #[derive(Debug)]
 pub(crate) enum Question {
-    /// Whether it is a master.
+    /// Whether the server is a master.
     Role,
     Marker,
-    /// Where its replication log is, behind the milestone if one is published.
+    /// A milestone, if one is published; and then the state of the replication log.
     Milestone,
-    /// The number.
+    /// A number of the probe.
     Probe(u64),
     Ping,
     /// Each with an answer of its own.
     Messages(VecDeque<ClientMessage>),
 }
 
-/// Messages that Redis took since it said last that it is a master; none where it does not say that, and in a
-/// cluster, where the topology decides.
+/// The messages that the server has taken since it last said that it is a master. None if the server does not report
+/// its role, and none in a cluster, where the topology decides.
 #[derive(Debug, Default)]
 pub(crate) struct Doubt {
     is_asked: bool,
@@ -80,7 +80,7 @@ impl Doubt {
         Self { is_asked, ..Self::default() }
     }
 
-    /// The messages are in doubt for good.
+    /// Reports the messages as in doubt.
     pub(crate) fn tell(self, node: &mut NodeState) {
         let Self { sessions, messages, .. } = self;
         if messages > 0 {
@@ -113,7 +113,7 @@ impl PublishingLink {
         }
     }
 
-    /// The same, which are under way no more.
+    /// Takes the messages that Redis has not answered for.
     pub(crate) fn take_under_way(&mut self) -> VecDeque<ClientMessage> {
         match std::mem::replace(&mut self.work, Work::Idle) {
             Work::UnderWay { question: Question::Messages(messages), .. } => messages,
@@ -121,15 +121,15 @@ impl PublishingLink {
         }
     }
 
-    /// The link is lost, and the answers of Redis with it. A node that is no master puts its last ones in doubt; of
-    /// another, the next link may find out. Returns what it may concern.
+    /// The link is lost, and with it the answers under way. If the node is no master, the messages that it took last
+    /// are in doubt. Else the next link may find that the node is none: returns the messages that would be in doubt.
     pub(crate) fn end(&mut self, node: &mut NodeState, error: &LinkError) -> Doubt {
         for message in self.take_under_way() {
             self.tell(node, message, Err(NotPublished::Unknown));
         }
         let doubt = std::mem::take(&mut self.doubt);
         if matches!(error, LinkError::NoMaster(..)) {
-            // The subscriber's may be the same.
+            // The subscriber's server may be the same one.
             node.is_suspect = true;
             doubt.tell(node);
             return Doubt::default();
@@ -137,18 +137,18 @@ impl PublishingLink {
         doubt
     }
 
-    /// Whether nothing may be published yet, and until when at the latest, if that is known.
+    /// Whether nothing may be published yet: `Some(None)` until an event, `Some(Some(_))` until a time at the latest.
     pub(crate) fn wait(&mut self, node: &NodeState, now: Instant) -> Option<Option<Instant>> {
         if node.is_incomplete() || node.is_behind_others {
             return Some(None);
         }
-        // Twice the longest pause between attempts; a worker that cannot come back must not hold the others for longer.
+        // Twice the longest pause between attempts: a worker that cannot connect must not delay the others for longer.
         let patience = node.subscribed_at + 2 * node.terms.max_reconnect_delay;
         if now < patience && !node.health.are_all_complete() {
             return Some(Some(patience));
         }
         if node.lost_since.is_some() && node.catch_up.is_none() {
-            // Of channels that are not subscribed for now, though the link is up, the others do not wait long.
+            // The link is up, and the node refuses channels for now: messages on other channels do not wait long.
             self.paused_until = self.paused_until.or(Some(now + RETRY));
         }
         self.paused_until.filter(|until| now < *until).map(Some)
@@ -197,12 +197,12 @@ impl PublishingLink {
                 node.probe.refuse();
                 node.health.probe_is_refused(&error);
             }
-            // It was not published, and that says nothing about the subscriber; where its slot has moved,
-            // the subscriber is told so as well.
+            // A number that is not published proves nothing about the subscriber. When a slot has moved, Redis tells
+            // the subscriber as well.
             (Question::Probe(_), Err(error)) if is_refusal(&error) => {
                 tracing::debug!(%error, "Redis refuses the probe: {error}");
             }
-            // No link comes to it, then, and the hand-over ends.
+            // No stream reaches a marker that is not published, so the hand-over fails at its deadline.
             (Question::Marker, Err(error)) if is_refusal(&error) => {
                 tracing::debug!(%error, "Redis refuses the hand-over's marker: {error}");
             }
@@ -257,8 +257,8 @@ pub(crate) fn give_back(node: &mut NodeState, messages: Vec<ClientMessage>) {
     }
 }
 
-/// Of each message, whether one behind it on its channel was published: it cannot be tried again then,
-/// for it would come after that.
+/// Of each message, whether a later message on its channel was published. Such a message is not tried again, because it
+/// would come after the later one.
 fn overtaken(messages: &VecDeque<ClientMessage>, answers: &[Value]) -> Vec<bool> {
     let is_taken = |answer: &Value| !matches!(answer, Value::ServerError(_));
     if answers.iter().all(is_taken) {
