@@ -25,7 +25,7 @@ use crate::message::ClientMessage;
 use crate::placement::{Node, Placement};
 use crate::position::Milestone;
 
-/// Reads before the worker's other tasks have their turn, however much Redis has to say.
+/// The most reads of a link before the worker's other tasks have their turn.
 const READS_PER_TURN: usize = 8;
 
 /// A worker's links to one node.
@@ -38,28 +38,28 @@ pub(super) struct NodeLinks {
     subscriber_stream: SubscriberStream,
     publisher_stream: PublisherStream,
     logs: LogReading,
-    /// Resolves when all workers have their subscriptions; there while they have not.
+    /// Resolves when all workers have their subscriptions. Set while the publisher may wait for them.
     all_complete: Option<BoxFuture<()>>,
-    /// Reads of this turn.
+    /// Reads in this turn.
     reads: usize,
-    /// Whether publications were given out since the last pause.
+    /// Whether publications were returned since the last pause.
     is_flowing: bool,
 }
 
-/// How long a node has links.
+/// Whether a node keeps its links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Kept,
-    /// The node is no part of the cluster any more; messages under way are waited for.
+    /// The node has left the cluster. Its messages under way are still answered for.
     Leaving,
-    /// Another node may have its place.
+    /// No link is left: another node may have its place.
     Gone,
 }
 
-/// What the links to a node have for their worker.
+/// What a poll of the links returns to the worker.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Channel and payload, parts of what was read.
+    /// Channel and payload, as parts of the read buffer.
     Publication(Part, Part),
     Report(Report),
     Paused,
@@ -103,7 +103,7 @@ impl NodeLinks {
         self.life == Life::Kept
     }
 
-    /// The node is no part of the cluster any more.
+    /// The node has left the cluster.
     pub(super) fn leave(&mut self) {
         self.life = Life::Leaving;
         self.subscriber.close();
@@ -121,17 +121,17 @@ impl NodeLinks {
         self.node.is_reachable(self.subscriber.unanswered_since(), now)
     }
 
-    /// When it has something to do at the latest.
+    /// When the links have something to do at the latest.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         self.subscriber.next_timeout(&self.node).into_iter().chain(self.publisher.next_timeout()).min()
     }
 
-    /// The worker's other tasks had their turn.
+    /// The worker's other tasks have had their turn.
     pub(super) fn begin_turn(&mut self) {
         self.reads = 0;
     }
 
-    /// The bytes of a publication that was just given out.
+    /// The bytes of the publication that was returned last.
     pub(super) fn publication(&self, channel: &Part, payload: &Part) -> Option<(&[u8], &[u8])> {
         self.subscriber.publication(channel, payload)
     }
@@ -143,7 +143,7 @@ impl NodeLinks {
         publication
     }
 
-    /// What the worker is to be told next.
+    /// The next publication or report for the worker.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Poll<Step> {
         loop {
             if let Some(report) = self.node.events.pop_front() {
@@ -168,10 +168,10 @@ impl NodeLinks {
             return Poll::Ready(Step::Paused);
         }
         if self.reads >= READS_PER_TURN {
-            // Not woken at once but behind the runtime's look at all other sockets and timers: a LocalSet would
-            // poll this 61 times before.
+            // Wakes this task after the runtime has looked at all other sockets and timers. A wake by the task itself
+            // would make a LocalSet poll the task 61 times before.
             let yielded = std::pin::pin!(tokio::task::yield_now()).poll(cx);
-            debug_assert!(yielded.is_pending(), "it wakes the task by itself, later");
+            debug_assert!(yielded.is_pending(), "the runtime wakes the task later");
         }
         Poll::Pending
     }
@@ -189,14 +189,15 @@ impl NodeLinks {
         self.logs.forget_cut();
         let Poll::Ready((from, until, read)) = self.logs.poll_back(cx) else { return Progress::None };
         if let Err(error) = &read {
-            tracing::debug!(%error, "clients cannot be given what they missed from the replication log: {error}");
+            let server = &self.node.terms.server;
+            tracing::debug!(server, %error, "{server} cannot give clients the messages they missed from its replication log: {error}");
         }
         let logged = read.ok().map(|logged| (logged, until));
         self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged });
         Progress::Made
     }
 
-    /// Reads the node's log from a milestone on that a client has shown.
+    /// Reads the node's log from the milestone that a client has shown.
     pub(super) fn read_log(&mut self, from: Milestone) {
         let until = self.node.milestones.last.filter(|_| self.node.terms.may_replay);
         if !until.is_some_and(|until| self.logs.read_back(&self.known_node.settings, from, until)) {
@@ -278,7 +279,7 @@ impl NodeLinks {
         self.publisher_stream.poll(&mut self.publisher, &mut self.node, cx, now)
     }
 
-    /// Is woken when all workers have their subscriptions: the publisher may wait for that.
+    /// Wakes this task when all workers have their subscriptions, because the publisher may wait for them.
     fn poll_all_complete(&mut self, cx: &mut Context<'_>) {
         if self.all_complete.is_none() && self.publisher.is_up() && !self.node.health.are_all_complete() {
             let mut incomplete = self.node.health.incomplete();
@@ -300,7 +301,7 @@ fn connecting(known_node: &KnownNode, purpose: Purpose) -> BoxFuture<Result<Gree
     Box::pin(async move { settings.connect(purpose, &|slow| health.attempt_failed(slow)).await })
 }
 
-/// Sends what waits to be sent.
+/// Sends the subscriber's commands.
 fn poll_write(
     transport: &mut Box<dyn Transport>,
     subscriber: &mut Subscriber,

@@ -1,8 +1,8 @@
 //! A worker's subscribing link to one node, as a state machine: time and bytes go in; bytes, publications and events
-//! come out. It is made, kept, and made again with every wanted channel.
+//! come out. A lost link is made again, with every wanted channel.
 //!
 //! A channel is subscribed when Redis' confirmation is read in the stream of publications. `node_links.rs` makes the
-//! stream and moves its bytes; `link_command.rs` has the commands, `reply.rs` what follows from an answer. May not
+//! stream and moves its bytes; `link_command.rs` has the commands, `reply.rs` the consequences of answers. May not
 //! enter: sockets, tasks, the clock.
 
 use std::time::Duration;
@@ -30,12 +30,12 @@ pub(crate) struct Subscriber {
     state: LinkState,
     commands: PendingChanges,
     backoff: Backoff,
-    /// Whether publications were read since the probe was told.
+    /// Whether publications were read that the probe does not know of yet.
     has_heard: bool,
 }
 
 impl Subscriber {
-    /// A link that is to be made at once.
+    /// A subscriber whose link is due at once.
     pub(crate) fn new(max_reconnect_delay: Duration, now: Instant) -> Self {
         let (state, backoff) = (LinkState::Down(Down::Waiting { until: now }), Backoff::new(max_reconnect_delay));
         Self { state, commands: PendingChanges::default(), backoff, has_heard: false }
@@ -53,20 +53,20 @@ impl Subscriber {
         self.command(Change::Unsubscribe(channel));
     }
 
-    /// Wants the stream to stop at the marker that the links have.
+    /// Subscribes the marker's channel, so that the stream stops at the marker.
     pub(crate) fn set_marker(&mut self) {
         self.command(Change::Marker);
     }
 
     fn command(&mut self, command: Change) {
-        // Bounded: without a link nothing is unsubscribed, and handshakes are refused after a blip. The next link
-        // starts over with the channels that are wanted then.
+        // Bounded: without a link, nothing is unsubscribed, and handshakes are soon refused. The next link starts over
+        // with the channels that are wanted then.
         if !matches!(self.state, LinkState::Closed) {
             self.commands.push(command);
         }
     }
 
-    /// Goes on behind the marker.
+    /// Continues behind the marker.
     pub(crate) fn release(&mut self, node: &mut NodeState, now: Instant) {
         node.is_marker_due = false;
         let Some(marker) = node.marker.take() else { return };
@@ -78,13 +78,13 @@ impl Subscriber {
         }
     }
 
-    /// No link is made any more.
+    /// Makes no link again.
     pub(crate) fn close(&mut self) {
         self.state = LinkState::Closed;
         self.commands.clear();
     }
 
-    /// Whether a link is to be made; the caller makes it, and says what came of it.
+    /// Whether a link is due. The caller makes the link, and reports the result.
     pub(crate) fn wants_link(&mut self, now: Instant) -> bool {
         if let LinkState::Down(down) = &mut self.state { down.begin(now) } else { false }
     }
@@ -111,7 +111,7 @@ impl Subscriber {
         self.advance(node, now);
     }
 
-    /// The node's log was read: the stream goes on.
+    /// The node's log was read: the stream continues.
     pub(crate) fn caught_up(&mut self, node: &mut NodeState, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::CatchingUp(..)));
         self.state.resume(node, now);
@@ -136,34 +136,34 @@ impl Subscriber {
         Some(self.link()?.under_way.as_ref()?.since)
     }
 
-    /// Bytes to send; the caller removes those that it sent.
+    /// Bytes to send. The caller removes the bytes that are sent.
     pub(crate) fn outgoing(&mut self) -> Option<&mut Vec<u8>> {
         self.link_mut().map(|link| &mut link.out).filter(|out| !out.is_empty())
     }
 
-    /// Where the bytes that come next go.
+    /// Where to put the next bytes.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         self.link_mut().map(|link| link.reader.room()).unwrap_or_default()
     }
 
-    /// So many bytes came.
+    /// `len` bytes were read.
     pub(crate) fn on_bytes(&mut self, node: &mut NodeState, len: usize, now: Instant) {
         let Some(link) = self.link_mut() else { return };
         link.reader.filled(len);
         if link.reader.is_in_publication() {
-            // A large one may take its time.
+            // A large publication may take some time.
             node.probe.on_heard(now);
         }
     }
 
-    /// The parts of the last publication, until more is read.
+    /// The channel and the payload of the last publication, until more bytes are read.
     pub(crate) fn publication(&self, channel: &Part, payload: &Part) -> Option<(&[u8], &[u8])> {
         let reader = &self.link()?.reader;
         Some((reader.bytes(channel), reader.bytes(payload)))
     }
 
-    /// Takes the stream apart until a publication comes, its channel and payload; `None` when events come first, or
-    /// more bytes are needed.
+    /// Decodes the stream up to the next publication: its channel and payload. `None` if events come first, or if more
+    /// bytes are needed.
     pub(crate) fn next(&mut self, node: &mut NodeState, now: Instant) -> Option<(Part, Part)> {
         while node.events.is_empty()
             && let LinkState::Subscribing(link, _) | LinkState::Complete(link, _) = &mut self.state
@@ -189,7 +189,7 @@ impl Subscriber {
         None
     }
 
-    /// The probe learns that publications came.
+    /// Tells the probe that publications were read.
     fn tell_probe(&mut self, node: &mut NodeState, now: Instant) {
         if std::mem::take(&mut self.has_heard) {
             node.probe.on_heard(now);
@@ -240,8 +240,8 @@ impl Subscriber {
         match outcome {
             Consequence::Done => {}
             Consequence::Next(command) => {
-                // To subscribe a channel once more would bring it back if Redis has forgotten it, and no audit would
-                // find that it was away.
+                // SUBSCRIBE brings back a channel that Redis has forgotten, and later audits would not find that
+                // publications were lost.
                 let hides =
                     matches!(&command, LinkCommand::TryAgain(channel, _) if node.channels.is_confirmed(channel));
                 let audit = (hides && matches!(self.state, LinkState::Complete(..)))
@@ -260,12 +260,12 @@ impl Subscriber {
         Ok(())
     }
 
-    /// When [`Subscriber::step`] has something to do at the latest.
+    /// When [`Subscriber::step`] is due at the latest.
     pub(crate) fn next_timeout(&self, node: &NodeState) -> Option<Instant> {
         self.state.next_timeout(node)
     }
 
-    /// Does what is due, and what the worker has asked for.
+    /// Ends an overdue or deaf link, or sends the next command.
     pub(crate) fn step(&mut self, node: &mut NodeState, now: Instant) {
         if let LinkState::Subscribing(link, _) | LinkState::Complete(link, _) = &mut self.state
             && link.is_overdue(now)
@@ -298,8 +298,8 @@ impl Subscriber {
         }
     }
 
-    /// The next command: of a plan, or one that is due, or what the worker has asked for. What is due comes first, so
-    /// that a storm of handshakes cannot put it off.
+    /// The next command: one that is planned, else one that is due, else one for the worker's changes. A command that
+    /// is due comes before the changes, so that a storm of handshakes cannot delay it.
     fn next_command(&mut self, node: &mut NodeState, now: Instant) -> Option<LinkCommand> {
         if let Some(command) = self.link_mut()?.plan.pop_front() {
             return Some(command);
@@ -321,7 +321,7 @@ impl Subscriber {
         let mut commands = self.commands.next(node);
         if matches!(self.state, LinkState::Complete(..)) && node.retry_at.is_some_and(|at| at <= now) {
             node.retry_at = None;
-            // What was commanded before comes first: a channel may have to be left and joined again.
+            // Earlier changes come first: a channel may have to be left and joined again.
             while let more = self.commands.next(node)
                 && !more.is_empty()
             {
@@ -356,7 +356,7 @@ impl Subscriber {
         node.end_gap(now);
     }
 
-    /// Plans to subscribe all that Redis has not confirmed.
+    /// Plans to subscribe all channels that Redis has not confirmed.
     fn plan_unconfirmed(&mut self, node: &NodeState) {
         if let LinkState::Subscribing(..) = &self.state {
             self.commands.start_over();
@@ -364,7 +364,7 @@ impl Subscriber {
         self.state.plan_first(subscriptions(node, node.channels.unconfirmed()));
     }
 
-    /// The link is lost, as when its stream has ended, and another is made after a pause.
+    /// The link is lost. Another one is due after a pause.
     pub(crate) fn fail(&mut self, node: &mut NodeState, error: &LinkError, now: Instant) {
         let state = std::mem::replace(&mut self.state, LinkState::Down(self.backoff.pause(now)));
         if state.link().is_none() {

@@ -15,8 +15,8 @@ use super::resp::{Protocol, Reader};
 use super::role::RoleWatch;
 use crate::clock::Deadline;
 
-/// How often Redis' number of subscriptions is compared with the worker's; the question also keeps a link without
-/// channels from being idle. Chosen: some hundred bytes each, and a lost channel is back before its clients give up.
+/// The time between two audits, which also keep a link without channels from being idle. Chosen: an audit has some
+/// hundred bytes, and a lost channel is back before its clients give up.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The stream of a link, and the command under way.
@@ -27,10 +27,10 @@ pub(crate) struct SubscribingLink {
     pub(crate) out: Vec<u8>,
     pub(crate) role: RoleWatch,
     pub(crate) address: String,
-    /// The commands that come next, before the changes that the worker wants.
+    /// The next commands. The changes that the worker wants follow.
     pub(crate) plan: VecDeque<LinkCommand>,
     pub(crate) under_way: Option<UnderWay>,
-    /// When the last command was sent, and the last that was answered: what Redis sent before has been read.
+    /// When the last command was sent, and when the last answered one was: everything that Redis sent before is read.
     sent_at: Instant,
     pub(crate) proved_until: Instant,
 }
@@ -47,7 +47,7 @@ pub(crate) struct UnderWay {
 #[derive(Debug)]
 pub(crate) struct Audits {
     pub(crate) next_at: Instant,
-    /// When the last question was sent whose answer was that they are complete.
+    /// When the last question was sent whose answer proved that the subscriptions are complete.
     pub(crate) complete_at: Instant,
     pub(crate) count: Count,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Audits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Count {
     Believed,
-    /// The ACL forbids the question, or the count was wrong before.
+    /// The ACL forbids the question, or the count has been wrong.
     Unknown,
 }
 
@@ -69,11 +69,11 @@ pub(crate) enum LinkState {
     Subscribing(Box<SubscribingLink>, Count),
     /// All wanted channels are subscribed; new ones are added, and the link is audited.
     Complete(Box<SubscribingLink>, Audits),
-    /// The stream stands still: nothing behind the marker is read, even if an answer is there.
+    /// The stream stands still: nothing behind the marker is read, not even an answer.
     AtMarker(Box<SubscribingLink>, Audits),
-    /// The stream stands still at a milestone, while what was missed before it is read from the node's log.
+    /// The stream stands still at a milestone, while the publications missed before it are read from the node's log.
     CatchingUp(Box<SubscribingLink>, Audits),
-    /// No link is made any more, or none ever was.
+    /// No link is made.
     Closed,
 }
 
@@ -111,7 +111,7 @@ impl LinkState {
         });
     }
 
-    /// The marker was read. Only a complete link subscribes its channel.
+    /// A marker or a milestone was read at which the stream stops. Only a complete link stops.
     pub(crate) fn stand_still(&mut self, standing: impl FnOnce(Box<SubscribingLink>, Audits) -> Self) {
         self.change(|state| match state {
             Self::Complete(link, audits) => standing(link, audits),
@@ -119,7 +119,7 @@ impl LinkState {
         });
     }
 
-    /// The worker resumes behind the marker.
+    /// The stream continues behind the marker or the milestone.
     pub(crate) fn resume(&mut self, node: &mut NodeState, now: Instant) {
         self.change(|state| match state {
             Self::AtMarker(mut link, audits) | Self::CatchingUp(mut link, audits) => {
@@ -144,14 +144,14 @@ impl LinkState {
         *self = change(std::mem::replace(self, Self::Closed));
     }
 
-    /// Until when the link, which ends with `error`, certainly heard everything.
+    /// Until when the link, which ends because of `error`, certainly heard everything.
     pub(crate) fn complete_until(&self, node: &NodeState, error: &LinkError) -> Instant {
         match (error, self) {
-            // What the probe heard says nothing about a subscription that Redis forgot.
+            // The probe proves nothing about a subscription that Redis has forgotten.
             (LinkError::Fewer(_), Self::Complete(_, audits)) => audits.complete_at,
             _ => {
-                // A probe that comes back says nothing about the role of its server: a new master may have had messages
-                // since that the link did not hear of.
+                // A probe proves nothing about the server's role: a new master may have had publications since that the
+                // link did not hear.
                 let role = self.link().map(|link| &link.role).filter(|role| role.next_at().is_some());
                 let role = role.filter(|role| role.is_told() && !node.terms.is_in_cluster);
                 let until = node.probe.complete_until();
@@ -175,11 +175,11 @@ impl LinkState {
 }
 
 impl SubscribingLink {
-    /// A link that does `plan` first.
+    /// A link whose first commands are `plan`.
     pub(crate) fn new(greeting: Greeting, plan: impl Into<VecDeque<LinkCommand>>, now: Instant) -> Self {
         let Greeting { protocol, address, mut role, .. } = greeting;
         if protocol == Protocol::Resp2 {
-            // Over RESP2, the publisher asks for both.
+            // Over RESP2 a subscriber may not ask: the publisher asks for both links.
             role.end();
         }
         let reader = Reader::new(protocol);
@@ -198,13 +198,13 @@ impl SubscribingLink {
         self.keep_under_way(node, command, now);
     }
 
-    /// Keeps a command that awaits further answers; the next has to come within `response_timeout`.
+    /// Keeps a command that awaits further answers; the next one has to come within `response_timeout`.
     pub(crate) fn keep_under_way(&mut self, node: &NodeState, command: LinkCommand, now: Instant) {
         let deadline = Deadline::after(node.terms.response_timeout, now);
         self.under_way = Some(UnderWay { command, since: now, deadline });
     }
 
-    /// What is under way was answered, and is under way no more.
+    /// Takes the command under way: it is answered.
     pub(crate) fn take_answered(&mut self) -> Option<UnderWay> {
         let answered = self.under_way.take();
         if answered.is_some() {
@@ -213,14 +213,14 @@ impl SubscribingLink {
         answered
     }
 
-    /// The stream stood still: what is under way has all of its time again.
+    /// The stream stood still: the command under way has its full time again.
     pub(crate) fn restart_deadline(&mut self, node: &NodeState, now: Instant) {
         if let Some(under_way) = &mut self.under_way {
             under_way.deadline = Deadline::after(node.terms.response_timeout, now);
         }
     }
 
-    /// Leaves a node that is no master any more.
+    /// Leaves a node that is no longer a master.
     pub(crate) fn on_role(
         &mut self,
         node: &mut NodeState,
@@ -250,7 +250,7 @@ impl SubscribingLink {
 }
 
 impl Audits {
-    /// The audits of a link on which all was just confirmed.
+    /// The audits of a link whose channels are all confirmed.
     pub(crate) fn new(count: Count, complete_at: Instant, now: Instant) -> Self {
         Self { next_at: now + AUDIT_INTERVAL, complete_at, count }
     }
