@@ -92,7 +92,7 @@ pub(crate) fn notify_ready(status: &str) {
     let Some(socket) = variable("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&[NotifyState::Ready, NotifyState::Status(status)], Some(PATIENCE)) {
         let socket = socket.display();
-        tracing::warn!(%error, "NOTIFY_SOCKET={socket} cannot be used: {error}; systemd gets no sign of readiness");
+        tracing::warn!(%error, "NOTIFY_SOCKET={socket} cannot be used ({error}): systemd does not learn that webws is ready");
     }
 }
 

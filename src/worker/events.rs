@@ -83,7 +83,7 @@ impl Worker {
         None
     }
 
-    /// A stream was cut, and its node's log has what was missed.
+    /// A stream was cut, and the node's log has the missed publications.
     fn on_replayed(&mut self, gap: &Gap, logged: &[Logged], until: Milestone) {
         let now = self.now();
         for logged in logged {
@@ -142,7 +142,7 @@ impl Worker {
         tracing::warn!(
             messages,
             closing = sessions.len(),
-            "{messages} messages of clients were published at a Redis that was no longer a master; {} WebSockets are \
+            "{messages} messages of clients were published on a Redis that was no longer a master: {} WebSockets are \
              closed with 1013",
             sessions.len()
         );

@@ -132,7 +132,7 @@ impl Turns {
         let sockets = match self.serve_sockets(cx) {
             Ok(sockets) => sockets,
             Err(error) => {
-                tracing::error!(%error, "a worker cannot wait for its sockets any more ({error}), and ends");
+                tracing::error!(%error, "a worker can no longer wait for its sockets ({error}) and ends: webws stops");
                 return Poll::Ready(Next::End(Err(error)));
             }
         };

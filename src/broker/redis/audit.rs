@@ -27,15 +27,17 @@ pub(super) fn on_count(
         (Counting::First, LinkState::Subscribing(_, count)) => {
             // Right behind the confirmations, the number must be complete.
             *count = if missing == Some(0) { Count::Believed } else { Count::Unknown };
-            tell_wrong_count(lacking);
+            tell_wrong_count(&node.terms.server, lacking);
         }
         (Counting::Again, _) if lacking > 0 => return Err(LinkError::Fewer(lacking)),
         (Counting::Audit, LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits))
             if lacking > 0 && audits.count == Count::Believed =>
         {
+            let server = &node.terms.server;
             tracing::warn!(
                 missing = lacking,
-                "Redis has {lacking} subscriptions fewer than it confirmed: webws subscribes all again"
+                server,
+                "{server} has {lacking} subscriptions fewer than it confirmed: webws subscribes all channels again"
             );
             node.lost(audits.complete_at);
             node.channels.lose_all();
@@ -59,7 +61,7 @@ pub(super) fn end(state: &mut LinkState, node: &mut NodeState) {
     if let LinkState::Complete(_, audits) | LinkState::AtMarker(_, audits) = state
         && node.probe.is_denied()
     {
-        // All that there is. It proves less than a probe: a deaf link answers.
+        // Without a probe, only the count proves anything. It proves less: a deaf link answers.
         node.probe.proved(audits.complete_at);
     }
     if node.probe.is_lost() {
@@ -69,12 +71,13 @@ pub(super) fn end(state: &mut LinkState, node: &mut NodeState) {
 }
 
 /// Logs that the server's count of subscriptions is wrong.
-fn tell_wrong_count(missing: usize) {
+fn tell_wrong_count(server: &str, missing: usize) {
     static WRONG: Throttle = Throttle::per_minute();
     if missing > 0 && WRONG.allows() {
         tracing::warn!(
             missing,
-            "Redis counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): webws does not use \
+            server,
+            "{server} counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): webws does not use \
              the count on this link"
         );
     }

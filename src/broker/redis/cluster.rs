@@ -193,7 +193,10 @@ impl Cluster {
             std::mem::replace(&mut state.is_told, true)
         });
         if !was_told {
-            tracing::warn!(%error, "no node of the Redis Cluster says which node owns which slots: {error}; webws asks again");
+            tracing::warn!(
+                %error,
+                "no node of the Redis Cluster says which node owns which slots ({error}): webws asks again"
+            );
         } else {
             tracing::debug!(%error, "a node of the Redis Cluster does not say which node owns which slots: {error}");
         }

@@ -325,8 +325,8 @@ impl Settings {
             tracing::info!(
                 server,
                 protocol = "RESP2",
-                "{server} does not know HELLO, so webws speaks RESP2 to it: all works, but webws does not notice when \
-                 the server forgets a single subscription, because RESP2 does not allow CLIENT INFO there"
+                "{server} does not know HELLO, so webws speaks RESP2: everything works, but webws does not notice when the \
+                 server forgets a single subscription, because a RESP2 subscriber may not send CLIENT INFO"
             );
         }
     }

@@ -30,10 +30,10 @@ struct State {
     /// The number of all links, and of those that are down.
     links: usize,
     down: usize,
-    /// Since when links are down, and whether the log has said so.
+    /// Since when links are down, and whether the log says so.
     since: Instant,
     is_told: bool,
-    /// Further faults that the log has.
+    /// Further faults that are logged.
     also_told: Vec<&'static str>,
     was_up: bool,
     /// The last error of a link.
@@ -43,7 +43,7 @@ struct State {
     is_role_unknown: bool,
     /// Why no channel can be subscribed.
     refusal: Option<Refusal>,
-    /// The last channel that Redis let any worker subscribe, and the last one that it refused.
+    /// The last channel that Redis accepted from any worker, and the last one that it refused.
     taken: Option<Channel>,
     refused: Option<Channel>,
 }
@@ -53,7 +53,7 @@ struct State {
 struct Refusal {
     error: String,
     since: Instant,
-    /// Whether the log has it.
+    /// Whether the refusal is logged.
     is_told: bool,
 }
 
@@ -94,7 +94,7 @@ impl Health {
         *self.incomplete.borrow() == 0
     }
 
-    /// Follows the number of workers that are incomplete.
+    /// The number of incomplete workers, for a task that waits for its changes.
     pub(crate) fn incomplete(&self) -> watch::Receiver<usize> {
         self.incomplete.subscribe()
     }
@@ -106,7 +106,7 @@ impl Health {
             if state.down > 0 {
                 let State { server, links, down, since, last_error, .. } = state;
                 fault = Some(format!(
-                    "{down} of {links} links to {server} are away for {:.1?}: {last_error}",
+                    "{down} of {links} links to {server} have been down for {:.1?}: {last_error}",
                     since.elapsed()
                 ));
             }
@@ -128,7 +128,7 @@ impl Health {
                     server,
                     %error,
                     "{server} does not allow webws' probe channels ({error}): add &webws:probe:* to the ACL user; \
-                     until then webws notices a link that delivers nothing only by its number of subscriptions"
+                     until then webws finds a link that delivers nothing only by its number of subscriptions"
                 );
             }
         });
@@ -142,7 +142,7 @@ impl Health {
                 tracing::warn!(
                     server,
                     %error,
-                    "{server} does not allow webws' channel webws:milestone ({error}): add &webws:milestone to the ACL user; \
+                    "{server} does not allow the channel webws:milestone ({error}): add &webws:milestone to the ACL user; \
                      until then endpoints with a history give clients no positions, and recover nothing"
                 );
             }
@@ -165,14 +165,14 @@ impl Health {
                     server,
                     error,
                     "{server} refuses subscriptions, so all new WebSockets get 503: {error} (the ACL user needs \
-                     +subscribe and the channels of all prefixes, as &chat:*)"
+                     +subscribe and the channels of all prefixes, for example &chat:*)"
                 );
             }
             state.refusal = Some(Refusal { error, since, is_told: is_told || tells });
         });
     }
 
-    /// Redis has taken a worker's subscription to `channel`.
+    /// Redis has accepted a worker's subscription to `channel`.
     pub(crate) fn subscription_is_taken(&self, channel: &Channel) {
         self.change(|state| {
             self.is_refused.store(false, Ordering::Relaxed);
@@ -180,19 +180,19 @@ impl Health {
             // Logged as often as the refusal itself.
             if let Some(Refusal { since, is_told: true, .. }) = state.refusal.take() {
                 let (server, after) = (&state.server, since.elapsed());
-                tracing::info!(server, ?after, "{server} takes subscriptions again, after {after:.1?}");
+                tracing::info!(server, ?after, "{server} accepts subscriptions again, after {after:.1?}");
             }
         });
     }
 
-    /// Notes that Redis refuses `channel`. Returns the last channels before it that Redis took and refused.
+    /// Notes that Redis refuses `channel`. Returns the channels that Redis accepted and refused last before.
     pub(crate) fn tried(&self, channel: &Channel) -> [Option<Channel>; 2] {
         let mut tried = [None, None];
         self.change(|state| tried = [state.taken.clone(), state.refused.replace(channel.clone())]);
         tried
     }
 
-    /// The channel to try again: the last one taken, or else the last one refused.
+    /// The channel to try again: the last one accepted, or else the last one refused.
     pub(crate) fn last_tried(&self) -> Option<Channel> {
         let mut channel = None;
         self.change(|state| channel = state.taken.clone().or_else(|| state.refused.clone()));
@@ -222,8 +222,8 @@ impl Health {
                 let server = &state.server;
                 tracing::warn!(
                     server,
-                    "{server} does not say whether it is a master (HELLO is unknown there, and ROLE is unknown or not \
-                     allowed: add +role to the ACL user); webws does not notice when it becomes a replica"
+                    "{server} does not report whether it is a master (HELLO is unknown there, and ROLE is unknown or not \
+                     allowed: add +role to the ACL user); webws cannot notice that it becomes a replica"
                 );
             }
         });

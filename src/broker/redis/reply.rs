@@ -82,7 +82,7 @@ pub(super) fn on_confirmed(node: &mut NodeState, command: LinkCommand) -> Conseq
             tried.taken = rest.pop().or(tried.taken);
             return one_by_one(node, rest, tried);
         }
-        LinkCommand::TryAgain(_, error) => subscribe_refusal::tell_one(&error),
+        LinkCommand::TryAgain(_, error) => subscribe_refusal::tell_one(&node.terms.server, &error),
         LinkCommand::LookAgain(channel) if !node.channels.is_wanted(&channel) => {
             return Consequence::Next(LinkCommand::GiveBack(channel));
         }
@@ -149,7 +149,7 @@ pub(super) fn on_answer(
             return Ok(Consequence::Await(LinkCommand::Sharded(progress, tried)));
         }
         // The channel may have moved: its refusal says nothing about the others.
-        LinkCommand::TryAgain(_, refused) if is_for_now => subscribe_refusal::tell_one(&refused),
+        LinkCommand::TryAgain(_, refused) if is_for_now => subscribe_refusal::tell_one(&node.terms.server, &refused),
         LinkCommand::TryAgain(_, refused) => node.health.subscription_is_refused(&refused),
         LinkCommand::LookAgain(_) => {}
         LinkCommand::Marker(_) | LinkCommand::Unmark(_) => node.set_progress(marker::Progress::Lost),
@@ -199,7 +199,7 @@ fn on_tried(node: &mut NodeState, Tried { taken, refused }: Tried) -> Consequenc
     }
     let Some((channel, error)) = refused else { return Consequence::Done };
     match subscribe_refusal::extent(&node.health, &channel) {
-        RefusalScope::One => subscribe_refusal::tell_one(&error),
+        RefusalScope::One => subscribe_refusal::tell_one(&node.terms.server, &error),
         RefusalScope::All => node.health.subscription_is_refused(&error),
         RefusalScope::Ask(taken) => return Consequence::Next(LinkCommand::TryAgain(taken, error)),
     }

@@ -29,9 +29,14 @@ pub(super) fn extent(health: &Health, channel: &Channel) -> RefusalScope {
 }
 
 /// Logs one refused channel.
-pub(super) fn tell_one(error: &str) {
+pub(super) fn tell_one(server: &str, error: &str) {
     static ONE: Throttle = Throttle::per_minute();
     if ONE.allows() {
-        tracing::warn!(error, "Redis does not allow a channel, and its client gets 503: {error}");
+        tracing::warn!(
+            server,
+            error,
+            "{server} does not allow a channel, so its client gets 503: {error} (the ACL user needs the channel's prefix, \
+             for example &chat:*)"
+        );
     }
 }
