@@ -1,7 +1,8 @@
 //! A worker's clock, in milliseconds: small, and portable as durations.
 //!
 //! Time in which the thread does not run (SIGSTOP, a paused virtual machine, a debugger) does not count: the worker
-//! receives nothing meanwhile, so no deadline of the clock may pass.
+//! receives nothing meanwhile, so no deadline of the clock may pass. May not enter: sessions' timers
+//! (`worker/wheel.rs`).
 
 use std::cell::Cell;
 use std::future::Future;

@@ -1,4 +1,5 @@
-//! Keys by which the rooms of a worker name a session or a subscriber without its type.
+//! Keys by which the rooms of a worker name a session or a subscriber without its type. May not enter: what a key leads
+//! to.
 
 /// The key of a session in its worker. A key is never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]

@@ -1,10 +1,10 @@
 //! webws joins browsers' WebSockets to Redis Pub/Sub channels, as a sidecar beside nginx.
 //!
 //! A WebSocket opened as `/webws?channel="zhang"` receives every message that is `PUBLISH`ed on `chat:zhang`, and webws
-//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives. webws replaces a handler in Lua (OpenResty), with the same bytes
-//! on the wire. As a library, webws runs inside another program: make a [`Config`], then a server with [`Server::bind`]
-//! (or [`Server::on`] sockets of your own), and [`Server::run`] it. A [`Publisher`] publishes from within. The example
-//! is at the end of this page.
+//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives.
+//! webws replaces a handler in Lua (OpenResty), with the same bytes on the wire. As a library, webws runs inside
+//! another program: make a [`Config`], then a server with [`Server::bind`] (or [`Server::on`] sockets of your own), and
+//! [`Server::run`] it. A [`Publisher`] publishes from within. The example is at the end of this page.
 //!
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. `front::acceptor` hands a connection to the `worker` with the lowest load
@@ -12,8 +12,8 @@
 //! is free. `front::head` keeps the request's target in the client's bytes; hyper reads the rest from memory. The
 //! `endpoint` for the path decodes the channel's name; `websocket::handshake` checks the headers. The worker makes a
 //! `session` and its subscriber in the `hub`. For a channel's first subscriber, the worker's subscribing link sends
-//! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200, if
-//! the request was for server-sent events: `front::event_stream`).
+//! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200,
+//! if the request was for server-sent events: `front::event_stream`).
 //!
 //! From now on no task belongs to the session. When the `reactor` reports that the socket is readable, the worker reads
 //! into its own buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded
@@ -45,9 +45,9 @@
 //!
 //! Where `redis.replay` allows, the gap is filled instead (`catch_up`). The new link subscribes all channels and stands
 //! still at the next milestone. `replay` reads the node's replication log from the last milestone that the old link
-//! heard. The hub skips the publications of each channel that it has counted since then, delivers the rest, and the link
-//! goes on. `worker/apply` answers a client that comes back with a position from its channel's history (`hub/rings`). If that
-//! is too short, `worker/recovery` asks another worker, then reads the log.
+//! heard. The hub skips the publications of each channel that it has counted since then, delivers the rest, and the
+//! link goes on. `worker/apply` answers a client that comes back with a position from its channel's history
+//! (`hub/rings`). If that is too short, `worker/recovery` asks another worker, then reads the log.
 //!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process
@@ -78,7 +78,8 @@
 //! 8. A session can become a snapshot between any two reads.
 //! 9. No session's fault, panics included, reaches another.
 //! 10. An open link is not assumed to deliver. It proves that it does, or it is replaced.
-//! 11. What cannot happen is asserted (`debug_assert!`; `per_node` panics on an unknown node), never swallowed by a default.
+//! 11. What cannot happen is asserted (`debug_assert!`; `per_node` panics on an unknown node), never swallowed by a
+//!     default.
 //! 12. Access is decided by one parser: the channel that nginx checked is the channel that webws subscribes.
 //!
 //! # Rooms
@@ -119,6 +120,7 @@
 //! | endpoint | a configured path: channel rule, prefix, encoding, limits |
 //! | event | what a broker tells its worker |
 //! | gap | a time in which publications may be missing |
+//! | grant | what an accepted request gives its session: endpoint, channel, encoding, rights, position |
 //! | hand-over | another process takes over all sessions, over a socket or by systemd's store |
 //! | history | the last publications of a channel, kept for clients that come back |
 //! | hub | a worker's table from channels to subscribers |

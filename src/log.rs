@@ -1,7 +1,8 @@
 //! Connects the library with the process' log: the number of dropped lines, and the level that `webws log` sets on
 //! the control socket. The program owns the subscriber.
 //!
-//! Statics, because a process has one log, however many servers run in the process.
+//! Statics, because a process has one log, however many servers run in the process. May not enter: the output of lines
+//! (`cli/logging`).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! The `webws` binary: its allocator. `cli` has the rest: arguments, settings, log output, exit codes.
+//! The `webws` binary: its allocator. `cli` has the rest: arguments, settings, log output, exit codes. May not enter:
+//! logic.
 
 mod cli;
 

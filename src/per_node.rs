@@ -1,6 +1,7 @@
 //! A table with one value for each of a broker's nodes.
 //!
 //! A node that a table has no value for is a fault of the program, so access asserts instead of inventing a default.
+//! May not enter: what a value is, a default for a node without one.
 
 use crate::placement::Node;
 

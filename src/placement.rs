@@ -4,8 +4,8 @@
 //! channel's name is hashed by 64-bit FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>). Jump consistent hashing
 //! (Lamping, Veach: A Fast, Minimal Memory, Consistent Hash Algorithm, 2014) turns the hash into a node. A node added
 //! at the list's end takes its share from all others, and no other channel moves. In a Redis Cluster, the channel's
-//! slot has an owner, which may change
-//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+//! slot has an owner, which may change (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+//! May not enter: links, how a topology is learned.
 
 use std::cell::RefCell;
 use std::rc::Rc;

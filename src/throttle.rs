@@ -1,4 +1,5 @@
-//! Keeps a log line that could repeat per connection or publication to a bearable rate.
+//! Keeps a log line that could repeat per connection or publication to a bearable rate. May not enter: counts of what
+//! was not logged (`notice.rs`).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

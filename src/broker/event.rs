@@ -17,8 +17,8 @@ use crate::position::{Logged, Milestone};
 /// What a worker asks of its broker. Requests take effect in the order of the calls.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// To subscribe a channel, at the latest when the channel has a node ([`Request::Move`]); [`Report::Subscribed`] or [`Report::Refused`] follows, and again after each
-    /// [`Report::Lost`] or [`Report::Dropped`].
+    /// To subscribe a channel, at the latest when the channel has a node ([`Request::Move`]); [`Report::Subscribed`] or
+    /// [`Report::Refused`] follows, and again after each [`Report::Lost`] or [`Report::Dropped`].
     Subscribe { node: Option<Node>, channel: Channel },
     /// To unsubscribe a channel that was confirmed.
     Unsubscribe { node: Node, channel: Channel },

@@ -1,4 +1,5 @@
-//! The command line: arguments, help, completions and the man page from one definition.
+//! The command line: arguments, help, completions and the man page from one definition. May not enter: what a command
+//! does.
 
 use std::path::PathBuf;
 

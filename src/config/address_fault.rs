@@ -1,5 +1,6 @@
-//! What is wrong with a broker's address, and which address the user probably meant. The address may hold a
-//! password, so a message repeats nothing of it except a bare host and port.
+//! What is wrong with a broker's address, and which address the user probably meant. The address may hold a password,
+//! so a message repeats nothing of it except a bare host and port. May not enter: the parser of an address
+//! (`redis_url.rs`).
 
 /// The mask that `webws check` and the log show instead of a password, and the mask of earlier versions.
 const MASKS: [&str; 2] = ["<hidden>", "***"];

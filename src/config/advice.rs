@@ -1,4 +1,4 @@
-//! Settings that are allowed and likely a mistake.
+//! Settings that are allowed and likely a mistake. May not enter: settings that are not allowed (`validate.rs`).
 
 use super::{BrokerConfig, Config};
 

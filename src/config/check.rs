@@ -1,4 +1,5 @@
-//! Checks one value against its setting: the value as the setting takes it, or the fault and the remedy.
+//! Checks one value against its setting: the value as the setting takes it, or the fault and the remedy. May not enter:
+//! checks of several settings together (`validate.rs`).
 
 use serde::Deserialize;
 use toml::{Table, Value};

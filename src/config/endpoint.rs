@@ -1,4 +1,5 @@
-//! The settings of an `[[endpoint]]`: its path, how it names channels, how payloads look, its limits.
+//! The settings of an `[[endpoint]]`: its path, how it names channels, how payloads look, its limits. May not enter:
+//! the reading of a request (`protocol/endpoint.rs`).
 
 use std::time::Duration;
 
@@ -125,7 +126,8 @@ pub enum BinaryPolicy {
     Close,
 }
 
-/// How the `plain` wire and server-sent events deliver a publication that is not UTF-8, which is counted in either case.
+/// How the `plain` wire and server-sent events deliver a publication that is not UTF-8, which is counted in either
+/// case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

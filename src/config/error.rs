@@ -1,4 +1,4 @@
-//! What is wrong with a configuration.
+//! What is wrong with a configuration. May not enter: the checks that find a fault.
 
 use std::error::Error;
 use std::fmt;

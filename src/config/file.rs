@@ -1,5 +1,5 @@
-//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all faults at once. Each setting
-//! is checked alone; the settings without a fault are then checked together.
+//! Reads a configuration from TOML text and from `WEBWS_*` variables, and finds all faults at once. Each setting is
+//! checked alone; the settings without a fault are then checked together. May not enter: the meaning of a setting.
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};

@@ -1,4 +1,5 @@
-//! The setting `history` of an endpoint: how much of each of its channels is kept.
+//! The setting `history` of an endpoint: how much of each of its channels is kept. May not enter: the history itself
+//! (`protocol/hub`).
 
 use std::time::Duration;
 

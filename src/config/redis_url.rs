@@ -1,5 +1,5 @@
-//! Where the broker is: `memory`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://`,
-//! `rediss+sentinel://`, `redis+cluster://` or `rediss+cluster://`.
+//! Where the broker is: `memory`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `rediss+sentinel://`,
+//! `redis+cluster://` or `rediss+cluster://`. May not enter: connections.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Channel names that Redis and webws use themselves. No client may subscribe or publish there.
+//! Channel names that Redis and webws use themselves. No client may subscribe or publish there. May not enter: what
+//! these channels are for.
 
 /// The prefixes of such names, and their owners.
 const RESERVED: [(&str, &str); 6] = [

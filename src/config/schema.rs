@@ -1,7 +1,7 @@
 //! The settings, the kind of value that each takes, and the setting that a wrong name may have meant.
 //!
-//! All of this comes from [`Config`] itself: serde tells the names of the fields, the defaults tell the kinds. A
-//! new setting needs no line here.
+//! All of this comes from [`Config`] itself: serde tells the names of the fields, the defaults tell the kinds. A new
+//! setting needs no line here. May not enter: a list of settings.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Sizes as people write them: `65535`, `"64kB"` (64,000 bytes), `"64KiB"` (65,536 bytes).
+//! Sizes as people write them: `65535`, `"64kB"` (64,000 bytes), `"64KiB"` (65,536 bytes). May not enter: the limits of
+//! a setting.
 
 use std::fmt;
 

@@ -1,7 +1,8 @@
 //! Finds invalid TOML: where, and what the user probably meant.
 //!
-//! One run finds all faults of a text. Lines with a fault are then blanked, so that the settings on the other
-//! lines can be checked too. A message repeats no value, because a value may be a password.
+//! One run finds all faults of a text. Lines with a fault are then blanked, so that the settings on the other lines can
+//! be checked too. A message repeats no value, because a value may be a password. May not enter: the names of settings
+//! (`schema.rs`).
 
 use std::collections::BTreeMap;
 

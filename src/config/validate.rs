@@ -1,4 +1,5 @@
-//! Checks what types alone cannot express, and reports all faults at once.
+//! Checks what types alone cannot express, and reports all faults at once. May not enter: the form of a value
+//! (`check.rs`), the system's state.
 
 use std::collections::HashSet;
 use std::path::Path;

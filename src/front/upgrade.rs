@@ -140,8 +140,8 @@ enum Answered {
 
 /// Answers the one request of a connection.
 ///
-/// hyper does not write the 101 or 200 of a session: the session sends its head once it is attached to its audience. hyper would also copy a
-/// client's `Connection: close` into the answer.
+/// hyper does not write the 101 or 200 of a session: the session sends its head once it is attached to its audience.
+/// hyper would also copy a client's `Connection: close` into the answer.
 async fn negotiate(worker: &Rc<Handle>, mut head: Head, socket: BorrowedFd<'_>, pages: &Pages) -> Answered {
     let accepted = Rc::new(Cell::new(None));
     let target = Rc::new(head.take_target());

@@ -1,4 +1,5 @@
-//! Sends and receives descriptors (unix(7), SCM_RIGHTS), and takes those that exec(2) left open.
+//! Sends and receives descriptors (unix(7), SCM_RIGHTS), and takes those that exec(2) left open. May not enter: what a
+//! descriptor is for.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read};

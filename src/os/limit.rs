@@ -1,4 +1,5 @@
-//! The user of this process and its limit on descriptors, geteuid(2), getrlimit(2).
+//! The user of this process and its limit on descriptors, geteuid(2), getrlimit(2). May not enter: how many descriptors
+//! webws needs.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

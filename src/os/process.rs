@@ -2,7 +2,8 @@
 //!
 //! When the process in between ends, the service manager becomes the parent of the grandchild, while this process still
 //! runs. systemd kills a main process that is not its child right after SIGTERM, and does not wait for its end
-//! (`main_pid_alien` in systemd's src/core/service.c; seen with systemd 252).
+//! (`main_pid_alien` in systemd's src/core/service.c; seen with systemd 252). May not enter: the messages of a
+//! hand-over.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

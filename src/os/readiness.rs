@@ -1,4 +1,4 @@
-//! Waits with tokio until a descriptor is readable.
+//! Waits with tokio until a descriptor is readable. May not enter: the many sockets of sessions (`worker/reactor.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! The signals that this process ignores, signal(7).
+//! The signals that this process ignores, signal(7). May not enter: signals with a meaning (`signals.rs`).
 
 use nix::libc;
 

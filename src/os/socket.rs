@@ -1,4 +1,5 @@
-//! Stream sockets: accept, send, receive. All are CLOEXEC and non-blocking. Their files: `socket_file`.
+//! Stream sockets: accept, send, receive. All are CLOEXEC and non-blocking. Their files: `socket_file`. May not enter:
+//! what the bytes mean.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -1,5 +1,5 @@
 //! The interfaces of systemd: sockets (sd_listen_fds(3)), notifications such as READY, STOPPING, WATCHDOG and FDSTORE
-//! (sd_notify(3)), credentials (systemd.exec(5), LoadCredential=).
+//! (sd_notify(3)), credentials (systemd.exec(5), LoadCredential=). May not enter: when to notify systemd.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

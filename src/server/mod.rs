@@ -1,6 +1,7 @@
 //! A server: listeners, the workers' start and stop.
 //!
-//! `setup.rs` has the server before its workers run, `running.rs` afterwards; `outlook.rs` looks at Redis for `webws check`. May not enter: what connections say.
+//! `setup.rs` has the server before its workers run, `running.rs` afterwards; `outlook.rs` looks at Redis for `webws
+//! check`. May not enter: what connections say.
 
 mod error;
 mod listener;

@@ -144,7 +144,8 @@ impl Core {
         })
     }
 
-    /// Tells of the reserved channels that are ready: confirmed and, by a milestone, or because there will be none, placed.
+    /// Tells of the reserved channels that are ready: confirmed and, by a milestone, or because there will be none,
+    /// placed.
     pub(super) fn tell_placed(&mut self) {
         let Self { hub, reserving, .. } = self;
         for (_, tell) in reserving.extract_if(|channel, _| hub.is_ready(channel)) {

@@ -1,4 +1,5 @@
-//! TLS to a port without TLS, and plain text to a TLS port: both look like other faults.
+//! TLS to a port without TLS, and plain text to a TLS port: both look like other faults. May not enter: other faults of
+//! a link (`error.rs`).
 
 use std::io::ErrorKind;
 

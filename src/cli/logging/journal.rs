@@ -1,8 +1,9 @@
 //! Entries for systemd's journal in its native protocol
 //! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>): `MESSAGE`, `PRIORITY`, and each field of an event as `F_NAME`.
 //!
-//! tracing-journald sends from the thread that logs, on a blocking socket, so a frozen journald freezes that
-//! thread as well. Here an entry goes into the queue, and the queue's thread sends the entry.
+//! tracing-journald sends from the thread that logs, on a blocking socket, so a frozen journald freezes that thread as
+//! well. Here an entry goes into the queue, and the queue's thread sends the entry. May not enter: the level of a line,
+//! the queue.
 
 use std::fmt::{Debug, Write as _};
 use std::io;

@@ -1,7 +1,7 @@
 //! The output of log lines: text on a terminal, the journal under systemd, JSON elsewhere. And their level,
 //! which can change while the process runs.
 //!
-//! Every line goes into a `queue`, so that only the queue's writer waits for a reader.
+//! Every line goes into a `queue`, so that only the queue's writer waits for a reader. May not enter: what a line says.
 
 mod journal;
 mod queue;

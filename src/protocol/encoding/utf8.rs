@@ -1,4 +1,4 @@
-//! Payloads that are not UTF-8.
+//! Payloads that are not UTF-8. May not enter: the choice of a policy (`config/endpoint.rs`).
 
 /// Whether a payload is UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! The broker's events about channels (confirmed, refused, lost, moved), and the channels to request from it.
+//! The broker's events about channels (confirmed, refused, lost, moved), and the channels to request from it. May not
+//! enter: links, the order of commands to a broker.
 
 use super::entry::ChannelEntry;
 use super::milestones::Milestones;

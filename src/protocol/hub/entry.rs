@@ -1,4 +1,4 @@
-//! One channel in the hub: its state at the broker, and its audiences.
+//! One channel in the hub: its state at the broker, and its audiences. May not enter: other channels, sessions.
 
 use std::time::Instant;
 

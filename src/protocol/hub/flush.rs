@@ -1,5 +1,5 @@
 //! The hot path: publications become batches, batches go to sessions, and the batch of a slow audience is held back for
-//! a moment.
+//! a moment. May not enter: sockets, anything per subscriber that can be done per audience.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! From a channel's name to its entry.
+//! From a channel's name to its entry. May not enter: what an entry holds (`entry.rs`).
 
 use std::hash::{BuildHasher, RandomState};
 

@@ -1,9 +1,9 @@
 //! A stream that was cut is continued from the node's log: every channel goes on where it was, exactly once.
 //!
 //! A channel that was placed when the link was lost is *interrupted*: the hub knows how many publications it has had
-//! since the last milestone. The log is read from that milestone on. So many publications of the channel are skipped, the
-//! next ones are delivered, until the milestone at which the new link stands still. What the new link delivered before
-//! that milestone is in the log as well, and is dropped. May not enter: how the log is read.
+//! since the last milestone. The log is read from that milestone on. So many publications of the channel are skipped,
+//! the next ones are delivered, until the milestone at which the new link stands still. What the new link delivered
+//! before that milestone is in the log as well, and is dropped. May not enter: how the log is read.
 
 use std::collections::HashMap;
 

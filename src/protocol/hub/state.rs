@@ -1,4 +1,5 @@
-//! The hub and its subscribers: they join and leave, and a channel without subscribers lingers.
+//! The hub and its subscribers: they join and leave, and a channel without subscribers lingers. May not enter: the
+//! encoding of a publication (`flush.rs`), the broker's events (`confirm.rs`).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

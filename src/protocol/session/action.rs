@@ -1,5 +1,5 @@
 //! What a session asks of its owner, the worker: an [`Action`] after each transition, and [`Publish`] for client
-//! messages, which are too many to be collected first.
+//! messages, which are too many to be collected first. May not enter: how an action is carried out (`worker/apply.rs`).
 
 use crate::channel::Channel;
 use crate::close::CloseReason;

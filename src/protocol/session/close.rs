@@ -1,4 +1,5 @@
-//! The end of a session: our close frame, the client's close frame, FIN.
+//! The end of a session: our close frame, the client's close frame, FIN. May not enter: the reasons and their texts
+//! (`crate::close`).
 
 use bytes::Bytes;
 

@@ -1,4 +1,4 @@
-//! The start of a session: its subscriptions, the broker's confirmation, its 101.
+//! The start of a session: its subscriptions, the broker's confirmation, its 101. May not enter: HTTP, the hub.
 
 use smallvec::SmallVec;
 

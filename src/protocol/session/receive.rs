@@ -1,4 +1,5 @@
-//! The receiving half of a session: bytes become client messages, and a client that sends too fast is paused.
+//! The receiving half of a session: bytes become client messages, and a client that sends too fast is paused. May not
+//! enter: the decoding of frames (`websocket/reader.rs`).
 
 use std::io;
 

@@ -1,4 +1,5 @@
-//! The sending half of a session: publications, the backlog, a socket that takes bytes again.
+//! The sending half of a session: publications, the backlog, a socket that takes bytes again. May not enter: the
+//! framing of publications (`encoding`).
 
 use std::io;
 

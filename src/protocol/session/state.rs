@@ -1,4 +1,4 @@
-//! A session's state between two calls.
+//! A session's state between two calls. May not enter: transitions, which have files of their own.
 
 use std::rc::Rc;
 

@@ -1,4 +1,5 @@
-//! One channel of a session: how its publications are encoded, what the client may do, its entry in the hub.
+//! One channel of a session: how its publications are encoded, what the client may do, its entry in the hub. May not
+//! enter: the other channels of the session, the hub.
 
 use crate::channel::Channel;
 use crate::config::EndpointConfig;

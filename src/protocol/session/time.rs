@@ -1,4 +1,5 @@
-//! A session's timers: pings, and all deadlines after which the session closes or ends.
+//! A session's timers: pings, and all deadlines after which the session closes or ends. May not enter: a clock, because
+//! `now` is an argument.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A socket in memory, whose peer is the test.
+//! A socket in memory, whose peer is the test. May not enter: what a session does.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};

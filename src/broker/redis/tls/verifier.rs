@@ -1,9 +1,10 @@
 //! Decides whether a server's certificate is trusted, where the settings name certificates.
 //!
-//! A certificate in `redis.ca_file` or `redis.pinned_certificate_file` is trusted itself, byte for byte: its key
-//! proves the server, so names and dates do not matter. The authorities in `redis.ca_file` follow rustls' rules and
-//! two more of OpenSSL's. Without any subjectAltName the common name counts. A certificate of version 1 counts if
-//! an authority in the file signed it directly. The handshake's signature is verified in all cases.
+//! A certificate in `redis.ca_file` or `redis.pinned_certificate_file` is trusted itself, byte for byte: its key proves
+//! the server, so names and dates do not matter. The authorities in `redis.ca_file` follow rustls' rules and two more
+//! of OpenSSL's. Without any subjectAltName the common name counts. A certificate of version 1 counts if an authority
+//! in the file signed it directly. The handshake's signature is verified in all cases. May not enter: how a certificate
+//! is decoded (`certificate.rs`).
 
 use std::sync::Arc;
 
