@@ -19,10 +19,10 @@ Settings come from the defaults, then the file, then WEBWS_* variables (WEBWS_WO
 WEBWS_REDIS__USERNAME=web), then the options.
 
 Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end webws; a second one ends webws
-at once. SIGHUP and SIGUSR2 are webws upgrade without an answer. webws ignores other signals.
+at once. SIGHUP and SIGUSR2 do the same as webws upgrade, without a reply. webws ignores other signals.
 Exit codes: 0 done, 1 failed, 64 wrong arguments, 78 wrong settings.
-Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, as webws::broker=debug) shows more than info; webws log LEVEL changes
-the level without a restart.";
+Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, for example webws::broker=debug) shows more than info; webws log LEVEL
+changes the level without a restart.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -56,8 +56,8 @@ for nginx.service.
 .SH ENVIRONMENT
 .TP
 .B WEBWS_LOG
-The setting log: error, warn, info, debug, trace or off, or a filter of Rust's tracing, as webws=debug. Default:
-info. "webws log" changes the level of a running webws.
+The setting log: error, warn, info, debug, trace or off, or a filter of Rust's tracing, for example webws=debug.
+Default: info. "webws log" changes the level of a running webws.
 .TP
 .B WEBWS_<SETTING>
 A setting of the file, in capitals; WEBWS_WORKERS=2 is "workers = 2". Two underscores go into a table:

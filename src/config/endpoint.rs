@@ -38,8 +38,8 @@ pub struct EndpointConfig {
     pub subscribe: bool,
     /// Whether clients' messages are published; else a message is answered with close 1008. Default true.
     pub publish: bool,
-    /// What becomes of a client's binary message on the `plain` wire. Default `close`. The `lua` wire
-    /// reads and ignores binary messages, as the Lua handler.
+    /// What happens to a client's binary message on the `plain` wire. Default `close`. The `lua` wire
+    /// reads and ignores binary messages, as the Lua handler did.
     pub binary: BinaryPolicy,
     /// How the `plain` wire and server-sent events deliver a publication that is not UTF-8. Default `binary`.
     /// WebSockets of the `lua` wire always get a text with U+FFFD for each invalid byte.

@@ -57,7 +57,7 @@ pub struct Config {
     /// Group of a Unix socket we bind: nginx's. Default: none, the group of this process.
     pub socket_group: Option<String>,
     /// Worker threads; each has its own links to the broker. Default 0: one per core,
-    /// as nginx's `worker_processes auto`.
+    /// like nginx's `worker_processes auto`.
     pub workers: usize,
     /// `memory` (this process only) or the Redis to use: `redis://`, `rediss://`, `unix://` or
     /// `redis+sentinel://` (`rediss+sentinel://` for TLS); several, separated by blanks, share the
@@ -74,7 +74,7 @@ pub struct Config {
     #[serde(with = "duration")]
     pub pace: Duration,
     /// A Unix socket for `webws upgrade`, which only root and webws' own user may open. Default: none;
-    /// SIGUSR2 does the same, without an answer.
+    /// SIGUSR2 does the same, without a reply.
     pub control: Option<PathBuf>,
     /// The log level: `error`, `warn`, `info`, `debug` or `off`, or several `TARGET=LEVEL` separated by commas.
     /// Default `info`. An invalid value causes a warning, and `info` applies. An embedding program sets up its
