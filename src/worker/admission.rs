@@ -22,7 +22,7 @@ use crate::protocol::endpoint::Endpoint;
 /// further connections wait in the tasks of their handshakes.
 pub(super) const MAX_OPENINGS: usize = 128;
 
-/// What handshakes have of their worker.
+/// A worker, as handshakes use it.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) config: Arc<Config>,

@@ -49,7 +49,7 @@ pub(super) struct Core {
     pub(super) held: PerNode<Vec<SessionKey>>,
     /// The same for messages on channels without a node.
     pub(super) held_unplaced: Vec<SessionKey>,
-    /// Channels for which the broker is to be asked.
+    /// Channels to subscribe at the broker.
     pub(super) wanted: Vec<(Option<Node>, Channel)>,
     /// Subscribed sessions that wait for their 101.
     pub(super) upgrades: Vec<SessionKey>,
@@ -121,12 +121,12 @@ impl Core {
         !self.upgrades.is_empty()
     }
 
-    /// The channels that the broker has to be asked for.
+    /// Takes the channels to subscribe at the broker.
     pub(super) fn take_wanted(&mut self) -> Vec<(Option<Node>, Channel)> {
         std::mem::take(&mut self.wanted)
     }
 
-    /// Wants `channel` for sessions that will be adopted, and keeps so much of it: its history begins before they come.
+    /// Wants `channel` for sessions that will be adopted, and keeps its history within `keep`, from before they come.
     /// Returns its confirmation, or `None` if it is confirmed already, and placed if it has a history.
     pub(super) fn reserve(&mut self, channel: &Channel, keep: Option<Keep>) -> Option<Confirmation> {
         if let Some(keep) = keep {
@@ -144,8 +144,7 @@ impl Core {
         })
     }
 
-    /// Tells of the reserved channels that are ready: confirmed and, by a milestone, or because there will be none,
-    /// placed.
+    /// Reports the reserved channels that are ready: confirmed, and placed if their node has milestones.
     pub(super) fn tell_placed(&mut self) {
         let Self { hub, reserving, .. } = self;
         for (_, tell) in reserving.extract_if(|channel, _| hub.is_ready(channel)) {

@@ -1,5 +1,5 @@
-//! Clients that came back with a position, and wait for what others have of their channel. May not enter: how it is
-//! fetched (`recovery.rs`).
+//! Clients that came back with a position, and wait for a longer history of their channel. May not enter: how a history
+//! is fetched (`recovery.rs`).
 
 use crate::channel::Channel;
 use crate::id::SessionKey;
@@ -18,7 +18,7 @@ pub(crate) struct ReadBack {
 #[derive(Debug)]
 pub(super) struct LogRead {
     pub(super) node: Node,
-    /// From which milestone on it is read.
+    /// The milestone from which the log is read.
     pub(super) from: Milestone,
     pub(super) clients: Vec<ReadBack>,
 }

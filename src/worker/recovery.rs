@@ -52,7 +52,7 @@ impl Worker {
         };
         let from = client.since.milestone;
         let mut of_node = self.log_reads.iter_mut().filter(|read| read.node == node);
-        // The first is being read, and may end before this client's channel was subscribed.
+        // The log that is being read may end before this client's channel was subscribed.
         let is_first = of_node.next().is_none();
         let has_it = |read: &&mut LogRead| {
             let start = read.from.log.filter(|start| start.replid == log.replid);

@@ -52,7 +52,7 @@ impl Core {
         self.on_ready_to_open(awaiting, now);
     }
 
-    /// The channels of these subscribers are confirmed, and placed if they are to be.
+    /// The channels of these subscribers are confirmed, and placed if they have a history.
     fn on_ready_to_open(&mut self, awaiting: Vec<(SessionKey, SubscriberId)>, now: Millis) {
         for (key, subscriber) in awaiting {
             self.guarded(key, now, |core| {

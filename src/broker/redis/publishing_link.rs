@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubt_is_bounded_and_none_is_kept_where_the_role_is_not_told() {
+    fn doubt_is_bounded_and_none_is_kept_where_the_role_is_not_reported() {
         let (mut asked, mut not_asked) = (Doubt::when(true), Doubt::when(false));
         let count = u32::try_from(MAX_DOUBTED).unwrap() + 10;
         for index in 0..count {

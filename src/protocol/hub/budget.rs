@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use super::history::History;
 use crate::clock::Millis;
 
-/// What bounds the histories together.
+/// The bounds of all histories together.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     /// Payloads of all histories.

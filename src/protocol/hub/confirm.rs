@@ -10,7 +10,7 @@ use crate::id::{Generation, SessionKey, SubscriberId};
 use crate::placement::{Moved, Node};
 
 impl Hub {
-    /// Whether publications on `channel` arrive, and have their places if they are to have any.
+    /// Whether publications on `channel` arrive, and have places if the channel has a history.
     pub(crate) fn is_ready(&self, channel: &[u8]) -> bool {
         let entry = self.names.find(&self.channels, channel).and_then(|id| self.channels.get(id));
         entry.is_some_and(|entry| entry.node.is_some_and(|node| entry.is_ready(self.milestones.at(node))))

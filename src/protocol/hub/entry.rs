@@ -25,7 +25,7 @@ pub(super) struct ChannelEntry {
     /// Whether the subscription was requested from the broker, and not refused.
     pub(super) is_requested: bool,
     pub(super) is_confirmed: bool,
-    /// Whether the stream was cut at a place that is known, and is to be continued from the node's log.
+    /// Whether the stream was cut at a known place, from which the node's log may continue it.
     pub(super) is_interrupted: bool,
     /// From the loss of the subscription until the gap is reported: the newest session that may have missed
     /// publications.
@@ -34,7 +34,7 @@ pub(super) struct ChannelEntry {
     pub(super) subscribers: usize,
     pub(super) given_up_at: Option<Millis>,
     pub(super) places: Places,
-    /// What is kept of its publications, if its endpoint wants that.
+    /// The publications that are kept, if the channel's endpoint has a history.
     pub(super) history: Option<Box<History>>,
     /// Subscribers to tell of the confirmation, because they joined before.
     pub(super) awaiting: Vec<(SessionKey, SubscriberId)>,
@@ -52,7 +52,7 @@ pub(super) struct Audience {
 }
 
 impl ChannelEntry {
-    /// Whether publications arrive, and have their places if they are to have any.
+    /// Whether publications arrive, and have places if the channel has a history.
     pub(super) fn is_ready(&self, milestones: &Milestones) -> bool {
         let is_placed = || self.places.end(milestones.current()).is_some();
         self.is_confirmed && !self.is_interrupted && (self.history.is_none() || milestones.are_missing || is_placed())
@@ -94,8 +94,8 @@ impl ChannelEntry {
         (index, audience.members.len() - 1)
     }
 
-    /// Notes the loss of the subscription; true when it was confirmed. The history ends: what follows does not continue
-    /// it.
+    /// Notes the loss of the subscription; true when it was confirmed. The history ends: later publications do not
+    /// continue it.
     pub(super) fn unconfirm(&mut self, newest: Generation, budget: &mut Budget) -> bool {
         budget.end(self.history.as_deref_mut());
         self.places = Places::nowhere();
@@ -103,7 +103,8 @@ impl ChannelEntry {
         self.lose(newest)
     }
 
-    /// Notes that the stream was cut at its place: what follows may continue it. True when it was confirmed.
+    /// Notes that the stream was cut at a known place: the node's log may continue it. True when the channel was
+    /// confirmed.
     pub(super) fn interrupt(&mut self, newest: Generation) -> bool {
         self.is_interrupted = true;
         self.lose(newest)

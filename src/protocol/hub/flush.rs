@@ -67,7 +67,7 @@ impl Hub {
     pub(crate) fn append(&mut self, channel: &[u8], payload: &[u8]) -> Batching {
         let Some(id) = self.names.find(&self.channels, channel) else { return Batching::Wait };
         if self.channels.get(id).is_some_and(|entry| entry.is_interrupted) {
-            // The node's log has it, too, and all before it.
+            // The node's log has this publication, too, and all before it.
             return Batching::Wait;
         }
         self.append_to(id, payload)

@@ -13,7 +13,7 @@ const MIDDLE: u32 = 1 << 31;
 /// The milestones of a node.
 #[derive(Debug)]
 pub(super) struct Milestones {
-    /// Those that kept publications may name, in the order heard, and when each was heard.
+    /// The milestones that kept publications may name, in the order heard, and when each was heard.
     heard: VecDeque<(Milestone, Millis)>,
     /// The number of the first of these.
     first: u32,
@@ -35,7 +35,7 @@ pub(super) struct Replay {
     pub(super) start: u32,
     /// The publications since that milestone that are still to be skipped, by channel.
     pub(super) skip: HashMap<usize, u32>,
-    /// Whether publications are those that were made before the stream was cut, or may be.
+    /// Whether the log's publications may be from before the cut.
     pub(super) is_skipping: bool,
 }
 
@@ -76,13 +76,13 @@ impl Milestones {
         (!self.heard.is_empty()).then(|| self.next() - 1)
     }
 
-    /// A position on this worker's numbering; `None` for a milestone that was not heard, or long ago.
+    /// A position in this worker's numbering; `None` if its milestone was not heard, or was heard long ago.
     pub(super) fn place(&self, position: &Position) -> Option<Place> {
         let milestone = self.numbers.get(&position.milestone.id)?;
         Some(Place { milestone: *milestone, count: position.count })
     }
 
-    /// A place as other workers understand it; `None` when the milestone was heard long ago.
+    /// A place as other workers understand it; `None` if its milestone was heard long ago.
     pub(super) fn position(&self, place: Place) -> Option<Position> {
         let index = place.milestone.checked_sub(self.first)? as usize;
         let (milestone, _) = self.heard.get(index)?;
@@ -99,8 +99,9 @@ impl Milestones {
         self.heard.iter()
     }
 
-    /// Puts those milestones of another process in front that it heard before our first. Returns our number for each of
-    /// `theirs`: one behind all numbers for what we have not heard yet, `None` for what has no place among ours.
+    /// Puts the milestones that another process heard before our first one in front of ours. Returns our number for
+    /// each of `theirs`: one behind all others for a milestone that we have not heard yet, `None` for a milestone that
+    /// has no place among ours.
     pub(super) fn adopt(&mut self, theirs: &[(Milestone, Millis)]) -> Vec<Option<u32>> {
         let Some((own, _)) = self.heard.front().copied() else { return vec![None; theirs.len()] };
         let known = |(milestone, _): &(Milestone, Millis)| self.numbers.contains_key(&milestone.id);

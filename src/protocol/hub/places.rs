@@ -9,8 +9,8 @@ pub(super) struct Place {
 
 /// The last publication of a channel, counted.
 ///
-/// How many publications preceded a subscription since the milestone before it is not known. So a channel is *placed*
-/// from the first milestone behind its confirmation on.
+/// The number of publications between the last milestone and a subscription is unknown. So a channel is *placed* from
+/// the first milestone behind its confirmation on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Places {
     /// The channel is placed from this milestone on.
@@ -29,7 +29,7 @@ impl Places {
         Self::from(u32::MAX)
     }
 
-    /// How many publications were counted since that milestone, the last that was heard.
+    /// The publications counted since that milestone, the last one heard.
     pub(super) fn since(&self, milestone: u32) -> u32 {
         if self.last.milestone == milestone { self.last.count } else { 0 }
     }

@@ -17,7 +17,7 @@ use crate::placement::Node;
 use crate::position::{Logged, Milestone};
 
 impl Hub {
-    /// Delivers what the log of `node` has, the next part of it in order.
+    /// Delivers the next entry of the log of `node`.
     pub(crate) fn replay(&mut self, node: Node, logged: &Logged, now: Millis) -> Batching {
         let milestones = self.milestones.at_mut(node);
         let Some(start) = milestones.current() else { return Batching::Wait };
@@ -32,7 +32,7 @@ impl Hub {
                 let (start, mut skip) = (replay.start, std::mem::take(&mut replay.skip));
                 let interrupted = self.channels.iter_mut().filter(|(_, entry)| entry.is_interrupted);
                 for (id, entry) in interrupted.filter(|(_, entry)| entry.node == Some(node)) {
-                    // Of a channel that the former log does not name, all that was counted is lost.
+                    // On a channel that the former log does not name, all counted publications are lost.
                     let lost = skip.remove(&id).unwrap_or_else(|| entry.places.since(start));
                     entry.places.uncount(lost);
                 }
@@ -73,14 +73,14 @@ impl Hub {
             } else if was_interrupted {
                 entry.missed_by = None;
             } else if start.is_none_or(|start| entry.places.from > start) {
-                // It was confirmed on the new link, before the milestone.
+                // The channel was confirmed on the new link, before the milestone.
                 entry.places = Places::from(last);
             }
         }
         self.take_ready(node)
     }
 
-    /// The log cannot be replayed: what was missed stays missed. Returns the subscribers that waited for it.
+    /// The log cannot be replayed: the missed publications stay missed. Returns the subscribers that waited for them.
     pub(crate) fn give_up_replay(&mut self, node: Node) -> Vec<(SessionKey, SubscriberId)> {
         let milestones = self.milestones.at_mut(node);
         milestones.replay = None;

@@ -240,7 +240,7 @@ fn a_node_that_leaves_is_closed_when_its_messages_are_answered_for() {
 }
 
 #[test]
-fn what_is_under_way_at_the_end_is_given_back_to_be_told() {
+fn messages_under_way_at_the_end_are_returned() {
     let mut stage = Stage::up();
     let (tell, _told) = oneshot::channel();
     assert_eq!(stage.publish(&[]), [""; 0]);

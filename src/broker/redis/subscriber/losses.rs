@@ -95,7 +95,7 @@ fn a_subscription_that_redis_forgot_is_found_by_the_audit() {
 }
 
 #[test]
-fn a_gap_ends_when_all_is_back_that_was_lost_however_many_channels_are_new() {
+fn a_gap_ends_when_all_lost_channels_are_back_however_many_are_new() {
     let mut stage = Stage::hearing();
     stage.subscriber.fail(&mut stage.node, &LinkError::Closed, stage.now);
     stage.listen();
@@ -135,7 +135,7 @@ fn a_gap_begins_when_the_last_probe_that_came_back_was_sent() {
 }
 
 #[test]
-fn a_node_that_is_no_master_any_more_is_left() {
+fn a_node_that_is_no_longer_a_master_is_left() {
     let mut stage = Stage::hearing();
     stage.pass(2 * SECOND);
     stage.expect_command("HELLO 3");
@@ -145,7 +145,7 @@ fn a_node_that_is_no_master_any_more_is_left() {
 }
 
 #[test]
-fn what_is_no_resp_or_no_answer_ends_the_link() {
+fn bytes_that_are_no_resp_and_answers_without_a_command_end_the_link() {
     for bytes in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"+PONG\r\n", b"-ERR unasked\r\n"] {
         let mut stage = Stage::hearing();
         stage.say(bytes);
@@ -167,7 +167,7 @@ fn a_probe_that_does_not_come_back_ends_the_link() {
 }
 
 #[test]
-fn a_new_link_is_asked_for_after_a_pause_and_never_where_the_node_has_left() {
+fn a_link_is_due_after_a_pause_and_never_once_the_node_has_left() {
     let mut stage = Stage::new(&["a"]);
     assert!(stage.subscriber.wants_link(stage.now), "the first at once");
     stage.subscriber.on_not_connected(&stage.node, &LinkError::Closed, stage.now);

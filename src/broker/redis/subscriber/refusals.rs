@@ -44,7 +44,7 @@ fn channels_that_are_refused_together_are_tried_one_by_one() {
 }
 
 #[test]
-fn a_channel_that_was_subscribed_only_to_look_is_given_back_before_redis_is_known_to_take_any() {
+fn a_channel_subscribed_as_a_trial_is_given_back_before_redis_counts_as_accepting() {
     let mut stage = Stage::new(&[]);
     stage.connect();
     stage.commands();

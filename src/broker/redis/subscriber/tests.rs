@@ -43,7 +43,7 @@ fn a_link_subscribes_the_probe_then_all_channels_and_counts_them() {
 }
 
 #[test]
-fn what_is_read_is_the_same_wherever_it_is_cut() {
+fn a_stream_reads_the_same_wherever_it_is_cut() {
     let script = |stage: &Stage| {
         let mut stream = stage.publication("a", "1");
         stream.extend(stage.pushed("subscribe", "c"));
@@ -91,7 +91,7 @@ fn at_the_marker_nothing_is_read_until_its_release_even_if_an_answer_waits_there
 }
 
 #[test]
-fn a_server_that_speaks_resp2_is_heard_and_not_asked_what_a_subscriber_may_not() {
+fn a_resp2_server_is_heard_and_not_asked_what_its_subscribers_may_not_ask() {
     let mut stage = Stage::new(&["a"]);
     stage.protocol = Protocol::Resp2;
     stage.connect();
