@@ -14,7 +14,7 @@ use crate::support::frame::{TEXT, client_frame};
 use crate::support::redis::Redis;
 use crate::support::webws::{Builder, Webws};
 use crate::support::witness::Witness;
-use crate::support::{SOON, lasting, until};
+use crate::support::{SOON, holds_within, lasting, until};
 
 const PATH: &str = "/webws?channel=%22a%22";
 
@@ -65,6 +65,14 @@ impl Stage {
         self.goes_on().await;
     }
 
+    /// A hand-over at a signal, which has no reply: the log has its result.
+    async fn succeeds_at_signal(&mut self) {
+        let before = self.webws.heirs().len();
+        self.webws.signal(Signal::SIGUSR2);
+        let is_done = holds_within(UPGRADE, async || self.webws.heirs().len() > before).await;
+        assert!(is_done, "no process has taken over within {UPGRADE:?}:\n{}", self.webws.log());
+    }
+
     /// It is not possible, for that reason, and nobody notices.
     pub(crate) async fn fails(&mut self, why: &str) {
         let before = self.webws.pid();
@@ -92,8 +100,7 @@ async fn a_websocket_goes_on_in_one_new_process_after_the_other() {
         stage.succeeds().await;
     }
     // By signal as well, and without anybody who waits for it.
-    stage.webws.signal(Signal::SIGUSR2);
-    until("it is handed over", UPGRADE, async || stage.webws.heirs().len() == 4).await;
+    stage.succeeds_at_signal().await;
     stage.goes_on().await;
     let pids = stage.webws.heirs();
     let is_gone = async |pid: &u32| !PathBuf::from(format!("/proc/{pid}/exe")).exists();
@@ -292,9 +299,9 @@ async fn a_new_configuration_is_used_and_a_wrong_one_changes_nothing() {
     stage.witness.ping(b"still there", SOON).await;
     // Without a control socket: the one before does not stay behind.
     std::fs::write(&file, fewer.replace("control = \"control.sock\"\n", "")).unwrap();
-    stage.webws.signal(Signal::SIGUSR2);
+    stage.succeeds_at_signal().await;
     let control = stage.webws.dir().join("control.sock");
-    until("it is gone", UPGRADE, async || !control.exists()).await;
+    until("the control socket's file is gone", SOON, async || !control.exists()).await;
     stage.witness.ping(b"still there", SOON).await;
 }
 
