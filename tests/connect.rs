@@ -140,7 +140,7 @@ async fn an_address_that_does_not_answer_is_named_and_in_a_unit_so_is_the_remedy
     run("ip link set lo up; ip addr add 10.9.0.2/32 dev lo");
     let hole = Hole::dig([10, 9, 0, 2]).await;
     let settings = "[redis]\nconnect_timeout = \"300ms\"";
-    let what = format!("{} did not take the connection within 300ms", hole.address);
+    let what = format!("{} did not accept the connection within 300ms", hole.address);
     let sentinel = format!("redis+sentinel://{}/main", hole.address);
     let brokers = [format!("redis://{}", hole.address), sentinel];
     let both = [("INVOCATION_ID", true), ("NOTHING", false)];
@@ -169,7 +169,7 @@ async fn a_server_that_takes_connections_and_says_nothing_is_passed_over_and_nam
     assert!(upgrades_within(&webws.target(), PATH, 2 * SOON).await, "{}", webws.log());
     webws.set_hosts("127.0.0.1 redis.test\n");
     redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-    let what = format!("127.0.0.1:{port} took the connection and did not answer the greeting within 500ms");
+    let what = format!("127.0.0.1:{port} accepted the connection and did not answer the greeting within 500ms");
     let says = async || webws.readiness().await.1.contains(&what);
     until("it says so", SOON, says).await;
     drop(silent);
@@ -207,7 +207,7 @@ async fn a_sentinel_that_says_nothing_is_named_with_the_step() {
     let settings = "[redis]\nconnect_timeout = \"300ms\"";
     let webws = Webws::builder().broker(&broker).workers(1).extra_toml(settings).start().await;
     let what =
-        format!("the Sentinel {place}: {place} took the connection and did not say where the master is within 300ms");
+        format!("the Sentinel {place}: {place} accepted the connection and did not say where the master is within 300ms");
     until("it is said", SOON, async || webws.warns_of(&what)).await;
 }
 

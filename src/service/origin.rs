@@ -103,10 +103,7 @@ impl Facts {
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { addresses, broker, workers, max_sessions, .. } = self;
-        write!(
-            f,
-            "serves on {addresses} with broker {broker}, {workers} workers and at most {max_sessions} WebSockets"
-        )
+        write!(f, "serves on {addresses} with broker {broker}, {workers} workers and at most {max_sessions} WebSockets")
     }
 }
 

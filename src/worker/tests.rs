@@ -51,7 +51,7 @@ fn core_with(limits: crate::Limits) -> (Reactor, Core, Rc<Endpoint>) {
 }
 
 #[tokio::test]
-async fn when_too_much_waits_to_be_published_nobody_is_read_and_later_all_are() {
+async fn when_too_much_waits_to_be_published_no_session_is_read_and_later_all_are() {
     let limits = crate::Limits { max_unpublished_bytes: 100_000, ..crate::Limits::default() };
     let (_reactor, mut core, endpoint) = core_with(limits);
     let mut clients: Vec<_> = (0..20).map(|_| open(&mut core, &endpoint)).collect();

@@ -205,7 +205,7 @@ impl Cluster {
     /// Asks the same node as before, or another one.
     async fn ask(&self, link: &mut Option<Link>) -> Result<Vec<Range>, LinkError> {
         if link.is_none() {
-            let place = self.somebody();
+            let place = self.some_node();
             let settings = self.settings.at(place.clone());
             let greeted = settings.connect(Purpose::Topology, &|slow| self.complain(slow)).await?;
             let (connection, driver) = multiplex(greeted.transport).await?;
@@ -244,7 +244,7 @@ impl Cluster {
     }
 
     /// One of the masters or of the configured nodes.
-    fn somebody(&self) -> HostPort {
+    fn some_node(&self) -> HostPort {
         let topology = self.topology.borrow();
         let known = topology.nodes.iter().filter_map(|known_node| known_node.settings.place());
         let all: Vec<_> = known.chain(self.seeds.iter().cloned()).collect();

@@ -60,22 +60,22 @@ pub(crate) enum LinkError {
     #[error("it knows no master '{0}'")]
     UnknownMaster(String),
     #[error(
-        "it refuses the question: {0} (user and password of the Sentinels: redis.sentinel_username and \
+        "it refuses to name the master: {0} (user and password of the Sentinels: redis.sentinel_username and \
          redis.sentinel_password_file; without them, those of Redis are tried)"
     )]
     NotTold(String),
     #[error("the Sentinels say that the master is at {0}:{1} now")]
     Moved(String, u16),
-    #[error("the subscriber follows another master")]
+    #[error("the subscribing link follows another master")]
     Elsewhere,
     /// The node's address, and what the node is instead of a master.
     #[error("{0} {1}")]
     NoMaster(String, &'static str),
-    #[error("Redis has {0} subscriptions fewer than it confirmed")]
+    #[error("Redis has {0} subscriptions fewer than it confirmed, even after all were subscribed again")]
     Fewer(usize),
-    #[error("Redis takes messages and delivers none: nothing was heard for {0:?}")]
+    #[error("Redis accepts messages and delivers none: the subscribing link has heard nothing for {0:?}")]
     Deaf(Duration),
-    #[error("answers came out of step")]
+    #[error("Redis sent an answer without a command")]
     OutOfStep,
     #[error("Redis sent bytes that are not its protocol")]
     Malformed,
@@ -119,15 +119,15 @@ impl Step {
     /// What the server did not do in time.
     fn missed(self) -> &'static str {
         match self {
-            Self::Connect => "did not take the connection",
+            Self::Connect => "did not accept the connection",
             Self::Tls => "did not finish the TLS handshake",
-            Self::Greeting => "took the connection and did not answer the greeting",
-            Self::Sentinel => "took the connection and did not say where the master is",
+            Self::Greeting => "accepted the connection and did not answer the greeting",
+            Self::Sentinel => "accepted the connection and did not say where the master is",
         }
     }
 }
 
-/// A refusal in the form in which Redis sent it.
+/// A refusal, as Redis sent it.
 pub(crate) fn refusal_text(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
@@ -140,13 +140,13 @@ pub(crate) fn is_refusal(error: &RedisError) -> bool {
     !error.is_unrecoverable_error() && error.code().is_some()
 }
 
-/// Whether a refusal is of the moment and certain: the command was not executed, and may be elsewhere or later.
+/// Whether a refusal is temporary: the command was not executed, and may succeed at another node or later.
 pub(crate) fn is_for_now(code: Option<&str>) -> bool {
     const CODES: [&str; 7] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "BUSY"];
     code.is_some_and(|code| CODES.contains(&code))
 }
 
-/// Whether the answer was that our ACL user may not.
+/// Whether the ACL forbids the command.
 pub(crate) fn is_not_allowed(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
 }

@@ -45,8 +45,7 @@ impl Stage {
     pub(super) fn over(placement: Placement, node: Node, channels: &[&str]) -> Self {
         let now = Instant::now();
         let is_in_cluster = placement.has_sharded();
-        let terms =
-            Terms { response_timeout: TIMEOUT, max_reconnect_delay: SECOND, is_in_cluster, ..Terms::of_test() };
+        let terms = Terms { response_timeout: TIMEOUT, max_reconnect_delay: SECOND, is_in_cluster, ..Terms::of_test() };
         let node = NodeState::new(node, terms, Arc::new(Health::new(&RedisUrl::default(), 1)), placement, now);
         let subscriber = Subscriber::new(SECOND, now);
         let mut stage = Self { node, subscriber, now, protocol: Protocol::Resp3, told: Vec::new() };
