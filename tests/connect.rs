@@ -206,8 +206,9 @@ async fn a_sentinel_that_says_nothing_is_named_with_the_step() {
     let broker = format!("redis+sentinel://{place}/main");
     let settings = "[redis]\nconnect_timeout = \"300ms\"";
     let webws = Webws::builder().broker(&broker).workers(1).extra_toml(settings).start().await;
-    let what =
-        format!("the Sentinel {place}: {place} accepted the connection and did not say where the master is within 300ms");
+    let what = format!(
+        "the Sentinel {place}: {place} accepted the connection and did not say where the master is within 300ms"
+    );
     until("it is said", SOON, async || webws.warns_of(&what)).await;
 }
 
