@@ -119,7 +119,7 @@ impl Subscriber {
 
     /// Whether there is a link.
     pub(crate) fn is_up(&self) -> bool {
-        self.link().is_some()
+        self.state.link().is_some()
     }
 
     /// Whether bytes are to be read; not while the stream stands still.
@@ -133,7 +133,7 @@ impl Subscriber {
 
     /// Since when an answer is awaited.
     pub(crate) fn unanswered_since(&self) -> Option<Instant> {
-        Some(self.link()?.under_way.as_ref()?.since)
+        Some(self.state.link()?.under_way.as_ref()?.since)
     }
 
     /// Bytes to send. The caller removes the bytes that are sent.
@@ -158,7 +158,7 @@ impl Subscriber {
 
     /// The channel and the payload of the last publication, until more bytes are read.
     pub(crate) fn publication(&self, channel: &Part, payload: &Part) -> Option<(&[u8], &[u8])> {
-        let reader = &self.link()?.reader;
+        let reader = &self.state.link()?.reader;
         Some((reader.bytes(channel), reader.bytes(payload)))
     }
 
@@ -283,7 +283,7 @@ impl Subscriber {
 
     /// Sends the next command, unless one is under way.
     fn advance(&mut self, node: &mut NodeState, now: Instant) {
-        while self.link().is_some_and(|link| link.under_way.is_none()) {
+        while self.state.link().is_some_and(|link| link.under_way.is_none()) {
             let Some(command) = self.next_command(node, now) else { return };
             match command {
                 LinkCommand::Unconfirmed => self.plan_unconfirmed(node),
@@ -345,7 +345,7 @@ impl Subscriber {
     fn complete(&mut self, node: &mut NodeState, now: Instant) {
         self.state.complete(now);
         node.probe.begin(now);
-        if let Some(link) = self.link() {
+        if let Some(link) = self.state.link() {
             node.probe.proved(link.proved_until);
         }
         node.incomplete_since = None;
@@ -388,10 +388,6 @@ impl Subscriber {
         }
         node.channels.lose_link();
         node.events.push_back(Report::Lost { node: node.id, is_cut });
-    }
-
-    fn link(&self) -> Option<&SubscribingLink> {
-        self.state.link()
     }
 
     fn link_mut(&mut self) -> Option<&mut SubscribingLink> {
