@@ -37,6 +37,22 @@ pub(crate) struct Milestone {
     pub(crate) log: Option<LogPoint>,
 }
 
+impl Milestone {
+    /// The promotion of a node, where its own log begins, as a milestone that nobody publishes: its name follows from
+    /// that point. What a former master published last may be missing in the log. Publications behind the promotion count
+    /// from it, so that none gets the position of one that was lost.
+    pub(crate) fn of_promotion(log: LogPoint) -> Self {
+        // 2^64 divided by the golden ratio: neighbouring offsets get names far apart.
+        let offset = log.offset.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self { id: MilestoneId(u64::from_be_bytes(log.replid) ^ offset), log: Some(log) }
+    }
+
+    /// Whether this is a promotion.
+    pub(crate) fn is_promotion(self) -> bool {
+        self.log.is_some_and(|log| self == Self::of_promotion(log))
+    }
+}
+
 /// A place in the stream of one channel: behind the `count`-th publication since the milestone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
@@ -101,10 +117,8 @@ pub(crate) enum Logged {
         channel: Channel,
         payload: Bytes,
     },
+    /// One that was published, or the promotion of the node.
     Milestone(Milestone),
-    /// The log is a former master's up to here: publications that the hub has had, and that are not in the log, were
-    /// lost when the node was promoted.
-    Promoted,
 }
 
 /// Text that is no position of webws.
@@ -248,6 +262,16 @@ mod tests {
         assert_eq!(Token::from(position(3, None)).to_string(), "AQEjRWeJq83vAw");
         assert_eq!(Token::from(position(u32::MAX, log(u64::MAX))).as_bytes().len(), 43);
         assert_eq!(Token::from(position(3, log(1 << 24))).as_bytes().len(), 30);
+    }
+
+    #[test]
+    fn a_promotion_is_a_milestone_of_its_own() {
+        let promotion = |replid: &[u8; 8], offset| Milestone::of_promotion(LogPoint { replid: *replid, offset });
+        let all = [promotion(b"abcdefgh", 0), promotion(b"abcdefgh", 1), promotion(b"bbcdefgh", 1)];
+        assert!(all.iter().all(|milestone| milestone.is_promotion()));
+        assert!(all[0].id != all[1].id && all[1].id != all[2].id);
+        let published = Milestone { id: MilestoneId(7), ..all[0] };
+        assert!(!published.is_promotion() && !Milestone { log: None, ..published }.is_promotion());
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Log {
     /// The name of the reason.
     pub async fn former_end(&self, Point { replid, offset }: Point) -> Result<Option<u64>, String> {
         let reading = Reading::open(&self.0, LogPoint { replid, offset }, ReadLimits::default()).await.map_err(name)?;
-        Ok(reading.former_end())
+        Ok(reading.promotion().map(|promotion| promotion.offset))
     }
 
     /// Makes or keeps the log: whether it is new, and the pause before the next visit.

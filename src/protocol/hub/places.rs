@@ -34,12 +34,6 @@ impl Places {
         if self.last.milestone == milestone { self.last.count } else { 0 }
     }
 
-    /// Takes back the last `publications`, which all others never had.
-    pub(super) fn uncount(&mut self, publications: u32) {
-        debug_assert!(publications <= self.last.count, "what was counted can be taken back");
-        self.last.count -= publications;
-    }
-
     /// Counts a publication that comes when `current` is the last milestone; returns its place, if the channel is
     /// placed.
     pub(super) fn count(&mut self, current: Option<u32>) -> Option<Place> {

@@ -27,16 +27,6 @@ impl Hub {
                 replay.is_skipping = false;
                 milestones.hear(*milestone, now);
             }
-            Logged::Promoted => {
-                replay.is_skipping = false;
-                let (start, mut skip) = (replay.start, std::mem::take(&mut replay.skip));
-                let interrupted = self.channels.iter_mut().filter(|(_, entry)| entry.is_interrupted);
-                for (id, entry) in interrupted.filter(|(_, entry)| entry.node == Some(node)) {
-                    // On a channel that the former log does not name, all counted publications are lost.
-                    let lost = skip.remove(&id).unwrap_or_else(|| entry.places.since(start));
-                    entry.places.uncount(lost);
-                }
-            }
             Logged::Publication { channel, payload } => return self.replay_publication(node, channel, payload),
         }
         Batching::Wait
@@ -120,7 +110,7 @@ mod tests {
     use crate::placement::Placement;
     use crate::position::Token;
     use crate::protocol::encoding::Encoding;
-    use crate::protocol::hub::Keep;
+    use crate::protocol::hub::{Keep, Recovery};
 
     /// A text frame of [`Encoding::Meta`].
     fn text(id: u64, count: u32, payload: &str) -> String {
@@ -151,13 +141,11 @@ mod tests {
             }
         }
 
-        /// Replays publications of one byte, named by their channel's name and the payload; `M5` is milestone 5, `P` a
-        /// promotion.
+        /// Replays publications of one byte, named by their channel's name and the payload; `M5` is milestone 5.
         fn replay(&mut self, log: &[&str]) {
             for logged in log {
                 let logged = match logged.split_at(1) {
                     ("M", id) => Logged::Milestone(milestone(id.parse().unwrap())),
-                    ("P", _) => Logged::Promoted,
                     (name, payload) => {
                         Logged::Publication { channel: channel(name), payload: payload.to_owned().into() }
                     }
@@ -233,14 +221,25 @@ mod tests {
         stage.0.append(b"b", b"1");
         stage.sent();
         stage.cut(true);
-        // The replica never got a2, a3 and b1.
-        stage.replay(&["a1", "P", "a7"]);
-        assert_eq!(stage.sent(), text(1, 2, "7"));
+        // The replica never got a2, a3 and b1. It was promoted at milestone 9.
+        stage.replay(&["a1", "M9", "a7"]);
+        assert_eq!(stage.sent(), text(9, 1, "7"), "no position of what is lost is given once more");
         stage.replay(&["b9"]);
-        assert_eq!(stage.sent(), text(1, 1, "9"), "the log's own first of this channel");
+        assert_eq!(stage.sent(), text(9, 1, "9"), "the log's own first of this channel");
         stage.replay(&["M2", "a8"]);
         stage.0.end_replay(Node(0), milestone(3), 0);
         assert_eq!(stage.sent(), text(2, 1, "8"));
+        // A client that had all that is lost comes back, and one that had less.
+        for (count, payloads) in [(3, &["7", "8"][..]), (1, &["2", "3", "7", "8"])] {
+            let joined = stage.0.join(&channel("a"), Encoding::Meta, key(9));
+            let since = position(1, count);
+            let mut out = bytes::BytesMut::new();
+            let recovery = stage.0.recover(joined.subscriber, Some(since), &mut out);
+            assert_eq!(recovery, Recovery::Complete { publications: payloads.len() });
+            let out = String::from_utf8_lossy(&out);
+            let got = out.split("\n\n").skip(1).filter_map(|text| text.chars().next()).map(String::from);
+            assert_eq!(got.collect::<Vec<_>>(), payloads, "{out}");
+        }
     }
 
     #[test]

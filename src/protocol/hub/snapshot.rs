@@ -143,8 +143,6 @@ impl Hub {
                     current += 1;
                     part.milestones.push((milestone, 0));
                 }
-                // Places are counted in the log alone, so a promotion changes nothing.
-                Logged::Promoted => {}
             }
         }
         part.milestones.push((until, 0));

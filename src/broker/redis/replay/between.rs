@@ -20,17 +20,22 @@ pub(crate) async fn read_between(
     limits: ReadLimits,
 ) -> Result<Vec<Logged>, ReplayError> {
     let log = from.log.ok_or(ReplayError::Unplaced)?;
-    let mut reading = Reading::open(settings, log, limits).await?;
-    let mut former_end = reading.former_end();
-    let (mut is_behind_start, mut logged) = (false, Vec::new());
+    let mut reading = if from.is_promotion() {
+        // Only a master knows where it was promoted.
+        Reading::open_at_master(settings, log, limits).await?
+    } else {
+        Reading::open(settings, log, limits).await?
+    };
+    let mut promotion = reading.promotion();
+    // A promotion is no publication: the log is read from there on.
+    let (mut is_behind_start, mut logged) = (from.is_promotion() && reading.is_from_promotion(), Vec::new());
     loop {
         let publication = reading.next().await?;
-        if former_end.is_some_and(|end| publication.offset > end) {
-            former_end = None;
+        if let Some(promotion) = promotion.take_if(|promotion| publication.offset > promotion.offset) {
             if !is_behind_start {
                 return Err(ReplayError::Forgotten);
             }
-            logged.push(Logged::Promoted);
+            logged.push(Logged::Milestone(Milestone::of_promotion(promotion)));
         }
         let milestone = (publication.channel == milestone::CHANNEL.as_bytes())
             .then(|| std::str::from_utf8(publication.payload).ok()?.parse::<Milestone>().ok())

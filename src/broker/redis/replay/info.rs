@@ -141,6 +141,13 @@ impl LogState {
         LogPoint { replid: self.replid.prefix(), offset: self.offset }
     }
 
+    /// The point at which the present history continued the former one. A replica that followed late takes an earlier
+    /// one.
+    pub(crate) fn promotion(&self) -> Option<LogPoint> {
+        let (_, foreign) = self.former?;
+        Some(LogPoint { offset: foreign.saturating_sub(1), ..self.end() })
+    }
+
     /// Whether the log can be read from a point on.
     ///
     /// # Errors
@@ -304,6 +311,7 @@ mod tests {
         assert!(matches!(error, ReplayError::NeverArrived { wanted: 802, end: 800 }), "{error}");
         assert!(matches!(state.can_continue(point(FORMER, 500)), Err(ReplayError::TooShort { missing: 100, .. })));
         assert_eq!(state.can_continue(point(REPLID, 900)).unwrap().former_end, None);
+        assert_eq!((state.promotion(), self::state(&[]).promotion()), (Some(point(REPLID, 800)), None));
         // A replica that followed late takes an earlier offset for the end.
         let replica = self::state(&[("role", "slave"), ("master_replid2", FORMER), ("second_repl_offset", "801")]);
         assert!(matches!(replica.can_continue(point(FORMER, 700)), Err(ReplayError::NoMaster)));

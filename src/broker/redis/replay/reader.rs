@@ -43,7 +43,8 @@ pub(crate) struct Reading {
     limits: ReadLimits,
     end: Instant,
     start: u64,
-    former_end: Option<u64>,
+    promotion: Option<LogPoint>,
+    is_from_promotion: bool,
     /// The log's offset when others had a turn last.
     turn: u64,
 }
@@ -70,6 +71,19 @@ impl Reading {
         in_time(end, limits, Self::open_at(settings, from, limits, end)).await
     }
 
+    /// As [`Reading::open`], at the master.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn open_at_master(
+        settings: &Settings,
+        from: LogPoint,
+        limits: ReadLimits,
+    ) -> Result<Self, ReplayError> {
+        let end = Instant::now() + limits.max_time;
+        in_time(end, limits, Self::open_at(settings, from, limits, end)).await
+    }
+
     async fn open_at(
         settings: &Settings,
         from: LogPoint,
@@ -93,16 +107,23 @@ impl Reading {
             limits,
             end,
             start: from.offset,
-            former_end: continuation.former_end,
+            promotion: continuation.former_end.and(state.promotion()),
+            is_from_promotion: state.promotion() == Some(from),
             turn: from.offset,
         })
     }
 
-    /// After a failover, or a restart that kept the history: the last offset of the former history, if the log is read
-    /// from a point in it. Publications behind that offset were made at the present master. Those that links heard of
-    /// the former one may be more than the log has up to there: a count of them must not be applied to what follows.
-    pub(crate) fn former_end(&self) -> Option<u64> {
-        self.former_end
+    /// After a failover, or a restart that kept the history: the point at which the present history continues the former
+    /// one, if the log is read from a point in that. Publications behind it were made at the present master. Those that
+    /// links heard of the former one may be more than the log has up to there: a count of them must not be applied to
+    /// what follows.
+    pub(crate) fn promotion(&self) -> Option<LogPoint> {
+        self.promotion
+    }
+
+    /// Whether the log is read from where the present history began.
+    pub(crate) fn is_from_promotion(&self) -> bool {
+        self.is_from_promotion
     }
 
     /// How many bytes of the log were decoded.
