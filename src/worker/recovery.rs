@@ -45,10 +45,18 @@ impl Worker {
     }
 
     fn read_log(&mut self, client: ReadBack, broker: &mut Broker) {
-        let now = self.now();
+        if let Some(request) = self.queue_log_read(client) {
+            broker.request(request);
+        }
+    }
+
+    /// Queues the reading of a log for a client; returns the request if it is the first one of its node.
+    fn queue_log_read(&mut self, client: ReadBack) -> Option<Request> {
         let node = self.core.placement.node_of(&client.channel);
         let (Some(node), Some(log)) = (node, client.since.milestone.log) else {
-            return self.finish_recovery(&[client], now);
+            let now = self.now();
+            self.finish_recovery(&[client], now);
+            return None;
         };
         let from = client.since.milestone;
         let mut of_node = self.log_reads.iter_mut().filter(|read| read.node == node);
@@ -59,12 +67,11 @@ impl Worker {
             start.is_some_and(|start| start.offset <= log.offset)
         };
         if let Some(read) = of_node.find(has_it) {
-            return read.clients.push(client);
+            read.clients.push(client);
+            return None;
         }
         self.log_reads.push(LogRead { node, from, clients: vec![client] });
-        if is_first {
-            broker.request(Request::ReadLog { node, from });
-        }
+        is_first.then_some(Request::ReadLog { node, from })
     }
 
     /// A node's log was read, or cannot be.
@@ -76,11 +83,19 @@ impl Worker {
     ) -> Option<Request> {
         let now = self.now();
         if let Some((logged, until)) = logged {
-            self.core.hub.adopt_log(from, logged, until, now);
+            self.core.hub.adopt_log(node, from, logged, until, now);
         }
         if let Some(index) = self.log_reads.iter().position(|read| read.node == node && read.from == from) {
             let LogRead { clients, .. } = self.log_reads.remove(index);
-            self.finish_recovery(&clients, now);
+            // The log may not reach back to the first of them, and to others still.
+            let is_answered =
+                |client: &ReadBack| client.since.milestone == from || self.core.can_recover(client.key, &client.since);
+            let (answered, others): (Vec<_>, Vec<_>) = clients.into_iter().partition(is_answered);
+            self.finish_recovery(&answered, now);
+            for client in others {
+                // Another reading of the node is requested below, if there is one.
+                drop(self.queue_log_read(client));
+            }
         }
         let next = self.log_reads.iter().find(|read| read.node == node)?;
         Some(Request::ReadLog { node, from: next.from })

@@ -123,19 +123,26 @@ impl Hub {
         part
     }
 
-    /// Puts what a node's log has between two milestones in front of the histories.
-    pub(crate) fn adopt_log(&mut self, from: Milestone, logged: Vec<Logged>, until: Milestone, now: Millis) {
+    /// Puts what the log of `node` has between two milestones in front of the histories.
+    pub(crate) fn adopt_log(
+        &mut self,
+        node: Node,
+        from: Milestone,
+        logged: Vec<Logged>,
+        until: Milestone,
+        now: Millis,
+    ) {
         let mut part = HistoriesSnapshot { milestones: vec![(from, 0)], histories: Vec::new() };
-        let mut places: HashMap<Channel, (PlaceSnapshot, Vec<KeptSnapshot>)> = HashMap::new();
+        // On a channel that the log does not name, nothing was published: that is known now, too.
+        let kept = self.channels.iter().map(|(_, entry)| entry);
+        let kept = kept.filter(|entry| entry.node == Some(node) && entry.history.is_some());
+        let mut places: HashMap<Channel, (PlaceSnapshot, Vec<KeptSnapshot>)> =
+            kept.map(|entry| (entry.name.clone(), ((0, 0), Vec::new()))).collect();
         let mut current = 0;
         for logged in logged {
             match logged {
                 Logged::Publication { channel, payload } => {
-                    let has_history = |id| self.channels.get(id).is_some_and(|entry| entry.history.is_some());
-                    if !self.names.find(&self.channels, &channel).is_some_and(has_history) {
-                        continue;
-                    }
-                    let (last, kept) = places.entry(channel).or_default();
+                    let Some((last, kept)) = places.get_mut(&channel) else { continue };
                     *last = if last.0 < current { (current, 1) } else { (current, last.1 + 1) };
                     kept.push(KeptSnapshot(*last, 0, ByteBuf::from(payload)));
                 }
@@ -305,6 +312,34 @@ mod tests {
         );
         let again: usize = all_parts(&new, NOW + 60_500).iter().map(|part| part.histories.len()).sum();
         assert_eq!(again, 2, "to the next process, in turn");
+    }
+
+    #[test]
+    fn what_a_log_has_between_two_milestones_is_put_in_front_of_all_histories_of_its_node() {
+        let mut own = old(&["a", "quiet"]);
+        publish(&mut [&mut own], 5, &["a"], NOW);
+        let publication = |name: &str| Logged::Publication { channel: channel(name), payload: name.to_owned().into() };
+        let milestone = |id| position(id, 0).milestone;
+        let logged = vec![
+            publication("a"),
+            publication("other"),
+            Logged::Milestone(milestone(2)),
+            publication("a"),
+            publication("a"),
+            Logged::Milestone(milestone(5)),
+            publication("a"),
+        ];
+        own.on_milestone(Node(0), milestone(6), NOW);
+        own.adopt_log(Node(0), milestone(1), logged, milestone(6), NOW);
+        for (since, expected) in [(position(1, 0), 4), (position(1, 1), 3), (position(2, 2), 1), (position(5, 1), 0)] {
+            assert_eq!(recovered(&mut own, "a", since), Some(expected), "{since:?}");
+        }
+        assert_eq!(
+            recovered(&mut own, "quiet", position(1, 0)),
+            Some(0),
+            "nothing was published, and nothing is missing"
+        );
+        assert_eq!(recovered(&mut own, "a", position(3, 0)), None);
     }
 
     #[test]
