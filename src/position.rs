@@ -23,8 +23,8 @@ pub(crate) struct MilestoneId(pub(crate) u64);
 /// A point in a node's replication log, at or before a milestone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogPoint {
-    /// The first 8 bytes of the replication id (40 hexadecimal digits in Redis' `INFO replication`).
-    pub(crate) replid: [u8; 8],
+    /// The signature of the offset by the replication id: names the history, and cannot be made up.
+    pub(crate) history: [u8; 8],
     /// `master_repl_offset`.
     pub(crate) offset: u64,
 }
@@ -44,7 +44,7 @@ impl Milestone {
     pub(crate) fn of_promotion(log: LogPoint) -> Self {
         // 2^64 divided by the golden ratio: neighbouring offsets get names far apart.
         let offset = log.offset.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { id: MilestoneId(u64::from_be_bytes(log.replid) ^ offset), log: Some(log) }
+        Self { id: MilestoneId(u64::from_be_bytes(log.history) ^ offset), log: Some(log) }
     }
 
     /// Whether this is a promotion.
@@ -88,8 +88,8 @@ impl From<Position> for Token {
         bytes.put(&[if log.is_some() { WITH_LOG } else { PLAIN }]);
         bytes.put(&id.0.to_be_bytes());
         bytes.put_varint(count.into());
-        if let Some(LogPoint { replid, offset }) = log {
-            bytes.put(&replid);
+        if let Some(LogPoint { history, offset }) = log {
+            bytes.put(&history);
             bytes.put_varint(offset);
         }
         let mut text = [0; MAX_TOKEN_LEN];
@@ -141,7 +141,7 @@ impl FromStr for Position {
         let count = u32::try_from(take_varint(&mut rest)?).map_err(|_| NotAPosition)?;
         let log = match form {
             PLAIN => None,
-            WITH_LOG => Some(LogPoint { replid: take(&mut rest)?, offset: take_varint(&mut rest)? }),
+            WITH_LOG => Some(LogPoint { history: take(&mut rest)?, offset: take_varint(&mut rest)? }),
             _ => return Err(NotAPosition),
         };
         if !rest.is_empty() {
@@ -151,12 +151,12 @@ impl FromStr for Position {
     }
 }
 
-/// A milestone as it is published: `ID [REPLID OFFSET]`, in hexadecimal, hexadecimal and decimal digits.
+/// A milestone as it is published: `ID [HISTORY OFFSET]`, in hexadecimal, hexadecimal and decimal digits.
 impl fmt::Display for Milestone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.id.0)?;
         match self.log {
-            Some(LogPoint { replid, offset }) => write!(f, " {:016x} {offset}", u64::from_be_bytes(replid)),
+            Some(LogPoint { history, offset }) => write!(f, " {:016x} {offset}", u64::from_be_bytes(history)),
             None => Ok(()),
         }
     }
@@ -176,9 +176,9 @@ impl FromStr for Milestone {
         let id = fields.next().and_then(hex).map(MilestoneId).ok_or(NotAMilestone)?;
         let log = match (fields.next(), fields.next()) {
             (None, None) => None,
-            (Some(replid), Some(offset)) => {
-                let replid = hex(replid).ok_or(NotAMilestone)?.to_be_bytes();
-                Some(LogPoint { replid, offset: offset.parse().map_err(|_| NotAMilestone)? })
+            (Some(history), Some(offset)) => {
+                let history = hex(history).ok_or(NotAMilestone)?.to_be_bytes();
+                Some(LogPoint { history, offset: offset.parse().map_err(|_| NotAMilestone)? })
             }
             _ => return Err(NotAMilestone),
         };
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_token_is_short_fits_in_a_url_and_says_what_its_position_says() {
-        let log = |offset| Some(LogPoint { replid: *b"\xff\0abcdef", offset });
+        let log = |offset| Some(LogPoint { history: *b"\xff\0abcdef", offset });
         for count in [0, 1, 127, 128, 70_000, u32::MAX] {
             for log in [None, log(0), log(1 << 20), log(u64::MAX)] {
                 let position = position(count, log);
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_promotion_is_a_milestone_of_its_own() {
-        let promotion = |replid: &[u8; 8], offset| Milestone::of_promotion(LogPoint { replid: *replid, offset });
+        let promotion = |history: &[u8; 8], offset| Milestone::of_promotion(LogPoint { history: *history, offset });
         let all = [promotion(b"abcdefgh", 0), promotion(b"abcdefgh", 1), promotion(b"bbcdefgh", 1)];
         assert!(all.iter().all(|milestone| milestone.is_promotion()));
         assert!(all[0].id != all[1].id && all[1].id != all[2].id);
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_is_no_token_is_no_position() {
-        let good = Token::from(position(3, Some(LogPoint { replid: *b"abcdefgh", offset: 5 }))).to_string();
+        let good = Token::from(position(3, Some(LogPoint { history: *b"abcdefgh", offset: 5 }))).to_string();
         for cut in 0..good.len() {
             assert_eq!(good[..cut].parse::<Position>(), Err(NotAPosition), "{}", &good[..cut]);
         }
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_milestone_is_read_as_it_was_written_and_with_what_a_later_version_adds() {
-        let log = Some(LogPoint { replid: [0, 0xab, 0, 0, 0, 0, 0, 1], offset: 1_234 });
+        let log = Some(LogPoint { history: [0, 0xab, 0, 0, 0, 0, 0, 1], offset: 1_234 });
         for milestone in [Milestone { id: MilestoneId(7), log: None }, Milestone { id: MilestoneId(u64::MAX), log }] {
             assert_eq!(milestone.to_string().parse(), Ok(milestone));
             assert_eq!(Milestone { log, ..milestone }.to_string().parse(), Ok(Milestone { log, ..milestone }));

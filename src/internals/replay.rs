@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broker::redis::replay::{
     LogState, Publication, ReadLimits, Reading, ReplayError, Upkeep, look, publications, visit,
 };
-use crate::broker::redis::{NodeSettings, SystemdCredentials};
+use crate::broker::redis::{NodeSettings, Replid, SystemdCredentials};
 use crate::config::{BrokerConfig, RedisConfig};
 use crate::position::LogPoint;
 
@@ -17,8 +17,8 @@ pub struct Log(NodeSettings);
 /// A point in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
-    /// The start of the replication id.
-    pub replid: [u8; 8],
+    /// The replication id, in hexadecimal digits.
+    pub replid: [u8; 40],
     /// The offset of the last byte before the point.
     pub offset: u64,
 }
@@ -32,6 +32,13 @@ pub struct Published {
     pub payload: Vec<u8>,
     /// The offset of the log behind it.
     pub offset: u64,
+}
+
+impl Point {
+    fn in_log(self) -> LogPoint {
+        let replid = std::str::from_utf8(&self.replid).ok().and_then(Replid::parse);
+        replid.expect("the digits of an id").at(self.offset)
+    }
 }
 
 impl Log {
@@ -54,8 +61,8 @@ impl Log {
     pub async fn end(&self) -> Result<Point, String> {
         let state: LogState = look(&self.0).await.map_err(name)?;
         state.kept.ok_or_else(|| name(ReplayError::NoLog))?;
-        let LogPoint { replid, offset } = state.end();
-        Ok(Point { replid, offset })
+        let replid = state.replid.to_string().as_bytes().try_into().expect("an id has 40 digits");
+        Ok(Point { replid, offset: state.offset })
     }
 
     /// Reads from `point` to the publication with the payload `last`.
@@ -64,13 +71,13 @@ impl Log {
     /// The name of the reason.
     pub async fn read(
         &self,
-        Point { replid, offset }: Point,
+        point: Point,
         last: &[u8],
         max_bytes: u64,
         max_time: Duration,
     ) -> Result<Vec<Published>, String> {
         let limits = ReadLimits { max_bytes, max_time };
-        let mut reading = Reading::open(&self.0, LogPoint { replid, offset }, limits).await.map_err(name)?;
+        let mut reading = Reading::open(&self.0, point.in_log(), limits).await.map_err(name)?;
         let mut found = Vec::new();
         loop {
             let Publication { channel, payload, offset } = reading.next().await.map_err(name)?;
@@ -85,8 +92,8 @@ impl Log {
     ///
     /// # Errors
     /// The name of the reason.
-    pub async fn former_end(&self, Point { replid, offset }: Point) -> Result<Option<u64>, String> {
-        let reading = Reading::open(&self.0, LogPoint { replid, offset }, ReadLimits::default()).await.map_err(name)?;
+    pub async fn former_end(&self, point: Point) -> Result<Option<u64>, String> {
+        let reading = Reading::open(&self.0, point.in_log(), ReadLimits::default()).await.map_err(name)?;
         Ok(reading.promotion().map(|promotion| promotion.offset))
     }
 

@@ -62,10 +62,8 @@ impl Worker {
         let mut of_node = self.log_reads.iter_mut().filter(|read| read.node == node);
         // The log that is being read may end before this client's channel was subscribed.
         let is_first = of_node.next().is_none();
-        let has_it = |read: &&mut LogRead| {
-            let start = read.from.log.filter(|start| start.replid == log.replid);
-            start.is_some_and(|start| start.offset <= log.offset)
-        };
+        // It may be of another history; then this client is read for once more.
+        let has_it = |read: &&mut LogRead| read.from.log.is_some_and(|start| start.offset <= log.offset);
         if let Some(read) = of_node.find(has_it) {
             read.clients.push(client);
             return None;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::replid::Replid;
 use crate::channel::Channel;
 use crate::position::{LogPoint, Milestone, MilestoneId};
 
@@ -106,8 +107,7 @@ impl MilestoneClock {
 /// Reads `INFO replication` (<https://redis.io/docs/latest/commands/info/>).
 fn log_point(info: &str) -> Option<LogPoint> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    let replid = u64::from_str_radix(field("master_replid")?.get(..16)?, 16).ok()?.to_be_bytes();
-    Some(LogPoint { replid, offset: field("master_repl_offset")?.parse().ok()? })
+    Some(Replid::parse(field("master_replid")?)?.at(field("master_repl_offset")?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -128,7 +128,7 @@ mod tests {
         clock.on_info(Some(INFO));
         let milestone = clock.next(now).unwrap();
         assert_eq!(milestone.log.unwrap().offset, 4_711);
-        assert_eq!(milestone.log.unwrap().replid, [0x8f, 0x31, 0xc2, 0xa0, 0xd1, 0xbe, 0x5a, 0x77]);
+        assert_eq!(milestone.log, Some(Replid::parse("8f31c2a0d1be5a779ef0a3b1c2d4e5f601234567").unwrap().at(4_711)));
         assert_ne!(clock.next(now).unwrap().id, milestone.id);
         clock.on_heard(milestone, now);
         let due = clock.due_at().unwrap();

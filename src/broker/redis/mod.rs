@@ -35,6 +35,7 @@ mod publishing_link;
 mod read_buffer;
 mod redis_broker;
 pub(crate) mod replay;
+mod replid;
 mod reply;
 pub(crate) mod resp;
 pub(crate) mod role;
@@ -53,5 +54,7 @@ pub(crate) use self::connect::Settings as NodeSettings;
 pub(crate) use self::credential::SystemdCredentials;
 pub(crate) use self::deployment::Deployment;
 pub(crate) use self::redis_broker::RedisBroker;
+#[cfg(feature = "internals")]
+pub(crate) use self::replid::Replid;
 #[cfg(feature = "internals")]
 pub(crate) use self::resp::split;

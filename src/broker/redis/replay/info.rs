@@ -6,50 +6,9 @@
 //! conditions are those of `masterTryPartialResynchronization` in Redis' `replication.c`. May not enter: bytes,
 //! sockets.
 
-use std::fmt;
-
 use super::error::ReplayError;
+use crate::broker::redis::replid::Replid;
 use crate::position::LogPoint;
-
-/// A replication id: the name of one history of writes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Replid([u8; 20]);
-
-impl Replid {
-    fn parse(digits: &str) -> Option<Self> {
-        let mut id = [0; 20];
-        if digits.len() != 2 * id.len() || !digits.is_ascii() {
-            return None;
-        }
-        for (byte, pair) in id.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(Self(id))
-    }
-
-    /// The first 8 bytes, by which a position names a history.
-    fn prefix(self) -> [u8; 8] {
-        *self.0.first_chunk().expect("20 bytes have 8 first ones")
-    }
-
-    /// Whether this is an id and not the zeros that stand for none.
-    fn is_set(self) -> bool {
-        self.0 != [0; 20]
-    }
-}
-
-/// As PSYNC takes an id: 40 hexadecimal digits.
-impl fmt::Display for Replid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Replid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// A node's part in replication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,26 +97,26 @@ impl LogState {
 
     /// The end of the log.
     pub(crate) fn end(&self) -> LogPoint {
-        LogPoint { replid: self.replid.prefix(), offset: self.offset }
+        self.replid.at(self.offset)
     }
 
     /// The point at which the present history continued the former one. A replica that followed late takes an earlier
     /// one.
     pub(crate) fn promotion(&self) -> Option<LogPoint> {
         let (_, foreign) = self.former?;
-        Some(LogPoint { offset: foreign.saturating_sub(1), ..self.end() })
+        Some(self.replid.at(foreign.saturating_sub(1)))
     }
 
     /// Whether the log can be read from a point on.
     ///
     /// # Errors
     /// Why it cannot.
-    pub(crate) fn can_continue(&self, LogPoint { replid, offset }: LogPoint) -> Result<Continuation, ReplayError> {
-        let kept = self.kept.ok_or(ReplayError::NoLog)?;
+    pub(crate) fn can_continue(&self, point: LogPoint) -> Result<Continuation, ReplayError> {
+        let (kept, offset) = (self.kept.ok_or(ReplayError::NoLog)?, point.offset);
         let next = offset.saturating_add(1);
         let (replid, former_end) = match self.former {
-            _ if replid == self.replid.prefix() => (self.replid, None),
-            Some((former, foreign)) if replid == former.prefix() => (former, Some(foreign.saturating_sub(1))),
+            _ if self.replid.has(point) => (self.replid, None),
+            Some((former, foreign)) if former.has(point) => (former, Some(foreign.saturating_sub(1))),
             _ => return Err(ReplayError::OtherHistory),
         };
         if former_end.is_some() && self.role == Role::Replica {
@@ -227,7 +186,7 @@ mod tests {
     }
 
     fn point(replid: &str, offset: u64) -> LogPoint {
-        LogPoint { replid: Replid::parse(replid).unwrap().prefix(), offset }
+        Replid::parse(replid).unwrap().at(offset)
     }
 
     #[test]
@@ -235,7 +194,7 @@ mod tests {
         let state = state(&[]);
         assert_eq!((state.role, state.replicas, state.offset), (Role::Master, 0, 1_000));
         assert_eq!(state.replid.to_string(), REPLID);
-        assert_eq!(state.end().replid, [0x02, 0xb5, 0x38, 0xe5, 0xc3, 0x4c, 0xd8, 0x2e]);
+        assert_eq!(state.end(), point(REPLID, 1_000));
         assert_eq!(state.kept, Some(Kept { first: 601, len: 400, size: 400 }));
         assert_eq!(self::state(&[("role", "slave")]).role, Role::Replica);
         assert_eq!(self::state(&[("repl_backlog_active", "0")]).kept, None);
@@ -322,10 +281,7 @@ mod tests {
     fn a_log_of_another_history_or_none_does_not_continue() {
         assert!(matches!(state(&[]).can_continue(point(FORMER, 700)), Err(ReplayError::OtherHistory)));
         // The zeros stand for no id, and are none that a position could name.
-        assert!(matches!(
-            state(&[]).can_continue(LogPoint { replid: [0; 8], offset: 700 }),
-            Err(ReplayError::OtherHistory)
-        ));
+        assert!(matches!(state(&[]).can_continue(point(NONE, 700)), Err(ReplayError::OtherHistory)));
         let none = state(&[("repl_backlog_active", "0")]);
         assert!(matches!(none.can_continue(point(REPLID, 1_000)), Err(ReplayError::NoLog)));
     }
