@@ -91,6 +91,10 @@ impl Worker {
                 self.flush();
             }
         }
+        // No pause of the stream follows where nothing more is published.
+        if self.core.hub.has_batches() {
+            self.flush();
+        }
         self.core.end_replay(gap.node, until, now);
         self.shard.add(Counter::GapsFilled, 1);
         let Gap { server, length, .. } = gap;
