@@ -85,7 +85,7 @@ impl Stage {
 }
 
 /// What `webws upgrade` says, and whether it was done by its exit status.
-async fn upgrade(webws: &Webws) -> (bool, String) {
+pub(crate) async fn upgrade(webws: &Webws) -> (bool, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_webws"));
     let output = command.args(["upgrade", "--config", "webws.toml"]).current_dir(webws.dir()).output();
     let output = tokio::time::timeout(2 * UPGRADE, output).await.expect("an answer").unwrap();

@@ -23,6 +23,7 @@ mod handover;
 #[cfg(feature = "internals")]
 mod inside;
 mod layering;
+mod ledger;
 mod liveness;
 mod log;
 mod nginx;

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::Signal;
 
 use crate::support::client::{Client, Socket, Target};
@@ -14,6 +16,7 @@ use crate::support::{SOON, lasting, until};
 
 const HISTORY: &str = "path = \"/webws\"\nhistory = { messages = 5 }";
 const PATH: &str = "/webws?channel=%22a%22";
+const QUIET: &str = "/webws?channel=%22quiet%22";
 
 async fn start(redis: &Redis, workers: usize) -> Webws {
     Webws::builder().broker(&redis.url()).workers(workers).endpoint_toml(HISTORY).start().await
@@ -21,7 +24,11 @@ async fn start(redis: &Redis, workers: usize) -> Webws {
 
 /// A stream that comes back with the id of an event.
 async fn come_back(target: &Target, id: &str) -> EventStream {
-    let request = events_request(PATH).replace("\r\n\r\n", &format!("\r\nLast-Event-ID: {id}\r\n\r\n"));
+    come_back_to(target, PATH, id).await
+}
+
+async fn come_back_to(target: &Target, path: &str, id: &str) -> EventStream {
+    let request = events_request(path).replace("\r\n\r\n", &format!("\r\nLast-Event-ID: {id}\r\n\r\n"));
     EventStream::request(target, request.as_bytes()).await
 }
 
@@ -39,7 +46,11 @@ async fn expect(stream: &mut EventStream, numbers: std::ops::Range<usize>) {
 
 /// The position of a stream that has just begun.
 async fn begin(target: &Target) -> EventStream {
-    let mut stream = EventStream::open(target, PATH).await;
+    begin_at(target, PATH).await
+}
+
+async fn begin_at(target: &Target, path: &str) -> EventStream {
+    let mut stream = EventStream::open(target, path).await;
     while stream.id.is_empty() {
         assert_eq!(stream.next(SOON / 50).await, None, "only the position comes by itself");
     }
@@ -183,6 +194,7 @@ async fn a_process_that_is_killed_costs_no_message_where_redis_has_a_log() {
     // The next milestone knows the log, and the one behind it surely.
     lasting(Duration::from_millis(2_500)).await;
     let mut stream = begin(&killed.target()).await;
+    let quiet_id = begin_at(&killed.target(), QUIET).await.id;
     publish(&redis, 0..2).await;
     expect(&mut stream, 0..2).await;
     killed.signal(Signal::SIGKILL);
@@ -194,9 +206,102 @@ async fn a_process_that_is_killed_costs_no_message_where_redis_has_a_log() {
     expect(&mut back, 2..5).await;
     publish(&redis, 5..6).await;
     expect(&mut back, 5..6).await;
+    // Nothing was published here.
+    let mut quiet = come_back_to(&fresh.target(), QUIET, &quiet_id).await;
+    redis.publish(b"chat:quiet", b"7").await;
+    quiet.expect("7").await;
     // What the log does not have, because it was never told of a log.
     let mut unknown = come_back(&fresh.target(), "AQEjRWeJq83vAw").await;
     assert_eq!(unknown.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
     let info: String = redis::from_redis_value(redis.command(&["INFO", "stats"]).await).unwrap();
     assert!(info.contains("sync_full:1\r\n"), "the log was made once, and no data was ever copied: {info}");
+}
+
+#[tokio::test]
+async fn a_made_up_position_costs_redis_one_reading_at_most_and_is_answered_with_a_gap() {
+    let redis = Redis::start_with(&["--repl-backlog-size", "16kb"]).await;
+    let webws = Webws::builder().broker(&redis.url()).workers(1).endpoint_toml(HISTORY);
+    let webws = webws.extra_toml("[redis]\nreplay = \"on\"").start().await;
+    until("there is a log", SOON, async || redis.info("repl_backlog_active").await == "1").await;
+    // More than the log keeps.
+    for _ in 0..4 {
+        redis.publish(b"elsewhere", &[b'x'; 16_384]).await;
+    }
+    let milestones = redis.spy(b"webws:milestone").await;
+    until("two milestones know the log", SOON, async || milestones.seen().len() >= 2).await;
+    let mut first = begin(&webws.target()).await;
+    publish(&redis, 0..1).await;
+    expect(&mut first, 0..1).await;
+    let token = URL_SAFE_NO_PAD.decode(&first.id).unwrap();
+    // A form, eight bytes of a milestone, a count, eight bytes of a replication id, and an offset (`src/position.rs`).
+    assert_eq!((token[0], token[9]), (2, 1), "{token:?}");
+    let changed = |range: std::ops::Range<usize>| {
+        let mut token = token.clone();
+        token[range].iter_mut().for_each(|byte| *byte ^= 0x55);
+        token
+    };
+    let with_offset = |offset: &[u8]| [&changed(1..9)[..18], offset].concat();
+    let far = [&[0xff; 8][..], &[0x7f]].concat();
+    for (token, most) in [
+        (changed(1..9), 1),
+        (changed(1..18), 0),
+        (with_offset(&[0]), 0),
+        (with_offset(&[100]), 0),
+        (with_offset(&far), 0),
+    ] {
+        let before = redis.calls("psync").await;
+        let id = URL_SAFE_NO_PAD.encode(&token);
+        let mut stream = come_back(&webws.target(), &id).await;
+        let event = stream.next(SOON).await.map(|event| event.kind);
+        assert_eq!(event.as_deref(), Some("gap"), "{token:?}");
+        publish(&redis, 1..2).await;
+        expect(&mut stream, 1..2).await;
+        assert_eq!(redis.calls("psync").await - before, most, "{token:?}");
+    }
+    assert_eq!((redis.info("sync_full").await.as_str(), redis.info("sync_partial_err").await.as_str()), ("1", "0"));
+}
+
+#[tokio::test]
+async fn a_client_that_was_away_too_long_is_told_and_costs_others_nothing() {
+    let redis = Redis::start_with(&["--repl-backlog-size", "16kb"]).await;
+    let builder = || {
+        let builder = Webws::builder().broker(&redis.url()).workers(1).endpoint_toml(HISTORY);
+        builder.extra_toml("[redis]\nreplay = \"on\"")
+    };
+    let mut killed = builder().start().await;
+    until("there is a log", SOON, async || redis.info("repl_backlog_active").await == "1").await;
+    let milestones = redis.spy(b"webws:milestone").await;
+    let knows_log = async || {
+        let before = milestones.seen().len();
+        until("two milestones know the log", SOON, async || milestones.seen().len() >= before + 2).await;
+    };
+    knows_log().await;
+    let mut stream = begin(&killed.target()).await;
+    publish(&redis, 0..1).await;
+    expect(&mut stream, 0..1).await;
+    let old = stream.id.clone();
+    // More than the log keeps.
+    for _ in 0..4 {
+        redis.publish(b"elsewhere", &[b'x'; 16_384]).await;
+    }
+    knows_log().await;
+    publish(&redis, 1..2).await;
+    expect(&mut stream, 1..2).await;
+    killed.signal(Signal::SIGKILL);
+    killed.wait_exit(SOON).await;
+    publish(&redis, 2..3).await;
+    let fresh = builder().start().await;
+    let _live = begin(&fresh.target()).await;
+    // The readings of the log queue up.
+    redis.freeze();
+    let target = fresh.target();
+    let thaw = async {
+        lasting(Duration::from_millis(300)).await;
+        redis.thaw();
+    };
+    let (mut first, mut late, mut last, ()) =
+        tokio::join!(come_back(&target, &stream.id), come_back(&target, &old), come_back(&target, &stream.id), thaw);
+    assert_eq!(late.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
+    expect(&mut first, 2..3).await;
+    expect(&mut last, 2..3).await;
 }

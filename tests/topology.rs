@@ -204,9 +204,7 @@ impl Stage {
         let of = format!("127.0.0.1 {}", master.port());
         let replica = Redis::start_with(&["--replicaof", &of, "--repl-diskless-sync-delay", "0"]).await;
         let sentinels = Sentinels::start(master.port()).await;
-        let places: Vec<_> = sentinels.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let broker = format!("redis+sentinel://{}/main", places.join(","));
-        let webws = Webws::builder().broker(&broker).workers(1).start().await;
+        let webws = Webws::builder().broker(&sentinels.url()).workers(1).start().await;
         let witness = Witness::join(&webws.target(), PATH).await;
         assert_eq!(master.numsub(b"chat:a").await, 1);
         Stage { master, replica, sentinels, webws, witness }
@@ -229,7 +227,8 @@ impl Stage {
     }
 }
 
-struct Sentinels {
+/// Three Sentinels of a master, named `main`.
+pub(crate) struct Sentinels {
     ports: Vec<u16>,
     _processes: Vec<Process>,
     _dir: TempDir,
@@ -237,7 +236,7 @@ struct Sentinels {
 
 impl Sentinels {
     /// Three that watch the master at `port` and know each other and its replica.
-    async fn start(port: u16) -> Sentinels {
+    pub(crate) async fn start(port: u16) -> Sentinels {
         let dir = tempfile::tempdir().unwrap();
         let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
         let processes = ports.iter().map(|own| {
@@ -263,8 +262,14 @@ impl Sentinels {
         sentinels
     }
 
+    /// The broker's address for webws.
+    pub(crate) fn url(&self) -> String {
+        let places: Vec<_> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        format!("redis+sentinel://{}/main", places.join(","))
+    }
+
     /// What the first says, a line a value.
-    fn command(&self, words: &[&str]) -> String {
+    pub(crate) fn command(&self, words: &[&str]) -> String {
         let port = self.ports[0].to_string();
         let told = Command::new("redis-cli").args(["-p", &port]).args(words).output().unwrap();
         String::from_utf8_lossy(&told.stdout).into_owned()

@@ -14,6 +14,9 @@ use crate::support::{START, lasting, until};
 
 const MAX_BYTES: u64 = 64 << 20;
 
+/// A replication id that no server gives itself.
+const OTHER: [u8; 40] = *b"0101010101010101010101010101010101010101";
+
 async fn read(log: &Log, point: Point, last: &str) -> Result<Vec<Published>, String> {
     log.read(point, last.as_bytes(), MAX_BYTES, START).await
 }
@@ -172,12 +175,12 @@ async fn what_cannot_be_read_back_has_a_reason_and_costs_redis_nothing() {
     let mut redis = Redis::start_with(&["--repl-backlog-size", "16kb"]).await;
     let log = Log::at(&redis.url());
     assert_eq!(log.end().await, Err("NoLog".to_owned()));
-    assert_eq!(why_not(&log, Point { replid: [1; 8], offset: 0 }).await, "NoLog");
+    assert_eq!(why_not(&log, Point { replid: OTHER, offset: 0 }).await, "NoLog");
     log.visit().await.unwrap();
     let start = log.end().await.unwrap();
     let ahead = Point { offset: start.offset + 1, ..start };
     assert!(why_not(&log, ahead).await.starts_with("NeverArrived"));
-    assert_eq!(why_not(&log, Point { replid: [1; 8], ..start }).await, "OtherHistory");
+    assert_eq!(why_not(&log, Point { replid: OTHER, ..start }).await, "OtherHistory");
     redis.command(&["SET", "large", &"*".repeat(64 << 10)]).await;
     let short = why_not(&log, start).await;
     assert!(short.starts_with("TooShort { missing: ") && short.contains("size: 16384"), "{short}");
@@ -338,7 +341,7 @@ async fn server(answers: &[(&str, &str)]) -> (Log, JoinHandle<String>) {
 
 #[tokio::test]
 async fn a_node_that_does_not_continue_is_left_at_once() {
-    let point = |offset| Point { replid: [1; 8], offset };
+    let point = |offset| Point { replid: OTHER, offset };
     let snapshot = format!("+FULLRESYNC {} 1000\r\n$100\r\nREDIS", "02".repeat(20));
     let old = ("rdb-filter-only", "-ERR Unrecognized REPLCONF option: rdb-filter-only\r\n");
     for (answers, offset, reason, asks_for_log) in [

@@ -62,6 +62,24 @@ impl EventStream {
         };
         let said = String::from_utf8_lossy(&unread).into_owned();
         assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream")), "{head:?} {said}");
+        EventStream::new(socket, head, unread)
+    }
+
+    /// Sends any request; `None` unless it is answered with a stream in time.
+    pub(crate) async fn try_request(target: &Target, request: &[u8]) -> Option<EventStream> {
+        let socket = Socket::connect(target).await.ok()?;
+        socket.write(request).await.ok()?;
+        let mut unread = BytesMut::new();
+        let deadline = Instant::now() + 2 * SOON;
+        loop {
+            if let Some(head) = take_head(&mut unread) {
+                return (head.status == 200).then(|| EventStream::new(socket, head, unread));
+            }
+            timeout_at(deadline, socket.read(&mut unread)).await.ok()?.ok()?;
+        }
+    }
+
+    fn new(socket: Socket, head: Head, unread: BytesMut) -> EventStream {
         EventStream {
             socket,
             head,
@@ -118,6 +136,21 @@ impl EventStream {
     pub(crate) fn has_ended(&self) -> bool {
         let is_chunked = self.head.header("Transfer-Encoding").is_some();
         if is_chunked { self.is_whole } else { self.end == Some(End::Fin) }
+    }
+
+    /// Whether nothing more can come.
+    pub(crate) fn is_over(&self) -> bool {
+        (self.is_whole || self.end.is_some()) && self.events.is_empty()
+    }
+
+    /// Whether events were read that nobody has taken yet.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// The close code of the last comment, if it has one.
+    pub(crate) fn close_code(&self) -> Option<u16> {
+        self.comments.last()?.split(' ').next()?.parse().ok()
     }
 
     /// Sends bytes behind the request.

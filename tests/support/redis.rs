@@ -127,6 +127,31 @@ impl Redis {
         links.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
     }
 
+    /// Kills the links of webws, and nobody else's; returns their number.
+    pub(crate) async fn kill_links(&self) -> usize {
+        let links = self.links().await;
+        for link in &links {
+            let id = link.strip_prefix("id=").expect("CLIENT LIST begins with an id");
+            // It may have gone by itself.
+            self.try_command(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await.unwrap();
+        }
+        links.len()
+    }
+
+    /// A field of INFO.
+    pub(crate) async fn info(&self, name: &str) -> String {
+        let info: String = ::redis::from_redis_value(self.command(&["INFO", "everything"]).await).unwrap();
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("no {name}: {info}")).to_owned()
+    }
+
+    /// How often a command was called (MONITOR does not show those of administrators and replicas).
+    pub(crate) async fn calls(&self, command: &str) -> usize {
+        let info: String = ::redis::from_redis_value(self.command(&["INFO", "commandstats"]).await).unwrap();
+        let calls = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+    }
+
     /// Records all payloads on the exact `channel` from now on.
     pub(crate) async fn spy(&self, channel: &[u8]) -> Spy {
         let seen = Arc::new(Mutex::new(Vec::new()));

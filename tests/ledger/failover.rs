@@ -1,0 +1,123 @@
+//! A replica that real Sentinels promote, while webws is killed, stopped or upgraded. Redis replicates asynchronously: what
+//! its master had confirmed and the replica has not is lost by Redis, and known by the replica's log.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::book::{Book, Outcome};
+use super::truth::offset;
+use super::{BACKLOG, Process, Size, log_is_known};
+use crate::support::redis::{Redis, Spy};
+use crate::support::{START, lasting, until};
+use crate::topology::Sentinels;
+
+/// From the master's end to the first message through the new one.
+const FAILOVER: Duration = Duration::from_secs(20);
+
+/// A master and a replica, watched by Sentinels.
+struct Watched {
+    master: Redis,
+    replica: Redis,
+    sentinels: Sentinels,
+    process: Process,
+    milestones: Spy,
+    book: Book,
+}
+
+impl Watched {
+    async fn start(size: &Size, random: &mut Rng) -> Watched {
+        let arguments = [&BACKLOG[..], &["--repl-diskless-sync-delay", "0"]].concat();
+        let master = Redis::start_with(&arguments).await;
+        let of = format!("127.0.0.1 {}", master.port());
+        let replica = Redis::start_with(&[&arguments[..], &["--replicaof", &of]].concat()).await;
+        let sentinels = Sentinels::start(master.port()).await;
+        let process = Process::start(&sentinels.url()).await;
+        let milestones = master.spy(b"webws:milestone").await;
+        log_is_known(&milestones).await;
+        let book = Book::open(&master, process.webws.target(), size.rate, random).await;
+        Watched { master, replica, sentinels, process, milestones, book }
+    }
+
+    /// The master dies `late` after its replica has lost its way to the master. The milestone before that is not lost.
+    async fn lose_master(&mut self, late: Duration) {
+        let Watched { master, replica, milestones, book, .. } = self;
+        book.lap().await;
+        // The replica's log begins where it was synchronised.
+        book.truth.advance(master).await;
+        log_is_known(milestones).await;
+        let heard = offset(master).await;
+        until("the replica has it", START, async || offset(replica).await >= heard).await;
+        book.truth.advance(replica).await;
+        replica.command(&["CONFIG", "SET", "masterauth", "wrong, so that it does not come back"]).await;
+        master.command(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+        lasting(late).await;
+        master.kill();
+    }
+
+    /// The replica is the master, and the former master follows it.
+    async fn recover(&mut self) {
+        let Watched { master, replica, sentinels, book, .. } = self;
+        let port = replica.port().to_string();
+        let is_promoted = async || {
+            let named = sentinels.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
+            named.contains(&port) && replica.info("role").await == "master"
+        };
+        until("the replica is promoted", FAILOVER, is_promoted).await;
+        book.lead_producers_to(replica);
+        book.lap().await;
+        book.truth.advance(replica).await;
+        replica.command(&["CONFIG", "SET", "masterauth", ""]).await;
+        master.start_again().await;
+        master.command(&["REPLICAOF", "127.0.0.1", &port]).await;
+        let is_following = async || master.info("master_link_status").await == "up";
+        until("the former master follows", FAILOVER, is_following).await;
+        std::mem::swap(master, replica);
+        self.milestones = self.master.spy(b"webws:milestone").await;
+        log_is_known(&self.milestones).await;
+    }
+
+    async fn close(self) -> (Outcome, Process, Redis) {
+        let outcome = self.book.close(&self.master).await;
+        self.process.judge(&outcome);
+        assert!(!outcome.lost_by_redis.is_empty(), "the master died before its replica had all");
+        // A full resynchronisation is that of the former master, never of webws.
+        assert_eq!(self.master.info("sync_full").await, "1");
+        (outcome, self.process, self.master)
+    }
+}
+
+#[tokio::test]
+async fn a_failover_costs_what_redis_loses_and_nothing_else() {
+    let size = Size::new();
+    let mut random = Rng::with_seed(size.seed);
+    let mut stage = Watched::start(&size, &mut random).await;
+    stage.lose_master(Duration::from_millis(random.u64(100..400))).await;
+    stage.recover().await;
+    let (outcome, process, _master) = stage.close().await;
+    assert!(outcome.verdict.steady_gaps == 0 && process.filled() > 0, "{}", process.shown());
+}
+
+/// Only in the long run: `LEDGER_SECONDS`.
+#[tokio::test]
+async fn failovers_with_other_faults_cost_what_redis_loses_or_are_told() {
+    let size = Size::new();
+    if size.failovers == 0 {
+        return;
+    }
+    let mut random = Rng::with_seed(size.seed);
+    let mut stage = Watched::start(&size, &mut random).await;
+    for _ in 0..size.failovers {
+        stage.lose_master(Duration::from_millis(random.u64(0..2_000))).await;
+        let (fault, length) = (random.usize(..4), Duration::from_millis(random.u64(50..3_000)));
+        println!("ledger: seed {}, failover with fault {fault} for {length:?}", size.seed);
+        match fault {
+            0 => stage.process.kill_and_start(&stage.book).await,
+            1 => stage.process.stop_for(length).await,
+            2 => stage.process.try_upgrade().await,
+            _ => lasting(length).await,
+        }
+        stage.recover().await;
+    }
+    stage.close().await;
+}
