@@ -17,7 +17,7 @@ use super::following::Following;
 use super::known_node::KnownNode;
 use super::marker::{Marker, Progress};
 use super::node_links::{Life, NodeLinks, Step};
-use super::resp::Part;
+use super::read_buffer::Part;
 use crate::broker::event::{Event, Marking, Report, Request};
 use crate::broker::seal::Seal;
 use crate::channel::Channel;
