@@ -208,9 +208,11 @@ class Tools:
 class Stack:
     """One way to serve the clients. `own` is the watched name of the server under test."""
 
-    def __init__(self, name, about, server, workers=1, proxied=True, is_older=False):
+    def __init__(self, name, about, server, workers=1, proxied=True, is_older=False, history=False,
+                 subprotocol=None):
         self.name, self.about, self.server = name, about, server
-        self.workers, self.proxied, self.is_older = workers, proxied, is_older
+        self.workers, self.proxied, self.is_older, self.history = workers, proxied, is_older, history
+        self.subprotocol = subprotocol
         self.own = "nginx" if server in ("nchan", "lua") else server
         self.redis = server != "nchan"
         self.suffix = server != "nchan"
@@ -310,6 +312,11 @@ class Running:
             binary = self.tools.before if self.stack.is_older else self.tools.webws
             command = [str(binary), "run", "--listen", f"unix:{self.socket}",
                        "--broker", f"redis://127.0.0.1:{self.redis_port}", "--workers", workers]
+            if self.stack.history:
+                # As the endpoint without a configuration, and a history with its defaults.
+                config = self.folder / "webws.toml"
+                config.write_text("[[endpoint]]\nhistory = {}\n")
+                command += ["--config", str(config)]
         elif server == "floor":
             command = [str(self.tools.bench), "floor", "--listen", f"unix:{self.socket}",
                        "--redis", f"127.0.0.1:{self.redis_port}", "--workers", workers]
@@ -371,6 +378,11 @@ def all_stacks():
         Stack(f"webws-alone-{MANY}", f"webws on its Unix socket, {MANY} workers", "webws", MANY, proxied=False),
         Stack("before", "an older webws behind nginx, 1 worker", "webws", is_older=True),
         Stack("before-alone", "an older webws on its Unix socket, 1 worker", "webws", proxied=False, is_older=True),
+        Stack("webws-history", "webws behind nginx, 1 worker, with a history", "webws", history=True),
+        Stack("webws-history-alone", "webws on its Unix socket, 1 worker, with a history", "webws", proxied=False,
+              history=True),
+        Stack("webws-meta-alone", "the same, to clients of ws+meta.nchan: with positions", "webws", proxied=False,
+              history=True, subprotocol="ws+meta.nchan"),
         Stack("floor", "the floor behind nginx, 1 worker", "floor"),
         Stack(f"floor-{MANY}", f"the floor behind nginx, {MANY} workers", "floor", MANY),
         Stack("floor-alone", "the floor on its Unix socket, 1 worker", "floor", proxied=False),

@@ -7,13 +7,16 @@ import math
 import statistics
 
 # Every stack, in the groups that workloads name. "N" stands for the number of cores.
-ALL = ["webws", "webws-N", "webws-alone", "webws-alone-N", "before", "before-alone", "floor", "floor-N", "floor-alone", "floor-alone-N",
-       "nchan", "lua", "node"]
+ALL = ["webws", "webws-N", "webws-alone", "webws-history-alone", "webws-meta-alone", "webws-alone-N", "before",
+       "before-alone", "floor", "floor-N", "floor-alone", "floor-alone-N", "nchan", "lua", "node"]
 # The floor behind nginx says what nginx and Redis cost; the simplest workloads say it.
 ONE_WORKER = ["webws", "webws-alone", "before", "before-alone", "floor-alone", "nchan", "lua", "node"]
 BEHIND_NGINX = ["webws", "before", "floor", "nchan", "lua", "node"]
 # The floor has no limits and no liveness: nothing to see where those are asked for.
 WITH_LIMITS = ["webws", "webws-alone", "before", "before-alone", "nchan", "lua", "node"]
+# What a history costs those that lose nothing; and those that come back.
+FANOUT = [*ONE_WORKER, "webws-history-alone", "webws-meta-alone"]
+HISTORIES = ["webws-history", "webws-history-alone", "nchan"]
 
 # What must not happen: to publications, and to connections.
 FAULTS = ["lost", "duplicated", "reordered", "failed", "ended"]
@@ -23,21 +26,28 @@ class Workload:
     """What the clients do. Seconds are of the full run; `--quick` has shorter ones and fewer clients."""
 
     def __init__(self, name, about, stacks, connections, channels=1, publish="redis", load=(), size=128,
-                 warmup=1, duration=4, kind="deliveries", quick=False):
+                 warmup=1, duration=4, kind="deliveries", quick=False, bystanders=0):
         self.name, self.about, self.stacks = name, about, stacks
         self.connections, self.channels, self.publish = connections, channels, publish
         self.load, self.size, self.warmup, self.duration = list(load), size, warmup, duration
-        # What the table shows: "deliveries", "connects" or "idle".
+        # What the table shows: "deliveries", "connects", "idle" or "recoveries".
         self.kind = kind
+        self.bystanders = bystanders
         self.quick = quick
 
     def arguments(self, running, connections, quick):
-        """Of `webws-bench load`, for a started stack."""
+        """Of `webws-bench`, for a started stack."""
+        if self.kind == "recoveries":
+            stay = ["--bystanders", str(self.bystanders), "--settle", f"{self.warmup}s"] if self.bystanders else []
+            return ["recover", "--url", running.url, "--connections", str(connections), "--channels", str(self.channels),
+                    *running.publish, "--size", str(self.size), *self.load, *stay]
         channels = min(self.channels, connections)
         warmup, duration = self.seconds(quick)
         how = {"redis": running.publish, "websocket": ["--publish", "websocket"], "none": ["--idle"]}[self.publish]
-        arguments = ["--url", running.url, "--connections", str(connections), "--channels", str(channels), *how,
+        arguments = ["load", "--url", running.url, "--connections", str(connections), "--channels", str(channels), *how,
                      "--warmup", f"{warmup}s", "--duration", f"{duration}s", *self.load]
+        if running.stack.subprotocol:
+            arguments += ["--subprotocol", running.stack.subprotocol]
         if self.publish != "none":
             arguments += ["--size", str(self.size)]
         return arguments
@@ -57,7 +67,7 @@ def all_workloads():
             load=["--in-flight", str(window)], quick=True))
     for window in (1, 16, 64):
         workloads.append(Workload(
-            f"fan9k-{window}", f"1 channel, 9,000 subscribers, 128 B, {window} in flight", ONE_WORKER, 9000,
+            f"fan9k-{window}", f"1 channel, 9,000 subscribers, 128 B, {window} in flight", FANOUT, 9000,
             # The slowest need several seconds for one round of 64 x 9,000.
             load=["--in-flight", str(window)], warmup=2 if window < 64 else 5, duration=4 if window < 64 else 15))
     workloads.append(Workload(
@@ -65,7 +75,7 @@ def all_workloads():
         load=["--in-flight", "1"], quick=True))
     for window in (1, 16, 64):
         workloads.append(Workload(
-            f"wide-{window}", f"9,000 channels, 1 subscriber each, 128 B, {window} in flight", ONE_WORKER, 9000, 9000,
+            f"wide-{window}", f"9,000 channels, 1 subscriber each, 128 B, {window} in flight", FANOUT, 9000, 9000,
             load=["--in-flight", str(window)]))
     workloads += [
         Workload("publish", "200 clients send to channels of their own, 128 B, 64 in flight", ONE_WORKER, 200, 200,
@@ -86,13 +96,24 @@ def all_workloads():
         Workload("idle", "9,000 idle connections, pings answered", ONE_WORKER, 9000, 9000,
                  publish="none", warmup=6, duration=20, kind="idle"),
     ]
+    for channels, about in ((1, "1 channel"), (100, "100 channels")):
+        workloads.append(Workload(
+            f"recover-1k{'' if channels == 1 else '-wide'}",
+            f"1,000 clients of {about} come back, 64 handshakes at a time, 100 missed messages each", HISTORIES, 1000,
+            channels, kind="recoveries", quick=True))
+    # As many at a time as a listener's backlog holds: a SYN beyond is lost, and comes again after 1 s and 3 s.
+    workloads.append(Workload(
+        "recover-10k", "10,000 clients of 100 channels come back, 4,000 handshakes at a time, 100 missed messages each; "
+        "200 others receive 1,000 messages/s", HISTORIES, 10000, 100, load=["--handshakes", "4000"], warmup=3, duration=20,
+        kind="recoveries", bystanders=200))
     return workloads
 
 
 # --- what a report says -----------------------------------------------------------------------
 
 # Figures that are shown with their spread in the raw tables.
-SPREAD = {"own_us", "stack_us", "p99_ms", "own_connect_us", "stack_connect_us", "own_idle_us", "stack_idle_us", "own_kb"}
+SPREAD = {"own_us", "stack_us", "p99_ms", "own_connect_us", "stack_connect_us", "own_idle_us", "stack_idle_us", "own_kb",
+          "whole_s", "whole_p99_ms", "meanwhile_ms"}
 
 # The columns of the tables: figure, title.
 COLUMNS = {
@@ -104,6 +125,10 @@ COLUMNS = {
                  ("own_kb", "own kB/conn."), ("stack_kb", "stack kB/conn.")],
     "idle": [("own_idle_us", "own µs/(conn. s)"), ("stack_idle_us", "stack µs/(conn. s)"), ("own_kb", "own kB/conn."),
              ("stack_kb", "stack kB/conn."), ("pings", "pings"), ("failed", "failed")],
+    "recoveries": [("whole_s", "all whole after s"), ("own_connect_us", "own µs/client"),
+                   ("stack_connect_us", "stack µs/client"), ("whole_p50_ms", "p50 ms"), ("whole_p99_ms", "p99 ms"),
+                   ("lost", "lost"), ("failed", "failed"), ("quiet_ms", "others' p99 ms alone"),
+                   ("meanwhile_ms", "meanwhile"), ("load_percent", "load gen. %")],
 }
 
 
@@ -134,6 +159,20 @@ def figures(report, stack):
         "own_idle_us": own["cpu_us_per_connection_second"], "stack_idle_us": whole["cpu_us_per_connection_second"],
         "pings": report["pings"],
         "load_percent": report["itself"]["cpu_percent"],
+        **_recovered(report.get("recovery")),
+    }
+
+
+def _recovered(recovery):
+    """What `webws-bench recover` says more than `load`."""
+    if not recovery:
+        return {}
+    latency, bystanders = recovery["latency_us"], recovery["bystanders"]
+    return {
+        "whole_s": recovery["seconds"] if recovery["whole"] == recovery["clients"] else None,
+        "whole_p50_ms": latency["p50"] / 1000, "whole_p99_ms": latency["p99"] / 1000,
+        "quiet_ms": bystanders and bystanders["quiet_us"]["p99"] / 1000,
+        "meanwhile_ms": bystanders and bystanders["meanwhile_us"]["p99"] / 1000,
     }
 
 
@@ -217,7 +256,21 @@ def all_goals(cores):
     for stack, where in (("webws-alone", "alone"), ("webws", "behind nginx")):
         ratio(f"p99 latency of the healthy, 1 % never reading / all reading, {where}", "<= 1.2",
               "slow", "p99_ms", stack, stack, "healthy")
+    for load in (f"{shape}-{window}" for shape in ("fan1k", "fan9k", "wide") for window in (1, 16, 64)):
+        ratio(f"{load}, own CPU per delivery, alone: with a history / without", "<= 1.15",
+              load, "own_us", "webws-history-alone", "webws-alone")
+        ratio(f"{load}, own CPU per delivery, alone: with positions / without a history", "<= 1.5",
+              load, "own_us", "webws-meta-alone", "webws-alone")
+        ratio(f"{load}, own CPU per delivery, alone, without a history: now / before", "<= 1.02",
+              load, "own_us", "webws-alone", "before-alone")
+    for load in ("recover-1k", "recover-1k-wide", "recover-10k"):
+        ratio(f"{load}, until all are whole: webws behind nginx / nchan", "<= 1",
+              load, "whole_s", "webws-history", "nchan")
+        ratio(f"{load}, stack CPU per client: webws behind nginx / nchan", "<= 1",
+              load, "stack_connect_us", "webws-history", "nchan")
     for load in all_workloads():
+        if load.kind == "recoveries":
+            continue
         own = {"deliveries": "own_us", "connects": "own_connect_us", "idle": "own_idle_us"}[load.kind]
         for stack, before in (("webws-alone", "before-alone"), ("webws", "before")):
             ratio(f"{load.name}, own CPU: {stack} / {before}", "<= 1.03", load.name, own, stack, before)

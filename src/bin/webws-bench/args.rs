@@ -28,6 +28,8 @@ Exit codes: 0 done; 1 something was lost, duplicated or reordered, or a connecti
 pub(crate) enum Command {
     /// Open WebSockets, publish, and count what arrives.
     Load(Box<LoadArgs>),
+    /// Bring back clients that missed something, all at once, and count what they get.
+    Recover(Box<RecoverArgs>),
     /// Serve as barely as it can be done: the floor that servers are compared with.
     Floor(FloorArgs),
 }
@@ -59,6 +61,9 @@ pub(crate) struct LoadArgs {
     /// A text that each connection sends first, with {channel} and {connection} filled in.
     #[arg(long, value_name = "TEXT")]
     pub(crate) first_message: Option<Template>,
+    /// A subprotocol that the connections ask for.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subprotocol: Option<String>,
     /// Addresses to connect from, used in turn: one has about 28,000 ports.
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub(crate) source_address: Vec<IpAddr>,
@@ -113,6 +118,68 @@ pub(crate) struct LoadArgs {
     /// Draw throughput and latency to a file.
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
+    /// Exit with 0 even if something was lost or a connection failed.
+    #[arg(long)]
+    pub(crate) allow_loss: bool,
+    /// No progress line.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// The endpoint, as of `load`; it speaks the subprotocol ws+meta.nchan.
+    #[arg(long, value_name = "URL", required = true)]
+    pub(crate) url: Vec<Target>,
+    /// Clients that come back.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) connections: u32,
+    /// Channels to spread them over; {channel} is 0 to C-1.
+    #[arg(long, value_name = "C", default_value_t = 1)]
+    pub(crate) channels: u32,
+    /// Publications that each of them missed.
+    #[arg(long, value_name = "M", default_value_t = 100)]
+    pub(crate) missed: u32,
+    /// The argument of the request that takes the position.
+    #[arg(long, value_name = "NAME", default_value = "last_event_id")]
+    pub(crate) argument: String,
+    /// Handshakes under way at a time. Default 64.
+    #[arg(long, value_name = "N", conflicts_with = "storm")]
+    pub(crate) handshakes: Option<u32>,
+    /// Open all connections simultaneously.
+    #[arg(long)]
+    pub(crate) storm: bool,
+    /// How long a handshake may take.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub(crate) connect_timeout: Duration,
+    /// The publisher: redis://[USER:PASSWORD@]HOST:PORT, redis+unix:/SOCKET or
+    /// http://HOST:PORT/PATH?id={channel} (POST).
+    #[arg(long, value_name = "HOW")]
+    pub(crate) publish: Publish,
+    /// The channel's name in Redis, with {channel} filled in.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) redis_channel: Option<Template>,
+    /// Bytes of a publication.
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    pub(crate) size: usize,
+    /// Other clients, on a channel each ("by" before {channel}), that stay meanwhile.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) bystanders: u32,
+    /// Publications per second to them, one channel after another.
+    #[arg(long, value_name = "R", default_value_t = 1000.0)]
+    pub(crate) rate: f64,
+    /// How long the bystanders are alone.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    pub(crate) settle: Duration,
+    /// Threads that carry the clients; the bystanders have one more.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) threads: u32,
+    /// Processes whose CPU time and memory are reported, their children included. May be repeated.
+    #[arg(long, value_name = "NAME=PID[,PID...]")]
+    pub(crate) watch: Vec<Watch>,
+    /// Write the report as JSON to a file, or to stdout ("-") in place of the table.
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) json: Option<PathBuf>,
     /// Exit with 0 even if something was lost or a connection failed.
     #[arg(long)]
     pub(crate) allow_loss: bool,

@@ -24,6 +24,10 @@ pub(crate) struct Book {
     pub(crate) intervals: Vec<Interval>,
     /// Time from the start of a connection to its 101, microseconds.
     pub(crate) connects: Histogram<u64>,
+    /// Time from the start of a connection to the last publication that it had missed, microseconds.
+    pub(crate) recoveries: Histogram<u64>,
+    /// The intervals of the window before this one.
+    pub(crate) earlier: Vec<Interval>,
     pub(crate) counts: Counts,
     /// Why connections failed, and how others ended before their time.
     pub(crate) failures: BTreeMap<String, u64>,
@@ -57,6 +61,8 @@ pub(crate) struct Counts {
     pub(crate) given_up: u64,
     /// Publications that Redis or the server had no subscriber for.
     pub(crate) unheard: u64,
+    /// Publications that Redis or the server has answered.
+    pub(crate) answered: u64,
 }
 
 /// A piece of the window.
@@ -95,6 +101,8 @@ impl Book {
             ledger: Ledger::new(receivers, senders),
             intervals: Vec::new(),
             connects: histogram(),
+            recoveries: histogram(),
+            earlier: Vec::new(),
             counts: Counts::default(),
             failures: BTreeMap::new(),
             endings: BTreeMap::new(),
@@ -111,6 +119,9 @@ impl Book {
     /// Learns which window is counted.
     pub(crate) fn set_window(&mut self, begin: Micros, end: Micros) {
         if self.begin != begin {
+            self.earlier = std::mem::take(&mut self.intervals);
+        }
+        if (self.begin, self.end) != (begin, end) {
             (self.begin, self.end, self.interval) = (begin, end, interval(begin, end));
         }
     }
@@ -254,15 +265,11 @@ impl Book {
 
     /// Adds another thread's figures, once its tracks are closed.
     pub(crate) fn add(&mut self, other: Self) {
-        while self.intervals.len() < other.intervals.len() {
-            self.intervals.push(Interval { deliveries: 0, latency: histogram() });
-        }
-        for (mine, theirs) in self.intervals.iter_mut().zip(&other.intervals) {
-            mine.deliveries += theirs.deliveries;
-            // Both grow as needed, so nothing is out of range.
-            mine.latency.add(&theirs.latency).ok();
-        }
+        add_intervals(&mut self.intervals, &other.intervals);
+        add_intervals(&mut self.earlier, &other.earlier);
+        // Both grow as needed, so nothing is out of range.
         self.connects.add(&other.connects).ok();
+        self.recoveries.add(&other.recoveries).ok();
         self.ledger.add_faults(other.ledger.faults());
         self.counts.add(&other.counts);
         for (mine, theirs) in [(&mut self.failures, other.failures), (&mut self.endings, other.endings)] {
@@ -270,6 +277,16 @@ impl Book {
                 *mine.entry(reason).or_default() += count;
             }
         }
+    }
+}
+
+fn add_intervals(mine: &mut Vec<Interval>, theirs: &[Interval]) {
+    while mine.len() < theirs.len() {
+        mine.push(Interval { deliveries: 0, latency: histogram() });
+    }
+    for (mine, theirs) in mine.iter_mut().zip(theirs) {
+        mine.deliveries += theirs.deliveries;
+        mine.latency.add(&theirs.latency).ok();
     }
 }
 
@@ -285,6 +302,7 @@ impl Counts {
         self.slow_ended += other.slow_ended;
         self.given_up += other.given_up;
         self.unheard += other.unheard;
+        self.answered += other.answered;
     }
 }
 

@@ -18,14 +18,14 @@ use crate::run::{Phase, Run};
 use crate::usage::{Usage, Watch};
 
 /// Descriptors besides those of connections.
-const SPARE_DESCRIPTORS: u64 = 64;
+pub(crate) const SPARE_DESCRIPTORS: u64 = 64;
 /// Memory that the ledger may take. Chosen: a quarter of a small machine.
 const MAX_LEDGER_BYTES: usize = 1 << 30;
 /// How long to wait for late deliveries: without any delivery, and at most.
 const QUIET: Micros = 2_000_000;
 const MAX_DRAIN: Micros = 60_000_000;
 /// The time between two checks of the conductor.
-const GLANCE: Duration = Duration::from_millis(2);
+pub(crate) const GLANCE: Duration = Duration::from_millis(2);
 
 /// Carries out a plan.
 ///
@@ -138,13 +138,13 @@ impl Conductor {
     }
 }
 
-fn spawn(clients: Vec<Client>) -> Result<Vec<JoinHandle<Book>>, String> {
+pub(crate) fn spawn(clients: Vec<Client>) -> Result<Vec<JoinHandle<Book>>, String> {
     let spawn = |client: Client| thread::Builder::new().name("load".to_owned()).spawn(|| client.run());
     clients.into_iter().map(spawn).collect::<Result<_, _>>().map_err(|error| format!("a thread: {error}"))
 }
 
 /// Waits for the threads and adds up what they counted.
-fn collect(threads: Vec<JoinHandle<Book>>) -> Result<Book, String> {
+pub(crate) fn collect(threads: Vec<JoinHandle<Book>>) -> Result<Book, String> {
     let mut sum = Book::new(0, 0, 1);
     for thread in threads {
         sum.add(thread.join().map_err(|_| "a load thread panicked: its message is above".to_owned())?);
@@ -153,7 +153,7 @@ fn collect(threads: Vec<JoinHandle<Book>>) -> Result<Book, String> {
 }
 
 /// Raises the descriptor limit to the hard one, and says so if that is not enough.
-fn raise_descriptors(needed: u64) -> Result<(), String> {
+pub(crate) fn raise_descriptors(needed: u64) -> Result<(), String> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).map_err(|error| format!("raising the descriptor limit: {error}"))?;

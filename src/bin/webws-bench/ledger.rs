@@ -74,6 +74,20 @@ impl Ledger {
         }
     }
 
+    /// `receiver` joins with a position: it is owed exactly the publications from `next` on.
+    pub(crate) fn resume(&mut self, receiver: usize, sender: usize, next: u32) {
+        if let Some(track) = self.tracks.get_mut(receiver * self.senders + sender) {
+            *track = Track { base: next, next, begun: true };
+        }
+    }
+
+    /// Whether `receiver` has got everything that it is owed of this sender before `sequence`.
+    pub(crate) fn is_whole(&self, receiver: usize, sender: usize, sequence: u32) -> bool {
+        let index = receiver * self.senders + sender;
+        let has_come = self.tracks.get(index).is_some_and(|track| track.next >= sequence);
+        has_come && self.missing.get(&index).is_none_or(Vec::is_empty)
+    }
+
     /// `receiver` got the publication `sequence` of `sender`.
     pub(crate) fn on_received(&mut self, receiver: usize, sender: usize, sequence: u32) -> Verdict {
         let index = receiver * self.senders + sender;
@@ -227,6 +241,24 @@ mod tests {
         assert_eq!(ledger.on_received(0, 0, 10), Verdict::Duplicate);
         ledger.close(0, 0, 11);
         assert_eq!(ledger.faults(), Faults { lost: 1, duplicated: 1, reordered: 0 });
+    }
+
+    #[test]
+    fn who_shows_a_position_is_owed_exactly_what_is_behind_it() {
+        let faults = |sequences: &[u32]| {
+            let mut ledger = Ledger::new(1, 1);
+            ledger.resume(0, 0, 1);
+            sequences.iter().for_each(|sequence| drop(ledger.on_received(0, 0, *sequence)));
+            let whole = ledger.is_whole(0, 0, 4);
+            ledger.close(0, 0, 4);
+            let Faults { lost, duplicated, reordered } = ledger.faults();
+            (whole, lost, duplicated, reordered)
+        };
+        assert_eq!(faults(&[1, 2, 3]), (true, 0, 0, 0));
+        assert_eq!(faults(&[1, 2]), (false, 1, 0, 0));
+        assert_eq!(faults(&[0, 1, 2, 3]), (true, 0, 1, 0), "the one at its position is not owed");
+        assert_eq!(faults(&[3, 1]), (false, 1, 0, 1));
+        assert_eq!(faults(&[1, 3, 2]), (true, 0, 0, 1));
     }
 
     #[test]

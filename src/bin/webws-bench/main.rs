@@ -1,8 +1,8 @@
 //! `webws-bench`: a load generator for WebSocket endpoints with channels, and the floor that servers are compared with.
 //! Behind the feature `bench`; not part of the sidecar.
 //!
-//! `args` reads the command line and `plan` checks it; `conductor` leads a run; `client` carries the
-//! connections and `publisher` publishes; `book`, `ledger` and `flight` keep account; `report`,
+//! `args` reads the command line and `plan` checks it; `conductor` leads a run, `recover` one of clients that come
+//! back; `client` carries the connections and `publisher` publishes; `book`, `ledger` and `flight` keep account; `report`,
 //! `table` and `plot` show it. `floor` is the other half.
 
 mod address;
@@ -22,6 +22,7 @@ mod plan;
 mod plot;
 mod poller;
 mod publisher;
+mod recover;
 mod report;
 mod resp;
 mod run;
@@ -29,14 +30,17 @@ mod table;
 mod template;
 mod usage;
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde::Serialize;
 
-use args::{Cli, Command, LoadArgs};
+use args::{Cli, Command, LoadArgs, RecoverArgs};
 use plan::Plan;
+use recover::order::Order;
 use table::Table;
 
 /// sysexits.h: the command was used wrongly.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Load(args) => load(*args),
+        Command::Recover(args) => recover(*args),
         Command::Floor(args) => floor::serve(&args).map(|()| ExitCode::SUCCESS).map_err(|fault| (1, vec![fault])),
     };
     done.unwrap_or_else(|(code, faults)| {
@@ -68,26 +73,42 @@ fn main() -> ExitCode {
 
 fn load(args: LoadArgs) -> Result<ExitCode, (u8, Vec<String>)> {
     let plan = Plan::try_new(args).map_err(|faults| (EX_USAGE, faults))?;
-    let fault = |fault: String| (1, vec![fault]);
     let (report, run) = conductor::conduct(plan).map_err(fault)?;
-    let plan = &run.plan;
-    let on_stdout = plan.json.as_deref() == Some(Path::new("-"));
-    if !on_stdout {
-        print(&Table(&report).to_string()).map_err(fault)?;
-    }
-    if let Some(path) = &plan.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| fault(format!("--json: {error}")))? + "\n";
-        if on_stdout {
-            print(&text).map_err(fault)?;
-        } else {
-            std::fs::write(path, text).map_err(|error| fault(format!("--json {}: {error}", path.display())))?;
-        }
-    }
-    if let Some(path) = &plan.plot {
+    show(&report, &Table(&report), run.plan.json.as_deref())?;
+    if let Some(path) = &run.plan.plot {
         std::fs::write(path, plot::draw(&report))
             .map_err(|error| fault(format!("--plot {}: {error}", path.display())))?;
     }
-    Ok(ExitCode::from(u8::from(!report.complaints.is_empty() && !plan.allow_loss)))
+    Ok(judged(&report.complaints, run.plan.allow_loss))
+}
+
+fn recover(args: RecoverArgs) -> Result<ExitCode, (u8, Vec<String>)> {
+    let order = Order::try_new(args).map_err(|faults| (EX_USAGE, faults))?;
+    let (report, run) = recover::conduct(order).map_err(fault)?;
+    show(&report, &report, run.plan.json.as_deref())?;
+    Ok(judged(&report.load.complaints, run.plan.allow_loss))
+}
+
+fn fault(fault: String) -> (u8, Vec<String>) {
+    (1, vec![fault])
+}
+
+fn judged(complaints: &[String], allow_loss: bool) -> ExitCode {
+    ExitCode::from(u8::from(!complaints.is_empty() && !allow_loss))
+}
+
+/// Prints a report as a table, and writes it as JSON if that is wanted; with `-` only as JSON.
+fn show(report: &impl Serialize, table: &impl Display, json: Option<&Path>) -> Result<(), (u8, Vec<String>)> {
+    let on_stdout = json == Some(Path::new("-"));
+    if !on_stdout {
+        print(&table.to_string()).map_err(fault)?;
+    }
+    let Some(path) = json else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).map_err(|error| fault(format!("--json: {error}")))? + "\n";
+    if on_stdout {
+        return print(&text).map_err(fault);
+    }
+    std::fs::write(path, text).map_err(|error| fault(format!("--json {}: {error}", path.display())))
 }
 
 fn print(text: &str) -> Result<(), String> {

@@ -28,6 +28,7 @@ pub(crate) struct Plan {
     pub(crate) handshakes: u32,
     pub(crate) connect_timeout: Duration,
     pub(crate) first_message: Option<Template>,
+    pub(crate) subprotocol: Option<String>,
     pub(crate) sources: Vec<IpAddr>,
     pub(crate) publish: Publish,
     /// The channel's name in Redis.
@@ -217,6 +218,7 @@ impl Plan {
             ramp: args.ramp,
             connect_timeout: args.connect_timeout,
             first_message: args.first_message,
+            subprotocol: args.subprotocol,
             sources: args.source_address,
             publish: args.publish,
             redis_channel: args.redis_channel,
@@ -298,7 +300,7 @@ mod tests {
         let arguments = ["webws-bench", "load"].into_iter().chain(arguments.split_whitespace());
         match Cli::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
             Command::Load(args) => Plan::try_new(*args).map_err(|faults| faults.join("\n")),
-            Command::Floor(_) => Err("floor".to_owned()),
+            Command::Recover(_) | Command::Floor(_) => Err("not load".to_owned()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use hdrhistogram::{Counter, Histogram};
 use serde::Serialize;
 
-use crate::book::{Book, Counts, histogram, interval};
+use crate::book::{Book, Counts, Interval, histogram, interval};
 use crate::clock::{Micros, seconds};
 use crate::run::Run;
 use crate::usage::{Usage, Watch};
@@ -134,7 +134,7 @@ pub(crate) struct Point {
 }
 
 impl Latency {
-    fn of<C: Counter>(histogram: &Histogram<C>) -> Self {
+    pub(crate) fn of<C: Counter>(histogram: &Histogram<C>) -> Self {
         Self {
             count: histogram.len(),
             p50: histogram.value_at_quantile(0.5),
@@ -152,13 +152,7 @@ impl Report {
         let window = seconds(moments.end - moments.begin);
         let Counts { deliveries, publications, .. } = book.counts;
         let opened = moments.opened;
-        let mut total: Histogram<u64> = histogram();
-        // Both grow as needed, so nothing is out of range.
-        book.intervals.iter().for_each(|interval| {
-            for bucket in interval.latency.iter_recorded() {
-                total.record_n(bucket.value_iterated_to(), bucket.count_at_value().into()).ok();
-            }
-        });
+        let total = together(&book.intervals);
         let mut processes = processes(moments, &book.counts, opened, window);
         let itself = processes.pop().unwrap_or_else(|| Process::sum("webws-bench (itself)", &[]));
         let stack = (!processes.is_empty()).then(|| Process::sum("together", &processes));
@@ -241,6 +235,16 @@ impl Report {
     }
 }
 
+/// The latencies of all intervals.
+pub(crate) fn together(intervals: &[Interval]) -> Histogram<u64> {
+    let mut total = histogram();
+    // Both grow as needed, so nothing is out of range.
+    for bucket in intervals.iter().flat_map(|interval| interval.latency.iter_recorded()) {
+        total.record_n(bucket.value_iterated_to(), bucket.count_at_value().into()).ok();
+    }
+    total
+}
+
 fn processes(moments: &Moments, counts: &Counts, opened: u32, window: f64) -> Vec<Process> {
     let per = |cpu: f64, count: u64| (count > 0).then(|| cpu / count as f64);
     let connections = f64::from(opened.max(1));
@@ -292,7 +296,7 @@ impl Process {
 
 fn series(book: &Book, moments: &Moments) -> Vec<Point> {
     let step = interval(moments.begin, moments.end);
-    let point = |(place, interval): (usize, &crate::book::Interval)| {
+    let point = |(place, interval): (usize, &Interval)| {
         let from = step * place as u64;
         let len = step.min((moments.end - moments.begin).saturating_sub(from)).max(1);
         Point {

@@ -3,8 +3,8 @@
 //! Counters and phases only; each thread's own figures are in its `book`. May not enter: sockets.
 
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::{io, iter};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -21,6 +21,17 @@ pub(crate) enum Phase {
     /// Publishing has ended; publications under way may arrive.
     Drain,
     Stop,
+}
+
+/// What clients that come back with a position show, and what they are owed.
+#[derive(Debug)]
+pub(crate) struct Resume {
+    /// By channel: the position behind publication 0.
+    pub(crate) tokens: Vec<String>,
+    /// The argument of the request that takes it.
+    pub(crate) argument: String,
+    /// Publications 1 to this one were missed.
+    pub(crate) missed: u32,
 }
 
 /// The shared state of a run.
@@ -50,6 +61,10 @@ pub(crate) struct Run {
     /// Deliveries owed, and those that arrived of them.
     pub(crate) owed: AtomicU64,
     pub(crate) landed: AtomicU64,
+    /// Set before the first connection if all show positions; and how many have what they missed, the last since when.
+    pub(crate) resume: OnceLock<Resume>,
+    pub(crate) whole: AtomicU32,
+    pub(crate) last_whole: AtomicU64,
     fatal: Mutex<Option<String>>,
 }
 
@@ -81,6 +96,9 @@ impl Run {
             deliveries: AtomicU64::new(0),
             owed: AtomicU64::new(0),
             landed: AtomicU64::new(0),
+            resume: OnceLock::new(),
+            whole: AtomicU32::new(0),
+            last_whole: AtomicU64::new(0),
             fatal: Mutex::new(None),
             plan,
         })

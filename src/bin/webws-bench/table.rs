@@ -56,7 +56,7 @@ impl Display for Table<'_> {
     }
 }
 
-fn latency(f: &mut Formatter<'_>, name: &str, latency: &Latency) -> fmt::Result {
+pub(crate) fn latency(f: &mut Formatter<'_>, name: &str, latency: &Latency) -> fmt::Result {
     if latency.count == 0 {
         return Ok(());
     }
@@ -72,7 +72,7 @@ fn latency(f: &mut Formatter<'_>, name: &str, latency: &Latency) -> fmt::Result 
     )
 }
 
-fn processes(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+pub(crate) fn processes(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     writeln!(
         f,
         "\n{:<22}{:>7}{:>14}{:>14}{:>12}{:>15}{:>11}{:>11}",

@@ -59,6 +59,15 @@ impl Template {
         out
     }
 
+    /// The same, with `prefix` before each channel.
+    pub(crate) fn prefixed(&self, prefix: &str) -> Self {
+        let parts = self.0.iter().flat_map(|part| {
+            let before = (*part == Part::Channel).then(|| Part::Text(prefix.to_owned()));
+            before.into_iter().chain([part.clone()])
+        });
+        Self(parts.collect())
+    }
+
     pub(crate) fn names_channel(&self) -> bool {
         self.0.contains(&Part::Channel)
     }
@@ -78,6 +87,12 @@ mod tests {
         assert_eq!(filled("{channel}{channel}"), "77");
         assert_eq!(filled("plain"), "plain");
         assert_eq!(filled(""), "");
+    }
+
+    #[test]
+    fn a_prefix_precedes_the_channel_only() {
+        let template = "/c{channel}?{connection}".parse::<Template>().unwrap();
+        assert_eq!(template.prefixed("by").fill(7, 4711), "/cby7?4711");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::plan::Ramp;
 use crate::poller;
 use crate::run::load;
 
-use super::session::{Session, State, request};
+use super::session::{Session, State, request, resumed};
 use super::{Client, Phase};
 
 /// How long to wait after a full backlog. Chosen: a server accepts thousands of connections in that time.
@@ -71,6 +71,7 @@ impl Client {
             since: now,
             input: Vec::new(),
             output: Vec::new(),
+            is_whole: false,
             fragment: None,
         });
         let token = self.token(place);
@@ -92,7 +93,12 @@ impl Client {
         let Some(session) = self.session(place) else { return };
         session.state = State::Asked;
         let Some(target) = run.plan.target(session.connection) else { return };
-        let bytes = request(&target.path.fill(session.channel, session.connection), &target.host);
+        let mut path = target.path.fill(session.channel, session.connection);
+        let resume = run.resume.get();
+        if let Some((resume, token)) = resume.and_then(|of| Some((of, of.tokens.get(session.channel as usize)?))) {
+            path = resumed(&path, &resume.argument, token);
+        }
+        let bytes = request(&path, &target.host, run.plan.subprotocol.as_deref());
         match session.send(&bytes) {
             Ok(rest) => self.want_writable(place, rest),
             Err(error) => self.fail(place, format!("sending the request: {error}")),
@@ -160,7 +166,11 @@ impl Client {
                 *entry = Some(place);
             }
             for sender in plan.senders_of(channel) {
-                self.book.ledger.join(receiver, (sender / plan.channels) as usize, load(&run.sent, sender));
+                let place = (sender / plan.channels) as usize;
+                match run.resume.get() {
+                    Some(_) => self.book.ledger.resume(receiver, place, 1),
+                    None => self.book.ledger.join(receiver, place, load(&run.sent, sender)),
+                }
             }
             if let Some(live) = run.live.get(channel as usize) {
                 live.fetch_add(1, Ordering::AcqRel);

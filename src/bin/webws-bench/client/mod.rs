@@ -6,7 +6,7 @@
 
 mod dial;
 mod receive;
-mod session;
+pub(crate) mod session;
 
 use std::collections::VecDeque;
 use std::io;

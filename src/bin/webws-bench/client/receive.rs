@@ -1,6 +1,7 @@
 //! The receiving side: the 101, frames, the end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::args::Answer as Pong;
 use crate::frame;
@@ -70,6 +71,23 @@ impl Client {
             }
             Frames::Ended(reason) => self.end(place, reason),
         }
+        self.note_whole(place);
+    }
+
+    /// Notes when a client that came back with a position has got what it missed.
+    fn note_whole(&mut self, place: u32) {
+        let run = Arc::clone(&self.run);
+        let Some(resume) = run.resume.get() else { return };
+        let Some((_, Some(session))) = self.sessions.get_mut(place as usize) else { return };
+        // One sender publishes on a channel.
+        if session.is_whole || !self.book.ledger.is_whole(session.receiver, 0, resume.missed + 1) {
+            return;
+        }
+        session.is_whole = true;
+        let now = run.clock.micros();
+        self.book.recoveries.record(now - session.since).ok();
+        run.last_whole.fetch_max(now, Ordering::AcqRel);
+        run.whole.fetch_add(1, Ordering::AcqRel);
     }
 
     fn frames(&mut self, place: u32, bytes: &mut [u8]) -> Frames {

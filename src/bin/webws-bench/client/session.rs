@@ -11,9 +11,11 @@ use crate::frame;
 use crate::payload::Header;
 
 /// The key of every handshake: the example of RFC 6455 §1.3. The key is no secret, so one is enough.
-pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer that the server must give to the key.
 const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+/// nchan's subprotocol with positions: a message starts with `id: POSITION` and an empty line.
+pub(crate) const META: &str = "ws+meta.nchan";
 /// Longest answer to a handshake.
 const MAX_HEAD_BYTES: usize = 32 << 10;
 
@@ -46,13 +48,15 @@ pub(super) struct Session {
     pub(super) input: Vec<u8>,
     /// Bytes that the socket has not taken.
     pub(super) output: Vec<u8>,
+    /// Whether it has got what it missed, if it came back with a position.
+    pub(super) is_whole: bool,
     /// The header in the first fragment of an unfinished message, if it had one.
     pub(super) fragment: Option<Option<Header>>,
 }
 
 /// The server's answer to the handshake.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Incomplete,
     /// The 101; frames may follow it after so many bytes.
     Accepted(usize),
@@ -111,16 +115,23 @@ impl Session {
 }
 
 /// The request of a handshake.
-pub(super) fn request(path: &str, host: &str) -> Vec<u8> {
+pub(crate) fn request(path: &str, host: &str, subprotocol: Option<&str>) -> Vec<u8> {
+    let offer = subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+         Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
     )
     .into_bytes()
 }
 
+/// The path of a client that comes back with a position.
+pub(super) fn resumed(path: &str, argument: &str, token: &str) -> String {
+    let separator = if path.contains('?') { '&' } else { '?' };
+    format!("{path}{separator}{argument}={token}")
+}
+
 /// Reads the answer to a handshake.
-pub(super) fn answer(bytes: &[u8]) -> Answer {
+pub(crate) fn answer(bytes: &[u8]) -> Answer {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         let refused = || Answer::Refused("the answer to the handshake is no HTTP head".to_owned());
         return if bytes.len() > MAX_HEAD_BYTES { refused() } else { Answer::Incomplete };

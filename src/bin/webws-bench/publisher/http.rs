@@ -91,6 +91,7 @@ impl Outlet {
                 return Err(format!("POST {path} was answered {}: does this location publish?", head.status));
             }
             // nchan: 201 with subscribers, 202 without.
+            book.counts.answered += 1;
             book.counts.unheard += u64::from(head.status == 202);
             link.consume(head.total);
             unanswered.pop_front();

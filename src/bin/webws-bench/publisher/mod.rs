@@ -4,6 +4,7 @@
 //! thread's own connections send. May not enter: what is received.
 
 mod http;
+mod producer;
 mod redis;
 
 use std::collections::VecDeque;
@@ -18,6 +19,8 @@ use crate::payload::{Composer, Header};
 use crate::plan::{Pace, Plan, Publish};
 use crate::poller::{self, Poller};
 use crate::run::{Run, load, share};
+
+pub(crate) use producer::Producer;
 
 /// Bytes that may wait for a broker; beyond, due publications wait, and keep their intended time.
 const MAX_UNSENT: usize = 1 << 20;
@@ -139,11 +142,7 @@ impl Publisher {
         self.pace.on_sent();
         book.on_published(intended, receivers);
         let payload = self.composer.compose(&Header { run: run.tag, sender, sequence, sent: intended, number });
-        match &mut self.outlet {
-            Outlet::Redis(outlet) => outlet.publish(channel, payload),
-            Outlet::Http(outlet) => outlet.publish(channel, payload),
-            Outlet::Sessions => {}
-        }
+        self.outlet.publish(channel, payload);
         Some(Outgoing { by, payload })
     }
 
@@ -173,11 +172,7 @@ impl Publisher {
     /// # Errors
     /// A sentence: the broker is gone.
     pub(crate) fn flush(&mut self, poller: &Poller) -> Result<(), String> {
-        let name = self.outlet.name();
-        for link in self.outlet.links_mut() {
-            link.flush(poller).map_err(|error| format!("publishing to {name}: {error}"))?;
-        }
-        Ok(())
+        self.outlet.flush(poller)
     }
 
     /// One of the links is ready.
@@ -185,12 +180,7 @@ impl Publisher {
     /// # Errors
     /// A sentence: the broker is gone, or refuses to publish.
     pub(crate) fn on_ready(&mut self, poller: &Poller, token: u64, book: &mut Book) -> Result<(), String> {
-        let place = usize::try_from(token - FIRST_LINK).unwrap_or(usize::MAX);
-        match &mut self.outlet {
-            Outlet::Redis(outlet) => outlet.on_ready(place, book)?,
-            Outlet::Http(outlet) => outlet.on_ready(place, poller, book)?,
-            Outlet::Sessions => {}
-        }
+        self.outlet.on_ready(poller, token, book)?;
         self.flush(poller)
     }
 
@@ -251,6 +241,32 @@ impl Outlet {
             Self::Redis(_) => "Redis",
             Self::Http(_) => "the HTTP server",
             Self::Sessions => "the server",
+        }
+    }
+
+    /// Appends a publication; by WebSocket, the session that sends it does.
+    fn publish(&mut self, channel: u32, payload: &[u8]) {
+        match self {
+            Self::Redis(outlet) => outlet.publish(channel, payload),
+            Self::Http(outlet) => outlet.publish(channel, payload),
+            Self::Sessions => {}
+        }
+    }
+
+    fn flush(&mut self, poller: &Poller) -> Result<(), String> {
+        let name = self.name();
+        for link in self.links_mut() {
+            link.flush(poller).map_err(|error| format!("publishing to {name}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn on_ready(&mut self, poller: &Poller, token: u64, book: &mut Book) -> Result<(), String> {
+        let place = usize::try_from(token - FIRST_LINK).unwrap_or(usize::MAX);
+        match self {
+            Self::Redis(outlet) => outlet.on_ready(place, book),
+            Self::Http(outlet) => outlet.on_ready(place, poller, book),
+            Self::Sessions => Ok(()),
         }
     }
 

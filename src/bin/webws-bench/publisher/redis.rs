@@ -46,6 +46,7 @@ impl Outlet {
                 other => return Err(format!("Redis answered PUBLISH with {other:?}")),
             };
             link.consume(step);
+            book.counts.answered += 1;
             book.counts.unheard += u64::from(unheard);
         }
     }
