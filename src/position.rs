@@ -60,6 +60,18 @@ pub(crate) struct Position {
     pub(crate) count: u32,
 }
 
+/// From where on a client that comes back wants a channel's publications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// From the oldest that is kept.
+    Oldest,
+    /// Those behind a position.
+    Position(Position),
+}
+
+/// What a client shows for [`Since::Oldest`]: the start of a stream in Durable Streams, and no token.
+const OLDEST: &str = "-1";
+
 /// The first byte of a token's bytes, which names their form.
 const PLAIN: u8 = 1;
 const WITH_LOG: u8 = 2;
@@ -148,6 +160,14 @@ impl FromStr for Position {
             return Err(NotAPosition);
         }
         Ok(Self { milestone: Milestone { id, log }, count })
+    }
+}
+
+impl FromStr for Since {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        if text == OLDEST { Ok(Self::Oldest) } else { text.parse().map(Self::Position) }
     }
 }
 
@@ -290,6 +310,17 @@ mod tests {
             "AQEjRWeJq83v__________8B",
         ] {
             assert_eq!(text.parse::<Position>(), Err(NotAPosition), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_client_names_a_position_or_the_oldest_publication() {
+        let text = Token::from(position(3, None)).to_string();
+        assert_eq!(text.parse(), Ok(Since::Position(position(3, None))));
+        assert_eq!("-1".parse(), Ok(Since::Oldest));
+        assert_eq!("-1".parse::<Position>(), Err(NotAPosition));
+        for text in ["", "-", "-01", "-2", "0", "1", "-1 "] {
+            assert_eq!(text.parse::<Since>(), Err(NotAPosition), "{text}");
         }
     }
 

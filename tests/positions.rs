@@ -98,6 +98,28 @@ async fn what_is_not_kept_is_told_as_a_gap_and_never_given_in_part() {
 }
 
 #[tokio::test]
+async fn a_client_that_comes_in_the_middle_gets_all_that_is_kept_or_is_told_that_there_was_more() {
+    let redis = Redis::start().await;
+    let webws = start(&redis, 1).await;
+    let mut first = come_back(&webws.target(), "-1").await;
+    publish(&redis, 0..4).await;
+    expect(&mut first, 0..4).await;
+    let mut streams = vec![first];
+    for _ in 0..2 {
+        let mut stream = come_back(&webws.target(), "-1").await;
+        expect(&mut stream, 0..4).await;
+        streams.push(stream);
+    }
+    publish(&redis, 4..7).await;
+    for stream in &mut streams {
+        expect(stream, 4..7).await;
+        let mut late = EventStream::open(&webws.target(), &format!("{PATH}&last_event_id=-1")).await;
+        assert_eq!(late.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"), "5 are kept");
+        expect(&mut late, 2..7).await;
+    }
+}
+
+#[tokio::test]
 async fn a_websocket_with_nchans_subprotocol_has_positions_and_comes_back_with_one() {
     let redis = Redis::start().await;
     let webws = start(&redis, 1).await;

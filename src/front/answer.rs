@@ -22,7 +22,7 @@ use super::page::Pages;
 use super::refusal::note_refused;
 use crate::channel::Channel;
 use crate::config::WireName;
-use crate::position::{NotAPosition, Position};
+use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::session::Grant;
@@ -37,7 +37,7 @@ pub(super) struct Accepted {
 
 impl Accepted {
     /// A client that may have shown a position.
-    fn coming_back(mut grant: Grant, shown: Option<Result<Position, NotAPosition>>, mut head: Vec<u8>) -> Self {
+    fn coming_back(mut grant: Grant, shown: Option<Result<Since, NotAPosition>>, mut head: Vec<u8>) -> Self {
         if matches!(shown, Some(Err(_)))
             && let Some(gap) = grant.encoding.gap("the last event's id is not a position: messages may be missing")
         {

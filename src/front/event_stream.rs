@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
 
 use crate::clock::millis;
-use crate::position::{NotAPosition, Position};
+use crate::position::{NotAPosition, Since};
 
 const MEDIA_TYPE: &[u8] = b"text/event-stream";
 
@@ -30,9 +30,9 @@ fn is_zero_weight(parameter: &[u8]) -> bool {
     weight.is_some_and(|weight| weight.iter().all(|byte| b"0.".contains(byte)))
 }
 
-/// The position that the client shows: in the header, which a browser sets when it comes back by itself, else in the
+/// From where on the client wants publications: in the header, which a browser sets when it comes back by itself, else in the
 /// query, where a page puts the position that it has kept.
-pub(super) fn since(headers: &HeaderMap, query: &[u8]) -> Option<Result<Position, NotAPosition>> {
+pub(super) fn since(headers: &HeaderMap, query: &[u8]) -> Option<Result<Since, NotAPosition>> {
     let header = headers.get("last-event-id").map(HeaderValue::as_bytes).map(Cow::Borrowed);
     let shown = header.into_iter().chain(argument(query)).find(|text| !text.is_empty())?;
     Some(std::str::from_utf8(&shown).map_err(|_| NotAPosition).and_then(str::parse))
@@ -63,7 +63,7 @@ pub(super) fn head(retry_after: Duration) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{Milestone, MilestoneId, Token};
+    use crate::position::{Milestone, MilestoneId, Position, Token};
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -94,6 +94,7 @@ mod tests {
     fn a_client_continues_from_its_header_or_from_an_argument() {
         let place = |n| Position { milestone: Milestone { id: MilestoneId(n), log: None }, count: 0 };
         let (one, two) = (Token::from(place(1)).to_string(), Token::from(place(2)).to_string());
+        let place = |n| Since::Position(place(n));
         let token: &'static str = one.clone().leak();
         for name in ["lastEventID", "lastEventId", "last_event_id"] {
             let query = format!("channel=a&{name}={two}");
@@ -106,6 +107,8 @@ mod tests {
         for query in ["", "last_event_id", "last_event_id=", "xlast_event_id=a&channel=b"] {
             assert_eq!(since(&headers(&[]), query.as_bytes()), None, "{query}");
         }
+        assert_eq!(since(&headers(&[]), b"channel=a&last_event_id=-1"), Some(Ok(Since::Oldest)));
+        assert_eq!(since(&headers(&[("last-event-id", token)]), b"lastEventID=-1"), Some(Ok(place(1))));
         assert_eq!(since(&headers(&[("last-event-id", "17")]), b""), Some(Err(NotAPosition)));
         assert_eq!(since(&headers(&[]), b"lastEventID=%ff"), Some(Err(NotAPosition)));
     }

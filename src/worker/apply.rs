@@ -168,6 +168,10 @@ impl Core {
                     self.shard.add(Counter::Recovered, 1);
                     self.shard.add(Counter::PublicationsRecovered, publications as u64);
                 }
+                Recovery::Rest { publications } => {
+                    self.shard.add(Counter::NotRecovered, 1);
+                    self.shard.add(Counter::PublicationsRecovered, publications as u64);
+                }
                 Recovery::Incomplete => self.shard.add(Counter::NotRecovered, 1),
             }
         }

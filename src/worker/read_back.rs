@@ -4,14 +4,14 @@
 use crate::channel::Channel;
 use crate::id::SessionKey;
 use crate::placement::Node;
-use crate::position::{Milestone, Position};
+use crate::position::{Milestone, Since};
 
 /// A client whose position is not in the history here.
 #[derive(Debug)]
 pub(crate) struct ReadBack {
     pub(super) key: SessionKey,
     pub(super) channel: Channel,
-    pub(super) since: Position,
+    pub(super) since: Since,
 }
 
 /// Clients that wait for a node's log.

@@ -9,7 +9,7 @@ use crate::broker::{Broker, Request};
 use crate::clock::Millis;
 use crate::id::SessionKey;
 use crate::placement::Node;
-use crate::position::{Logged, Milestone, Position};
+use crate::position::{Logged, Milestone, Since};
 use crate::protocol::hub::HistoriesSnapshot;
 
 impl Worker {
@@ -37,6 +37,7 @@ impl Worker {
     pub(super) fn on_read_back(&mut self, client: ReadBack, parts: Vec<HistoriesSnapshot>, broker: &mut Broker) {
         let now = self.now();
         parts.into_iter().for_each(|part| self.core.hub.adopt_histories(part, now));
+        self.core.on_gathered(client.key);
         if self.core.can_recover(client.key, &client.since) {
             self.finish_recovery(&[client], now);
         } else {
@@ -53,12 +54,17 @@ impl Worker {
     /// Queues the reading of a log for a client; returns the request if it is the first one of its node.
     fn queue_log_read(&mut self, client: ReadBack) -> Option<Request> {
         let node = self.core.placement.node_of(&client.channel);
-        let (Some(node), Some(log)) = (node, client.since.milestone.log) else {
+        let from = match client.since {
+            Since::Position(since) => Some(since.milestone),
+            // A log begins anywhere.
+            Since::Oldest => None,
+        };
+        let log = from.and_then(|from| Some((from, from.log?)));
+        let (Some(node), Some((from, log))) = (node, log) else {
             let now = self.now();
             self.finish_recovery(&[client], now);
             return None;
         };
-        let from = client.since.milestone;
         let mut of_node = self.log_reads.iter_mut().filter(|read| read.node == node);
         // The log that is being read may end before this client's channel was subscribed.
         let is_first = of_node.next().is_none();
@@ -86,8 +92,10 @@ impl Worker {
         if let Some(index) = self.log_reads.iter().position(|read| read.node == node && read.from == from) {
             let LogRead { clients, .. } = self.log_reads.remove(index);
             // The log may not reach back to the first of them, and to others still.
-            let is_answered =
-                |client: &ReadBack| client.since.milestone == from || self.core.can_recover(client.key, &client.since);
+            let is_answered = |client: &ReadBack| {
+                matches!(client.since, Since::Position(since) if since.milestone == from)
+                    || self.core.can_recover(client.key, &client.since)
+            };
             let (answered, others): (Vec<_>, Vec<_>) = clients.into_iter().partition(is_answered);
             self.finish_recovery(&answered, now);
             for client in others {
@@ -113,8 +121,14 @@ impl Core {
     }
 
     /// Whether the histories here have all that the client of a session missed.
-    pub(super) fn can_recover(&mut self, key: SessionKey, since: &Position) -> bool {
+    pub(super) fn can_recover(&mut self, key: SessionKey, since: &Since) -> bool {
         let Some(slot) = self.slots.get_mut(key) else { return true };
         slot.session.subscribers().iter().all(|subscriber| self.hub.can_recover(*subscriber, since))
+    }
+
+    /// The other workers have given what they keep of a session's channels.
+    fn on_gathered(&mut self, key: SessionKey) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        slot.session.subscribers().iter().for_each(|subscriber| self.hub.on_gathered(*subscriber));
     }
 }

@@ -12,7 +12,7 @@ use super::simulated::SharedSocket;
 use crate::clock::Millis;
 use crate::id::{Generation, SessionKey};
 use crate::os;
-use crate::position::Position;
+use crate::position::Since;
 use crate::protocol::session::Session;
 use crate::protocol::socket::Socket;
 use slab::Slab;
@@ -120,8 +120,8 @@ impl Connection {
         }
     }
 
-    /// The position with which the client of a handshake comes back.
-    pub(super) fn since(&self) -> Option<Position> {
+    /// From where on the client of a handshake wants publications.
+    pub(super) fn since(&self) -> Option<Since> {
         match self {
             Self::Handshake(opening) => opening.as_ref()?.grant.since,
             _ => None,

@@ -1,6 +1,6 @@
 //! The last publications of one channel, each with its place. May not enter: other channels, encodings.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::ops::Range;
 
 use super::places::Place;
@@ -42,11 +42,25 @@ pub(super) struct History {
     pub(super) is_wanted: bool,
     /// Tells this history from an earlier one of an entry with the same id.
     pub(super) serial: u64,
+    pub(super) beginning: Beginning,
+    /// Whether the other workers of the process have put in front what they had.
+    pub(super) is_gathered: bool,
     /// All publications behind this place are kept; `None` before the first is placed.
     complete_from: Option<Place>,
     kept: VecDeque<Kept>,
     /// Payloads together.
     bytes: usize,
+}
+
+/// What is known of the publications in front of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// The channel was not subscribed before.
+    Subscribed,
+    /// Another process has them.
+    Elsewhere,
+    /// Some were here and are not kept any more, or were missed.
+    Lost,
 }
 
 /// A publication that is kept.
@@ -65,7 +79,16 @@ pub(super) struct Incomplete;
 impl History {
     /// A history that begins at `from`; with the next publication, if the channel is not placed yet.
     pub(super) fn new(keep: Keep, serial: u64, from: Option<Place>) -> Self {
-        Self { keep, is_wanted: true, serial, complete_from: from, kept: VecDeque::new(), bytes: 0 }
+        Self {
+            keep,
+            is_wanted: true,
+            serial,
+            beginning: Beginning::Subscribed,
+            is_gathered: false,
+            complete_from: from,
+            kept: VecDeque::new(),
+            bytes: 0,
+        }
     }
 
     /// Keeps as much as this asks for as well.
@@ -77,6 +100,7 @@ impl History {
     /// The subscription is lost: what is kept is not continued. Returns the bytes that are free now.
     pub(super) fn end(&mut self) -> usize {
         self.complete_from = None;
+        (self.beginning, self.is_gathered) = (Beginning::Lost, false);
         self.kept.clear();
         std::mem::take(&mut self.bytes)
     }
@@ -93,11 +117,20 @@ impl History {
     }
 
     /// Puts publications in front that another process kept: all of the channel behind `theirs.start`, up to
-    /// `theirs.end` at least. Takes none if between these and the own ones a publication could be missing. The channel
-    /// is placed from the milestone `from` on. Returns how many bytes more are kept.
-    pub(super) fn prepend(&mut self, theirs: Range<Place>, kept: Vec<Kept>, from: u32) -> usize {
+    /// `theirs.end` at least, with `beginning` in front of them. Takes none if between these and the own ones a
+    /// publication could be missing. The channel is placed from the milestone `from` on. Returns how many bytes more are
+    /// kept.
+    pub(super) fn prepend(&mut self, theirs: Range<Place>, kept: Vec<Kept>, beginning: Beginning, from: u32) -> usize {
         let own_start = self.start(from);
-        if own_start <= theirs.start || theirs.end < own_start {
+        let is_in_front = theirs.start < own_start;
+        let is_contiguous = theirs.end >= own_start;
+        match beginning {
+            Beginning::Lost => self.beginning = Beginning::Lost,
+            // What they had is not all here.
+            Beginning::Subscribed if is_in_front && !is_contiguous => self.beginning = Beginning::Lost,
+            Beginning::Subscribed | Beginning::Elsewhere => {}
+        }
+        if !is_in_front || !is_contiguous {
             return 0;
         }
         let before = self.bytes;
@@ -106,6 +139,9 @@ impl History {
         self.bytes += earlier.iter().map(|kept| kept.payload.len()).sum::<usize>();
         earlier.append(&mut self.kept);
         (self.kept, self.complete_from) = (earlier, Some(theirs.start));
+        if self.beginning == Beginning::Elsewhere {
+            self.beginning = beginning;
+        }
         self.bound();
         self.bytes - before
     }
@@ -122,7 +158,7 @@ impl History {
     }
 
     /// What is kept, in order.
-    pub(super) fn kept(&self) -> impl Iterator<Item = &Kept> {
+    pub(super) fn kept(&self) -> vec_deque::Iter<'_, Kept> {
         self.kept.iter()
     }
 
@@ -130,7 +166,7 @@ impl History {
     ///
     /// # Errors
     /// Some of them are not kept; or `place` is behind the channel's end at `end`, and so was made up.
-    pub(super) fn after(&self, place: Place, from: u32, end: Place) -> Result<impl Iterator<Item = &Kept>, Incomplete> {
+    pub(super) fn after(&self, place: Place, from: u32, end: Place) -> Result<vec_deque::Iter<'_, Kept>, Incomplete> {
         if place < self.start(from) || place > end {
             return Err(Incomplete);
         }
@@ -147,6 +183,7 @@ impl History {
     pub(super) fn evict(&mut self) -> usize {
         let Some(oldest) = self.kept.pop_front() else { return 0 };
         self.complete_from = Some(oldest.place);
+        self.beginning = Beginning::Lost;
         self.bytes -= oldest.payload.len();
         oldest.payload.len()
     }
@@ -220,28 +257,36 @@ mod tests {
             history
         };
         let mut history = own();
-        assert_eq!(history.prepend(place(2, 0)..place(5, 2), theirs(), 5), 2);
+        assert_eq!(history.prepend(place(2, 0)..place(5, 2), theirs(), Beginning::Subscribed, 5), 2);
         assert_eq!(after(&history, 2, 0), Some(vec![&b"a"[..], b"b", b"c"]), "what both have comes once");
         assert_eq!((after(&history, 1, 9), after(&history, 4, 0).map(|kept| kept.len())), (None, Some(1)));
-        assert_eq!(history.prepend(place(2, 0)..place(5, 2), theirs(), 5), 0, "from another worker");
+        assert_eq!(
+            history.prepend(place(2, 0)..place(5, 2), theirs(), Beginning::Subscribed, 5),
+            0,
+            "from another worker"
+        );
         assert_eq!(history.kept().count(), 3);
-        assert_eq!(history.prepend(place(1, 0)..place(4, 0), vec![kept(1, 2, b"z")], 5), 0, "no room");
+        assert_eq!(
+            history.prepend(place(1, 0)..place(4, 0), vec![kept(1, 2, b"z")], Beginning::Subscribed, 5),
+            0,
+            "no room"
+        );
         assert_eq!((after(&history, 1, 2).map(|kept| kept.len()), after(&history, 1, 1)), (Some(3), None));
         // Theirs end before ours begin; or begin where ours do.
         for range in [place(2, 0)..place(4, 9), place(5, 0)..place(5, 2), place(5, 1)..place(5, 2)] {
             let mut history = own();
-            assert_eq!(history.prepend(range.clone(), theirs(), 5), 0, "{range:?}");
+            assert_eq!(history.prepend(range.clone(), theirs(), Beginning::Subscribed, 5), 0, "{range:?}");
             assert_eq!((history.kept().count(), after(&history, 3, 1)), (1, None), "{range:?}");
         }
         // Nothing was published, and that is known now.
         let mut history = History::new(KEEP, 0, None);
-        assert_eq!(history.prepend(place(2, 0)..place(5, 0), vec![], 5), 0);
+        assert_eq!(history.prepend(place(2, 0)..place(5, 0), vec![], Beginning::Subscribed, 5), 0);
         assert_eq!((after(&history, 2, 0), after(&history, 1, 9)), (Some(vec![]), None));
         // Of ours, the first was dropped already: theirs reach over that.
         let mut history = own();
         history.evict();
         history.push(b"d", place(5, 2), 5, 0);
-        assert_eq!(history.prepend(place(3, 0)..place(5, 1), theirs(), 5), 2);
+        assert_eq!(history.prepend(place(3, 0)..place(5, 1), theirs(), Beginning::Subscribed, 5), 2);
         assert_eq!(after(&history, 3, 0), Some(vec![&b"b"[..], b"c", b"d"]));
     }
 

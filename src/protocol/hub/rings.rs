@@ -5,12 +5,13 @@
 //! first byte on. May not enter: sockets, the broker.
 
 use std::cmp::Reverse;
+use std::collections::vec_deque;
 
 use bytes::{BufMut, BytesMut};
 
 use super::budget::Budget;
 use super::entry::ChannelEntry;
-use super::history::{History, Keep, Kept};
+use super::history::{Beginning, History, Keep, Kept};
 use super::milestones::Milestones;
 use super::state::Hub;
 use crate::channel::Channel;
@@ -18,7 +19,13 @@ use crate::clock::Millis;
 use crate::id::{SessionKey, SubscriberId};
 use crate::per_node::PerNode;
 use crate::placement::Node;
-use crate::position::{Milestone, Position};
+use crate::position::{Milestone, Position, Since};
+
+/// What a client is told for whose position not everything is kept.
+const NOT_KEPT: &str = "messages since the last seen position may be missing";
+
+/// What a client is told that asked for the oldest publications.
+const OLDER_NOT_KEPT: &str = "earlier messages are not kept any more";
 
 /// What a client that shows a position gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +34,8 @@ pub(crate) enum Recovery {
     New,
     /// Every publication behind its position.
     Complete { publications: usize },
+    /// It asked for the oldest publications: those that are kept. Older ones were here, or may have been.
+    Rest { publications: usize },
     /// Some publications behind its position may be missing.
     Incomplete,
 }
@@ -170,50 +179,60 @@ impl Hub {
         false
     }
 
-    /// Whether the history of a subscriber's channel has all publications behind `since`.
-    pub(crate) fn can_recover(&self, subscriber: SubscriberId, since: &Position) -> bool {
+    /// Whether the history of a subscriber's channel has all publications behind `since`; or has the oldest of all
+    /// workers.
+    pub(crate) fn can_recover(&self, subscriber: SubscriberId, since: &Since) -> bool {
         let Some((entry, _)) = self.subscription(subscriber) else { return false };
-        self.kept_after(entry, since).is_some()
+        match since {
+            Since::Position(since) => self.kept_after(entry, since).is_some(),
+            Since::Oldest => entry.history.as_ref().is_some_and(|history| history.is_gathered),
+        }
+    }
+
+    /// Notes that the other workers of the process have put in front what they had of a subscriber's channel.
+    pub(crate) fn on_gathered(&mut self, subscriber: SubscriberId) {
+        if let Some(history) = self.history_mut(subscriber) {
+            history.is_gathered = true;
+        }
     }
 
     /// What is kept of a channel behind `since`; `None` when some of it is not.
-    fn kept_after<'a>(
-        &self,
-        entry: &'a ChannelEntry,
-        since: &Position,
-    ) -> Option<impl Iterator<Item = &'a Kept> + use<'a>> {
+    fn kept_after<'a>(&self, entry: &'a ChannelEntry, since: &Position) -> Option<vec_deque::Iter<'a, Kept>> {
         let milestones = self.milestones.at(entry.node?);
         let end = entry.places.end(milestones.current())?;
         entry.history.as_ref()?.after(milestones.place(since)?, entry.places.from, end).ok()
     }
 
+    /// All that is kept of a channel, and whether nothing came before it since the channel was subscribed; `None` when
+    /// the channel has no positions.
+    fn kept_at_all<'a>(&self, entry: &'a ChannelEntry) -> Option<(vec_deque::Iter<'a, Kept>, bool)> {
+        entry.places.end(self.milestones.at(entry.node?).current())?;
+        let history = entry.history.as_ref()?;
+        Some((history.kept(), history.beginning == Beginning::Subscribed))
+    }
+
     /// Writes what a subscriber gets before anything else, in its encoding: the publications behind `since`, or what
     /// says that some may be missing, and its position.
-    pub(crate) fn recover(
-        &mut self,
-        subscriber: SubscriberId,
-        since: Option<Position>,
-        out: &mut BytesMut,
-    ) -> Recovery {
+    pub(crate) fn recover(&mut self, subscriber: SubscriberId, since: Option<Since>, out: &mut BytesMut) -> Recovery {
         let Some((entry, encoding)) = self.subscription(subscriber) else { return Recovery::Incomplete };
         let milestones = entry.node.map(|node| self.milestones.at(node));
         let end = entry.places.end(milestones.and_then(Milestones::current));
         let position = |place| milestones.and_then(|milestones| milestones.position(place));
-        let recovery = match since.as_ref() {
-            None => Recovery::New,
-            Some(since) => self.kept_after(entry, since).map_or(Recovery::Incomplete, |kept| {
-                let mut publications = 0;
-                for kept in kept {
-                    encoding.encode(&entry.name, &kept.payload, position(kept.place), out);
-                    publications += 1;
-                }
-                Recovery::Complete { publications }
-            }),
+        let kept = since.map(|since| match since {
+            Since::Position(since) => self.kept_after(entry, &since).map(|kept| (kept, true)),
+            Since::Oldest => self.kept_at_all(entry),
+        });
+        let (recovery, gap) = match &kept {
+            None => (Recovery::New, None),
+            Some(None) => (Recovery::Incomplete, Some(NOT_KEPT)),
+            Some(Some((kept, true))) => (Recovery::Complete { publications: kept.len() }, None),
+            Some(Some((kept, false))) => (Recovery::Rest { publications: kept.len() }, Some(OLDER_NOT_KEPT)),
         };
-        if recovery == Recovery::Incomplete
-            && let Some(gap) = encoding.gap("messages since the last seen position may be missing")
-        {
+        if let Some(gap) = gap.and_then(|gap| encoding.gap(gap)) {
             out.put_slice(&gap);
+        }
+        for kept in kept.flatten().into_iter().flat_map(|(kept, _)| kept) {
+            encoding.encode(&entry.name, &kept.payload, position(kept.place), out);
         }
         let end = end.filter(|_| entry.history.is_some());
         if let Some(position) = end.and_then(position).and_then(|at| encoding.position(at)) {
@@ -272,7 +291,7 @@ mod tests {
     /// What a subscriber gets that comes back with `since`.
     fn recovered(hub: &mut Hub, subscriber: SubscriberId, since: Option<Position>) -> (Recovery, String) {
         let mut out = BytesMut::new();
-        let recovery = hub.recover(subscriber, since, &mut out);
+        let recovery = hub.recover(subscriber, since.map(Since::Position), &mut out);
         (recovery, String::from_utf8_lossy(&out).into_owned())
     }
 
@@ -344,6 +363,50 @@ mod tests {
         }
         hub.unconfirm(Node(0), b"a", 0);
         assert_eq!(recovered(&mut hub, subscriber, Some(position(2, 1))).0, Recovery::Incomplete);
+    }
+
+    #[test]
+    fn a_client_that_asks_for_the_oldest_gets_all_that_is_kept_and_is_told_of_what_is_not() {
+        let mut hub = hub();
+        let oldest = |hub: &mut Hub, subscriber| {
+            let mut out = BytesMut::new();
+            let recovery = hub.recover(subscriber, Some(Since::Oldest), &mut out);
+            (recovery, String::from_utf8_lossy(&out).into_owned())
+        };
+        let (subscriber, _) = join(&mut hub, "a", 1);
+        assert_eq!(oldest(&mut hub, subscriber).0, Recovery::Incomplete, "it is not placed");
+        hub.confirm(Node(0), b"a");
+        hub.on_milestone(Node(0), milestone(1), 0);
+        assert_eq!(oldest(&mut hub, subscriber), (Recovery::Complete { publications: 0 }, String::new()));
+        hub.append(b"a", b"1");
+        hub.on_milestone(Node(0), milestone(2), 0);
+        for n in 2..=10 {
+            hub.append(b"a", n.to_string().as_bytes());
+        }
+        let all = sent(&mut hub);
+        assert_eq!(oldest(&mut hub, subscriber), (Recovery::Complete { publications: 10 }, all));
+        hub.append(b"a", b"11");
+        let (recovery, told) = oldest(&mut hub, subscriber);
+        assert_eq!(recovery, Recovery::Rest { publications: 10 });
+        let (gap, second) = (told.find("event: gap"), told.find("\n\n2"));
+        assert!(gap.is_some() && gap < second && told.ends_with("\n\n11"), "{told:?}");
+        // The others are asked first, once.
+        assert!(!hub.can_recover(subscriber, &Since::Oldest));
+        hub.on_gathered(subscriber);
+        assert!(hub.can_recover(subscriber, &Since::Oldest));
+        // What is missed while the link is away was never here.
+        let (other, _) = join(&mut hub, "b", 2);
+        hub.confirm(Node(0), b"b");
+        hub.on_milestone(Node(0), milestone(3), 0);
+        hub.on_gathered(other);
+        hub.unconfirm_all(Node(0), 0, false);
+        hub.confirm(Node(0), b"b");
+        hub.on_milestone(Node(0), milestone(4), 0);
+        assert!(!hub.can_recover(other, &Since::Oldest));
+        assert_eq!(oldest(&mut hub, other).0, Recovery::Rest { publications: 0 });
+        let plain = hub.join(&channel("plain"), Encoding::Meta, key(3)).subscriber;
+        hub.confirm(Node(0), b"plain");
+        assert_eq!(oldest(&mut hub, plain).0, Recovery::Incomplete, "nothing is kept");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::entry::ChannelEntry;
-use super::history::{History, Kept};
+use super::history::{Beginning, History, Kept};
 use super::milestones::Milestones;
 use super::places::Place;
 use super::state::Hub;
@@ -51,6 +51,14 @@ pub(crate) struct HistorySnapshot {
     start: PlaceSnapshot,
     end: PlaceSnapshot,
     kept: Vec<KeptSnapshot>,
+    /// Whether publications in front of these were here, or may have been; `None` for a log, which says nothing of that.
+    /// An earlier version does not say, so they may have been.
+    #[serde(default = "may_be_cut")]
+    is_cut: Option<bool>,
+}
+
+fn may_be_cut() -> Option<bool> {
+    Some(true)
 }
 
 /// A publication, and how long ago it came. Without names of fields, because there may be a hundred thousand.
@@ -73,6 +81,7 @@ impl HistorySnapshot {
         // first milestone that has.
         let first = Place { milestone: milestones.first(), count: 0 };
         let place = |Place { milestone, count }| (milestone - first.milestone, count);
+        let is_cut = history.beginning != Beginning::Subscribed || history.kept().any(|kept| kept.place < first);
         let kept = history.kept().filter(|kept| kept.place >= first);
         let kept = kept.map(|Kept { place: at, at: came, payload }| {
             KeptSnapshot(place(*at), now.saturating_sub(*came), ByteBuf::from(&**payload))
@@ -82,6 +91,7 @@ impl HistorySnapshot {
             start: place(history.start(entry.places.from).max(first)),
             end: place(end),
             kept: kept.collect(),
+            is_cut: Some(is_cut),
         })
     }
 
@@ -159,6 +169,7 @@ impl Hub {
             start: (0, 0),
             end,
             kept,
+            is_cut: None,
         }));
         self.adopt_histories(part, now);
     }
@@ -201,7 +212,12 @@ impl HistorySnapshot {
             Some(Kept { place: place(at)?, at: now.saturating_sub(ago), payload })
         });
         let kept: Option<Vec<_>> = kept.collect();
-        Some(history.prepend(theirs, kept?, from))
+        let beginning = match self.is_cut {
+            Some(true) => Beginning::Lost,
+            Some(false) => Beginning::Subscribed,
+            None => Beginning::Elsewhere,
+        };
+        Some(history.prepend(theirs, kept?, beginning, from))
     }
 }
 
@@ -216,7 +232,7 @@ mod tests {
     use crate::clock;
     use crate::id::SessionKey;
     use crate::placement::Placement;
-    use crate::position::Position;
+    use crate::position::{Position, Since};
     use crate::protocol::encoding::Encoding;
     use crate::protocol::hub::{Keep, Recovery};
 
@@ -279,12 +295,48 @@ mod tests {
     fn recovered(hub: &mut Hub, name: &str, since: Position) -> Option<usize> {
         hub.keep(&channel(name), KEEP);
         let joined = hub.join(&channel(name), Encoding::Meta, SessionKey { index: 9, generation: 9 });
-        let recovery = hub.recover(joined.subscriber, Some(since), &mut BytesMut::new());
+        let recovery = hub.recover(joined.subscriber, Some(Since::Position(since)), &mut BytesMut::new());
         hub.leave(joined.subscriber, NOW);
         match recovery {
             Recovery::Complete { publications } => Some(publications),
-            Recovery::New | Recovery::Incomplete => None,
+            Recovery::New | Recovery::Rest { .. } | Recovery::Incomplete => None,
         }
+    }
+
+    /// How many publications a client gets that asks for the oldest, and whether it is told that there were others.
+    fn oldest(hub: &mut Hub, name: &str) -> (usize, bool) {
+        let joined = hub.join(&channel(name), Encoding::Meta, SessionKey { index: 9, generation: 9 });
+        let recovery = hub.recover(joined.subscriber, Some(Since::Oldest), &mut BytesMut::new());
+        hub.leave(joined.subscriber, NOW);
+        match recovery {
+            Recovery::Complete { publications } => (publications, false),
+            Recovery::Rest { publications } => (publications, true),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_oldest_publications_are_those_of_all_that_had_the_channel() {
+        let (mut whole, mut cut) = (old(&["a"]), old(&["a"]));
+        publish(&mut [&mut whole, &mut cut], 1, &["a"], NOW);
+        for _ in 0..20 {
+            cut.append(b"a", b"more");
+        }
+        assert_eq!((oldest(&mut whole, "a"), oldest(&mut cut, "a")), ((1, false), (20, true)));
+        let mut own = new(&["a"]);
+        publish(&mut [&mut whole, &mut cut, &mut own], 2, &["a"], NOW);
+        assert_eq!(oldest(&mut own, "a"), (1, true), "the old process may have had others");
+        move_to(&mut own, &whole, NOW);
+        assert_eq!(oldest(&mut own, "a"), (2, false));
+        move_to(&mut own, &cut, NOW);
+        assert_eq!(oldest(&mut own, "a"), (2, true), "from another one, whose history begins later");
+        // An earlier version does not say.
+        let mut own = new(&["a"]);
+        publish(&mut [&mut whole, &mut own], 3, &["a"], NOW);
+        let mut part = all_parts(&whole, NOW).remove(0);
+        part.histories[0].is_cut = may_be_cut();
+        own.adopt_histories(part, NOW);
+        assert_eq!(oldest(&mut own, "a"), (3, true));
     }
 
     #[test]
@@ -330,6 +382,7 @@ mod tests {
             publication("a"),
         ];
         own.on_milestone(Node(0), milestone(6), NOW);
+        assert_eq!(oldest(&mut own, "a"), (1, false));
         own.adopt_log(Node(0), milestone(1), logged, milestone(6), NOW);
         for (since, expected) in [(position(1, 0), 4), (position(1, 1), 3), (position(2, 2), 1), (position(5, 1), 0)] {
             assert_eq!(recovered(&mut own, "a", since), Some(expected), "{since:?}");
@@ -340,6 +393,7 @@ mod tests {
             "nothing was published, and nothing is missing"
         );
         assert_eq!(recovered(&mut own, "a", position(3, 0)), None);
+        assert_eq!(oldest(&mut own, "a"), (4, false), "and nothing that was here is lost");
     }
 
     #[test]

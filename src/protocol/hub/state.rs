@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::budget::Budget;
 use super::entry::{Audience, ChannelEntry};
-use super::history::Keep;
+use super::history::{Beginning, History, Keep};
 use super::milestones::Milestones;
 use super::names::Names;
 use crate::channel::Channel;
@@ -131,6 +131,9 @@ impl Hub {
         self.keep(channel, keep);
         if let Some(history) = self.channels.get_mut(id).and_then(|entry| entry.history.as_mut()) {
             history.is_wanted &= !is_new;
+            if is_new {
+                history.beginning = Beginning::Elsewhere;
+            }
         }
     }
 
@@ -225,6 +228,12 @@ impl Hub {
         let Subscriber { channel, audience, .. } = self.subscribers.get(subscriber.0 as usize)?;
         let entry = self.channels.get(*channel)?;
         Some((entry, entry.audiences.get(*audience)?.encoding))
+    }
+
+    /// The history of a subscriber's channel.
+    pub(super) fn history_mut(&mut self, subscriber: SubscriberId) -> Option<&mut History> {
+        let Subscriber { channel, .. } = self.subscribers.get(subscriber.0 as usize)?;
+        self.channels.get_mut(*channel)?.history.as_deref_mut()
     }
 
     pub(super) fn audience_mut(&mut self, subscriber: SubscriberId) -> Option<&mut Audience> {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::subscription::Rights;
 use crate::channel::Channel;
-use crate::position::Position;
+use crate::position::Since;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 
@@ -16,8 +16,8 @@ pub(crate) struct Grant {
     pub(crate) channel: Channel,
     pub(crate) encoding: Encoding,
     pub(crate) rights: Rights,
-    /// The position with which the client comes back.
-    pub(crate) since: Option<Position>,
+    /// From where on a client that comes back wants publications.
+    pub(crate) since: Option<Since>,
 }
 
 impl Grant {
