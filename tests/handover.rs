@@ -35,7 +35,7 @@ impl Stage {
         Stage::start_with(|builder| builder.workers(2)).await
     }
 
-    async fn start_with(more: impl FnOnce(Builder) -> Builder) -> Stage {
+    pub(crate) async fn start_with(more: impl FnOnce(Builder) -> Builder) -> Stage {
         let redis = Redis::start().await;
         let webws = more(Webws::builder().broker(&redis.url())).exchangeable().start().await;
         let witness = Witness::join(&webws.target(), PATH).await;

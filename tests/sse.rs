@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use crate::handover::Stage;
 use crate::support::client::{Client, Socket, Target};
 use crate::support::events::{Event, EventStream, events_request};
-use crate::support::http::request;
+use crate::support::http::{Answer, handshake, request};
 use crate::support::nginx::{Nginx, Site};
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
@@ -108,6 +108,10 @@ async fn a_request_for_no_event_stream_is_refused_with_the_reason() {
     EventStream::request(&webws.target(), h2c.as_bytes()).await;
 }
 
+async fn request_answer(target: &Target, bytes: &str) -> Answer {
+    request(&Socket::connect(target).await.unwrap(), bytes.as_bytes()).await
+}
+
 #[tokio::test]
 async fn a_stream_begins_when_its_channel_is_subscribed() {
     let mut redis = Redis::start().await;
@@ -115,18 +119,56 @@ async fn a_stream_begins_when_its_channel_is_subscribed() {
     redis.command(&["ACL", "SETUSER", "web", "on", ">pw", "&chat:a", "&webws:probe:*", "+@all"]).await;
     let webws = Webws::builder().broker(&url).workers(1).extra_toml("[limits]\nretry_after = \"7s\"").start().await;
     let nginx = Nginx::start(&webws.socket()).await;
-    let ask = async |target: &Target, path: &str| {
-        request(&Socket::connect(target).await.unwrap(), events_request(path).as_bytes()).await
-    };
+    let ask = async |target: &Target, path: &str| request_answer(target, &events_request(path)).await;
     for target in [webws.target(), nginx.target()] {
         let mut stream = EventStream::open(&target, PATH).await;
         assert!(redis.publish(b"chat:a", b"at once").await > 0);
         stream.expect("at once").await;
-        ask(&target, "/webws?channel=%22b%22").await.assert_unavailable("7");
     }
+    let other = "/webws?channel=%22b%22";
+    ask(&webws.target(), other).await.assert_unavailable("7");
+    // An EventSource would never come back after a 503, so nginx makes a stream of it that ends at once.
+    let refused = ask(&nginx.target(), other).await;
+    assert_ends_at_once(&refused, 503, 7);
     redis.kill();
     until("it refuses", START, async || ask(&webws.target(), PATH).await.head.status == 503).await;
-    ask(&nginx.target(), PATH).await.assert_unavailable("7");
+    assert_ends_at_once(&ask(&nginx.target(), PATH).await, 503, 7);
+}
+
+/// A stream without an event, which says with what status it was refused, and after how many seconds, and up to one
+/// more, its client comes back.
+fn assert_ends_at_once(answer: &Answer, status: u16, seconds: u64) {
+    let kind = answer.head.header("Content-Type");
+    assert_eq!((answer.head.status, kind), (200, Some("text/event-stream")), "{answer:?}");
+    let (comment, retry) = answer.body.split_once("\nretry: ").unwrap_or_else(|| panic!("no pause: {answer:?}"));
+    assert!(comment.starts_with(&format!(": {status} ")) && !comment.contains('\n'), "{answer:?}");
+    let pause: u64 = retry.strip_suffix("\n\n").unwrap().parse().unwrap();
+    assert!((1_000 * seconds..1_000 * (seconds + 1)).contains(&pause), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_refusal_that_an_event_source_would_not_survive_is_a_stream_that_ends_at_once() {
+    let mut webws = Webws::on("memory").await;
+    let guard = Site { server: "auth_request /_auth; location = /_auth { return 401; }", ..Site::default() };
+    let guarded = Nginx::start_in(guard, &webws.socket(), |_, text| text).await;
+    let hostile = Nginx::start_in(crate::nginx::site::HOSTILE, &webws.socket(), |_, text| text).await;
+    let ask = async |nginx: &Nginx, request: &str| {
+        request_answer(&nginx.target(), &request.replace("keep-alive", "close")).await
+    };
+    let (events, below) = (events_request(PATH), events_request("/webws/x.html?channel=%22a%22"));
+    // What no later attempt would change stays as it is.
+    assert_eq!(ask(&guarded, &events).await.head.status, 401);
+    assert_eq!(ask(&hostile, &events_request("/webws?channel=a")).await.head.status, 400);
+    webws.term();
+    webws.wait_exit(SOON).await;
+    assert_eq!(ask(&guarded, &events).await.head.status, 401);
+    for request in [&events, &below] {
+        let answer = ask(&hostile, request).await;
+        assert_ends_at_once(&answer, 502, 5);
+        assert_eq!((answer.head.header("X-Site"), answer.all("Cache-Control")), (None, vec!["no-store"]), "{answer:?}");
+    }
+    // Others understand a status.
+    assert_eq!(handshake(&hostile.target(), PATH).await.head.status, 502);
 }
 
 #[tokio::test]

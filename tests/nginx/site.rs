@@ -172,7 +172,7 @@ fn with_news(name: &str, text: String) -> String {
     let command = command.replace("/etc/nginx/", "");
     crate::readme::run(dir.path(), "bash", &["-ec", &command], &[]);
     let copy = std::fs::read_to_string(dir.path().join("webws-news.conf")).unwrap();
-    assert!(text.matches("the path, ").count() == 2 && copy.matches("/news").count() == 2, "{copy}");
+    assert!(text.matches("the path, ").count() == 4 && copy.matches("/news").count() == 4, "{copy}");
     format!("{text}\n{copy}")
 }
 
@@ -204,6 +204,7 @@ fn with_guarded_admin(is_first: bool) -> impl Fn(&str, String) -> String {
         }
         let admin = text
             .replace("location = /webws {", "location = /webws/admin {\ndeny all;")
+            .replace("@away:/webws", "@away:/webws/admin")
             .replace("webws_sidecar/webws;", "webws_sidecar/webws/admin;");
         if is_first { admin + "\n" + &text } else { text + "\n" + &admin }
     }

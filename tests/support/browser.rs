@@ -7,13 +7,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder};
+use hyper::Method;
 use hyper_util::client::legacy::connect::HttpConnector;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use url::Url;
 
 use super::{Process, START, free_port, holds_within, read_log};
 
@@ -23,6 +26,28 @@ const REMEDY: &str = "apt-get install chromium chromium-driver";
 pub(crate) struct Browser {
     client: Client,
     driver: Driver,
+}
+
+/// Whether pages have a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    Online,
+    Offline,
+}
+
+/// A command of the DevTools protocol, and its parameters.
+#[derive(Debug)]
+struct DevTools(&'static str, Value);
+
+impl WebDriverCompatibleCommand for DevTools {
+    fn endpoint(&self, base: &Url, session: Option<&str>) -> Result<Url, url::ParseError> {
+        base.join(&format!("session/{}/goog/cdp/execute", session.expect("there is a session")))
+    }
+
+    fn method_and_body(&self, _: &Url) -> (Method, Option<String>) {
+        let Self(command, parameters) = self;
+        (Method::POST, Some(json!({ "cmd": command, "params": parameters }).to_string()))
+    }
 }
 
 /// chromedriver, and whatever it has started.
@@ -55,6 +80,17 @@ impl Browser {
 
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Refuses the page new requests, or lets them pass again. What is under way goes on: Chromium does not cut it.
+    pub(crate) async fn set_network(&self, network: Network) {
+        let conditions = json!({
+            "offline": network == Network::Offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1
+        });
+        let commands = [("Network.enable", json!({})), ("Network.emulateNetworkConditions", conditions)];
+        for (command, parameters) in commands {
+            self.client.issue_cmd(DevTools(command, parameters)).await.unwrap();
+        }
     }
 
     /// What `script` returns.

@@ -83,6 +83,13 @@ impl Nginx {
         nginx
     }
 
+    /// Stops it, as a service manager does, and starts it again on the same files.
+    pub(crate) async fn restart(self) -> Nginx {
+        let Nginx { process, addr, dir } = self;
+        drop(process);
+        Nginx::run(dir, addr).await
+    }
+
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
