@@ -1,9 +1,10 @@
 //! Promise: the page that comes with webws works in a real browser, through a real nginx and with a real
 //! Redis, which may restart without the page noticing.
 //!
-//! `access` is about the keyboard and assistive technology.
+//! `access` is about the keyboard and assistive technology, `positions` about clients that come back.
 
 mod access;
+mod positions;
 
 use fantoccini::Locator;
 use fantoccini::wd::WindowHandle;
@@ -177,7 +178,8 @@ async fn two_tabs_talk_with_nothing_but_webws_dev_on_both_endpoints() {
     }
     // No outside asset.
     let loaded = browser.execute("return performance.getEntriesByType('resource').map(e => e.name).sort()").await;
-    let expected: Value = [format!("http://{address}/page.css"), format!("http://{address}/page.js")].to_vec().into();
+    let files = ["log.js", "page.css", "page.js", "target.js", "transport.js"];
+    let expected: Value = files.map(|file| format!("http://{address}/{file}")).to_vec().into();
     assert_eq!(loaded, expected, "the page loads something else");
 }
 

@@ -40,6 +40,9 @@ async fn the_complete_configuration_passes_its_check_and_serves() {
 
     for (path, content_type, content) in [
         ("/", "text/html", include_str!("../src/front/page/index.html")),
+        ("/transport.js", "text/javascript", include_str!("../src/front/page/transport.js")),
+        ("/target.js", "text/javascript", include_str!("../src/front/page/target.js")),
+        ("/log.js", "text/javascript", include_str!("../src/front/page/log.js")),
         ("/page.js", "text/javascript", include_str!("../src/front/page/page.js")),
         ("/page.css", "text/css", include_str!("../src/front/page/page.css")),
     ] {

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use webws::binary::{self, Reading};
-use webws::{BrokerConfig, Config, EndpointConfig, Listen};
+use webws::{BrokerConfig, Config, EndpointConfig, HistoryConfig, Listen};
 
 /// A longer file is not a configuration of webws.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -113,6 +113,12 @@ pub(crate) fn dev(config: &mut Config, file: Option<&Path>, broker: Option<Broke
     }
     if file.is_none() {
         config.endpoints.push(EndpointConfig::plain());
+        // The page shows what a client that comes back gets.
+        config.endpoints.iter_mut().for_each(|endpoint| endpoint.history = Some(HistoryConfig::default()));
+    }
+    if config.broker == BrokerConfig::Memory && file.is_none() && is_unset("WEBWS_WORKERS") {
+        // Without Redis, a position means something to its worker only.
+        config.workers = 1;
     }
 }
 

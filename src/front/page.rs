@@ -15,7 +15,7 @@ use hyper::header::{
 };
 use hyper::{Method, Response, StatusCode};
 
-use crate::config::{BrokerConfig, ChannelRule, Config, EndpointConfig, Listen, RedisAddress, WireName};
+use crate::config::{BrokerConfig, ChannelRule, Config, EndpointConfig, HistoryConfig, Listen, RedisAddress, WireName};
 use crate::worker::Publisher;
 
 /// The test page, on a server that has one.
@@ -25,8 +25,15 @@ pub(crate) type Pages = Option<Arc<TestPage>>;
 const PUBLISH: &str = "/dev/publish";
 
 const INDEX: &str = include_str!("page/index.html");
-const STYLE: &str = include_str!("page/page.css");
-const SCRIPT: &str = include_str!("page/page.js");
+
+/// The files beside it: path, type and content.
+const FILES: [(&str, &str, &str); 5] = [
+    ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
+    ("/transport.js", "text/javascript; charset=utf-8", include_str!("page/transport.js")),
+    ("/target.js", "text/javascript; charset=utf-8", include_str!("page/target.js")),
+    ("/log.js", "text/javascript; charset=utf-8", include_str!("page/log.js")),
+    ("/page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
+];
 
 /// The marks around the example endpoints in the page's file, which the configured endpoints replace.
 const SHIPPED_ENDPOINTS: (&str, &str) = ("<!-- endpoints -->", "<!-- /endpoints -->");
@@ -108,11 +115,11 @@ impl TestPage {
         if method != Method::GET {
             return None;
         }
-        let (content_type, content) = match path {
-            b"/" => ("text/html; charset=utf-8", Bytes::from(self.index.clone())),
-            b"/page.css" => ("text/css; charset=utf-8", STYLE.into()),
-            b"/page.js" => ("text/javascript; charset=utf-8", SCRIPT.into()),
-            _ => return None,
+        let (content_type, content) = if path == b"/" {
+            ("text/html; charset=utf-8", Bytes::from(self.index.clone()))
+        } else {
+            let (_, content_type, content) = FILES.iter().find(|(at, ..)| at.as_bytes() == path)?;
+            (*content_type, Bytes::from_static(content.as_bytes()))
         };
         let mut response = response(StatusCode::OK, content_type, content);
         let headers = response.headers_mut();
@@ -194,6 +201,7 @@ fn option(endpoint: &EndpointConfig) -> String {
     };
     let command = if endpoint.sharded { "SPUBLISH" } else { "PUBLISH" };
     let max = endpoint.max_message_bytes.to_string();
+    let history = endpoint.history.as_ref().map(history).unwrap_or_default();
     let attributes = [
         ("value", endpoint.path.as_str()),
         ("data-wire", wire),
@@ -201,12 +209,18 @@ fn option(endpoint: &EndpointConfig) -> String {
         ("data-argument", endpoint.argument.as_str()),
         ("data-prefix", endpoint.prefix.as_str()),
         ("data-command", command),
+        ("data-history", history.as_str()),
         ("data-max", max.as_str()),
         ("data-receives", if endpoint.subscribe { "yes" } else { "no" }),
         ("data-sends", if endpoint.publish { "yes" } else { "no" }),
     ];
     let attributes: String = attributes.iter().map(|(name, value)| format!(" {name}=\"{}\"", escaped(value))).collect();
     format!("<option{attributes}>{} ({wire})</option>", escaped(&endpoint.path))
+}
+
+/// What an endpoint keeps of each channel, in text.
+fn history(HistoryConfig { messages, age, bytes }: &HistoryConfig) -> String {
+    format!("{messages} messages, {} kB, {}", bytes.div_ceil(1_000), humantime::format_duration(*age))
 }
 
 /// The `redis-cli` command for the broker, with a masked password. `None` where one command line is not enough.
@@ -340,7 +354,7 @@ mod tests {
         let page = index(&config);
         assert_eq!(page.matches("<option").count(), 1, "{page}");
         let option = "<option value=\"/news&quot;&lt;\" data-wire=\"plain\" data-rule=\"path\" data-argument=\"channel\" \
-             data-prefix=\"news:\" data-command=\"PUBLISH\" data-max=\"65535\" data-receives=\"yes\" data-sends=\"no\">";
+             data-prefix=\"news:\" data-command=\"PUBLISH\" data-history=\"\" data-max=\"65535\" data-receives=\"yes\" data-sends=\"no\">";
         assert!(page.contains(option), "{page}");
         assert!(page.contains("redis-cli -u redis://&lt;hidden&gt;@r:1") && !page.contains("hunter2"), "{page}");
     }

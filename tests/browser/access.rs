@@ -82,6 +82,37 @@ async fn all_of_it_works_by_keyboard_and_the_focus_is_never_lost() {
 }
 
 #[tokio::test]
+async fn a_transport_is_chosen_and_the_connection_dropped_by_keyboard() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let _program = dev(dir.path(), &format!("tcp:{address}")).await;
+    let browser = Browser::start().await;
+    let page = Page(&browser);
+    browser.client().goto(&format!("http://{address}/")).await.unwrap();
+    browser.execute("document.getElementById('endpoint').focus()").await;
+    page.press(TAB).await;
+    page.has_focus("transport").await;
+    page.press("Server").await;
+    for next in ["channel", "connect", "disconnect", "drop", "oldest"] {
+        page.press(TAB).await;
+        page.has_focus(next).await;
+    }
+    page.press(" ").await;
+    browser.execute("document.getElementById('channel').focus()").await;
+    page.press(ENTER).await;
+    page.has_state("connected").await;
+    page.has_focus("channel").await;
+    browser.execute("document.getElementById('drop').focus()").await;
+    page.press(ENTER).await;
+    page.has_state("reconnecting").await;
+    page.has_focus("drop").await;
+    // Once more is nothing.
+    page.press(ENTER).await;
+    page.has_state("connected").await;
+    assert_eq!(page.lines("trouble").await, [""; 0]);
+}
+
+#[tokio::test]
 async fn the_page_shows_how_to_publish_on_its_channel_from_outside() {
     let dir = tempfile::tempdir().unwrap();
     let address = format!("127.0.0.1:{}", free_port());
@@ -133,4 +164,15 @@ async fn axe_has_no_serious_finding() {
     page.says_problem("empty").await;
     browser.execute("document.getElementById('outside').open = true").await;
     assert_eq!(json!(findings().await), json!([]), "connected");
+    page.click("disconnect").await;
+    browser.execute("document.getElementById('transport').value = 'events'").await;
+    page.connect("/plain", "zhang").await;
+    page.click("drop").await;
+    page.has_state("reconnecting").await;
+    assert_eq!(json!(findings().await), json!([]), "dropped");
+    for width in [360, 1_280] {
+        browser.client().set_window_size(width, 800).await.unwrap();
+        let overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+        assert_eq!(browser.execute(overflow).await, 0, "{width}");
+    }
 }

@@ -1,41 +1,26 @@
-// The test page of webws: one WebSocket, a log, and nothing hidden. No library, no build step.
+// The test page of webws: one connection, a log, and nothing hidden. No library, no build step.
 //
 // It is also the smallest example of a client that behaves: exponential backoff with jitter, no
-// return after a close code that says "do not", and a payload limit known before sending.
+// return after a close code that says "do not", the last position shown at each return, and a payload
+// limit known before sending.
 
 "use strict";
 
-const MAX_LINES = 500;
 const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
 /** A connection that lasted this long was a good one: the next backoff starts from the beginning. */
 const STABLE_MS = 5_000;
 /** A handshake that takes longer is given up: browsers themselves wait for minutes. */
 const HANDSHAKE_MS = 15_000;
-
-/** Close codes in words (RFC 6455 §7.4.1 and the IANA registry), and whether coming back makes sense. */
-const CLOSE_CODES = {
-  1000: ["normal end", false],
-  1001: ["the server is going away", true],
-  1002: ["protocol error", false],
-  1003: ["this kind of data is not accepted", false],
-  1005: ["closed without a code", true],
-  1006: ["no close frame: the connection was lost, or the handshake refused (a browser does not tell which)", true],
-  1007: ["text that is not UTF-8", false],
-  1008: ["against the server's policy", false],
-  1009: ["message too big", false],
-  1010: ["extension missing", false],
-  1011: ["the server failed", true],
-  1012: ["the server restarts", true],
-  1013: ["try again later", true],
-  1014: ["bad gateway", true],
-  1015: ["TLS failed", true],
-};
+/** How long the page stays away after it dropped its connection: time to publish something that it misses. */
+const AWAY_MS = 5_000;
+/** What comes so soon after a return counts as missed before, where a transport does not say which messages were. */
+const RETURN_MS = 300;
 
 const $ = (id) => document.getElementById(id);
 const ui = {};
-for (const id of ["state", "detail", "connection", "endpoint", "channel", "connect", "disconnect", "wire", "url",
-  "twin", "outside", "redis-channel", "shell", "counts", "strip", "strip-label", "clear", "log", "lines", "latest",
+for (const id of ["state", "detail", "connection", "endpoint", "transport", "channel", "oldest", "oldest-label",
+  "connect", "disconnect", "drop", "wire", "url", "position", "position-label", "recovered", "twin", "outside", "redis-channel", "shell", "counts", "strip", "strip-label", "clear", "log", "lines", "latest",
   "composer", "message", "send", "size", "problem"]) {
   ui[id] = $(id);
 }
@@ -44,8 +29,12 @@ for (const id of ["state", "detail", "connection", "endpoint", "channel", "conne
 
 /** "disconnected" | "connecting" | "connected" | "reconnecting" */
 let state = "disconnected";
-/** The live WebSocket, or null. An event of any other socket is stale and ignored. */
-let socket = null;
+/** The live connection (see TRANSPORTS), or null. An event of any other connection is stale and ignored. */
+let connection = null;
+/** The last position that the target's client was told; "" before the first. */
+let position = "";
+/** From a return to the end of what was missed: the number of messages, and the reason of a gap. */
+let returning = null;
 /** What the live connection was opened with: see currentTarget. */
 let target = null;
 let attempts = 0;
@@ -56,80 +45,6 @@ let handshakeTimer = 0;
 let received = 0;
 let sent = 0;
 
-// --- where to connect to --------------------------------------------------------------------
-
-/** An endpoint, as its option describes it (wire, rule, argument, prefix, command, max, receives, sends), and a channel. */
-function currentTarget() {
-  const option = ui.endpoint.selectedOptions[0];
-  return { ...option.dataset, path: option.value, channel: ui.channel.value };
-}
-
-/** Where a browser connects to. Throws on half a surrogate pair. */
-function url(to) {
-  const base = `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.host}${to.path}`;
-  if (to.rule === "path") return `${base}/${encodeURIComponent(to.channel)}`;
-  const value = to.rule === "json" ? JSON.stringify(to.channel) : to.channel;
-  return `${base}?${encodeURIComponent(to.argument)}=${encodeURIComponent(value)}`;
-}
-
-/** One word of a command line. */
-function quoted(text) {
-  return /^[\w.:/@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
-
-/** Command lines that publish on the channel; there are none where nginx serves the page. */
-function shell(to) {
-  const { redisCli, publish } = ui.endpoint.dataset;
-  const name = to.prefix + to.channel;
-  const lines = [];
-  if (redisCli) lines.push(`${redisCli} ${to.command} ${quoted(name)} hello`);
-  if (publish) {
-    const query = `channel=${encodeURIComponent(name)}&message=hello`;
-    lines.push(`curl -X POST ${quoted(`${location.origin}${publish}?${query}`)}`);
-  }
-  return lines.length ? lines.join("\n") : `redis-cli ${to.command} ${quoted(name)} hello`;
-}
-
-function hash(to) {
-  return `#channel=${encodeURIComponent(to.channel)}&endpoint=${encodeURIComponent(to.path).replaceAll("%2F", "/")}`;
-}
-
-/** Takes the fields from the address, so that a link or a second tab starts where this one is. */
-function readHash() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  if (given.has("channel")) ui.channel.value = given.get("channel");
-  const path = given.get("endpoint");
-  if (path && [...ui.endpoint.options].some((option) => option.value === path)) ui.endpoint.value = path;
-  return given.get("connect") === "1";
-}
-
-function showTarget() {
-  const to = currentTarget();
-  try {
-    ui.url.textContent = url(to);
-    ui["redis-channel"].textContent = JSON.stringify(to.prefix + to.channel);
-    ui.shell.textContent = shell(to);
-    history.replaceState(null, "", hash(to));
-    ui.twin.href = `${hash(to)}&connect=1`;
-    ui.channel.setCustomValidity("");
-  } catch {
-    ui.url.textContent = "";
-    ui.channel.setCustomValidity("This name holds half a character (a lone surrogate) and cannot be sent.");
-  }
-  ui.wire.textContent = [
-    to.wire === "lua"
-      ? "Lua wire: every received text ends with the channel's name, marked in the log."
-      : to.wire === "sse"
-        ? "Server-sent events only: this page opens WebSockets, so use curl -N or an EventSource."
-        : "Plain wire: what is published arrives unchanged.",
-    { json: "The channel's name is a JSON string in the query.", plain: "The query has the channel's name unchanged.",
-      path: "The channel's name is the last part of the path." }[to.rule],
-    to.receives === "no" ? "Clients receive nothing here." : "",
-    to.sends === "no" ? "Clients may not send here." : "",
-  ].join(" ").trim();
-  ui["strip-label"].hidden = to.wire !== "lua";
-}
-
 // --- the connection -------------------------------------------------------------------------
 
 function setState(next) {
@@ -139,12 +54,13 @@ function setState(next) {
   const idle = next === "disconnected";
   // readOnly and not disabled: the focus stays where it is. A list has no readOnly, so its focus moves on.
   ui.channel.readOnly = !idle;
-  if (!idle && document.activeElement === ui.endpoint) ui.channel.focus();
-  ui.endpoint.disabled = !idle;
-  enable(ui.connect, socket === null);
+  if (!idle && [ui.endpoint, ui.transport, ui.oldest].includes(document.activeElement)) ui.channel.focus();
+  ui.endpoint.disabled = ui.transport.disabled = ui.oldest.disabled = !idle;
+  enable(ui.connect, connection === null);
+  enable(ui.drop, next === "connected");
   ui.connect.textContent = next === "reconnecting" ? "Try now" : "Connect";
   enable(ui.disconnect, !idle);
-  enable(ui.send, next === "connected" && target.sends !== "no");
+  enable(ui.send, next === "connected" && sends(target));
   document.title = next === "disconnected" ? "webws test page" : `${target.channel}: ${next}`;
   showDetail();
 }
@@ -158,6 +74,11 @@ function isEnabled(button) {
   return button.getAttribute("aria-disabled") !== "true";
 }
 
+/** Whether clients of a target may send. */
+function sends(to) {
+  return to.sends !== "no" && TRANSPORTS[to.transport].sends;
+}
+
 /** The line beside the state: since when it is connected, or when it tries again. */
 function showDetail() {
   const now = performance.now();
@@ -167,7 +88,7 @@ function showDetail() {
     text = `for ${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
   } else if (state === "reconnecting") {
     const left = Math.max(0, retryAt - now) / 1000;
-    text = socket ? `attempt ${attempts} under way` : `attempt ${attempts} in ${left.toFixed(1)} s`;
+    text = connection ? `attempt ${attempts} under way` : `attempt ${attempts} in ${left.toFixed(1)} s`;
   }
   if (ui.detail.textContent !== text) ui.detail.textContent = text;
 }
@@ -178,20 +99,26 @@ function connect() {
     if (!ui.connection.reportValidity()) return;
     target = currentTarget();
     attempts = 0;
+    place("");
+    ui.recovered.textContent = "";
   }
   open();
 }
 
 function open() {
+  const isOldest = ui.oldest.checked && !ui["oldest-label"].hidden;
+  const since = position || (isOldest ? "-1" : "");
+  const on = {};
   let next;
   try {
-    next = new WebSocket(url(target));
+    next = TRANSPORTS[target.transport].open(target, since, on);
   } catch (error) {
     line("trouble", `cannot connect: ${error.message}`);
     setState("disconnected");
     return;
   }
-  socket = next;
+  connection = next;
+  connection.on = on;
   setState(attempts === 0 ? "connecting" : "reconnecting");
   if (attempts === 0) line("state", `connecting to ${next.url}`);
   let everOpen = false;
@@ -200,34 +127,64 @@ function open() {
     next.close();
   }, HANDSHAKE_MS);
 
-  next.onopen = () => {
-    if (next !== socket) return;
+  on.open = () => {
     clearTimeout(handshakeTimer);
     everOpen = true;
     openedAt = performance.now();
     line("state", `connected to channel ${JSON.stringify(target.channel)}`);
+    if (since) onReturn(since);
     setState("connected");
   };
-  next.onmessage = (event) => {
-    if (next !== socket) return;
+  on.message = (payload, at) => {
     received += 1;
-    if (typeof event.data === "string") line("received", event.data, target);
-    else line("received", `(binary, ${event.data.size} bytes)`);
+    if (returning) returning.messages += 1;
+    if (typeof payload !== "string") line("received", `(binary, ${payload.byteLength} bytes)`);
+    else line("received", payload, target);
+    if (at) place(at);
   };
-  next.onclose = (event) => {
-    if (next !== socket) return;
+  on.position = (at) => {
+    place(at);
+    endReturn();
+  };
+  on.gap = (reason) => {
+    line("trouble", `gap: messages may be missing (${reason})`);
+    if (returning) returning.gap = reason;
+    else ui.recovered.textContent = "Messages may be missing: gap.";
+  };
+  on.closed = (how, comeBack) => {
     clearTimeout(handshakeTimer);
-    socket = null;
-    onLost(event, everOpen);
+    endReturn();
+    connection = null;
+    onLost(how, comeBack, everOpen);
   };
 }
 
-/** The connection ended and nobody here asked for it: say how, and come back unless the code says not to. */
-function onLost(event, wasOpen) {
-  const [, comeBack] = CLOSE_CODES[event.code] ?? ["", event.code < 4000];
-  line("trouble", `${wasOpen ? "closed" : "not connected"}: ${closeText(event)}`);
+/** The client has shown its position: what it missed comes first. */
+function onReturn(since) {
+  returning = { since, messages: 0, gap: null, timer: setTimeout(endReturn, RETURN_MS) };
+}
+
+function endReturn() {
+  if (!returning) return;
+  const { since, messages, gap, timer } = returning;
+  clearTimeout(timer);
+  returning = null;
+  const from = since === "-1" ? "the oldest kept message" : `position ${since}`;
+  const count = `${messages} ${messages === 1 ? "message" : "messages"} recovered`;
+  line("state", `back from ${from}: ${gap === null ? count : `may be missing: gap; ${count}`}`);
+  ui.recovered.textContent = gap === null ? `${count}.` : `Messages may be missing: gap; ${count}.`;
+}
+
+function place(at) {
+  position = at;
+  ui.position.textContent = at || "none yet";
+}
+
+/** The connection ended and nobody here asked for it: say how, and come back unless the reason says not to. */
+function onLost(how, comeBack, wasOpen) {
+  line("trouble", `${wasOpen ? "closed" : "not connected"}: ${how}`);
   if (!comeBack) {
-    line("state", "not reconnecting after this code");
+    line("state", "not reconnecting after this");
     setState("disconnected");
     return;
   }
@@ -235,34 +192,50 @@ function onLost(event, wasOpen) {
   attempts += 1;
   // Half of the delay is fixed and half random: no hammering, and after an outage no stampede.
   const ceiling = Math.min(MAX_DELAY_MS, FIRST_DELAY_MS * 2 ** Math.min(attempts - 1, 16));
-  const delay = ceiling * (0.5 + Math.random() / 2);
+  reopenIn(ceiling * (0.5 + Math.random() / 2));
+}
+
+function reopenIn(delay) {
   retryAt = performance.now() + delay;
   retryTimer = setTimeout(open, delay);
   line("state", `attempt ${attempts} to reconnect in ${(delay / 1000).toFixed(1)} s`);
   setState("reconnecting");
 }
 
+/** Ends the connection, and tells how it ended, which the live connection's events do not. */
+function closeConnection() {
+  const old = connection;
+  const asked = performance.now();
+  connection = null;
+  endReturn();
+  Object.assign(old.on, {
+    open: () => {},
+    message: () => {},
+    position: () => {},
+    gap: () => {},
+    closed: (how) => line("state", `closed after ${Math.round(performance.now() - asked)} ms: ${how}`),
+  });
+  old.close();
+}
+
 function disconnect() {
   clearTimeout(retryTimer);
   clearTimeout(handshakeTimer);
-  const old = socket;
-  socket = null;
-  if (old) {
-    const asked = performance.now();
-    line("state", old.readyState === WebSocket.OPEN ? "closing with 1000" : "attempt given up");
-    old.onopen = null;
-    old.onmessage = null;
-    old.onclose = (event) => line("state", `closed after ${Math.round(performance.now() - asked)} ms: ${closeText(event)}`);
-    old.close(1000, "");
+  if (connection) {
+    line("state", state === "connected" ? "closing" : "attempt given up");
+    closeConnection();
   } else {
     line("state", "no further attempts");
   }
   setState("disconnected");
 }
 
-function closeText(event) {
-  const [meaning] = CLOSE_CODES[event.code] ?? ["a code of the application"];
-  return `${event.code}, ${meaning}${event.reason ? `, reason ${JSON.stringify(event.reason)}` : ""}`;
+/** Drops the connection, as a bad network would, and comes back with the last position. */
+function drop() {
+  line("state", `dropping the connection${position ? ` at position ${position}` : ""}`);
+  closeConnection();
+  attempts = 1;
+  reopenIn(AWAY_MS);
 }
 
 function send() {
@@ -272,7 +245,7 @@ function send() {
   ui.message.setAttribute("aria-invalid", String(why !== ""));
   ui.message.focus();
   if (why) return;
-  socket.send(text);
+  connection.send(text);
   sent += 1;
   line("sent", text);
   ui.message.value = "";
@@ -282,78 +255,10 @@ function send() {
 /** Why a message cannot be sent; empty when it can. */
 function whyNot(text) {
   if (state !== "connected") return "Not sent: there is no connection. Connect first.";
-  if (target.sends === "no") return "Not sent: clients may not send at this endpoint.";
+  if (!sends(target)) return "Not sent: clients only receive at this endpoint or over this transport.";
   if (text === "") return "Not sent: the message is empty.";
   const bytes = sizeOf(text);
   return bytes > target.max ? `Not sent: ${bytes} bytes, and one message holds at most ${target.max}.` : "";
-}
-
-// --- the log --------------------------------------------------------------------------------
-
-/** Lines not shown yet. A burst is shown in one go, and holds no more than the log does. */
-let waiting = [];
-let flushTimer = 0;
-let dropped = 0;
-/** Whether the newest line is in view and the log should follow. */
-let following = true;
-
-function line(kind, text, from) {
-  waiting.push({ kind, text, from, at: new Date() });
-  if (waiting.length > MAX_LINES) {
-    waiting.shift();
-    dropped += 1;
-  }
-  // A timer and no animation frame: those stop while the tab is in the background.
-  flushTimer ||= setTimeout(flush, 16);
-}
-
-function flush() {
-  flushTimer = 0;
-  const lines = document.createDocumentFragment();
-  for (const entry of waiting) lines.append(render(entry));
-  waiting = [];
-  ui.lines.append(lines);
-  while (ui.lines.children.length > MAX_LINES) {
-    ui.lines.firstElementChild.remove();
-    dropped += 1;
-  }
-  showCounts();
-  if (following) ui.log.scrollTop = ui.log.scrollHeight;
-  ui.latest.hidden = following;
-}
-
-function showCounts() {
-  ui.counts.textContent = `${received} received, ${sent} sent` + (dropped ? `, last ${MAX_LINES} lines shown` : "");
-}
-
-function render({ kind, text, from, at }) {
-  const item = document.createElement("li");
-  item.className = kind;
-  const time = document.createElement("time");
-  time.dateTime = at.toISOString();
-  const two = (number) => String(number).padStart(2, "0");
-  time.textContent = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}.${String(at.getMilliseconds()).padStart(3, "0")}`;
-  const label = document.createElement("span");
-  label.className = "kind";
-  label.textContent = { received: "received", sent: "sent", state: "state", trouble: "trouble" }[kind];
-  const body = document.createElement("span");
-  body.className = "text";
-  const suffix = from?.wire === "lua" ? from.channel : "";
-  if (suffix && text.endsWith(suffix)) {
-    // The lua wire appends the channel's name. It is shown as it came, and marked as what it is.
-    const mark = document.createElement("span");
-    mark.className = "suffix";
-    mark.title = "appended by the lua wire";
-    mark.textContent = suffix;
-    const payload = text.slice(0, text.length - suffix.length);
-    body.append(payload, mark);
-    body.classList.toggle("bare", payload === "");
-  } else {
-    body.textContent = text;
-    body.classList.toggle("void", text === "");
-  }
-  item.append(time, " ", label, " ", body);
-  return item;
 }
 
 // --- the composer ---------------------------------------------------------------------------
@@ -378,15 +283,20 @@ function showSize() {
 
 ui.connection.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!socket) connect();
+  if (!connection) connect();
 });
 ui.disconnect.addEventListener("click", () => {
   if (!isEnabled(ui.disconnect)) return;
   disconnect();
   ui.channel.focus();
 });
+ui.drop.addEventListener("click", () => {
+  if (isEnabled(ui.drop)) drop();
+});
 ui.channel.addEventListener("input", showTarget);
+ui.transport.addEventListener("change", showTarget);
 ui.endpoint.addEventListener("change", () => {
+  showTransports();
   showTarget();
   showSize();
 });
@@ -431,7 +341,7 @@ ui.latest.addEventListener("click", () => {
 });
 
 addEventListener("online", () => {
-  if (state === "reconnecting" && !socket) {
+  if (state === "reconnecting" && !connection) {
     line("state", "the network is back");
     connect();
   }
@@ -444,6 +354,7 @@ addEventListener("hashchange", () => {
   if (now) connect();
 });
 
+place("");
 setInterval(showDetail, 100);
 const connectNow = readHash();
 showTarget();
