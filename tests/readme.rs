@@ -130,7 +130,7 @@ async fn the_javascript_runs_in_a_browser() {
     publish(dir.path(), &address, "message=hello");
     until("an event comes", START, async || seen().await == serde_json::json!(["hello"])).await;
 
-    let stream = block("sh", "text/event-stream").replace("https://example.com", &format!("http://{address}"));
+    let stream = block("sh", "channel=\"zhang\"'").replace("https://example.com", &format!("http://{address}"));
     let timed = format!("timeout 10 {stream}").replace("\n", " ") + "| grep -m1 '^data'";
     let told = std::thread::scope(|scope| {
         let reader = scope.spawn(|| run(dir.path(), "bash", &["-c", &timed], &[]));
@@ -140,6 +140,10 @@ async fn the_javascript_runs_in_a_browser() {
         reader.join().unwrap()
     });
     assert_eq!(told, "data: hello\n");
+
+    let kept = block("sh", "last_event_id=-1").replace("https://example.com", &format!("http://{address}"));
+    let command = format!("timeout 10 {} | grep -m1 '^data'", kept.trim());
+    assert_eq!(run(dir.path(), "bash", &["-c", &command], &[]), "data: hi\n", "the oldest");
 }
 
 #[test]

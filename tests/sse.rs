@@ -1,9 +1,10 @@
 //! Promise: the path of a WebSocket serves server-sent events as well, to an `EventSource`, curl or anything that
 //! speaks HTTP, with everything that a WebSocket has: the same channels, backpressure, drain and live upgrade.
 //!
-//! `page` is about a real browser.
+//! `page` is about a real browser, `tokens` about the example in examples/tokens.
 
 mod page;
+mod tokens;
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -180,8 +180,10 @@ fn ship_complete(dir: &TempDir, webws_socket: &Path, addr: SocketAddr) {
         ("127.0.0.1:8088 reuseport", &format!("{addr} reuseport")),
     ];
     ship(dir, "nginx.conf", &moved);
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    std::os::unix::fs::symlink(page, dir.path().join("src")).unwrap();
+    for folder in ["src", "examples"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        std::os::unix::fs::symlink(source, dir.path().join(folder)).unwrap();
+    }
 }
 
 /// Copies one shipped file with replacements, of which each must find something.
