@@ -187,7 +187,6 @@ fn step(unread: &[u8], arguments: u64) -> Result<Step, Malformed> {
 }
 
 /// The bulk string at `start` if its length is of interest, and where it ends; `None` while it is not whole.
-#[expect(clippy::type_complexity, reason = "a part that may be absent, and its end")]
 fn bulk(
     bytes: &[u8],
     start: usize,
