@@ -168,7 +168,7 @@ async fn without_the_right_to_milestones_everything_works_but_positions() {
     assert_eq!(stream.id, "");
     let mut again = come_back(&webws.target(), "AQEjRWeJq83vAw").await;
     assert_eq!(again.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
-    let told = || webws.log().matches("does not allow webws' channel webws:milestone").count();
+    let told = || webws.log().matches("does not allow the channel webws:milestone").count();
     until("it is told", SOON, async || told() == 1).await;
 }
 
