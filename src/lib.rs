@@ -201,8 +201,8 @@ mod worker;
 
 pub use config::{
     BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy,
-    HistoryConfig, Limits, Listen, NotUtf8Policy, RedisAddress, RedisConfig, RedisUrl, ReplayPolicy, SocketMode,
-    WireName,
+    HistoryConfig, Limits, Listen, NoOriginPolicy, NotUtf8Policy, OriginRule, RedisAddress, RedisConfig, RedisUrl,
+    ReplayPolicy, SocketMode, WireName,
 };
 pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;

@@ -27,6 +27,7 @@ mod ledger;
 mod liveness;
 mod log;
 mod nginx;
+mod origins;
 mod outage;
 mod package;
 mod payload;

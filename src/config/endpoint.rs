@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryConfig, duration};
+use super::{HistoryConfig, OriginRule, duration};
 
 /// One path, and what happens to its clients: WebSockets, and server-sent events for requests that accept
 /// `text/event-stream`.
@@ -44,6 +44,14 @@ pub struct EndpointConfig {
     /// How the `plain` wire and server-sent events deliver a publication that is not UTF-8. Default `binary`.
     /// WebSockets of the `lua` wire always get a text with U+FFFD for each invalid byte.
     pub not_utf8: NotUtf8Policy,
+    /// The origins whose pages may connect; another page's request gets 403. `https://a.example`,
+    /// `https://*.b.example` and `same-host` are rules (see [`OriginRule`]). An allowed page of another origin may also
+    /// read server-sent events, with credentials (CORS). Default: none, then every page may connect, and no
+    /// CORS field is sent.
+    pub origins: Vec<OriginRule>,
+    /// What becomes of a request without an Origin field, if there are `origins`. Default `allow`: only browsers send
+    /// the field, and they send none for server-sent events of the page's own origin.
+    pub no_origin: NoOriginPolicy,
     /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
     pub max_message_bytes: usize,
     /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never. Server-sent
@@ -115,6 +123,17 @@ pub enum ChannelRule {
     Path,
 }
 
+/// What becomes of a request without an Origin field at an endpoint with `origins`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum NoOriginPolicy {
+    /// It is served: its client is no browser, or the page has the request's own origin.
+    Allow,
+    /// 403. For WebSockets of browsers: these always have the field.
+    Refuse,
+}
+
 /// What the `plain` wire does with a client's binary message, which is counted in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -153,6 +172,8 @@ impl Default for EndpointConfig {
             publish: true,
             binary: BinaryPolicy::Close,
             not_utf8: NotUtf8Policy::Binary,
+            origins: Vec::new(),
+            no_origin: NoOriginPolicy::Allow,
             max_message_bytes: 65_535,
             ping_interval: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
@@ -213,6 +234,12 @@ impl EndpointConfig {
         Self { subprotocols: subprotocols.into_iter().map(Into::into).collect(), ..self }
     }
 
+    /// Sets [`origins`](EndpointConfig::origins).
+    #[must_use]
+    pub fn with_origins(self, origins: impl IntoIterator<Item = OriginRule>) -> Self {
+        Self { origins: origins.into_iter().collect(), ..self }
+    }
+
     /// Sets [`history`](EndpointConfig::history).
     #[must_use]
     pub fn with_history(self, history: HistoryConfig) -> Self {
@@ -263,6 +290,7 @@ setters! {
     with_max_channel_bytes: max_channel_bytes, usize;
     with_binary: binary, BinaryPolicy;
     with_not_utf8: not_utf8, NotUtf8Policy;
+    with_no_origin: no_origin, NoOriginPolicy;
     with_max_message_bytes: max_message_bytes, usize;
     with_ping_interval: ping_interval, Duration;
     with_idle_timeout: idle_timeout, Duration;
@@ -288,6 +316,8 @@ mod tests {
             .with_subprotocols(["v1"])
             .with_binary(BinaryPolicy::Publish)
             .with_not_utf8(NotUtf8Policy::Replace)
+            .with_origins(["same-host".parse().unwrap()])
+            .with_no_origin(NoOriginPolicy::Refuse)
             .with_max_message_bytes(2)
             .with_ping_interval(Duration::from_secs(3))
             .with_idle_timeout(Duration::from_secs(4))

@@ -1,6 +1,7 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`.
+//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`,
+//! `origin` the rules of its `origins`.
 //! `file` reads a configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the
 //! settings' names, `check` checks each value. `validate` checks the settings together and reports all faults at once,
 //! `advice` warns of likely mistakes, `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O.
@@ -13,6 +14,7 @@ mod endpoint;
 mod error;
 mod file;
 mod history;
+mod origin;
 mod redis_url;
 mod reserved;
 mod schema;
@@ -28,10 +30,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NotUtf8Policy, WireName};
+pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NoOriginPolicy, NotUtf8Policy, WireName};
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};
 pub use history::HistoryConfig;
+pub use origin::OriginRule;
+pub(crate) use origin::WebOrigin;
 pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};
 pub(crate) use reserved::reserved;
 
@@ -258,7 +262,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Listen, SocketMode, BrokerConfig);
+as_text!(Listen, SocketMode, BrokerConfig, OriginRule);
 
 /// Durations as people write them: `"500ms"`, `"5s"`, `"2m"`.
 mod duration {

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, EndpointConfig, HistoryConfig, Listen, NotUtf8Policy,
-    RedisAddress, RedisUrl, WireName, reserved,
+    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, EndpointConfig, HistoryConfig, Listen,
+    NoOriginPolicy, NotUtf8Policy, RedisAddress, RedisUrl, WireName, reserved,
 };
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
@@ -164,6 +164,9 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
         faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
     }
     check_plain_only(faults, endpoint);
+    if endpoint.no_origin == NoOriginPolicy::Refuse && endpoint.origins.is_empty() {
+        faults.push(at("no_origin = \"refuse\" needs origins: write the origins of your pages"));
+    }
     if let Some(history) = &endpoint.history {
         check_history(faults, &at("history"), history);
     }
@@ -371,6 +374,32 @@ mod tests {
         assert_eq!(faults(&endpoint), 0);
         endpoint.subscribe = false;
         assert_eq!(faults(&endpoint), 1);
+    }
+
+    #[test]
+    fn origins_are_checked_one_by_one_and_without_them_no_origin_is_required() {
+        let read = |settings: &str| {
+            let config = Config::read("f", &format!("[[endpoint]]\n{settings}"), [])?;
+            config.validate().map(|()| config.endpoints[0].clone())
+        };
+        let all = "origins = [\"https://a.example\", \"https://*.b.example\", \"same-host\"]\nno_origin = \"refuse\"";
+        let endpoint = read(all).unwrap();
+        let config = Config { endpoints: vec![endpoint], ..Config::default() };
+        assert_eq!((config.endpoints[0].origins.len(), config.endpoints[0].no_origin), (3, NoOriginPolicy::Refuse));
+        let shown = toml::to_string(&config).unwrap();
+        assert_eq!(Config::read("shown", &shown, []).unwrap(), config, "{shown}");
+        for (wrong, why) in [
+            (
+                "origins = [\"same-host\", \"a.example\"]",
+                "line 2, column 25: endpoint.origins: 'a.example' is no origin",
+            ),
+            ("origins = \"same-host\"", "a list has brackets"),
+            ("no_origin = \"refuse\"", "needs origins"),
+            ("origins = [\"same-host\"]\nno_origin = \"deny\"", "write \"allow\" or \"refuse\""),
+        ] {
+            let said = read(wrong).unwrap_err().to_string();
+            assert!(said.contains(why), "{wrong}: {said}");
+        }
     }
 
     #[test]

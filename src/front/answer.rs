@@ -5,7 +5,6 @@
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,11 +15,11 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::client_address::Sender;
+use super::cors;
 use super::event_stream;
 use super::head::Target;
 use super::page::Pages;
 use super::refusal::note_refused;
-use crate::channel::Channel;
 use crate::config::WireName;
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
@@ -33,6 +32,16 @@ use crate::worker::Handle;
 pub(super) struct Accepted {
     pub(super) grant: Grant,
     pub(super) head: Bytes,
+    /// The page that made the request, if the endpoint serves only some, and the page reads a refusal.
+    pub(super) page: Option<HeaderValue>,
+}
+
+/// How a request for an endpoint is answered, unless it is refused.
+enum Success {
+    /// With a session.
+    Session(Accepted),
+    /// To a browser that asks what a page of this origin may send.
+    Preflight(HeaderValue),
 }
 
 impl Accepted {
@@ -44,7 +53,7 @@ impl Accepted {
             head.extend_from_slice(&gap);
         }
         grant.since = shown.and_then(Result::ok);
-        Self { grant, head: head.into() }
+        Self { grant, head: head.into(), page: None }
     }
 }
 
@@ -53,11 +62,13 @@ struct RefusedHandshake {
     status: StatusCode,
     why: String,
     header: Option<(HeaderName, HeaderValue)>,
+    /// The page that may read the refusal.
+    page: Option<HeaderValue>,
 }
 
 impl RefusedHandshake {
     fn new(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { status, why: why.into(), header: None }
+        Self { status, why: why.into(), header: None, page: None }
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -101,11 +112,12 @@ pub(super) async fn answer(
         None => handshake(worker, raw),
     };
     let refused = match result {
-        Ok(success) => {
-            accepted.set(Some(success));
+        Ok(Success::Session(session)) => {
+            accepted.set(Some(session));
             // `negotiate` finds `accepted` set at its next poll, and takes the connection away from hyper.
             return std::future::pending().await;
         }
+        Ok(Success::Preflight(page)) => return cors::preflight(page),
         Err(refused) => refused,
     };
     let sender = Sender::in_headers(raw.request.headers());
@@ -118,6 +130,7 @@ pub(super) async fn answer(
     }
     let mut response = line_response(refused.status, &refused.why);
     response.headers_mut().extend(refused.header);
+    response.headers_mut().extend(refused.page.into_iter().flat_map(cors::fields));
     response
 }
 
@@ -163,23 +176,47 @@ const META: &str = "ws+meta.nchan";
 /// The refusal of a WebSocket at an endpoint with `wire = "sse"`.
 const ONLY_EVENTS: &str = "this endpoint has server-sent events only, and no WebSockets";
 
-/// Checks a request in the order of the wire contract: request line, channel, headers,
-/// subscription.
-fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedHandshake> {
-    let bad = |why: String| RefusedHandshake::new(StatusCode::BAD_REQUEST, why);
+fn bad(why: impl Into<String>) -> RefusedHandshake {
+    RefusedHandshake::new(StatusCode::BAD_REQUEST, why)
+}
+
+/// Finds the endpoint of a request, and checks the page that made it.
+fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Success, RefusedHandshake> {
     let RawRequest { target: Some(target), request, .. } = raw else {
-        return Err(bad("the request's target is no path".to_owned()));
+        return Err(bad("the request's target is no path"));
     };
     let endpoint = Endpoint::serving(&worker.endpoints, target.path())
         .ok_or_else(|| RefusedHandshake::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;
     if endpoint.is_ambiguous(&worker.endpoints, target.path()) {
-        return Err(bad(AMBIGUOUS.to_owned()));
+        return Err(bad(AMBIGUOUS));
     }
     // nginx applied the access rules of its location, so the endpoint must be the one of that location.
     let mut locations = request.headers().get_all("x-webws-endpoint").iter();
     if locations.any(|path| path.as_bytes() != endpoint.config.path.as_bytes()) {
-        return Err(bad(OTHER_LOCATION.to_owned()));
+        return Err(bad(OTHER_LOCATION));
     }
+    let page = cors::page(&endpoint.config, request.headers())
+        .map_err(|foreign| RefusedHandshake::new(StatusCode::FORBIDDEN, foreign.to_string()))?;
+    match page {
+        Some(page) if cors::is_preflight(request) => Ok(Success::Preflight(page)),
+        // A page cannot read the answer to a WebSocket's handshake.
+        page => {
+            let page = page.filter(|_| !handshake::is_asked_for(request.headers()));
+            let accepted = handshake_at(worker, endpoint, target, request, page.as_ref());
+            accepted.map(Success::Session).map_err(|refused| RefusedHandshake { page, ..refused })
+        }
+    }
+}
+
+/// Checks a request in the order of the wire contract: request line, channel, headers,
+/// subscription.
+fn handshake_at(
+    worker: &Handle,
+    endpoint: &Rc<Endpoint>,
+    target: &Target,
+    request: &Request<Incoming>,
+    page: Option<&HeaderValue>,
+) -> Result<Accepted, RefusedHandshake> {
     if request.method() != Method::GET {
         let why = "a WebSocket is opened with GET";
         return Err(
@@ -188,16 +225,20 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Accepted, RefusedH
     }
     let is_stream = is_event_stream(endpoint, request.headers());
     if !is_stream && request.version() != Version::HTTP_11 {
-        return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)".to_owned()));
+        return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)"));
     }
     if !request.body().is_end_stream() {
-        return Err(bad("a handshake has no body".to_owned()));
+        return Err(bad("a handshake has no body"));
     }
     let (channel, mut encoding) =
         endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
     if is_stream {
         check_event_stream(endpoint, request).map_err(bad)?;
-        return Ok(event_stream_on(endpoint, channel, request.headers(), target, worker.config.limits.retry_after));
+        let shown = event_stream::since(request.headers(), target.query());
+        let head = event_stream::head(worker.config.limits.retry_after, &cors::lines(page));
+        let grant = Grant::of(endpoint.clone(), channel, endpoint.event_encoding());
+        let accepted = Accepted::coming_back(grant, shown, head);
+        return Ok(Accepted { page: page.cloned(), ..accepted });
     }
     let has_positions = endpoint.config.history.is_some() && handshake::offers(request.headers(), META);
     let spoken = match endpoint.config.wire {
@@ -233,16 +274,4 @@ fn check_event_stream(endpoint: &Endpoint, request: &Request<Incoming>) -> Resul
         return Err(HandshakeError::Host.to_string());
     }
     if endpoint.config.subscribe { Ok(()) } else { Err(NO_EVENTS.to_owned()) }
-}
-
-fn event_stream_on(
-    endpoint: &Rc<Endpoint>,
-    channel: Channel,
-    headers: &HeaderMap,
-    target: &Target,
-    retry_after: Duration,
-) -> Accepted {
-    let grant = Grant::of(endpoint.clone(), channel, endpoint.event_encoding());
-    let shown = event_stream::since(headers, target.query());
-    Accepted::coming_back(grant, shown, event_stream::head(retry_after))
 }

@@ -47,15 +47,16 @@ fn argument(query: &[u8]) -> Option<Cow<'_, [u8]>> {
 }
 
 /// The head of the answer, and the pause after which a client whose stream has ended comes back: `retry_after`, and up
-/// to as much again, so that the clients of a process that was killed do not all come back at once.
-pub(super) fn head(retry_after: Duration) -> Vec<u8> {
+/// to as much again, so that the clients of a process that was killed do not all come back at once. `further` are lines
+/// of the head.
+pub(super) fn head(retry_after: Duration, further: &str) -> Vec<u8> {
     let pause = millis(retry_after.max(Duration::from_secs(1)));
     let pause = pause + fastrand::u64(..=pause);
     // The answer has no length: it ends with the connection (RFC 9112 §6.3). X-Accel-Buffering is for an nginx that
     // buffers.
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n\
-         Connection: close\r\n\r\nretry: {pause}\n\n"
+         {further}Connection: close\r\n\r\nretry: {pause}\n\n"
     );
     head.into_bytes()
 }
@@ -117,7 +118,7 @@ mod tests {
     fn the_pause_is_spread_and_never_short() {
         for (retry_after, shortest) in [(0, 1_000), (4, 4_000)] {
             for _ in 0..50 {
-                let head = head(Duration::from_secs(retry_after));
+                let head = head(Duration::from_secs(retry_after), "");
                 let (_, retry) = std::str::from_utf8(&head).unwrap().split_once("\r\n\r\nretry: ").unwrap();
                 let pause: u64 = retry.strip_suffix("\n\n").unwrap().parse().unwrap();
                 assert!((shortest..=2 * shortest).contains(&pause), "{pause}");

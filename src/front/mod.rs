@@ -6,6 +6,7 @@
 pub(crate) mod acceptor;
 mod answer;
 pub(crate) mod client_address;
+mod cors;
 mod event_stream;
 pub(crate) mod head;
 pub(crate) mod page;

@@ -34,10 +34,11 @@ pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {
     answer.into()
 }
 
-/// The answer to a client that may come back after `retry_after`.
-pub(super) fn unavailable(retry_after: Duration, why: &str) -> Bytes {
+/// The answer to a client that may come back after `retry_after`. `further` are lines of the head.
+pub(super) fn unavailable(retry_after: Duration, further: &str, why: &str) -> Bytes {
     let seconds = retry_after.as_secs().max(1);
-    plain_answer(&format!("503 Service Unavailable\r\nRetry-After: {seconds}\r\nCache-Control: no-store"), why)
+    let head = format!("503 Service Unavailable\r\nRetry-After: {seconds}\r\n{further}Cache-Control: no-store");
+    plain_answer(&head, why)
 }
 
 /// Counts a refused handshake, and logs it.

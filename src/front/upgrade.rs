@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::answer::{Accepted, RawRequest, answer};
 use super::client_address::Sender;
+use super::cors;
 use super::head::{Head, MAX_HEAD_BYTES, Target};
 use super::page::Pages;
 use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer, unavailable};
@@ -91,13 +93,13 @@ impl Upgrade {
         };
         match answered {
             Answered::Accepted { accepted, read_ahead, request } => {
-                let Accepted { grant, head } = accepted;
+                let Accepted { grant, head, page } = accepted;
                 let hello = Hello { socket, head, read_ahead };
                 // The worker drops the permit with this closure, or refuses the client.
                 let refuse = Box::new(move |socket, refusal| {
                     drop(permit);
                     tokio::task::spawn_local(async move {
-                        self.refuse(socket, &refusal, &request).await;
+                        self.refuse(socket, &refusal, &request, page.as_ref()).await;
                         drop(handshake);
                     });
                 });
@@ -112,14 +114,14 @@ impl Upgrade {
     }
 
     /// Answers a client for whose session the worker has no room, or no subscription.
-    async fn refuse(&self, socket: OwnedFd, refusal: &Refusal, request: &Request) {
+    async fn refuse(&self, socket: OwnedFd, refusal: &Refusal, request: &Request, page: Option<&HeaderValue>) {
         let why = refusal.to_string();
         let sender = Sender::in_head(request.head.bytes());
         note_refused(&self.0.shard, StatusCode::SERVICE_UNAVAILABLE, &why, socket.as_fd(), &sender);
         if let Some(path) = &request.path {
             tracing::info!(status = 503, %path, "refused {path} with 503: {why}");
         }
-        linger(socket, &unavailable(self.0.config.limits.retry_after, &why)).await;
+        linger(socket, &unavailable(self.0.config.limits.retry_after, &cors::lines(page), &why)).await;
     }
 }
 

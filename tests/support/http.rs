@@ -58,7 +58,7 @@ async fn answer(socket: &Socket) -> Answer {
     };
     let length = match head.header("Content-Length") {
         Some(length) => length.parse().unwrap(),
-        None if head.status == 101 => 0,
+        None if matches!(head.status, 101 | 204) => 0,
         None => usize::MAX,
     };
     while read.len() < length && socket.read(&mut read).await.is_ok() {}
