@@ -25,8 +25,8 @@
 //!
 //! # From Redis to N browsers
 //! The worker polls its broker. The RESP reader of the subscribing link yields each publication as a slice of the
-//! link's read buffer; the reader never waits for a client. `node_state` tells them apart: a session's publication, the
-//! link's own probe, or the marker of a hand-over. The `hub` finds the channel's audiences (subscribers that get the
+//! link's read buffer; the reader never waits for a client. `node_state` tells them apart: a session's publication, a
+//! milestone or the link's own probe, or the marker of a hand-over. The `hub` finds the channel's audiences (subscribers that get the
 //! same bytes), and each audience's `encoding` frames the payload once, into the audience's batch. When the link has
 //! nothing more to read, every touched audience is flushed: one `send` of the batch per subscriber. While most of a
 //! large audience has not taken its last batch, the next one is held back for some milliseconds (the setting `pace`);
@@ -35,15 +35,15 @@
 //! writability, and the slow-consumer policy watches bytes and time.
 //!
 //! # When Redis is away
-//! A link that is open and delivers nothing is called deaf. `probe` finds that out: the worker publishes a signed
-//! number to a channel of its own and expects it back. A probe that Redis took and that does not return closes the
-//! link, as errors and commands without an answer do. An audit compares Redis' number of subscriptions with the link's
+//! A link that is open and delivers nothing is called deaf. `probe` finds that out: a worker that has heard no milestone
+//! for a second publishes one and expects it back (where there are none, a signed number on a channel of its own). A
+//! probe that Redis took and that does not return closes the link, as errors and commands without an answer do. An audit compares Redis' number of subscriptions with the link's
 //! own. A link leaves a node that is no longer a master. It reconnects with backoff, and subscribes all wanted channels
 //! in chunks. The time from the last proof that the subscriptions were there to the last confirmation is a gap: logged,
 //! counted, and where the endpoint has `on_gap = "close"`, its sessions are closed with 1012. Sessions stay, messages
 //! wait, and `/readyz` answers with the reason.
 //!
-//! Where `redis.replay` allows, the gap is filled instead (`catch_up`). The new link subscribes all channels and stands
+//! Where Redis has a replication log and `redis.replay` allows, the gap is filled instead (`catch_up`). The new link subscribes all channels and stands
 //! still at the next milestone. `replay` reads the node's replication log from the last milestone that the old link
 //! heard. The hub skips the publications of each channel that it has counted since then, delivers the rest, and the
 //! link goes on. `worker/apply` answers a client that comes back with a position from its channel's history
@@ -134,7 +134,7 @@
 //! | outbox | a worker's messages that wait for the broker |
 //! | pace | how long a batch may be held back while its audience is behind |
 //! | position | a place in a channel's stream: a milestone, and the number of publications since; a token is its form for clients |
-//! | probe | a message by which a link proves that it delivers |
+//! | probe | a message by which a link proves that it delivers: an own milestone, or a number where there are none |
 //! | publication | a message on a channel, on its way to browsers |
 //! | quiesce, resume | to stop, and to continue, a worker's sessions, timers and publishing for a hand-over |
 //! | request | what a worker asks of its broker; or what a client of the control socket asks of the server |

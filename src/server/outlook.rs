@@ -3,12 +3,10 @@
 use super::setup::redis_deployment;
 use crate::config::{BrokerConfig, Config, ReplayPolicy};
 
-/// How far back the replication log of each Redis reaches, a line each; none where no endpoint has a history or
-/// `redis.replay` is off. Connects to each Redis for some seconds at most.
+/// How far back the replication log of each Redis reaches, a line each; none where `redis.replay` is off. Connects to each Redis for some seconds at most.
 pub async fn replay_outlook(config: &Config) -> Vec<String> {
     let BrokerConfig::Redis(urls) = &config.broker else { return Vec::new() };
-    let has_history = config.endpoints.iter().any(|endpoint| endpoint.history.is_some());
-    if !has_history || config.redis.replay == ReplayPolicy::Off {
+    if config.redis.replay == ReplayPolicy::Off {
         return Vec::new();
     }
     match redis_deployment(config, urls, 1) {

@@ -113,6 +113,10 @@ impl Worker {
         let now = self.now();
         self.core.give_up_replay(*node, now);
         let (channels, sessions) = self.core.end_gap(*node, now);
+        // What the new link has delivered meanwhile, behind the notice of the gap.
+        if self.core.hub.has_batches() {
+            self.flush();
+        }
         self.shard.add(Counter::Gaps, 1);
         self.shard.add(Counter::GapMillis, millis(*length));
         if channels == 0 {

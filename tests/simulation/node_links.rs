@@ -13,6 +13,7 @@ use super::stream::StreamId;
 use crate::broker::redis::error::LinkError;
 use crate::broker::redis::health::Health;
 use crate::broker::redis::marker::{Marker, Progress};
+use crate::broker::redis::milestone::MilestoneUse;
 use crate::broker::redis::node_state::{Greeting, NodeState, Terms};
 use crate::broker::redis::publisher::Publisher;
 use crate::broker::redis::resp::{Protocol, reply_len};
@@ -76,7 +77,7 @@ impl NodeLinks {
             response_timeout: RESPONSE_TIMEOUT,
             max_reconnect_delay: MAX_RECONNECT_DELAY,
             is_in_cluster: false,
-            has_milestones: false,
+            milestones: MilestoneUse::Nothing,
             may_replay: false,
         };
         Self {

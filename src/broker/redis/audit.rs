@@ -4,10 +4,11 @@
 //! If Redis has fewer, no answer names the missing ones. So the worker subscribes all channels again, on the same link,
 //! which meanwhile delivers for the others. May not enter: how Redis is asked.
 
+use super::channel_table::Count;
 use super::error::LinkError;
 use super::link_command::{Counting, LinkCommand};
 use super::node_state::NodeState;
-use super::subscribing_link::{Count, LinkState};
+use super::subscribing_link::LinkState;
 use crate::broker::event::Report;
 use crate::throttle::Throttle;
 

@@ -37,7 +37,9 @@ impl CatchUp {
 }
 
 /// Whether everything was heard that was published until the link ended with `error`: a stream has no holes unless
-/// Redis forgot subscriptions.
+/// Redis forgot subscriptions. A master that was made a replica relays the publications of its new master, milestones
+/// among them, but only from some point on.
 pub(crate) fn is_clean_cut(error: &LinkError) -> bool {
-    !matches!(error, LinkError::Fewer(_) | LinkError::Malformed | LinkError::OutOfStep)
+    use LinkError::{Fewer, Malformed, NoMaster, OutOfStep};
+    !matches!(error, Fewer(_) | Malformed | OutOfStep | NoMaster(..))
 }

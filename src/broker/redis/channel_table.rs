@@ -14,6 +14,14 @@ enum Status {
     Confirmed,
 }
 
+/// Whether the server's count of subscriptions is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Count {
+    Believed,
+    /// The ACL forbids the question, or the count was wrong before.
+    Unknown,
+}
+
 /// The effect of a confirmation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Confirmed {

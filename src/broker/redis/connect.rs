@@ -17,6 +17,7 @@ use super::credential::{Credential, SystemdCredentials};
 use super::dial::{self, Race, within};
 use super::error::{LinkError, SettingsError, Step};
 use super::greeting::{self, GreetingError};
+use super::milestone::MilestoneUse;
 use super::node_state::{Greeting, Terms};
 use super::resp::Protocol;
 use super::role::{Rank, RoleWatch};
@@ -43,8 +44,8 @@ pub(crate) struct Settings {
     pub(super) response_timeout: Duration,
     pub(super) max_reconnect_delay: Duration,
     is_resp2_told: Arc<AtomicBool>,
-    /// Whether milestones are wanted, and the replication log may be read.
-    has_milestones: bool,
+    /// What milestones are for, and whether the replication log may be read.
+    milestones: MilestoneUse,
     may_replay: bool,
     /// Whether webws makes and keeps the log.
     pub(super) keeps_log: bool,
@@ -147,7 +148,7 @@ impl Settings {
             response_timeout: config.response_timeout,
             max_reconnect_delay: config.max_reconnect_delay,
             is_resp2_told: Arc::default(),
-            has_milestones: false,
+            milestones: MilestoneUse::Nothing,
             may_replay: false,
             keeps_log: false,
         };
@@ -177,15 +178,15 @@ impl Settings {
         Self { url: RedisUrl { address, ..self.url.clone() }, is_cluster_node: true, ..self.clone() }
     }
 
-    /// With milestones, if an endpoint has a history or the log is to be read.
+    /// With milestones, unless no endpoint has a history and the log is not to be read.
     pub(super) fn with_replay(self, has_history: bool, policy: ReplayPolicy) -> Self {
-        let has_milestones = has_history || policy == ReplayPolicy::On;
-        Self {
-            has_milestones,
-            may_replay: has_milestones && policy != ReplayPolicy::Off,
-            keeps_log: policy == ReplayPolicy::On,
-            ..self
-        }
+        let milestones = match policy {
+            _ if has_history => MilestoneUse::Positions,
+            ReplayPolicy::On => MilestoneUse::Positions,
+            ReplayPolicy::Auto => MilestoneUse::Gaps,
+            ReplayPolicy::Off => MilestoneUse::Nothing,
+        };
+        Self { milestones, may_replay: policy != ReplayPolicy::Off, keeps_log: policy == ReplayPolicy::On, ..self }
     }
 
     /// The same settings for a replica of the master that the Sentinels name; `None` without Sentinels, or where no
@@ -203,7 +204,7 @@ impl Settings {
             response_timeout: self.response_timeout,
             max_reconnect_delay: self.max_reconnect_delay,
             is_in_cluster: self.is_cluster_node || matches!(self.url.address, RedisAddress::Cluster { .. }),
-            has_milestones: self.has_milestones,
+            milestones: self.milestones,
             may_replay: self.may_replay,
         }
     }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::error::LinkError;
+use super::milestone::MilestoneUse;
 use crate::channel::Channel;
 use crate::config::RedisUrl;
 use crate::throttle::Throttle;
@@ -135,15 +136,25 @@ impl Health {
     }
 
     /// Redis does not allow milestones.
-    pub(crate) fn milestones_are_refused(&self, error: &dyn fmt::Display) {
+    pub(crate) fn milestones_are_refused(&self, error: &dyn fmt::Display, usage: MilestoneUse) {
         self.change(|state| {
-            if !std::mem::replace(&mut state.are_milestones_refused, true) {
-                let server = &state.server;
+            if std::mem::replace(&mut state.are_milestones_refused, true) {
+                return;
+            }
+            let server = &state.server;
+            if usage == MilestoneUse::Positions {
                 tracing::warn!(
                     server,
                     %error,
                     "{server} does not allow the channel webws:milestone ({error}): add &webws:milestone to the ACL user; \
-                     until then endpoints with a history give clients no positions, and recover nothing"
+                     until then clients get no positions and nothing that they missed, and gaps are not filled"
+                );
+            } else {
+                tracing::info!(
+                    server,
+                    %error,
+                    "{server} does not allow the channel webws:milestone ({error}): without &webws:milestone in the ACL \
+                     user, gaps are not filled from a replication log"
                 );
             }
         });

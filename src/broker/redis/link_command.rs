@@ -19,7 +19,8 @@ pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// A command of a subscribing link.
 #[derive(Debug)]
 pub(super) enum LinkCommand {
-    /// Subscribes the probe's channel, if Redis allows that; where channels are sharded, one that belongs to the node.
+    /// Subscribes the milestones' channel, or the probe's own, if Redis allows that; where channels are sharded, one that
+    /// belongs to the node.
     Probe,
     /// Subscribes all channels that are not confirmed.
     Unconfirmed,
@@ -121,7 +122,7 @@ impl LinkCommand {
         match self {
             Self::Probe => {
                 let name = if node.placement.has_sharded() { "SSUBSCRIBE" } else { "SUBSCRIBE" };
-                out.extend(one(name, node.probe.channel()));
+                out.extend(one(name, node.probe_channel()));
             }
             Self::Subscribe(progress) => out.extend(command("SUBSCRIBE", &progress.channels)),
             Self::OneByOne(rest, _) => {
@@ -153,7 +154,7 @@ impl LinkCommand {
     /// Takes a confirmation of `channel` into account. Returns whether it was the last that the command awaits.
     pub(super) fn on_confirmation(&mut self, node: &NodeState, confirmation: Confirmation, channel: &[u8]) -> bool {
         match (self, confirmation) {
-            (Self::Probe, Confirmation::Subscribed) => node.probe.is_on(channel),
+            (Self::Probe, Confirmation::Subscribed) => *channel == **node.probe_channel(),
             (Self::Subscribe(progress), Confirmation::Subscribed)
             | (Self::Unsubscribe(progress), Confirmation::Unsubscribed)
             | (Self::UnsubscribeSharded(progress), Confirmation::ShardUnsubscribed) => {

@@ -24,7 +24,7 @@ mod known_node;
 mod link_command;
 mod log_reading;
 pub(crate) mod marker;
-mod milestone;
+pub(crate) mod milestone;
 mod node_links;
 pub(crate) mod node_state;
 mod pending_changes;

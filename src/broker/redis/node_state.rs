@@ -10,11 +10,11 @@ use redis::RedisError;
 use tokio::time::Instant;
 
 use super::catch_up::{CatchUp, is_clean_cut};
-use super::channel_table::ChannelTable;
+use super::channel_table::{ChannelTable, Count};
 use super::error::LinkError;
 use super::health::Health;
 use super::marker::{Marker, Progress};
-use super::milestone::MilestoneClock;
+use super::milestone::{MilestoneClock, MilestoneUse};
 use super::probe::Probe;
 use super::resp::Protocol;
 use super::role::{Rank, RoleWatch};
@@ -48,8 +48,8 @@ pub(crate) struct Terms {
     pub(crate) max_reconnect_delay: Duration,
     /// Whether the topology of a cluster decides which node is a master.
     pub(crate) is_in_cluster: bool,
-    /// Whether milestones are wanted.
-    pub(crate) has_milestones: bool,
+    /// What milestones are for.
+    pub(crate) milestones: MilestoneUse,
     /// Whether the node's replication log may be read.
     pub(crate) may_replay: bool,
 }
@@ -64,7 +64,7 @@ impl Terms {
             response_timeout: Duration::from_secs(3),
             max_reconnect_delay: Duration::from_secs(1),
             is_in_cluster: false,
-            has_milestones: false,
+            milestones: MilestoneUse::Nothing,
             may_replay: false,
         }
     }
@@ -87,8 +87,10 @@ pub(crate) struct Greeting {
 pub(crate) enum PublicationKind {
     /// A publication for sessions.
     Session,
-    /// A probe, a milestone or a forged marker.
+    /// A probe, an own milestone, a forged marker, or what others published on the channels of these.
     Own,
+    /// Another worker's milestone.
+    Milestone,
     /// The milestone at which the stream stands still, until the time before it is read from the node's log.
     CatchUp,
     /// The marker: the stream stands still here.
@@ -139,15 +141,13 @@ pub(crate) struct NodeState {
 
 impl NodeState {
     pub(crate) fn new(id: Node, terms: Terms, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
-        let milestones = MilestoneClock::new(terms.has_milestones && !terms.is_in_cluster, now);
-        let mut channels = ChannelTable::default();
-        milestones.channel().into_iter().for_each(|channel| channels.ask(channel.clone()));
+        let milestones = MilestoneClock::new(terms.milestones, terms.is_in_cluster, now);
         Self {
             id,
             terms,
             health,
             placement,
-            channels,
+            channels: ChannelTable::default(),
             probe: Probe::new(now),
             marker: None,
             milestones,
@@ -172,24 +172,64 @@ impl NodeState {
         self.incomplete_since.is_some()
     }
 
-    /// Distinguishes a publication for sessions from the links' own.
-    pub(crate) fn kind_of(&mut self, channel: &[u8], payload: &[u8], now: Instant) -> PublicationKind {
+    /// The channel to subscribe on each new link, to prove that it delivers.
+    pub(crate) fn probe_channel(&self) -> &Channel {
+        self.milestones.channel().unwrap_or(self.probe.channel())
+    }
+
+    /// When the next proof should be asked for; `None` where there is none.
+    pub(crate) fn proof_due_at(&self) -> Option<Instant> {
+        self.probe.is_allowed().then(|| self.milestones.due_at().unwrap_or(self.probe.due_at()))
+    }
+
+    /// Redis' ACL does not let us publish or subscribe the channel by which links are proved. In place of the
+    /// milestones', the probe's own is to be subscribed.
+    pub(crate) fn refuse_probe(&mut self, error: &RedisError) {
+        if !self.milestones.are_on() {
+            self.probe.refuse();
+            return self.health.probe_is_refused(error);
+        }
+        self.milestones.refuse();
+        self.probe.lose();
+        self.health.milestones_are_refused(error, self.terms.milestones);
+        self.events.push_back(Report::NoMilestones { node: self.id });
+    }
+
+    /// The subscribing link has all wanted channels.
+    pub(crate) fn on_complete(&mut self, now: Instant) {
+        self.milestones.on_complete(now);
+        self.incomplete_since = None;
+        self.subscribed_at = now;
+        self.health.worker_is_complete();
+        self.health.link_is_up();
+    }
+
+    /// Distinguishes a publication for sessions from the links' own. It was read behind the answer to a command that was sent at
+    /// `answered`.
+    pub(crate) fn kind_of(
+        &mut self,
+        channel: &[u8],
+        payload: &[u8],
+        answered: Instant,
+        now: Instant,
+    ) -> PublicationKind {
         if let Some(marker) = self.marker.as_ref().filter(|marker| *marker.channel == *channel) {
             if marker.is_sealed(payload) { PublicationKind::Marker } else { PublicationKind::Own }
         } else if self.probe.takes(channel, payload) {
             PublicationKind::Own
         } else if self.milestones.is_on(channel) {
-            self.on_milestone(payload, now)
+            self.on_milestone(payload, answered, now)
         } else {
             PublicationKind::Session
         }
     }
 
-    fn on_milestone(&mut self, payload: &[u8], now: Instant) -> PublicationKind {
-        let milestone = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
-        // Any other payload on this channel is ignored.
-        let Some(milestone) = milestone else { return PublicationKind::Own };
+    fn on_milestone(&mut self, payload: &[u8], answered: Instant, now: Instant) -> PublicationKind {
+        let milestone = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<Milestone>().ok());
+        // Any other payload on this channel is ignored. A forged milestone keeps no deaf link, which does not hear it.
+        let Some(milestone) = milestone.filter(|_| self.milestones.are_on()) else { return PublicationKind::Own };
         self.milestones.on_heard(milestone, now);
+        let is_own = self.probe.takes_milestone(milestone.id, answered);
         match self.catch_up {
             None => self.events.push_back(Report::Milestone { node: self.id, milestone }),
             // The log has this milestone, too.
@@ -199,15 +239,17 @@ impl NodeState {
                 return PublicationKind::CatchUp;
             }
         }
-        PublicationKind::Own
+        if is_own { PublicationKind::Own } else { PublicationKind::Milestone }
     }
 
     /// The link is lost because of `error`. Returns whether the stream can be continued from the node's log: only if
     /// the link has heard everything until its loss.
-    pub(crate) fn cut(&mut self, error: &LinkError) -> bool {
-        let is_clean = is_clean_cut(error) && !self.probe.is_forgotten();
+    pub(crate) fn cut(&mut self, error: &LinkError, count: Count) -> bool {
+        // Redis may have forgotten some of a deaf link's subscriptions before the others; the count would show that.
+        let is_certain = !matches!(error, LinkError::Deaf(_)) || count == Count::Believed;
+        let is_clean = is_clean_cut(error) && is_certain && !self.probe.is_forgotten();
         let last = self.milestones.last.filter(|last| last.log.is_some() && !self.is_incomplete());
-        let is_clean = is_clean && self.milestones.due_at().is_some();
+        let is_clean = is_clean && self.milestones.are_on();
         let from = self.catch_up.map(CatchUp::from).or(last);
         self.catch_up = from.filter(|_| self.terms.may_replay && is_clean).map(|from| CatchUp::Cut { from });
         self.catch_up.is_some()
@@ -234,18 +276,11 @@ impl NodeState {
 
     /// A channel waits for the next milestone.
     pub(crate) fn hasten_milestone(&mut self, now: Instant) {
-        if self.milestones.due_at().is_some() {
+        if self.milestones.are_on() {
             self.milestones.hasten(now);
         } else {
             self.events.push_back(Report::NoMilestones { node: self.id });
         }
-    }
-
-    /// Redis' ACL does not allow milestones.
-    pub(crate) fn refuse_milestones(&mut self, error: &RedisError) {
-        self.milestones.refuse();
-        self.health.milestones_are_refused(error);
-        self.events.push_back(Report::NoMilestones { node: self.id });
     }
 
     pub(crate) fn is_marker(&self, channel: &[u8]) -> bool {

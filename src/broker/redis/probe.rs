@@ -1,10 +1,10 @@
-//! Proves that a subscribing link delivers: the worker publishes a number on a channel of its own, over the link that
-//! carries its clients' messages, and expects the number on the subscribing link.
+//! Proves that a subscribing link delivers: the worker publishes a probe over the link that carries its clients'
+//! messages, and expects the probe on the subscribing link. A deaf link answers PING.
 //!
-//! Each number is signed (`seal.rs`): a publication of another client on this channel must not hide that a link is
-//! deaf. A deaf link answers PING, so only a publication proves a subscription. A number is missing when Redis has
-//! taken it, and neither the number nor another publication has arrived since. A Redis that does not answer is the
-//! business of the links' deadlines. May not enter: commands, sockets.
+//! Where there are milestones, an own milestone is the probe. Elsewhere it is a number on a channel of the worker's own,
+//! signed (`seal.rs`): a publication of another client on this channel must not hide that a link is deaf. A probe is
+//! missing when Redis has taken it, and neither the probe nor a session's publication has arrived since. A Redis that
+//! does not answer is the business of the links' deadlines. May not enter: commands, sockets, when milestones are due.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,11 +14,12 @@ use tokio::time::Instant;
 use crate::broker::seal::Seal;
 use crate::channel::Channel;
 use crate::clock;
+use crate::position::MilestoneId;
 
 /// The prefix of the probes' channels. An ACL must allow `&webws:probe:*`.
 const PREFIX: &str = "webws:probe:";
 
-/// The time between two numbers. Chosen: the start of an outage is known to the second.
+/// The time between two numbers where there are no milestones. Chosen: the start of an outage is known to the second.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a number may be under way after Redis has taken it. Chosen: far above the time between two turns of
@@ -43,6 +44,15 @@ enum Permission {
     Lost,
 }
 
+/// A number that has not come back.
+#[derive(Debug)]
+struct Awaited {
+    number: u64,
+    sent: Instant,
+    /// The milestone that stands for the number, if it was published as one.
+    milestone: Option<MilestoneId>,
+}
+
 /// The probe of a worker's links to one node.
 #[derive(Debug)]
 pub(crate) struct Probe {
@@ -53,11 +63,13 @@ pub(crate) struct Probe {
     taken: u64,
     heard: u64,
     next_at: Instant,
-    /// The numbers that were not heard, and when each was sent.
-    awaited: VecDeque<(u64, Instant)>,
+    /// The numbers that were not heard.
+    awaited: VecDeque<Awaited>,
     /// Until when the link has certainly delivered everything. Not the time at which the last proof was read: a process
     /// that was stopped reads an old proof late.
     complete_until: Instant,
+    /// The same, proved by an own number.
+    returned_until: Instant,
     /// When a publication was last read.
     heard_at: Instant,
     /// Since when Redis has a number that was not heard, and no other publication has arrived.
@@ -66,6 +78,8 @@ pub(crate) struct Probe {
     behind_since: Option<Instant>,
     /// Whether the deadline of the missing number was extended, because the process was stopped when it passed.
     is_extended: bool,
+    /// Whether Redis was asked, because of the missing number, for its number of subscriptions.
+    is_doubted: bool,
     /// Whether the link is subscribed; until then, no number can be heard.
     is_listening: bool,
     /// Whether Redis has said that the link is not subscribed.
@@ -84,17 +98,19 @@ impl Probe {
             next_at: now,
             awaited: VecDeque::new(),
             complete_until: now,
+            returned_until: now,
             heard_at: now,
             missing_since: None,
             behind_since: None,
             is_extended: false,
+            is_doubted: false,
             is_listening: false,
             is_forgotten: false,
             permission: Permission::Lost,
         }
     }
 
-    /// The channel to subscribe on each new link.
+    /// The channel to subscribe on each new link where there are no milestones.
     pub(crate) fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -168,11 +184,13 @@ impl Probe {
         self.missing_since = None;
         self.behind_since = None;
         self.is_extended = false;
+        self.is_doubted = false;
     }
 
     /// The link has delivered everything until `until`.
     pub(crate) fn proved(&mut self, until: Instant) {
         self.complete_until = self.complete_until.max(until);
+        self.returned_until = self.returned_until.max(until);
     }
 
     /// Until when the link has certainly delivered everything.
@@ -180,19 +198,25 @@ impl Probe {
         self.complete_until
     }
 
-    /// When to publish the next number; `None` if none may be published.
-    pub(crate) fn due_at(&self) -> Option<Instant> {
-        self.is_allowed().then_some(self.next_at)
+    /// The same, proved by an own number: one that was heard where it was published. Milestones of others prove nothing
+    /// of the node that this worker publishes at.
+    pub(crate) fn returned_until(&self) -> Instant {
+        self.returned_until
     }
 
-    /// The next number, to be published now.
-    pub(crate) fn next(&mut self, now: Instant) -> u64 {
+    /// When the next number should be published on the probe's own channel.
+    pub(crate) fn due_at(&self) -> Instant {
+        self.next_at
+    }
+
+    /// The next number, to be published now; as a milestone, or else on the probe's own channel.
+    pub(crate) fn next(&mut self, milestone: Option<MilestoneId>, now: Instant) -> u64 {
         self.sent += 1;
         self.next_at = now + INTERVAL;
         if self.awaited.len() >= MAX_AWAITED {
             self.awaited.pop_front();
         }
-        self.awaited.push_back((self.sent, now));
+        self.awaited.push_back(Awaited { number: self.sent, sent: now, milestone });
         self.sent
     }
 
@@ -233,13 +257,28 @@ impl Probe {
         }
         // A publication of another client proves that the link hears, as any publication does. It proves no number.
         if let Some(number) = self.number(payload) {
-            self.heard = number.max(self.heard);
-            self.behind_since = None;
-            while let Some((_, sent)) = self.awaited.pop_front_if(|(awaited, _)| *awaited <= number) {
-                self.proved(sent);
-            }
+            self.hear(number);
         }
         true
+    }
+
+    /// A milestone came, behind the answer to a command that was sent at `answered`. Returns whether it is an own one.
+    pub(crate) fn takes_milestone(&mut self, id: MilestoneId, answered: Instant) -> bool {
+        let own = self.awaited.iter().find(|awaited| awaited.milestone == Some(id)).map(|awaited| awaited.number);
+        match own {
+            Some(number) => self.hear(number),
+            None if self.is_listening => self.complete_until = self.complete_until.max(answered),
+            None => {}
+        }
+        own.is_some()
+    }
+
+    fn hear(&mut self, number: u64) {
+        self.heard = number.max(self.heard);
+        self.behind_since = None;
+        while let Some(Awaited { sent, .. }) = self.awaited.pop_front_if(|awaited| awaited.number <= number) {
+            self.proved(sent);
+        }
     }
 
     /// Publications were read, or a part of one: a missing number may be behind them.
@@ -259,6 +298,19 @@ impl Probe {
     /// When the awaited number becomes missing, if one is awaited.
     pub(crate) fn limit(&self) -> Option<Instant> {
         self.missing_since.map(|since| since + GRACE)
+    }
+
+    /// When to ask Redis for its number of subscriptions: a number is missing, and Redis counts as its receivers the
+    /// links of others as well.
+    pub(crate) fn doubt_at(&self) -> Option<Instant> {
+        self.missing_since.filter(|_| !self.is_doubted).map(|since| since + GRACE / 2)
+    }
+
+    /// Whether it is time to ask; once for each number that is missing.
+    pub(crate) fn take_doubt(&mut self, now: Instant) -> bool {
+        let is_due = self.doubt_at().is_some_and(|at| at <= now);
+        self.is_doubted |= is_due;
+        is_due
     }
 
     /// For how long nothing was heard, if a number is missing.
@@ -304,7 +356,7 @@ mod tests {
 
         /// Publishes the next number, which Redis takes and delivers to `receivers` subscribers.
         fn publish(&mut self, receivers: i64) -> u64 {
-            let number = self.probe.next(self.now);
+            let number = self.probe.next(None, self.now);
             self.probe.on_published(number, receivers, self.now);
             number
         }
@@ -332,17 +384,17 @@ mod tests {
     #[test]
     fn a_number_is_due_at_once_and_then_once_per_interval() {
         let Stage { mut probe, now } = Stage::listening();
-        assert!(probe.due_at().is_some_and(|at| at <= now));
-        probe.next(now);
-        assert_eq!(probe.due_at(), Some(now + INTERVAL));
+        assert!(probe.is_allowed() && probe.due_at() <= now);
+        probe.next(None, now);
+        assert_eq!(probe.due_at(), now + INTERVAL);
         probe.refuse();
-        assert_eq!(probe.due_at(), None);
+        assert!(!probe.is_allowed());
     }
 
     #[test]
     fn a_number_that_comes_back_is_not_missed_whichever_answer_is_first() {
         let mut stage = Stage::listening();
-        let first = stage.probe.next(stage.now);
+        let first = stage.probe.next(None, stage.now);
         stage.hear(first);
         stage.probe.on_published(first, 1, stage.now);
         let second = stage.publish(1);
@@ -396,7 +448,7 @@ mod tests {
     fn a_number_that_redis_has_not_taken_is_not_missed_when_the_one_before_came_back() {
         let mut stage = Stage::listening();
         let first = stage.publish(1);
-        stage.probe.next(stage.now);
+        stage.probe.next(None, stage.now);
         stage.hear(first);
         assert!(!stage.misses_within(10 * GRACE));
     }
@@ -404,7 +456,7 @@ mod tests {
     #[test]
     fn while_redis_takes_nothing_nothing_is_missed() {
         let mut stage = Stage::listening();
-        stage.probe.next(stage.now);
+        stage.probe.next(None, stage.now);
         assert!(!stage.misses_within(10 * GRACE));
     }
 
@@ -437,6 +489,43 @@ mod tests {
         stage.probe.on_heard(stage.now);
         stage.begin();
         assert_eq!(stage.probe.complete_until(), later, "neither other messages nor a release prove more");
+    }
+
+    #[test]
+    fn an_own_milestone_is_a_number_and_one_of_another_worker_proves_only_what_was_read_before() {
+        let mut stage = Stage::listening();
+        let start = stage.now;
+        let own = MilestoneId(7);
+        let number = stage.probe.next(Some(own), stage.now);
+        stage.now += INTERVAL;
+        stage.probe.on_published(number, 9, stage.now);
+        let answered = stage.now;
+        assert!(!stage.probe.takes_milestone(MilestoneId(8), answered));
+        assert_eq!((stage.probe.complete_until(), stage.probe.returned_until()), (answered, start));
+        assert!(stage.misses_within(GRACE), "what others publish elsewhere does not stand in for it");
+        stage.begin();
+        let number = stage.probe.next(Some(own), stage.now);
+        let sent = stage.now;
+        stage.probe.on_published(number, 9, stage.now);
+        stage.now += GRACE / 4;
+        assert!(stage.probe.takes_milestone(own, start));
+        stage.probe.on_heard(stage.now);
+        assert_eq!((stage.probe.complete_until(), stage.probe.returned_until()), (sent, sent));
+        assert!(!stage.misses_within(10 * GRACE));
+    }
+
+    #[test]
+    fn a_missing_number_makes_redis_count_once_before_the_link_is_given_up() {
+        let mut stage = Stage::listening();
+        stage.publish(3);
+        assert!(stage.probe.doubt_at().is_some_and(|at| at < stage.probe.limit().unwrap()));
+        assert!(!stage.probe.take_doubt(stage.now));
+        stage.now += GRACE / 2;
+        assert!(stage.probe.take_doubt(stage.now) && !stage.probe.take_doubt(stage.now));
+        assert_eq!(stage.probe.doubt_at(), None);
+        stage.begin();
+        stage.publish(3);
+        assert!(stage.probe.doubt_at().is_some());
     }
 
     #[test]

@@ -94,6 +94,9 @@ impl Publisher {
             node.health.role_is_unknown();
         }
         node.milestones.on_connected();
+        if !node.terms.may_replay {
+            node.milestones.hide_log();
+        }
         self.state = LinkState::Up(Box::new(PublishingLink::new(node, greeting, now)));
         self.has_messages = true;
     }
@@ -208,25 +211,16 @@ impl Publisher {
             pipeline.cmd("PUBLISH").arg(&*marker.channel).arg(marker.payload());
             return Some(self.send(node, Question::Marker, pipeline, now));
         }
-        if node.milestones.due_at().is_some_and(|at| at <= now) {
-            if let Some(milestone) = node.milestones.next(now) {
-                pipeline.cmd("PUBLISH").arg(milestone::CHANNEL).arg(milestone.to_string());
-            }
-            pipeline.cmd("INFO").arg("replication");
-            return Some(self.send(node, Question::Milestone, pipeline, now));
-        }
-        if node.probe.due_at().is_some_and(|at| at <= now) {
-            let number = node.probe.next(now);
-            let name = if node.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" };
-            pipeline.cmd(name).arg(&**node.probe.channel()).arg(node.probe.payload(number));
-            return Some(self.send(node, Question::Probe(number), pipeline, now));
+        if node.proof_due_at().is_some_and(|at| at <= now) {
+            let question = ask_for_proof(node, &mut pipeline, now);
+            return Some(self.send(node, question, pipeline, now));
         }
         if std::mem::take(&mut self.has_messages) {
             link.work = Work::Asked;
             node.events.push_back(Report::Room { node: node.id, max_bytes: BATCH_BYTES });
             return None;
         }
-        let next = [node.probe.due_at(), node.milestones.due_at(), role_at].into_iter().flatten().min();
+        let next = node.proof_due_at().into_iter().chain(role_at).min();
         let ping_at = link.idle_since + PING_INTERVAL;
         if next.is_none() && ping_at <= now {
             pipeline.cmd("PING");
@@ -292,7 +286,6 @@ impl Publisher {
                 self.has_messages = true;
                 Ok(())
             }
-            Question::Milestone => link.on_milestone(node, answers),
             question => {
                 let answer = answers.into_iter().next().unwrap_or(Value::Nil).extract_error();
                 link.on_answer(node, &question, answer, sent, now)
@@ -310,6 +303,22 @@ impl Publisher {
         node.health.link_is_lost(error);
         self.state = LinkState::Down(self.backoff.pause(now));
     }
+}
+
+/// Publishes a milestone, or asks for the log that it names first; without milestones, publishes the probe's next number.
+fn ask_for_proof(node: &mut NodeState, pipeline: &mut Pipeline, now: Instant) -> Question {
+    if !node.milestones.are_on() {
+        let number = node.probe.next(None, now);
+        let name = if node.placement.has_sharded() { "SPUBLISH" } else { "PUBLISH" };
+        pipeline.cmd(name).arg(&**node.probe.channel()).arg(node.probe.payload(number));
+        return Question::Probe(number);
+    }
+    let Some(milestone) = node.milestones.next(now) else {
+        pipeline.cmd("INFO").arg("replication");
+        return Question::Log;
+    };
+    pipeline.cmd("PUBLISH").arg(milestone::CHANNEL).arg(milestone.to_string());
+    Question::Probe(node.probe.next(Some(milestone.id), now))
 }
 
 #[cfg(test)]

@@ -53,9 +53,9 @@ pub(crate) enum Question {
     /// Whether the server is a master.
     Role,
     Marker,
-    /// A milestone, if one is published; and then the state of the replication log.
-    Milestone,
-    /// A number of the probe.
+    /// The state of the replication log, for the next milestone.
+    Log,
+    /// A number of the probe, which may be published as a milestone.
     Probe(u64),
     Ping,
     /// Each with an answer of its own.
@@ -154,22 +154,6 @@ impl PublishingLink {
         self.paused_until.filter(|until| now < *until).map(Some)
     }
 
-    /// The answers to a milestone, if one was published, and to the question for the log.
-    pub(crate) fn on_milestone(&mut self, node: &mut NodeState, answers: Vec<Value>) -> Result<(), LinkError> {
-        for answer in answers {
-            match answer.extract_error() {
-                Ok(Value::Int(_)) => {}
-                Ok(info) => node.milestones.on_info(redis::from_redis_value::<String>(info).ok().as_deref()),
-                Err(error) if is_not_allowed(&error) && error.detail().is_some_and(|why| why.contains("channel")) => {
-                    node.refuse_milestones(&error);
-                }
-                Err(error) if is_refusal(&error) => node.milestones.on_info(None),
-                Err(error) => return Err(LinkError::Ended(error)),
-            }
-        }
-        Ok(())
-    }
-
     pub(crate) fn on_answer(
         &mut self,
         node: &mut NodeState,
@@ -193,10 +177,13 @@ impl PublishingLink {
             (Question::Probe(_), Ok(other)) => {
                 tracing::debug!(?other, "Redis answers PUBLISH with {other:?} instead of a number");
             }
-            (Question::Probe(_), Err(error)) if is_not_allowed(&error) => {
-                node.probe.refuse();
-                node.health.probe_is_refused(&error);
+            (Question::Probe(_), Err(error)) if is_not_allowed(&error) => node.refuse_probe(&error),
+            (Question::Log, Ok(info)) => {
+                let info = redis::from_redis_value::<String>(info).unwrap_or_default();
+                node.milestones.on_info(&info, now);
             }
+            (Question::Log, Err(error)) if is_not_allowed(&error) => node.milestones.hide_log(),
+            (Question::Log, Err(error)) if is_refusal(&error) => node.milestones.on_info("", now),
             // A number that is not published proves nothing about the subscriber. When a slot has moved, Redis tells
             // the subscriber as well.
             (Question::Probe(_), Err(error)) if is_refusal(&error) => {
@@ -206,7 +193,7 @@ impl PublishingLink {
             (Question::Marker, Err(error)) if is_refusal(&error) => {
                 tracing::debug!(%error, "Redis refuses the hand-over's marker: {error}");
             }
-            (Question::Marker | Question::Milestone | Question::Ping | Question::Messages(_), Ok(_)) => {}
+            (Question::Marker | Question::Ping | Question::Messages(_), Ok(_)) => {}
             (_, Err(error)) => return Err(LinkError::Ended(error)),
         }
         Ok(())

@@ -41,7 +41,7 @@ pub(super) fn on_confirmation(
         node.channels.left(channel);
     }
     match confirmation {
-        Confirmation::Subscribed if node.probe.is_on(channel) || node.is_marker(channel) => {}
+        Confirmation::Subscribed if *channel == **node.probe_channel() || node.is_marker(channel) => {}
         // An UNSUBSCRIBE waits, or may wait, to be sent, and behind it the SUBSCRIBE that confirms the channel.
         Confirmation::Subscribed
             if (is_leaving || is_out_of_turn(command, channel)) && node.channels.is_wanted(channel) =>
@@ -49,8 +49,10 @@ pub(super) fn on_confirmation(
             node.channels.has_again(channel);
         }
         Confirmation::Subscribed => match node.channels.confirm(channel) {
-            Confirmed::Wanted(channel) if node.milestones.is_on(&channel) => {}
-            Confirmed::Wanted(channel) => node.events.push_back(Report::Subscribed { node: node.id, channel }),
+            Confirmed::Wanted(channel) => {
+                node.milestones.place(now);
+                node.events.push_back(Report::Subscribed { node: node.id, channel });
+            }
             // The channel was only tried; `GiveBack` unsubscribes it.
             Confirmed::Unwanted if matches!(command, Some(LinkCommand::LookAgain(looked)) if **looked == *channel) => {}
             Confirmed::Unwanted => return Some(Channel::copy_from_slice(channel)),
@@ -126,8 +128,10 @@ pub(super) fn on_answer(
     match command {
         LinkCommand::Probe if is_for_now => node.probe.lose(),
         LinkCommand::Probe if is_not_allowed(&error) => {
-            node.probe.refuse();
-            node.health.probe_is_refused(&error);
+            node.refuse_probe(&error);
+            if node.probe.is_lost() {
+                return Ok(Consequence::Next(LinkCommand::Probe));
+            }
         }
         LinkCommand::Subscribe(_) if is_for_now => node.contradicted(now),
         // One by one, to find the channels that Redis refuses.
@@ -175,10 +179,6 @@ fn refuse(node: &mut NodeState, channel: Channel, error: &RedisError, tried: &mu
     if is_for_now(error.code()) {
         tracing::debug!(%error, "a channel cannot be subscribed at this node for now: {error}");
         return node.contradicted(now);
-    }
-    if node.milestones.is_on(&channel) {
-        node.channels.forget(&channel);
-        return node.refuse_milestones(error);
     }
     tracing::debug!(%error, "Redis refuses to subscribe a channel: {error}");
     tried.refused = Some((channel.clone(), refusal_text(error)));

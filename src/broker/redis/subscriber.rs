@@ -20,7 +20,7 @@ use super::pending_changes::{Change, PendingChanges, subscriptions};
 use super::read_buffer::Part;
 use super::reply::{self, Consequence};
 use super::resp::Item;
-use super::subscribing_link::{Count, LinkState, SubscribingLink, UnderWay};
+use super::subscribing_link::{LinkState, SubscribingLink, UnderWay};
 use crate::broker::event::Report;
 use crate::channel::Channel;
 
@@ -98,15 +98,12 @@ impl Subscriber {
     pub(crate) fn on_connected(&mut self, node: &mut NodeState, greeting: Greeting, now: Instant) {
         debug_assert!(matches!(self.state, LinkState::Down(Down::Connecting)));
         node.subscriber_at.clone_from(&greeting.master);
+        node.milestones.on_link();
         if !greeting.role.is_told() {
             node.health.role_is_unknown();
         }
-        let link = SubscribingLink::new(
-            greeting,
-            [LinkCommand::Probe, LinkCommand::Unconfirmed, LinkCommand::Count(Counting::First)],
-            now,
-        );
-        self.state = LinkState::Subscribing(Box::new(link), Count::Unknown);
+        let plan = [LinkCommand::Probe, LinkCommand::Unconfirmed, LinkCommand::Count(Counting::First)];
+        self.state = LinkState::subscribing(SubscribingLink::new(greeting, plan, now));
         self.has_heard = false;
         self.advance(node, now);
     }
@@ -149,8 +146,9 @@ impl Subscriber {
     /// `len` bytes were read.
     pub(crate) fn on_bytes(&mut self, node: &mut NodeState, len: usize, now: Instant) {
         let Some(link) = self.link_mut() else { return };
+        let continues = link.reader.is_in_publication();
         link.reader.filled(len);
-        if link.reader.is_in_publication() {
+        if continues {
             // A large publication may take some time.
             node.probe.on_heard(now);
         }
@@ -170,10 +168,12 @@ impl Subscriber {
         {
             match link.reader.next() {
                 Ok(Some(Item::Publication { channel, payload })) => {
-                    self.has_heard = true;
-                    match node.kind_of(link.reader.bytes(&channel), link.reader.bytes(&payload), now) {
+                    let (name, bytes) = (link.reader.bytes(&channel), link.reader.bytes(&payload));
+                    let kind = node.kind_of(name, bytes, link.proved_until, now);
+                    self.has_heard |= kind != PublicationKind::Milestone;
+                    match kind {
                         PublicationKind::Session => return Some((channel, payload)),
-                        PublicationKind::Own => {}
+                        PublicationKind::Own | PublicationKind::Milestone => {}
                         PublicationKind::Marker => self.state.stand_still(LinkState::AtMarker),
                         PublicationKind::CatchUp => self.state.stand_still(LinkState::CatchingUp),
                     }
@@ -314,7 +314,7 @@ impl Subscriber {
                 return Some(LinkCommand::Role);
             }
             node.is_suspect = false;
-            if audits.take_due(now) {
+            if audits.take_due(now) | node.probe.take_doubt(now) {
                 return Some(LinkCommand::Count(Counting::Audit));
             }
         }
@@ -348,10 +348,7 @@ impl Subscriber {
         if let Some(link) = self.state.link() {
             node.probe.proved(link.proved_until);
         }
-        node.incomplete_since = None;
-        node.subscribed_at = now;
-        node.health.worker_is_complete();
-        node.health.link_is_up();
+        node.on_complete(now);
         self.backoff.reset();
         node.end_gap(now);
     }
@@ -375,7 +372,7 @@ impl Subscriber {
         node.probe.end();
         node.retry_at = None;
         node.set_progress(marker::Progress::Lost);
-        let is_cut = node.cut(error);
+        let is_cut = node.cut(error, state.count());
         if node.channels.confirmed() > 0 || !node.is_incomplete() {
             node.lost(state.complete_until(node, error));
         }
@@ -397,6 +394,8 @@ impl Subscriber {
 
 #[cfg(test)]
 mod losses;
+#[cfg(test)]
+mod milestones;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
 use super::backoff::Down;
+use super::channel_table::Count;
 use super::error::LinkError;
 use super::link_command::LinkCommand;
 use super::node_state::{Greeting, NodeState};
@@ -52,14 +53,6 @@ pub(crate) struct Audits {
     pub(crate) count: Count,
 }
 
-/// Whether the server's count of subscriptions is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Count {
-    Believed,
-    /// The ACL forbids the question, or the count has been wrong.
-    Unknown,
-}
-
 /// Down → Subscribing → Complete ⇄ AtMarker or CatchingUp; from each of these to Down when the link fails, and from all
 /// to Closed when the node leaves its cluster.
 #[derive(Debug)]
@@ -78,6 +71,11 @@ pub(crate) enum LinkState {
 }
 
 impl LinkState {
+    /// A link that was just made.
+    pub(crate) fn subscribing(link: SubscribingLink) -> Self {
+        Self::Subscribing(Box::new(link), Count::Unknown)
+    }
+
     /// The link, if there is one.
     pub(crate) fn link(&self) -> Option<&SubscribingLink> {
         match self {
@@ -154,9 +152,21 @@ impl LinkState {
                 // link did not hear.
                 let role = self.link().map(|link| &link.role).filter(|role| role.next_at().is_some());
                 let role = role.filter(|role| role.is_told() && !node.terms.is_in_cluster);
-                let until = node.probe.complete_until();
+                let until = match error {
+                    LinkError::Deaf(_) => node.probe.returned_until(),
+                    _ => node.probe.complete_until(),
+                };
                 role.map_or(until, |role| until.min(role.master_at()))
             }
+        }
+    }
+
+    /// Whether the server's count of subscriptions is used.
+    pub(crate) fn count(&self) -> Count {
+        match self {
+            Self::Subscribing(_, count) => *count,
+            Self::Complete(_, audits) | Self::AtMarker(_, audits) | Self::CatchingUp(_, audits) => audits.count,
+            Self::Down(_) | Self::Closed => Count::Unknown,
         }
     }
 
@@ -164,9 +174,9 @@ impl LinkState {
     pub(crate) fn next_timeout(&self, node: &NodeState) -> Option<Instant> {
         match self {
             Self::Down(down) => down.next_at(),
-            Self::Subscribing(link, _) => link.next_timeout([None, None]),
+            Self::Subscribing(link, _) => link.next_timeout([None; 3]),
             Self::Complete(link, audits) => {
-                let next = link.next_timeout([Some(audits.next_at), node.retry_at]);
+                let next = link.next_timeout([Some(audits.next_at), node.retry_at, node.probe.doubt_at()]);
                 next.into_iter().chain(node.probe.limit()).min()
             }
             Self::AtMarker(..) | Self::CatchingUp(..) | Self::Closed => None,
@@ -241,7 +251,7 @@ impl SubscribingLink {
     }
 
     /// The deadline of the answer, or else the earliest of `due`.
-    pub(crate) fn next_timeout(&self, due: [Option<Instant>; 2]) -> Option<Instant> {
+    pub(crate) fn next_timeout(&self, due: [Option<Instant>; 3]) -> Option<Instant> {
         match &self.under_way {
             Some(under_way) => Some(under_way.deadline.at()),
             None => due.into_iter().flatten().chain(self.role.next_at()).min(),

@@ -81,6 +81,7 @@ impl Hub {
         }
         milestones.awaited_by.clear();
         (milestones.is_asked, milestones.replay) = (false, None);
+        milestones.take_held();
         std::mem::take(self.confirmed.at_mut(node))
     }
 

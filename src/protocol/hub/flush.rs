@@ -66,8 +66,9 @@ impl Hub {
     /// Appends a publication to the batches of its channel's audiences.
     pub(crate) fn append(&mut self, channel: &[u8], payload: &[u8]) -> Batching {
         let Some(id) = self.names.find(&self.channels, channel) else { return Batching::Wait };
-        if self.channels.get(id).is_some_and(|entry| entry.is_interrupted) {
+        if let Some(entry) = self.channels.get(id).filter(|entry| entry.is_interrupted) {
             // The node's log has this publication, too, and all before it.
+            entry.node.into_iter().for_each(|node| self.milestones.at_mut(node).hold(id, payload));
             return Batching::Wait;
         }
         self.append_to(id, payload)

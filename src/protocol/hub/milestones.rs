@@ -10,6 +10,10 @@ use crate::position::{Milestone, MilestoneId, Position};
 /// The number of the first milestone that is heard. In the middle, because a hand-over puts earlier ones in front.
 const MIDDLE: u32 = 1 << 31;
 
+/// The most that is held of what a new link delivers before its stream is continued. Chosen: more than comes until the
+/// next milestone, unless Redis is very busy.
+const MAX_HELD_BYTES: usize = 1 << 20;
+
 /// The milestones of a node.
 #[derive(Debug)]
 pub(super) struct Milestones {
@@ -22,6 +26,10 @@ pub(super) struct Milestones {
     pub(super) awaited_by: Vec<usize>,
     /// A log that is replayed, to continue a stream that was cut.
     pub(super) replay: Option<Replay>,
+    /// What the new link has delivered since the stream was cut, by channel, and the bytes of all: the log has it, too,
+    /// if it can be read.
+    held: Vec<(usize, Box<[u8]>)>,
+    held_bytes: usize,
     /// Whether the broker was asked for a milestone, and none was heard since.
     pub(super) is_asked: bool,
     /// Whether the broker publishes none.
@@ -47,6 +55,8 @@ impl Default for Milestones {
             numbers: HashMap::new(),
             awaited_by: Vec::new(),
             replay: None,
+            held: Vec::new(),
+            held_bytes: 0,
             is_asked: false,
             are_missing: false,
         }
@@ -64,6 +74,20 @@ impl Milestones {
         self.numbers.insert(milestone.id, next);
         self.heard.push_back((milestone, now));
         true
+    }
+
+    /// Holds a publication for the case that the log cannot be read. Beyond the bound, the publication is missing then.
+    pub(super) fn hold(&mut self, channel: usize, payload: &[u8]) {
+        let bytes = payload.len() + std::mem::size_of::<(usize, Box<[u8]>)>();
+        if self.held_bytes + bytes <= MAX_HELD_BYTES {
+            self.held_bytes += bytes;
+            self.held.push((channel, payload.into()));
+        }
+    }
+
+    pub(super) fn take_held(&mut self) -> Vec<(usize, Box<[u8]>)> {
+        self.held_bytes = 0;
+        std::mem::take(&mut self.held)
     }
 
     /// The number of the next milestone.

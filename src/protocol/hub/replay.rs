@@ -54,6 +54,7 @@ impl Hub {
         let milestones = self.milestones.at_mut(node);
         let start = milestones.replay.take().map(|replay| replay.start).or(milestones.current());
         milestones.hear(until, now);
+        milestones.take_held();
         let last = milestones.current().unwrap_or_default();
         for (_, entry) in self.channels.iter_mut().filter(|(_, entry)| entry.node == Some(node)) {
             let was_interrupted = std::mem::take(&mut entry.is_interrupted);
@@ -70,11 +71,13 @@ impl Hub {
         self.take_ready(node)
     }
 
-    /// The log cannot be replayed: the missed publications stay missed. Returns the subscribers that waited for them.
+    /// The log cannot be replayed: the missed publications stay missed, and those that the new link has delivered since
+    /// come next. Returns the subscribers that waited for them.
     pub(crate) fn give_up_replay(&mut self, node: Node) -> Vec<(SessionKey, SubscriberId)> {
         let milestones = self.milestones.at_mut(node);
         milestones.replay = None;
-        let next = milestones.next();
+        let (mut held, next) = (milestones.take_held(), milestones.next());
+        held.retain(|(id, _)| self.channels.get(*id).is_some_and(|entry| entry.is_interrupted && entry.is_confirmed));
         for (id, entry) in self.channels.iter_mut().filter(|(_, entry)| entry.node == Some(node)) {
             if std::mem::take(&mut entry.is_interrupted) {
                 self.budget.end(entry.history.as_deref_mut());
@@ -83,6 +86,9 @@ impl Hub {
                     milestones.awaited_by.push(id);
                 }
             }
+        }
+        for (id, payload) in held {
+            self.append_to(id, &payload);
         }
         self.take_ready(node)
     }
@@ -184,7 +190,9 @@ mod tests {
         let mut stage = Stage::new();
         stage.0.append(b"a", b"1");
         stage.cut(true);
+        stage.0.append(b"b", b"7");
         assert!(stage.0.give_up_replay(Node(0)).is_empty());
+        assert!(stage.sent().ends_with('7'), "what the new link has delivered is not lost");
         stage.0.on_milestone(Node(0), milestone(2), 0);
         stage.0.append(b"a", b"9");
         assert!(stage.sent().ends_with(&text(2, 1, "9")));

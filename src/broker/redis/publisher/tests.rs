@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::broker::redis::health::Health;
+use crate::broker::redis::milestone::{MilestoneClock, MilestoneUse};
 use crate::broker::redis::node_state::{RETRY, Terms};
 use crate::broker::redis::resp::Protocol;
 use crate::broker::redis::role::RoleWatch;
@@ -93,6 +94,12 @@ impl Stage {
     }
 }
 
+/// What `INFO replication` answers where there is a log.
+fn info() -> Value {
+    let info = "master_replid:8f31c2a0d1be5a779ef0a3b1c2d4e5f601234567\r\nmaster_repl_offset:4711\r\nrepl_backlog_active:1\r\n";
+    Value::BulkString(info.as_bytes().to_vec())
+}
+
 fn lines(pipeline: &Pipeline) -> Vec<String> {
     let line = |command: &redis::Cmd| {
         let arguments = command.args_iter().map(|argument| match argument {
@@ -173,6 +180,41 @@ fn nothing_is_published_while_the_subscriber_is_away_but_the_role_is_asked() {
     assert!(stage.step().is_empty() && stage.told().is_empty(), "another worker has its moment");
     stage.node.health.worker_is_complete();
     assert_eq!(stage.publish(&[(1, "a", "x")]), ["PUBLISH a x"]);
+}
+
+#[test]
+fn a_milestone_names_the_log_right_before_it_and_is_the_probe() {
+    let mut stage = Stage::up();
+    stage.node.milestones = MilestoneClock::new(MilestoneUse::Gaps, false, stage.now);
+    stage.node.probe.allow();
+    stage.node.probe.begin(stage.now);
+    assert_eq!(stage.step(), ["INFO replication"]);
+    stage.answer(vec![info()]);
+    let published = stage.step();
+    assert!(published.len() == 1 && published[0].ends_with(" 4711"), "{published:?}");
+    assert!(published[0].starts_with("PUBLISH webws:milestone "));
+    stage.answer(vec![Value::Int(3)]);
+    assert!(stage.node.probe.limit().is_some(), "it is awaited");
+    // Without the right, the probe's own channel is to be subscribed first.
+    stage.now += SECOND;
+    while stage.step() != ["INFO replication"] {
+        stage.node.events.clear();
+        stage.answer(vec![role_of("master")]);
+    }
+    stage.answer(vec![error("NOPERM no")]);
+    let published = stage.step();
+    assert_eq!(published[0].split(' ').count(), 3, "no log is named: {published:?}");
+    stage.answer(vec![error("NOPERM No permissions to access a channel used as argument")]);
+    assert!(stage.node.probe.is_lost() && stage.node.proof_due_at().is_none());
+    assert!(stage.told()[0].starts_with("NoMilestones"));
+    stage.node.probe.allow();
+    stage.now += SECOND;
+    let mut next = stage.step();
+    while next == ["HELLO 3"] {
+        stage.answer(vec![role_of("master")]);
+        next = stage.step();
+    }
+    assert_eq!(next, ["probe"]);
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn a_gap_ends_when_all_lost_channels_are_back_however_many_are_new() {
 fn a_gap_begins_when_the_last_probe_that_came_back_was_sent() {
     let mut stage = Stage::hearing();
     let sent = stage.now;
-    let number = stage.node.probe.next(sent);
+    let number = stage.node.probe.next(None, sent);
     let payload = stage.node.probe.payload(number);
     let channel = String::from_utf8_lossy(stage.node.probe.channel()).into_owned();
     // The process was stopped, and reads all of that late.
@@ -156,7 +156,7 @@ fn bytes_that_are_no_resp_and_answers_without_a_command_end_the_link() {
 #[test]
 fn a_probe_that_does_not_come_back_ends_the_link() {
     let mut stage = Stage::hearing();
-    let number = stage.node.probe.next(stage.now);
+    let number = stage.node.probe.next(None, stage.now);
     stage.node.probe.on_published(number, 1, stage.now);
     stage.pass(SECOND);
     stage.commands();
