@@ -278,7 +278,10 @@ async fn readiness_says_why_messages_do_not_flow_and_health_stays_ok() {
     redis.kill();
     until("it is not", SOON, async || !is_ready().await).await;
     let (status, why) = webws.readiness().await;
-    assert!(status == 503 && why.contains("links to redis://127.0.0.1") && why.contains("are away"), "{status} {why}");
+    assert!(
+        status == 503 && why.contains("links to redis://127.0.0.1") && why.contains("have been down"),
+        "{status} {why}"
+    );
     let health = get(&webws.target(), "/healthz").await;
     assert_eq!((health.head.status, health.body.as_str()), (200, "ok\n"));
     redis.start_again().await;

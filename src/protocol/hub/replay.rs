@@ -114,7 +114,7 @@ mod tests {
     use super::super::stage::{channel, key, milestone, position, sent};
     use super::*;
     use crate::placement::Placement;
-    use crate::position::Token;
+    use crate::position::{Since, Token};
     use crate::protocol::encoding::Encoding;
     use crate::protocol::hub::{Keep, Recovery};
 
@@ -242,7 +242,7 @@ mod tests {
             let joined = stage.0.join(&channel("a"), Encoding::Meta, key(9));
             let since = position(1, count);
             let mut out = bytes::BytesMut::new();
-            let recovery = stage.0.recover(joined.subscriber, Some(since), &mut out);
+            let recovery = stage.0.recover(joined.subscriber, Some(Since::Position(since)), &mut out);
             assert_eq!(recovery, Recovery::Complete { publications: payloads.len() });
             let out = String::from_utf8_lossy(&out);
             let got = out.split("\n\n").skip(1).filter_map(|text| text.chars().next()).map(String::from);
