@@ -131,7 +131,8 @@ impl Process {
     fn judge(&self, Outcome { verdict, published, lost_by_redis, .. }: &Outcome) {
         println!(
             "ledger: {published} published, {} received; lost {}, duplicated {}, reordered {}; Redis lost {}, of which \
-             {} had been received; {} gaps filled, {} told, {} missed in these; clients came back {} times",
+             {} had been received; {} gaps filled, {} told, {} missed in these, {} repeated; \
+             clients came back {} times",
             verdict.received,
             verdict.lost.len(),
             verdict.duplicated.len(),
@@ -141,6 +142,7 @@ impl Process {
             self.filled(),
             verdict.gaps,
             verdict.missed_in_gaps,
+            verdict.repeated_after_gaps,
             verdict.came_back,
         );
         self.print_gaps();

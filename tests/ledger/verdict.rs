@@ -27,6 +27,9 @@ pub(super) struct Verdict {
     /// Those of clients that never leave by themselves: a client that comes to another worker when a link is lost may be
     /// the first on its channel there.
     pub(super) steady_gaps: usize,
+    /// Received once more, or late, by clients that were told of a gap and came back with a position from before it: what
+    /// follows a gap has no position until the next milestone.
+    pub(super) repeated_after_gaps: usize,
     /// Missed by clients without positions while they were not connected.
     pub(super) missed_while_away: usize,
     /// How often a client came back with a position.
@@ -45,7 +48,7 @@ impl Verdict {
         let published = truth.published.get(&redis_name(seen.channel)).map(Vec::as_slice).unwrap_or_default();
         let places: HashMap<Id, usize> = published.iter().enumerate().map(|(place, (id, _))| (*id, place)).collect();
         assert_eq!(places.len(), published.len(), "each message is published once");
-        let (mut next, mut had, mut is_away, mut is_told) = (0, HashSet::new(), false, false);
+        let (mut next, mut had, mut is_away, mut is_told, mut may_repeat) = (0, HashSet::new(), false, false, false);
         let mut holes: Vec<Hole> = Vec::new();
         for entry in &seen.entries {
             let id = match entry {
@@ -60,8 +63,9 @@ impl Verdict {
                     if is_closed_for_gap {
                         self.count_gap(seen);
                     }
-                    self.settle(seen, &mut holes, is_told || is_closed_for_gap);
-                    is_told = false;
+                    is_told |= is_closed_for_gap;
+                    self.settle(seen, &mut holes, is_told);
+                    (may_repeat, is_told) = (is_told, false);
                     is_away = seen.transport == Transport::Plain;
                     self.came_back += usize::from(!is_away);
                     continue;
@@ -72,7 +76,11 @@ impl Verdict {
                 next = places.get(&id).copied().unwrap_or_default();
             }
             if !had.insert(id) {
-                self.duplicated.push((seen.channel, id));
+                if may_repeat {
+                    self.repeated_after_gaps += 1;
+                } else {
+                    self.duplicated.push((seen.channel, id));
+                }
                 continue;
             }
             let Some(place) = places.get(&id).copied() else {
@@ -80,7 +88,11 @@ impl Verdict {
                 continue;
             };
             if place < next {
-                self.reordered.push((seen.channel, id));
+                if may_repeat {
+                    self.repeated_after_gaps += 1;
+                } else {
+                    self.reordered.push((seen.channel, id));
+                }
                 continue;
             }
             if place > next {
@@ -157,5 +169,8 @@ mod tests {
         assert_eq!(judge(Transport::Meta, &away).lost, lost([2, 3]));
         let closed = [got(1), got(3), Entry::End(Some(1012)), got(4), got(5)];
         assert_eq!((judge(Transport::Meta, &closed).missed_in_gaps, judge(Transport::Meta, &closed).lost), (1, vec![]));
+        let repeated = [got(1), got(3), Entry::End(Some(1012)), got(2), got(3), got(4), got(5)];
+        let repeated = judge(Transport::Meta, &repeated);
+        assert_eq!((repeated.repeated_after_gaps, repeated.duplicated, repeated.reordered), (2, vec![], vec![]));
     }
 }

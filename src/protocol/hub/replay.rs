@@ -194,9 +194,11 @@ mod tests {
         assert!(stage.0.give_up_replay(Node(0)).is_empty());
         assert!(stage.sent().ends_with('7'), "what the new link has delivered is not lost");
         stage.0.on_milestone(Node(0), milestone(2), 0);
-        stage.0.append(b"a", b"9");
-        assert!(stage.sent().ends_with(&text(2, 1, "9")));
+        stage.0.append(b"a", b"8");
+        assert!(stage.sent().ends_with("\n8"), "no position behind a gap that clients have not been told of");
         assert_eq!(stage.0.take_missed(Node(0)).0, 2);
+        stage.0.append(b"a", b"9");
+        assert!(stage.sent().ends_with(&text(2, 2, "9")));
         stage.cut(false);
         stage.replay(&["M3", "a9", "b9"]);
         assert_eq!(stage.sent(), "", "Redis had forgotten subscriptions: how many publications came is not known");

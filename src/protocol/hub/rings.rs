@@ -243,7 +243,7 @@ impl Hub {
 }
 
 /// Counts a publication on the channel `id`. Keeps it if the channel has a history, and returns the position behind it
-/// then, if it is known. The caller bounds the budget.
+/// then, if it is known and clients may know it. The caller bounds the budget.
 #[inline]
 pub(super) fn record(
     id: usize,
@@ -261,7 +261,9 @@ pub(super) fn record(
         budget.oldest.push(Reverse((at, id, history.serial)));
     }
     budget.bytes = budget.bytes.saturating_add_signed(growth);
-    milestones.position(place)
+    // A client that knew a position behind a gap, and left before it was told of the gap, would never learn of it.
+    let is_untold = entry.missed_by.is_some() && !entry.is_interrupted;
+    if is_untold { None } else { milestones.position(place) }
 }
 
 #[cfg(test)]
