@@ -60,7 +60,7 @@ impl Size {
                 Size { rate: 2_000, kills: 50, cut, failovers: 5, mixed, seed }
             }
             None => {
-                let (cut, mixed) = (Duration::from_secs(2), Duration::from_secs(8));
+                let (cut, mixed) = (Duration::from_secs(2), Duration::ZERO);
                 Size { rate: 500, kills: 4, cut, failovers: 0, mixed, seed }
             }
         }
@@ -262,9 +262,13 @@ async fn each_fault_in_turn_costs_no_client_a_message() {
     assert_eq!((redis.info("sync_full").await.as_str(), redis.info("total_forks").await.as_str()), ("1", "0"));
 }
 
+/// Only in the long run: `LEDGER_SECONDS`.
 #[tokio::test]
 async fn faults_mixed_by_a_seed_cost_no_client_a_message_untold() {
     let size = Size::new();
+    if size.mixed.is_zero() {
+        return;
+    }
     let mut random = Rng::with_seed(size.seed);
     let mut stage = Single::start(&size, &mut random).await;
     let end = Instant::now() + size.mixed;
