@@ -40,6 +40,11 @@ impl Broker {
         }
     }
 
+    /// Whether all workers hear the same milestones.
+    pub(crate) fn shares_milestones(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+
     /// Takes the messages that the broker has not answered for; no answer follows.
     pub(crate) fn abandon(&mut self) -> Vec<ClientMessage> {
         match self {

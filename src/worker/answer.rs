@@ -60,6 +60,7 @@ impl Worker {
             },
             Until::HandshakesFinished => (self.handshakes.count() == 0).then_some(Ok(())),
             Until::Answered => (!self.core.outbox.has_in_flight()).then(|| self.tells_no_gap()),
+            Until::Heard(milestone) => self.core.hub.has_heard(*milestone).then_some(Ok(())),
             Until::Subscribed(confirmations) => poll_all(confirmations, cx),
         }
     }
@@ -79,8 +80,8 @@ fn give_up(wait: &Wait, broker: &Broker) -> Result<(), String> {
     match &wait.until {
         Until::Connected | Until::MarkerPossible { .. } => broker.link_fault().map_or(Ok(()), Err),
         Until::Marker(_) => Err(format!("Redis did not come to the marker within {within:?}")),
-        // A silent connection does not delay the hand-over.
-        Until::HandshakesFinished => Ok(()),
+        // A silent connection does not delay the hand-over, and a link that is away no client that comes back.
+        Until::HandshakesFinished | Until::Heard(_) => Ok(()),
         Until::Answered => Err("the broker does not answer for messages that it has: try again later".to_owned()),
         Until::Subscribed(_) => {
             let why = broker.fault().unwrap_or_else(|| "no confirmation came".to_owned());

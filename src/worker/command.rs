@@ -13,6 +13,7 @@ use super::snapshot::{Adopted, Collected};
 use crate::broker::Seal;
 use crate::channel::Channel;
 use crate::message::NotPublished;
+use crate::position::MilestoneId;
 use crate::protocol::hub::{HistoriesSnapshot, HistoryCursor};
 
 /// Commands that may wait in a mailbox. When the mailbox is full, senders wait in their order of arrival, each with its
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Histories { from: HistoryCursor, tell: oneshot::Sender<(HistoriesSnapshot, Option<HistoryCursor>)> },
     /// To put the histories of another worker in front of its own.
     AdoptHistories(HistoriesSnapshot, Answer),
+    /// To report when it has heard a milestone.
+    Hear { milestone: MilestoneId, within: Duration, tell: Answer },
     /// To give the history of one channel to another worker.
     HistoryOf { channel: Channel, tell: oneshot::Sender<HistoriesSnapshot> },
     /// To recover a client with what other workers keep.

@@ -33,6 +33,7 @@ impl Worker {
                 self.core.hub.adopt_histories(part, self.now());
                 drop(tell.send(Ok(())));
             }
+            Command::Hear { milestone, within, tell } => self.wait(Until::Heard(milestone), within, tell),
             Command::HistoryOf { channel, tell } => {
                 drop(tell.send(self.core.hub.history_of(&channel, self.now())));
             }

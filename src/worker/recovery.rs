@@ -1,6 +1,8 @@
 //! Clients that come back with a position: their channel's history may be longer elsewhere than here. Another worker of
 //! the process is asked first, then the node's log. Their handshakes wait meanwhile. May not enter: what a history is.
 
+use std::time::Duration;
+
 use super::command::Command;
 use super::core::Core;
 use super::read_back::{LogRead, ReadBack};
@@ -12,6 +14,10 @@ use crate::placement::Node;
 use crate::position::{Logged, Milestone, Since};
 use crate::protocol::hub::HistoriesSnapshot;
 
+/// How much later than this worker another one may hear a milestone. Chosen: far more than their links differ, and
+/// less than a client waits without notice.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
+
 impl Worker {
     /// Asks other workers for the histories that clients need.
     pub(super) fn read_back(&mut self, broker: &mut Broker) {
@@ -21,9 +27,16 @@ impl Worker {
                 continue;
             }
             let (siblings, own) = (self.siblings.clone(), self.own.clone());
+            let node = self.core.placement.node_of(&client.channel).filter(|_| broker.shares_milestones());
+            let heard = node.and_then(|node| self.core.hub.last_milestone(node));
             tokio::task::spawn_local(async move {
                 let mut parts = Vec::new();
                 for sibling in siblings.iter() {
+                    if let Some(milestone) = heard {
+                        // Our history may begin at this milestone: theirs has to reach it.
+                        let hear = |tell| Command::Hear { milestone, within: HEARD_WITHIN, tell };
+                        sibling.ask(hear).await.ok();
+                    }
                     let ask = |tell| Command::HistoryOf { channel: client.channel.clone(), tell };
                     // A worker that has ended ends the server.
                     parts.extend(sibling.ask(ask).await);

@@ -101,6 +101,7 @@ mod tests {
     use crate::channel::Channel;
     use crate::config::Config;
     use crate::metrics::{Metrics, Shard};
+    use crate::position::MilestoneId;
     use crate::protocol::encoding::Encoding;
     use crate::protocol::session::Grant;
     use crate::worker::command::Command;
@@ -199,6 +200,16 @@ mod tests {
         worker.tell(Command::Resume).unwrap();
         let fault = Mailbox::of(&worker.sender).blocking_ask(Command::State).unwrap().fault;
         assert_eq!(fault, None);
+        worker.end();
+    }
+
+    #[test]
+    fn a_milestone_that_is_not_heard_delays_an_answer_only_for_a_time() {
+        let worker = Running::start(false);
+        let within = Duration::from_millis(50);
+        let start = std::time::Instant::now();
+        worker.tell(|tell| Command::Hear { milestone: MilestoneId(7), within, tell }).unwrap();
+        assert!(start.elapsed() >= within, "it is waited for");
         worker.end();
     }
 

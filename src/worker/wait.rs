@@ -10,6 +10,7 @@ use super::command::Answer;
 use super::core::Confirmation;
 use crate::broker::{Marking, Seal};
 use crate::clock::Deadline;
+use crate::position::MilestoneId;
 
 /// A command without an answer yet.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) enum Until {
     HandshakesFinished,
     /// The broker has answered for all messages that it took.
     Answered,
+    /// A milestone is heard.
+    Heard(MilestoneId),
     /// The subscriptions are confirmed.
     Subscribed(Vec<Confirmation>),
 }

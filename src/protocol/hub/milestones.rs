@@ -95,6 +95,16 @@ impl Milestones {
         self.first + u32::try_from(self.heard.len()).expect("a milestone of each millisecond fits")
     }
 
+    /// The milestone heard last.
+    pub(super) fn last(&self) -> Option<MilestoneId> {
+        self.heard.back().map(|(milestone, _)| milestone.id)
+    }
+
+    /// Whether a milestone was heard, and is not forgotten.
+    pub(super) fn has_heard(&self, milestone: MilestoneId) -> bool {
+        self.numbers.contains_key(&milestone)
+    }
+
     /// The number of the milestone heard last; `None` before the first.
     pub(super) fn current(&self) -> Option<u32> {
         (!self.heard.is_empty()).then(|| self.next() - 1)

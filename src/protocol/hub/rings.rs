@@ -19,7 +19,7 @@ use crate::clock::Millis;
 use crate::id::{SessionKey, SubscriberId};
 use crate::per_node::PerNode;
 use crate::placement::Node;
-use crate::position::{Milestone, Position, Since};
+use crate::position::{Milestone, MilestoneId, Position, Since};
 
 /// What a client is told for whose position not everything is kept.
 const NOT_KEPT: &str = "messages since the last seen position may be missing";
@@ -72,6 +72,16 @@ impl Hub {
         if !milestones.are_missing {
             milestones.awaited_by.push(id);
         }
+    }
+
+    /// The milestone that was heard last at `node`.
+    pub(crate) fn last_milestone(&self, node: Node) -> Option<MilestoneId> {
+        self.milestones.at(node).last()
+    }
+
+    /// Whether a milestone was heard, at any node, and is not forgotten.
+    pub(crate) fn has_heard(&self, milestone: MilestoneId) -> bool {
+        self.milestones.iter().any(|of| of.has_heard(milestone))
     }
 
     /// The nodes that should publish a milestone soon, because a channel waits for it: each once, until it is heard.
