@@ -49,10 +49,10 @@ struct Size {
 }
 
 impl Size {
+    #[expect(clippy::print_stdout, reason = "what a failure shows, so that it can be had again")]
     fn new() -> Size {
         let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
         let seed = number("LEDGER_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-        // What a failure shows, so that it can be had again.
         println!("ledger: seed {seed}");
         match number("LEDGER_SECONDS") {
             Some(seconds) => {
@@ -128,6 +128,7 @@ impl Process {
     }
 
     /// Nothing is lost untold, twice or out of order.
+    #[expect(clippy::print_stdout, reason = "the figures of a long run")]
     fn judge(&self, Outcome { verdict, published, lost_by_redis, .. }: &Outcome) {
         println!(
             "ledger: {published} published, {} received; lost {}, duplicated {}, reordered {}; Redis lost {}, of which \
@@ -151,6 +152,7 @@ impl Process {
     }
 
     /// The gaps that were not filled, and why.
+    #[expect(clippy::print_stdout, reason = "the figures of a long run")]
     fn print_gaps(&self) {
         let shown = self.shown();
         let lines = crate::support::program::entries(&shown).into_iter();

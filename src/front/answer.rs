@@ -61,7 +61,8 @@ impl Accepted {
 struct RefusedHandshake {
     status: StatusCode,
     why: String,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Boxed, because most refusals have none.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
     /// The page that may read the refusal.
     page: Option<HeaderValue>,
 }
@@ -72,7 +73,7 @@ impl RefusedHandshake {
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.header = Some(Box::new((name, value)));
         self
     }
 }
@@ -129,7 +130,7 @@ pub(super) async fn answer(
         tracing::info!(status, %path, why, "refused {path} with {status}: {why}");
     }
     let mut response = line_response(refused.status, &refused.why);
-    response.headers_mut().extend(refused.header);
+    response.headers_mut().extend(refused.header.map(|header| *header));
     response.headers_mut().extend(refused.page.into_iter().flat_map(cors::fields));
     response
 }

@@ -93,7 +93,7 @@ impl Upgrade {
         };
         match answered {
             Answered::Accepted { accepted, read_ahead, request } => {
-                let Accepted { grant, head, page } = accepted;
+                let Accepted { grant, head, page } = *accepted;
                 let hello = Hello { socket, head, read_ahead };
                 // The worker drops the permit with this closure, or refuses the client.
                 let refuse = Box::new(move |socket, refusal| {
@@ -135,7 +135,7 @@ struct Request {
 /// How a request is answered.
 enum Answered {
     /// With a session.
-    Accepted { accepted: Accepted, read_ahead: Vec<u8>, request: Request },
+    Accepted { accepted: Box<Accepted>, read_ahead: Vec<u8>, request: Request },
     /// With a refusal, or a file of the test page.
     Refused(Bytes),
 }
@@ -177,7 +177,8 @@ async fn negotiate(worker: &Rc<Handle>, mut head: Head, socket: BorrowedFd<'_>, 
             let path = |target: &Target| String::from_utf8_lossy(target.path()).into_owned();
             let path = target.as_ref().as_ref().filter(|_| pages.is_some()).map(path);
             let read_ahead = request.read_ahead(&parts.read_buf);
-            Answered::Accepted { accepted, read_ahead, request: Request { head: request, path } }
+            let request = Request { head: request, path };
+            Answered::Accepted { accepted: Box::new(accepted), read_ahead, request }
         }
         Ok(None) => Answered::Refused(answer.into()),
         // hyper's own refusals have no body: ours says the reason.

@@ -64,7 +64,7 @@ pub(super) async fn connect(port: u16) -> RedisResult<MultiplexedConnection> {
 
 /// Publishes messages, each a channel and a payload, in one of three ways.
 async fn publish(to: &mut MultiplexedConnection, turn: usize, messages: &[(String, String)]) -> RedisResult<()> {
-    if turn % 3 == 0 {
+    if turn.is_multiple_of(3) {
         let mut script = ::redis::cmd("EVAL");
         script.arg(SCRIPT).arg(0).arg(messages);
         return script.exec_async(to).await;

@@ -248,7 +248,9 @@ mod tests {
         let faults = |sequences: &[u32]| {
             let mut ledger = Ledger::new(1, 1);
             ledger.resume(0, 0, 1);
-            sequences.iter().for_each(|sequence| drop(ledger.on_received(0, 0, *sequence)));
+            for sequence in sequences {
+                ledger.on_received(0, 0, *sequence);
+            }
             let whole = ledger.is_whole(0, 0, 4);
             ledger.close(0, 0, 4);
             let Faults { lost, duplicated, reordered } = ledger.faults();
