@@ -1,8 +1,8 @@
 //! The last publications of one channel, each with its place. May not enter: other channels, encodings.
 
-use std::collections::{VecDeque, vec_deque};
 use std::ops::Range;
 
+use super::kept::{Iter, Kept, Queue};
 use super::places::Place;
 use crate::clock::{Millis, millis};
 use crate::config::{EndpointConfig, HistoryConfig};
@@ -47,9 +47,7 @@ pub(super) struct History {
     pub(super) is_gathered: bool,
     /// All publications behind this place are kept; `None` before the first is placed.
     complete_from: Option<Place>,
-    kept: VecDeque<Kept>,
-    /// Payloads together.
-    bytes: usize,
+    kept: Queue,
 }
 
 /// What is known of the publications in front of a history.
@@ -61,15 +59,6 @@ pub(super) enum Beginning {
     Elsewhere,
     /// Some were here and are not kept any more, or were missed.
     Lost,
-}
-
-/// A publication that is kept.
-#[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) place: Place,
-    /// When it came.
-    pub(super) at: Millis,
-    pub(super) payload: Box<[u8]>,
 }
 
 /// Not every publication behind a place is kept.
@@ -86,8 +75,7 @@ impl History {
             beginning: Beginning::Subscribed,
             is_gathered: false,
             complete_from: from,
-            kept: VecDeque::new(),
-            bytes: 0,
+            kept: Queue::default(),
         }
     }
 
@@ -101,26 +89,30 @@ impl History {
     pub(super) fn end(&mut self) -> usize {
         self.complete_from = None;
         (self.beginning, self.is_gathered) = (Beginning::Lost, false);
-        self.kept.clear();
-        std::mem::take(&mut self.bytes)
+        std::mem::take(&mut self.kept).bytes()
     }
 
     /// Keeps a publication at `place` of a channel that is placed from the milestone `from` on; returns how many bytes
     /// more are kept, or fewer.
     pub(super) fn push(&mut self, payload: &[u8], place: Place, from: u32, now: Millis) -> isize {
         self.complete_from.get_or_insert(Place { milestone: from, count: 0 });
-        let before = self.bytes.cast_signed();
-        self.bytes += payload.len();
-        self.kept.push_back(Kept { place, at: now, payload: payload.into() });
+        let before = self.kept.bytes().cast_signed();
+        self.kept.push(place, now, payload);
         self.bound();
-        self.bytes.cast_signed() - before
+        self.kept.bytes().cast_signed() - before
     }
 
     /// Puts publications in front that another process kept: all of the channel behind `theirs.start`, up to
     /// `theirs.end` at least, with `beginning` in front of them. Takes none if between these and the own ones a
     /// publication could be missing. The channel is placed from the milestone `from` on. Returns how many bytes more are
     /// kept.
-    pub(super) fn prepend(&mut self, theirs: Range<Place>, kept: Vec<Kept>, beginning: Beginning, from: u32) -> usize {
+    pub(super) fn prepend(
+        &mut self,
+        theirs: Range<Place>,
+        kept: Vec<Kept<'_>>,
+        beginning: Beginning,
+        from: u32,
+    ) -> usize {
         let own_start = self.start(from);
         let is_in_front = theirs.start < own_start;
         let is_contiguous = theirs.end >= own_start;
@@ -133,21 +125,21 @@ impl History {
         if !is_in_front || !is_contiguous {
             return 0;
         }
-        let before = self.bytes;
+        let own = std::mem::take(&mut self.kept);
         let earlier = kept.into_iter().filter(|kept| theirs.start < kept.place && kept.place <= own_start);
-        let mut earlier: VecDeque<_> = earlier.collect();
-        self.bytes += earlier.iter().map(|kept| kept.payload.len()).sum::<usize>();
-        earlier.append(&mut self.kept);
-        (self.kept, self.complete_from) = (earlier, Some(theirs.start));
+        for Kept { place, at, payload } in earlier.chain(own.iter()) {
+            self.kept.push(place, at, &payload);
+        }
+        self.complete_from = Some(theirs.start);
         if self.beginning == Beginning::Elsewhere {
             self.beginning = beginning;
         }
         self.bound();
-        self.bytes - before
+        self.kept.bytes() - own.bytes()
     }
 
     fn bound(&mut self) {
-        while self.kept.len() > self.keep.messages || self.bytes > self.keep.bytes {
+        while self.kept.len() > self.keep.messages || self.kept.bytes() > self.keep.bytes {
             self.evict();
         }
     }
@@ -158,7 +150,7 @@ impl History {
     }
 
     /// What is kept, in order.
-    pub(super) fn kept(&self) -> vec_deque::Iter<'_, Kept> {
+    pub(super) fn kept(&self) -> Iter<'_> {
         self.kept.iter()
     }
 
@@ -166,30 +158,28 @@ impl History {
     ///
     /// # Errors
     /// Some of them are not kept; or `place` is behind the channel's end at `end`, and so was made up.
-    pub(super) fn after(&self, place: Place, from: u32, end: Place) -> Result<vec_deque::Iter<'_, Kept>, Incomplete> {
+    pub(super) fn after(&self, place: Place, from: u32, end: Place) -> Result<Iter<'_>, Incomplete> {
         if place < self.start(from) || place > end {
             return Err(Incomplete);
         }
-        let first = self.kept.partition_point(|kept| kept.place <= place);
-        Ok(self.kept.range(first..))
+        Ok(self.kept.after(place))
     }
 
     /// When the oldest publication is too old, if there is one.
     pub(super) fn expires_at(&self) -> Option<Millis> {
-        self.kept.front().map(|kept| kept.at + self.keep.age)
+        self.kept.first_at().map(|at| at + self.keep.age)
     }
 
     /// Drops the oldest publication; returns the bytes that are free now.
     pub(super) fn evict(&mut self) -> usize {
-        let Some(oldest) = self.kept.pop_front() else { return 0 };
-        self.complete_from = Some(oldest.place);
+        let Some((place, bytes)) = self.kept.pop() else { return 0 };
+        self.complete_from = Some(place);
         self.beginning = Beginning::Lost;
-        self.bytes -= oldest.payload.len();
-        oldest.payload.len()
+        bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.kept.len() == 0
     }
 }
 
@@ -206,9 +196,9 @@ mod tests {
     }
 
     /// Of a channel that is placed from milestone 5 on, and ends at (9, 1).
-    fn after(history: &History, milestone: u32, count: u32) -> Option<Vec<&[u8]>> {
+    fn after(history: &History, milestone: u32, count: u32) -> Option<Vec<Vec<u8>>> {
         let kept = history.after(place(milestone, count), 5, place(9, 1)).ok()?;
-        Some(kept.map(|kept| &*kept.payload).collect())
+        Some(kept.map(|kept| kept.payload.into_owned()).collect())
     }
 
     #[test]
@@ -218,9 +208,9 @@ mod tests {
         for (payload, at) in [(b"a", place(5, 1)), (b"b", place(5, 2)), (b"c", place(9, 1))] {
             history.push(payload, at, 5, 0);
         }
-        assert_eq!(after(&history, 5, 0), Some(vec![&b"a"[..], b"b", b"c"]));
-        assert_eq!(after(&history, 5, 1), Some(vec![&b"b"[..], b"c"]));
-        assert_eq!(after(&history, 7, 0), Some(vec![&b"c"[..]]), "between two publications");
+        assert_eq!(after(&history, 5, 0), Some(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()]));
+        assert_eq!(after(&history, 5, 1), Some(vec![b"b".to_vec(), b"c".to_vec()]));
+        assert_eq!(after(&history, 7, 0), Some(vec![b"c".to_vec()]), "between two publications");
         assert_eq!(after(&history, 9, 1), Some(vec![]));
         for (milestone, count) in [(4, 0), (4, 9), (9, 2), (10, 1)] {
             assert_eq!(after(&history, milestone, count), None, "{milestone} {count}");
@@ -241,10 +231,9 @@ mod tests {
         assert_eq!(history.expires_at(), Some(1_500));
         assert_eq!(history.evict(), 1);
         assert_eq!((history.expires_at(), after(&history, 5, 3)), (None, None));
-        assert_eq!(std::mem::size_of::<Kept>(), 32);
     }
 
-    fn kept(milestone: u32, count: u32, payload: &[u8]) -> Kept {
+    fn kept(milestone: u32, count: u32, payload: &[u8]) -> Kept<'_> {
         Kept { place: place(milestone, count), at: 0, payload: payload.into() }
     }
 
@@ -258,7 +247,11 @@ mod tests {
         };
         let mut history = own();
         assert_eq!(history.prepend(place(2, 0)..place(5, 2), theirs(), Beginning::Subscribed, 5), 2);
-        assert_eq!(after(&history, 2, 0), Some(vec![&b"a"[..], b"b", b"c"]), "what both have comes once");
+        assert_eq!(
+            after(&history, 2, 0),
+            Some(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()]),
+            "what both have comes once"
+        );
         assert_eq!((after(&history, 1, 9), after(&history, 4, 0).map(|kept| kept.len())), (None, Some(1)));
         assert_eq!(
             history.prepend(place(2, 0)..place(5, 2), theirs(), Beginning::Subscribed, 5),
@@ -287,7 +280,7 @@ mod tests {
         history.evict();
         history.push(b"d", place(5, 2), 5, 0);
         assert_eq!(history.prepend(place(3, 0)..place(5, 1), theirs(), Beginning::Subscribed, 5), 2);
-        assert_eq!(after(&history, 3, 0), Some(vec![&b"b"[..], b"c", b"d"]));
+        assert_eq!(after(&history, 3, 0), Some(vec![b"b".to_vec(), b"c".to_vec(), b"d".to_vec()]));
     }
 
     #[test]

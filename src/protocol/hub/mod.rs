@@ -6,10 +6,12 @@
 //! worker does both. May not enter: sockets, the broker, tasks.
 
 mod budget;
+mod chunks;
 mod confirm;
 mod entry;
 mod flush;
 mod history;
+mod kept;
 mod milestones;
 mod names;
 mod places;

@@ -5,13 +5,13 @@
 //! first byte on. May not enter: sockets, the broker.
 
 use std::cmp::Reverse;
-use std::collections::vec_deque;
 
 use bytes::{BufMut, BytesMut};
 
 use super::budget::Budget;
 use super::entry::ChannelEntry;
-use super::history::{Beginning, History, Keep, Kept};
+use super::history::{Beginning, History, Keep};
+use super::kept;
 use super::milestones::Milestones;
 use super::state::Hub;
 use crate::channel::Channel;
@@ -207,7 +207,7 @@ impl Hub {
     }
 
     /// What is kept of a channel behind `since`; `None` when some of it is not.
-    fn kept_after<'a>(&self, entry: &'a ChannelEntry, since: &Position) -> Option<vec_deque::Iter<'a, Kept>> {
+    fn kept_after<'a>(&self, entry: &'a ChannelEntry, since: &Position) -> Option<kept::Iter<'a>> {
         let milestones = self.milestones.at(entry.node?);
         let end = entry.places.end(milestones.current())?;
         entry.history.as_ref()?.after(milestones.place(since)?, entry.places.from, end).ok()
@@ -215,7 +215,7 @@ impl Hub {
 
     /// All that is kept of a channel, and whether nothing came before it since the channel was subscribed; `None` when
     /// the channel has no positions.
-    fn kept_at_all<'a>(&self, entry: &'a ChannelEntry) -> Option<(vec_deque::Iter<'a, Kept>, bool)> {
+    fn kept_at_all<'a>(&self, entry: &'a ChannelEntry) -> Option<(kept::Iter<'a>, bool)> {
         entry.places.end(self.milestones.at(entry.node?).current())?;
         let history = entry.history.as_ref()?;
         Some((history.kept(), history.beginning == Beginning::Subscribed))

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::entry::ChannelEntry;
-use super::history::{Beginning, History, Kept};
+use super::history::{Beginning, History};
+use super::kept::Kept;
 use super::milestones::Milestones;
 use super::places::Place;
 use super::state::Hub;
@@ -84,7 +85,7 @@ impl HistorySnapshot {
         let is_cut = history.beginning != Beginning::Subscribed || history.kept().any(|kept| kept.place < first);
         let kept = history.kept().filter(|kept| kept.place >= first);
         let kept = kept.map(|Kept { place: at, at: came, payload }| {
-            KeptSnapshot(place(*at), now.saturating_sub(*came), ByteBuf::from(&**payload))
+            KeptSnapshot(place(at), now.saturating_sub(came), ByteBuf::from(payload.into_owned()))
         });
         Some(Self {
             channel: ByteBuf::from(&*entry.name),
@@ -208,7 +209,7 @@ impl HistorySnapshot {
         };
         let theirs = place(self.start)?..place(self.end)?;
         let kept = self.kept.into_iter().map(|KeptSnapshot(at, ago, payload)| {
-            let payload = payload.into_vec().into_boxed_slice();
+            let payload = payload.into_vec().into();
             Some(Kept { place: place(at)?, at: now.saturating_sub(ago), payload })
         });
         let kept: Option<Vec<_>> = kept.collect();
