@@ -15,6 +15,10 @@
 //! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200,
 //! if the request was for server-sent events: `front::event_stream`).
 //!
+//! An nginx with Lua can hand a client off instead of proxying it (nginx/webws-straight.lua): a datagram has the request's
+//! head and the client's own socket. `front::handoff` takes both from senders that it trusts; from there on the
+//! connection is as any other whose head has arrived.
+//!
 //! From now on no task belongs to the session. When the `reactor` reports that the socket is readable, the worker reads
 //! into its own buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded
 //! amount of work the session yields to other sessions, timers, commands and the broker. The publishing link pipelines
@@ -122,6 +126,7 @@
 //! | gap | a time in which publications may be missing |
 //! | grant | what an accepted request gives its session: endpoint, channel, encoding, rights, position |
 //! | hand-over | another process takes over all sessions, over a socket or by systemd's store |
+//! | handoff | nginx gives webws a client's own socket and its request, and is out of the connection; such a client comes *straight* |
 //! | history | the last publications of a channel, kept for clients that come back |
 //! | hub | a worker's table from channels to subscribers |
 //! | lingering close | what a client still sends after our close is read and discarded: a reset would destroy the frame |

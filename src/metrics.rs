@@ -46,11 +46,78 @@ pub(crate) enum Counter {
     NotRecovered,
     /// Publications that recovered clients got.
     PublicationsRecovered,
+    /// Clients that nginx handed off.
+    Handoffs,
+    /// Datagrams that were refused instead: their sender was not trusted, or they were not well-formed.
+    HandoffsRefused,
+    /// Handshakes that nginx proxied although it can hand clients off, by reason.
+    Proxied(Proxied),
     /// Sessions that ended, by reason.
     SessionsClosed(CloseReason),
 }
 
-const PLAIN: [(Counter, &str); 17] = [
+/// Why nginx proxied a handshake instead of handing its client off, as nginx/webws-straight.lua says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proxied {
+    /// TLS ends in nginx.
+    Tls,
+    /// The request is for server-sent events.
+    Events,
+    /// The request is not HTTP/1.1.
+    Protocol,
+    /// The client reached nginx by a Unix socket.
+    Unix,
+    /// The request has a body.
+    Body,
+    /// nginx has read bytes behind the request.
+    Ahead,
+    /// The queue of handoffs was full.
+    Full,
+    /// webws did not listen for handoffs, or nginx may not send there.
+    Away,
+    /// nginx is not built as the script expects.
+    Layout,
+    /// Another reason.
+    Other,
+}
+
+impl Proxied {
+    const ALL: [Self; 10] = [
+        Self::Tls,
+        Self::Events,
+        Self::Protocol,
+        Self::Unix,
+        Self::Body,
+        Self::Ahead,
+        Self::Full,
+        Self::Away,
+        Self::Layout,
+        Self::Other,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Events => "events",
+            Self::Protocol => "protocol",
+            Self::Unix => "unix",
+            Self::Body => "body",
+            Self::Ahead => "ahead",
+            Self::Full => "full",
+            Self::Away => "away",
+            Self::Layout => "layout",
+            Self::Other => "other",
+        }
+    }
+
+    /// From the value of X-Webws-Straight, `no; reason=tls`.
+    pub(crate) fn of(value: &str) -> Self {
+        let reason = value.split_once("reason=").map_or("", |(_, reason)| reason.trim());
+        Self::ALL.into_iter().find(|proxied| proxied.label() == reason).unwrap_or(Self::Other)
+    }
+}
+
+const PLAIN: [(Counter, &str); 19] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -68,10 +135,12 @@ const PLAIN: [(Counter, &str); 17] = [
     (Counter::NotRecovered, "not_recovered"),
     (Counter::PublicationsRecovered, "publications_recovered"),
     (Counter::GapsFilled, "gaps_filled"),
+    (Counter::Handoffs, "handoffs"),
+    (Counter::HandoffsRefused, "handoffs_refused"),
 ];
 
 impl Counter {
-    const COUNT: usize = PLAIN.len() + CloseReason::ALL.len();
+    const COUNT: usize = PLAIN.len() + CloseReason::ALL.len() + Proxied::ALL.len();
 
     fn index(self) -> usize {
         match self {
@@ -92,7 +161,10 @@ impl Counter {
             Self::NotRecovered => 14,
             Self::PublicationsRecovered => 15,
             Self::GapsFilled => 16,
+            Self::Handoffs => 17,
+            Self::HandoffsRefused => 18,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
+            Self::Proxied(reason) => PLAIN.len() + CloseReason::ALL.len() + reason as usize,
         }
     }
 }
@@ -180,6 +252,9 @@ macro_rules! log_all {
             binaries_ignored = $metrics.get(Counter::BinariesIgnored),
             binaries_refused = $metrics.get(Counter::BinariesRefused),
             publications_not_utf8 = $metrics.get(Counter::PublicationsNotUtf8),
+            handoffs = $metrics.get(Counter::Handoffs),
+            handoffs_refused = $metrics.get(Counter::HandoffsRefused),
+            proxied = $metrics.proxied(),
             closed_client_closed = $metrics.closed(CloseReason::ClientClosed),
             closed_client_gone = $metrics.closed(CloseReason::ClientGone),
             closed_protocol_error = $metrics.closed(CloseReason::ProtocolError),
@@ -231,6 +306,26 @@ impl Metrics {
         log_all!(warn, self, None::<u32>, text);
     }
 
+    /// How many handshakes were proxied although nginx can hand clients off; none when it is zero.
+    fn proxied(&self) -> Option<u64> {
+        let all = Proxied::ALL.into_iter().map(|reason| self.get(Counter::Proxied(reason)));
+        Some(all.sum()).filter(|count| *count > 0)
+    }
+
+    /// For the status line: how many clients nginx has handed off, how many handshakes it has proxied instead, and why.
+    /// None where nginx does not hand off clients.
+    pub(crate) fn straight(&self) -> Option<String> {
+        let (handoffs, proxied) = (self.get(Counter::Handoffs), self.proxied());
+        if handoffs == 0 && proxied.is_none() {
+            return None;
+        }
+        let reasons = Proxied::ALL.into_iter().map(|reason| (self.get(Counter::Proxied(reason)), reason.label()));
+        let reasons = reasons.filter(|(count, _)| *count > 0).map(|(count, label)| format!("{label} {count}"));
+        let reasons = reasons.collect::<Vec<_>>().join(", ");
+        let proxied = proxied.map_or_else(|| "none proxied".to_owned(), |count| format!("{count} proxied ({reasons})"));
+        Some(format!("{handoffs} clients straight from nginx, {proxied}"))
+    }
+
     /// How many sessions have ended for this reason; none when it is zero.
     fn closed(&self, reason: CloseReason) -> Option<u64> {
         Some(self.get(Counter::SessionsClosed(reason))).filter(|count| *count > 0)
@@ -249,6 +344,12 @@ impl fmt::Display for Metrics {
                 count => write!(f, " closed_{}={count}", reason.row().label)?,
             }
         }
+        for reason in Proxied::ALL {
+            match self.get(Counter::Proxied(reason)) {
+                0 => {}
+                count => write!(f, " proxied_{}={count}", reason.label())?,
+            }
+        }
         Ok(())
     }
 }
@@ -261,10 +362,26 @@ mod tests {
     fn every_counter_has_an_index_of_its_own() {
         let shard = Shard::new();
         let all = PLAIN.map(|(counter, _)| counter).into_iter();
-        let all: Vec<_> = all.chain(CloseReason::ALL.map(Counter::SessionsClosed)).collect();
+        let all = all.chain(CloseReason::ALL.map(Counter::SessionsClosed));
+        let all: Vec<_> = all.chain(Proxied::ALL.map(Counter::Proxied)).collect();
         for counter in &all {
             shard.add(*counter, 1);
         }
         assert!(all.iter().all(|counter| shard.get(*counter) == 1));
+    }
+
+    #[test]
+    fn the_status_says_what_came_straight_and_why_the_rest_did_not() {
+        let shard = Arc::new(Shard::new());
+        let metrics = Metrics::new(Arc::new([shard.clone()]));
+        assert_eq!(metrics.straight(), None);
+        shard.add(Counter::Handoffs, 5);
+        assert_eq!(metrics.straight().as_deref(), Some("5 clients straight from nginx, none proxied"));
+        for value in ["no; reason=tls", "no; reason=full", "no; reason=tls", "no; reason=else", "x"] {
+            shard.add(Counter::Proxied(Proxied::of(value)), 1);
+        }
+        let expected = "5 clients straight from nginx, 5 proxied (tls 2, full 1, other 2)";
+        assert_eq!(metrics.straight().as_deref(), Some(expected));
+        assert!(metrics.to_string().ends_with(" proxied_tls=2 proxied_full=1 proxied_other=2"), "{metrics}");
     }
 }

@@ -1,4 +1,5 @@
-//! Promise: webws is a drop-in for the Lua handler. Its recorded cases are replayed, directly and behind nginx.
+//! Promise: webws is a drop-in for the Lua handler. Its recorded cases are replayed, directly, behind nginx, and straight from
+//! nginx.
 //!
 //! `golden.json` is the contract's data (its `format` field explains it). `case` reads it, `replay` drives a
 //! case, `judge` compares, `scenario` holds the cases whose rules are prose. All failures are listed at once.
@@ -17,7 +18,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use self::case::{Case, GOLDEN, Kind};
 use crate::nginx::site::HOSTILE;
 use crate::support::client::Target;
-use crate::support::nginx::Nginx;
+use crate::support::nginx::{Nginx, Site};
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 
@@ -37,6 +38,11 @@ async fn golden_replays_through_nginx() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn golden_replays_straight_from_nginx() {
+    replay_all(Route::Straight).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn golden_replays_through_nginx_in_a_site_with_hostile_settings() {
     let failures = replay_plain(Route::ThroughHostileSite).await;
     assert!(failures.is_empty(), "{} golden cases fail:\n\n{}", failures.len(), failures.join("\n\n"));
@@ -52,6 +58,8 @@ enum Route {
     ThroughNginx,
     /// nginx, in a site that sets whatever a location inherits.
     ThroughHostileSite,
+    /// nginx, which hands its clients off.
+    Straight,
 }
 
 /// Redis, webws and, if the route leads there, nginx.
@@ -65,9 +73,14 @@ struct Stack {
 impl Stack {
     async fn start(route: Route) -> Stack {
         let redis = Redis::start().await;
-        let webws = Webws::on(&redis.url()).await;
+        let webws = Webws::builder().broker(&redis.url());
+        let webws = if route == Route::Straight { webws.straight() } else { webws }.start().await;
         let nginx = match route {
             Route::Direct => None,
+            Route::Straight => {
+                let sockets = (&*webws.socket(), &*webws.handoff());
+                Some(Nginx::start_straight(Site::default(), sockets, |_, text| text).await)
+            }
             Route::ThroughNginx => Some(Nginx::start(&webws.socket()).await),
             Route::ThroughHostileSite => Some(Nginx::start_in(HOSTILE, &webws.socket(), |_, text| text).await),
         };

@@ -47,6 +47,7 @@ mod service;
 mod signals;
 mod sse;
 mod stopped;
+mod straight;
 mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]
 mod support;

@@ -110,6 +110,7 @@ fn an_instance_differs_from_the_service_by_its_name_only() {
             ("webws.socket", "webws@%i.socket"),
             ("webws.service", "webws@%i.service"),
             ("webws/webws.sock", "webws/%i.sock"),
+            ("webws/handoff.sock", "webws/%i-handoff.sock"),
             ("webws-control", "webws-control-%i"),
         ] {
             expected = expected.replace(of_unit, of_instance);

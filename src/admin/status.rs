@@ -18,7 +18,7 @@ pub(crate) async fn renew(metrics: Metrics, workers: Vec<Mailbox>, max_sessions:
     loop {
         // A worker that does not answer in time is asked again at the next update.
         if let Ok(Some(state)) = tokio::time::timeout(PATIENCE, state_of(&workers)).await {
-            let text = text(metrics.sessions(), max_sessions, &state);
+            let text = text(metrics.sessions(), max_sessions, &state, metrics.straight());
             if text != told && os::systemd::renew_status(&text).is_ok() {
                 told = text;
             }
@@ -39,10 +39,14 @@ async fn state_of(workers: &[Mailbox]) -> Option<State> {
     Some(all)
 }
 
-fn text(sessions: u64, max_sessions: usize, state: &State) -> String {
+fn text(sessions: u64, max_sessions: usize, state: &State, straight: Option<String>) -> String {
     let fault =
         state.fault.as_deref().map_or_else(|| "ready, messages flow".to_owned(), |why| format!("NOT READY: {why}"));
-    format!("{sessions} of at most {max_sessions} WebSockets open, {} handshakes under way; {fault}", state.handshakes)
+    let straight = straight.map_or_else(String::new, |straight| format!("{straight}; "));
+    let handshakes = state.handshakes;
+    format!(
+        "{sessions} of at most {max_sessions} WebSockets open, {handshakes} handshakes under way; {straight}{fault}"
+    )
 }
 
 #[cfg(test)]
@@ -52,9 +56,10 @@ mod tests {
     #[test]
     fn the_line_says_how_many_and_what_is_wrong() {
         let mut state = State { handshakes: 2, fault: None };
-        let fine = text(12, 100, &state);
+        let fine = text(12, 100, &state, None);
         assert_eq!(fine, "12 of at most 100 WebSockets open, 2 handshakes under way; ready, messages flow");
         state.fault = Some("Redis is on fire".to_owned());
-        assert!(text(12, 100, &state).ends_with("NOT READY: Redis is on fire"));
+        let on_fire = text(12, 100, &state, Some("5 straight".to_owned()));
+        assert!(on_fire.ends_with("; 5 straight; NOT READY: Redis is on fire"), "{on_fire}");
     }
 }

@@ -97,7 +97,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Where to listen; may be repeated.
-    #[arg(long, value_name = "unix:PATH|tcp:ADDR")]
+    #[arg(long, value_name = "unix:PATH|tcp:ADDR|handoff:PATH")]
     pub(crate) listen: Vec<Listen>,
     /// The broker: "memory", redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH,
     /// redis+sentinel://HOST:PORT,HOST:PORT/MASTER or redis+cluster://HOST:PORT,HOST:PORT.

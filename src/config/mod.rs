@@ -53,13 +53,16 @@ pub(crate) use reserved::reserved;
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen: `unix:PATH` or `tcp:ADDRESS:PORT`. Default
+    /// Where to listen: `unix:PATH`, `tcp:ADDRESS:PORT`, or `handoff:PATH` for clients that nginx hands off. Default
     /// `unix:/run/webws/webws.sock`. Sockets from systemd replace it.
     pub listen: Vec<Listen>,
     /// Permissions of a Unix socket we bind, octal. Default `0660`: its group may connect.
     pub socket_mode: SocketMode,
     /// Group of a Unix socket we bind: nginx's. Default: none, the group of this process.
     pub socket_group: Option<String>,
+    /// The user, by name or number, whose processes may hand off clients: nginx's. Root may as well. Default: none;
+    /// then the processes of the group of the handoff socket may, and those of webws' own user.
+    pub handoff_user: Option<String>,
     /// Worker threads; each has its own links to the broker. Default 0: one per core,
     /// like nginx's `worker_processes auto`.
     pub workers: usize,
@@ -196,6 +199,8 @@ pub enum Listen {
     Unix(PathBuf),
     /// A TCP address, for development.
     Tcp(SocketAddr),
+    /// A Unix domain socket for datagrams, on which nginx hands off clients: a request and the client's own socket.
+    Handoff(PathBuf),
 }
 
 impl FromStr for Listen {
@@ -205,14 +210,15 @@ impl FromStr for Listen {
         let fault = |what: &str| ConfigError::new(vec![format!("'{text}' is no address to listen on: {what}")]);
         match text.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            Some(("unix", _)) => Err(fault("the path of a Unix socket starts with '/'")),
+            Some(("handoff", path)) if path.starts_with('/') => Ok(Self::Handoff(path.into())),
+            Some(("unix" | "handoff", _)) => Err(fault("the path of a Unix socket starts with '/'")),
             Some(("tcp", address)) => address
                 .parse()
                 .map(Self::Tcp)
                 .map_err(|_| fault("write an IP address and a port, as tcp:127.0.0.1:8080 or tcp:[::1]:8080")),
             _ if text.starts_with('/') => Err(fault(&format!("write unix:{text}"))),
             _ if text.parse::<SocketAddr>().is_ok() => Err(fault(&format!("write tcp:{text}"))),
-            _ => Err(fault("write unix:PATH or tcp:ADDRESS:PORT")),
+            _ => Err(fault("write unix:PATH, tcp:ADDRESS:PORT or handoff:PATH")),
         }
     }
 }
@@ -222,6 +228,7 @@ impl fmt::Display for Listen {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Handoff(path) => write!(f, "handoff:{}", path.display()),
         }
     }
 }
@@ -286,6 +293,7 @@ impl Default for Config {
             listen: vec![Listen::Unix("/run/webws/webws.sock".into())],
             socket_mode: SocketMode(0o660),
             socket_group: None,
+            handoff_user: None,
             workers: 0,
             broker: BrokerConfig::default(),
             drain_time: Duration::from_secs(3),

@@ -22,7 +22,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
         let unix = self.listen.iter().filter_map(|listen| match listen {
-            Listen::Unix(path) => Some(("listen", path)),
+            Listen::Unix(path) | Listen::Handoff(path) => Some(("listen", path)),
             Listen::Tcp(_) => None,
         });
         for (setting, path) in unix.chain(self.control.as_ref().map(|path| ("control", path))) {
@@ -63,10 +63,10 @@ impl Config {
         }
         let mut addresses = HashSet::new();
         for listen in self.listen.iter().map(ToString::to_string) {
-            if addresses.contains(&listen) {
+            // One file is one socket.
+            if !addresses.insert(listen.replacen("handoff:", "unix:", 1)) {
                 faults.push(format!("listen: {listen} occurs twice"));
             }
-            addresses.insert(listen);
         }
         if self.endpoints.is_empty() {
             faults.push("no endpoint is configured: leave [[endpoint]] out for /webws, or write one".to_owned());

@@ -1,5 +1,5 @@
 //! Accepts connections on all listeners, gives each to the worker with the lowest load, and refuses those beyond the
-//! limit.
+//! limit. `handoff.rs` does so with clients that nginx hands off.
 //!
 //! May not enter: the bytes of a connection.
 
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::errno::Errno;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::refusal::plain_answer;
-use super::waiting_room::Connection;
+use super::refusal::{linger, plain_answer};
+use super::waiting_room::{Connection, Received};
 use crate::front::client_address::Sender;
 use crate::metrics::{Counter, Shard};
 use crate::notice;
@@ -26,6 +26,9 @@ use crate::worker::Handshakes;
 
 /// Connections accepted on one listener before the next listener has its turn.
 const ACCEPTS_PER_TURN: usize = 64;
+
+/// All heads that came with their clients and wait in the queues. Chosen: 16 MiB, some 25,000 usual heads.
+const MAX_WAITING_BYTES: usize = 16 << 20;
 
 /// The most connections that wait for their refusal; further ones are closed without an answer.
 const MAX_REFUSING: usize = 1_024;
@@ -52,13 +55,15 @@ pub(crate) struct Inlet {
 pub(crate) struct Entrance {
     /// Locked while connections are accepted and given to workers.
     is_open: Mutex<bool>,
-    opened: watch::Sender<bool>,
-    inlets: Vec<Inlet>,
+    pub(super) opened: watch::Sender<bool>,
+    pub(super) inlets: Vec<Inlet>,
     /// The first descriptor number that is not for connections. Links that are made again need descriptors, which
     /// silent connections must not use up.
-    reserved_from: usize,
+    pub(super) reserved_from: usize,
     /// The answer to connections beyond `limits.max_handshakes`.
     overflow: Bytes,
+    /// Bytes of requests that came with their clients and may wait in the queues.
+    pub(super) room: Arc<Semaphore>,
 }
 
 impl Inlet {
@@ -73,10 +78,11 @@ impl Entrance {
     pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration, reserved_from: usize) -> Self {
         let head = format!("503 Service Unavailable\r\nRetry-After: {}", retry_after.as_secs().max(1));
         let overflow = plain_answer(&head, OVERFLOWING);
-        Self { is_open: Mutex::new(is_open), opened: watch::Sender::new(is_open), inlets, reserved_from, overflow }
+        let (opened, room) = (watch::Sender::new(is_open), Arc::new(Semaphore::new(MAX_WAITING_BYTES)));
+        Self { is_open: Mutex::new(is_open), opened, inlets, reserved_from, overflow, room }
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, bool> {
         self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -137,7 +143,7 @@ impl Entrance {
             match os::socket::accept(listener) {
                 Ok(socket) => {
                     let was_room = os::limit::is_below(&socket, self.reserved_from);
-                    self.deal(socket, refusing);
+                    self.deal(socket, None, refusing);
                     if !was_room {
                         return Err(Errno::EMFILE.into());
                     }
@@ -153,7 +159,7 @@ impl Entrance {
     }
 
     /// Waits while descriptors or memory are short; connections wait in the listener's queue.
-    async fn wait_for_room(&self, listener: BorrowedFd<'_>, error: &io::Error) {
+    pub(super) async fn wait_for_room(&self, listener: BorrowedFd<'_>, error: &io::Error) {
         static NO_ROOM: Throttle = Throttle::per_minute();
         if NO_ROOM.allows() {
             tracing::error!(
@@ -170,16 +176,17 @@ impl Entrance {
         }
     }
 
-    fn deal(&self, socket: OwnedFd, refusing: &mut JoinSet<()>) {
+    /// Gives a connection to a worker. `request` is what nginx has read of it.
+    pub(super) fn deal(&self, socket: OwnedFd, request: Option<Received>, refusing: &mut JoinSet<()>) {
         let Some(inlet) = self.inlets.iter().min_by_key(|inlet| inlet.load()) else { return };
-        if let Err(full) =
-            inlet.queue.try_send(Connection { socket, at: Instant::now(), handshake: inlet.handshakes.begin() })
-        {
+        let connection = Connection { socket, at: Instant::now(), handshake: inlet.handshakes.begin(), request };
+        if let Err(full) = inlet.queue.try_send(connection) {
             inlet.shard.add(Counter::HandshakesRefused, 1);
             notice::OVERFLOW.add(inlet.queue.max_capacity());
             notice::handshake_refused(503, OVERFLOWING);
             if refusing.len() < MAX_REFUSING {
-                refusing.spawn(refuse(full.into_inner().socket, self.overflow.clone()));
+                let Connection { socket, request, .. } = full.into_inner();
+                refusing.spawn(refuse(socket, request, self.overflow.clone()));
             }
         }
     }
@@ -199,7 +206,11 @@ pub(crate) async fn first<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
 }
 
 /// Sends `answer`, whatever the request is.
-async fn refuse(socket: OwnedFd, answer: Bytes) {
+async fn refuse(socket: OwnedFd, request: Option<Received>, answer: Bytes) {
+    if let Some(request) = request {
+        Sender::in_head(&request.head).log_refused(503, OVERFLOWING, socket.as_fd());
+        return linger(socket, &answer).await;
+    }
     let Ok(socket) = os::readiness::readable(socket) else { return };
     // The request is read first: a close with unread bytes would reset the connection.
     let request = async {

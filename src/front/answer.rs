@@ -21,6 +21,7 @@ use super::head::Target;
 use super::page::Pages;
 use super::refusal::note_refused;
 use crate::config::WireName;
+use crate::metrics::{Counter, Proxied};
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
@@ -99,6 +100,10 @@ pub(super) async fn answer(
     pages: &Pages,
     accepted: &Cell<Option<Accepted>>,
 ) -> Response<Full<Bytes>> {
+    let straight = raw.request.headers().get("x-webws-straight");
+    if let Some(proxied) = straight.and_then(|value| value.to_str().ok()) {
+        worker.shard.add(Counter::Proxied(Proxied::of(proxied)), 1);
+    }
     let foreign = pages.as_ref().and_then(|page| page.refusal(raw.request.headers()));
     if let (None, Some(page), Some(target)) = (&foreign, pages, raw.target)
         && let Some(response) = page.answer(raw.request.method(), target.path(), target.query()).await

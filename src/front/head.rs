@@ -61,7 +61,6 @@ impl Target {
 
 impl Head {
     /// A head that has been received.
-    #[cfg(any(test, feature = "internals"))]
     pub(crate) fn of(bytes: Vec<u8>) -> Self {
         Self { bytes, read: 0 }
     }

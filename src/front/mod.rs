@@ -8,6 +8,7 @@ mod answer;
 pub(crate) mod client_address;
 mod cors;
 mod event_stream;
+pub(crate) mod handoff;
 pub(crate) mod head;
 pub(crate) mod page;
 mod refusal;

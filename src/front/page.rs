@@ -63,7 +63,7 @@ impl TestPage {
     pub(crate) fn new(config: &Config, publisher: Publisher) -> Self {
         let address = |listen: &Listen| match listen {
             Listen::Tcp(address) => Some(address.ip()),
-            Listen::Unix(_) => None,
+            Listen::Unix(_) | Listen::Handoff(_) => None,
         };
         let addresses = config.listen.iter().filter_map(address).collect();
         Self { index: index(config), addresses, publisher }

@@ -82,8 +82,8 @@ pub(super) async fn linger(socket: OwnedFd, answer: &[u8]) {
 }
 
 /// A stream of either family.
-trait Stream: AsyncRead + AsyncWrite + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 fn stream_of(socket: OwnedFd) -> io::Result<Box<dyn Stream>> {
     Ok(if os::socket::is_tcp(socket.as_fd()) {

@@ -73,9 +73,9 @@ impl Upgrade {
         pages: &Pages,
     ) {
         let worker = self.0.clone();
-        let Connection { socket, at, handshake } = connection;
+        let Connection { socket, at, handshake, request } = connection;
         let deadline = at + worker.config.limits.handshake_timeout;
-        let (permit, answered) = match waiting_room.head_of(&socket, deadline, permit).await {
+        let (permit, answered) = match waiting_room.head_of(&socket, request, deadline, permit).await {
             // Boxed, so that a task that waits for its head is small.
             Ok((permit, head)) => {
                 let negotiated = Box::pin(negotiate(&worker, head, socket.as_fd(), pages)).await;

@@ -28,6 +28,16 @@ pub(crate) struct Connection {
     pub(crate) at: Instant,
     /// Counts the connection until its request is answered.
     pub(crate) handshake: Handshake,
+    /// The request of a client that nginx handed off; other requests are received from the socket.
+    pub(crate) request: Option<Received>,
+}
+
+/// A request's head that came with its client.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) head: Vec<u8>,
+    /// The head's share of the bytes that may wait.
+    pub(crate) room: OwnedSemaphorePermit,
 }
 
 /// The permits of one worker.
@@ -65,9 +75,15 @@ impl WaitingRoom {
     pub(super) async fn head_of(
         &self,
         socket: &OwnedFd,
+        request: Option<Received>,
         deadline: Instant,
         permit: OwnedSemaphorePermit,
     ) -> io::Result<(OwnedSemaphorePermit, Head)> {
+        if let Some(Received { head, room }) = request {
+            // What the client has sent since then is still in the socket.
+            drop(room);
+            return Ok((permit, Head::of(head)));
+        }
         let mut head = Head::default();
         if head.receive(socket.as_fd(), &self.scratch)? {
             return Ok((permit, head));

@@ -3,6 +3,7 @@
 //! May not enter: decisions.
 
 pub(crate) mod descriptors;
+pub(crate) mod handoff;
 pub(crate) mod limit;
 pub(crate) mod process;
 pub(crate) mod readiness;

@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, accept4, getpeername, getsockname, shutdown};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
@@ -36,16 +36,32 @@ pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
         .is_some_and(|family| family != AddressFamily::Unix)
 }
 
+/// Whether `socket` is a TCP socket rather than one of another protocol, or no socket.
+pub(crate) fn is_tcp_stream(socket: BorrowedFd<'_>) -> bool {
+    use nix::sys::socket::{SockType, getsockopt, sockopt};
+    is_tcp(socket) && getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream)
+}
+
 /// A listener's address, in the notation of the configuration.
 pub(crate) fn address(socket: BorrowedFd<'_>) -> String {
     use nix::sys::socket::SockaddrStorage;
     match getsockname::<SockaddrStorage>(socket.as_raw_fd()) {
         Ok(address) => match address.as_unix_addr() {
-            Some(unix) => format!("unix:{}", unix.path().unwrap_or(Path::new("?")).display()),
+            Some(unix) => {
+                let kind = if super::handoff::is_handoff(socket) { "handoff" } else { "unix" };
+                format!("{kind}:{}", unix.path().unwrap_or(Path::new("?")).display())
+            }
             None => format!("tcp:{address}"),
         },
         Err(error) => format!("? ({error})"),
     }
+}
+
+/// The file of a Unix socket; none when there is none.
+pub(crate) fn file(socket: BorrowedFd<'_>) -> Option<PathBuf> {
+    use nix::sys::socket::SockaddrStorage;
+    let address = getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?;
+    address.as_unix_addr()?.path().map(Path::to_owned)
 }
 
 /// The peer's address, for a log line. Peers on a Unix socket have none.

@@ -46,9 +46,24 @@ enum Occupant {
 /// With a sentence that names the obstacle: a live process, another kind of file,
 /// a missing directory, an unknown group, missing rights.
 pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Result<(OwnedFd, FileId)> {
+    let (listener, id) = bind_kind(SockType::Stream, path, mode, group)?;
+    listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok((listener, id))
+}
+
+/// As [`bind_unix`], a socket for datagrams. A stranger can send one before the permissions are set; the receiver
+/// checks the sender of each.
+///
+/// # Errors
+/// As [`bind_unix`].
+pub(crate) fn bind_datagram(path: &Path, mode: u32, group: Option<&str>) -> io::Result<(OwnedFd, FileId)> {
+    bind_kind(SockType::Datagram, path, mode, group)
+}
+
+fn bind_kind(kind: SockType, path: &Path, mode: u32, group: Option<&str>) -> io::Result<(OwnedFd, FileId)> {
     let group = group.map(find_group).transpose()?;
     let place = Place::open(path)?;
-    match place.occupant(path)? {
+    match place.occupant(kind, path)? {
         Occupant::Nothing => {}
         Occupant::DeadSocket => place.remove()?,
         Occupant::LiveSocket => return Err(refusal("another process listens on it: stop that one first")),
@@ -56,8 +71,12 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
         Occupant::OtherFile => return Err(refusal("the file is no socket: remove or rename it")),
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let socket = socket(AddressFamily::Unix, kind, flags, None)?;
+    if kind == SockType::Datagram {
+        // Before the first datagram can come: one that came earlier would have no sender.
+        super::handoff::prepare(socket.as_fd())?;
+    }
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     let file = place.file()?.filter(SocketFile::is_new).ok_or_else(|| {
         refusal("another user replaced the socket's file: choose a directory that only trusted users can write to")
     })?;
@@ -66,8 +85,7 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
         remove_own(path, file.id());
         return Err(error);
     }
-    listen(&listener, Backlog::new(BACKLOG)?)?;
-    Ok((listener, file.id()))
+    Ok((socket, file.id()))
 }
 
 /// Connects to the stream socket at `path`. Does not block: the kernel accepts or refuses at once.
@@ -77,10 +95,14 @@ pub(crate) fn bind_unix(path: &Path, mode: u32, group: Option<&str>) -> io::Resu
 /// `ConnectionRefused` when no process listens, `WouldBlock` when the backlog is full, `NotFound` when there
 /// is no such file.
 pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    connect_kind(SockType::Stream, path).map(UnixStream::from)
+}
+
+fn connect_kind(kind: SockType, path: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(UnixStream::from(stream))
+    let socket = socket(AddressFamily::Unix, kind, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
 }
 
 /// Sets permissions and, if given, the group of the socket file at `path`, if the file is still `id`.
@@ -96,7 +118,7 @@ pub(crate) fn grant(path: &Path, id: FileId, mode: u32, group: Option<&str>) -> 
 /// Removes the socket file at `path` if no process listens on it.
 pub(crate) fn remove_dead(path: &Path) {
     let Ok(place) = Place::open(path) else { return };
-    if matches!(place.occupant(path), Ok(Occupant::DeadSocket)) {
+    if matches!(place.occupant(SockType::Stream, path), Ok(Occupant::DeadSocket)) {
         // The file may be gone already.
         drop(place.remove());
     }
@@ -115,6 +137,21 @@ pub(crate) fn remove_own(path: &Path, id: FileId) {
 /// Whether the file at `path` is a socket.
 pub(crate) fn is_socket(path: &Path) -> bool {
     Place::open(path).and_then(|place| place.file()).is_ok_and(|file| file.is_some())
+}
+
+/// The group of the file at `path`.
+///
+/// # Errors
+/// When there is no file.
+pub(crate) fn group(path: &Path) -> io::Result<u32> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.gid())
+}
+
+/// The number of the user called `name`, or with that number; `None` when there is no such user.
+pub(crate) fn user(name: &str) -> Option<u32> {
+    let known = || nix::unistd::User::from_name(name).ok().flatten();
+    name.parse().ok().or_else(|| known().map(|user| user.uid.as_raw()))
 }
 
 /// Whether the system has a group called `name`.
@@ -162,13 +199,13 @@ impl<'a> Place<'a> {
         Ok(self.open_file()?.filter(SocketFile::is_socket))
     }
 
-    fn occupant(&self, path: &Path) -> io::Result<Occupant> {
+    fn occupant(&self, kind: SockType, path: &Path) -> io::Result<Occupant> {
         match self.open_file()? {
             None => return Ok(Occupant::Nothing),
             Some(file) if !file.is_socket() => return Ok(Occupant::OtherFile),
             Some(_) => {}
         }
-        match connect_unix(path) {
+        match connect_kind(kind, path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Occupant::DeadSocket),
             // EAGAIN is a full backlog: a process listens.
             Ok(_) => Ok(Occupant::LiveSocket),
@@ -312,7 +349,12 @@ mod tests {
         assert_eq!(connect_unix(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(bind_unix(&path, 0o600, None).unwrap_err().to_string().contains("another process"));
         let datagrams = dir.path().join("d");
-        let _datagram = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+        let live = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
         assert!(bind_unix(&datagrams, 0o600, None).unwrap_err().to_string().contains("another kind"));
+        assert!(bind_datagram(&path, 0o600, None).unwrap_err().to_string().contains("another kind"));
+        assert!(bind_datagram(&datagrams, 0o600, None).unwrap_err().to_string().contains("another process"));
+        drop(live);
+        bind_datagram(&datagrams, 0o640, None).unwrap();
+        assert_eq!(mode(&datagrams), 0o640);
     }
 }

@@ -1,9 +1,9 @@
-//! A listening socket, and the socket file that was made for it.
+//! A listening socket, or one for handoffs, and the socket file that was made for it.
 //!
 //! May not enter: accepted connections.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use super::error::ServerError;
@@ -38,14 +38,36 @@ pub(super) fn bind(listen: &Listen, config: &Config) -> Result<Listener, ServerE
 }
 
 fn try_bind(listen: &Listen, config: &Config) -> io::Result<Listener> {
+    let (mode, group) = (config.socket_mode.0, config.socket_group.as_deref());
     let (socket, file) = match listen {
         Listen::Unix(path) => {
-            let (socket, id) = os::socket_file::bind_unix(path, config.socket_mode.0, config.socket_group.as_deref())?;
+            let (socket, id) = os::socket_file::bind_unix(path, mode, group)?;
+            (socket, Some((path.clone(), id)))
+        }
+        Listen::Handoff(path) => {
+            let (socket, id) = os::socket_file::bind_datagram(path, mode, group)?;
             (socket, Some((path.clone(), id)))
         }
         Listen::Tcp(address) => (std::net::TcpListener::bind(address)?.into(), None),
     };
     let listener = Listener { socket, listen: Some(listen.clone()), file, owns_file: true };
-    os::socket::prepare_listener(listener.socket.as_fd())?;
+    prepare(listener.socket.as_fd())?;
     Ok(listener)
+}
+
+/// Sets the options of a listening socket, or of one for handoffs.
+///
+/// # Errors
+/// When the socket is neither.
+pub(super) fn prepare(socket: BorrowedFd<'_>) -> io::Result<()> {
+    if os::handoff::is_handoff(socket) {
+        return os::handoff::prepare(socket);
+    }
+    if !os::socket::is_listening(socket) {
+        return Err(io::Error::other(
+            "it is no listening stream socket and no Unix datagram socket (ListenStream= and ListenDatagram= in the \
+             .socket unit)",
+        ));
+    }
+    os::socket::prepare_listener(socket)
 }

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ use super::listener::Listener;
 use crate::broker::redis;
 use crate::config::Config;
 use crate::front::acceptor::{Entrance, first};
+use crate::front::handoff::{Handoffs, Trust};
 use crate::handover::Site;
 use crate::handover::protocol::ListenerSnapshot;
 use crate::metrics::Shard;
@@ -107,10 +108,13 @@ impl Running {
 
     /// Serves until `shutdown` resolves, then drains or leaves.
     pub(crate) async fn run_until(mut self, shutdown: impl Future<Output = Ending>) -> Result<(), ServerError> {
-        let sockets: Vec<_> = self.listeners.iter().map(|listener| listener.socket.as_fd()).collect();
+        let sockets = self.listeners.iter().map(|listener| listener.socket.as_fd());
+        let (handoffs, listeners): (Vec<_>, Vec<_>) = sockets.partition(|socket| os::handoff::is_handoff(*socket));
+        let handoffs: Vec<_> = handoffs.into_iter().map(|socket| handoffs_on(socket, &self.config)).collect();
         let ending = tokio::select! {
             ending = shutdown => ending,
-            (address, source) = self.entrance.accept(&sockets) => return Err(ServerError::Listen { address, source }),
+            (address, source) = self.entrance.accept(&listeners) => return Err(ServerError::Listen { address, source }),
+            (address, source) = self.entrance.receive(&handoffs) => return Err(ServerError::Listen { address, source }),
             error = first_end(&mut self.ends) => return Err(error),
         };
         if ending == Ending::Leave {
@@ -133,6 +137,14 @@ impl Running {
         notice::tell_all();
         Ok(())
     }
+}
+
+/// The socket, and whose clients it takes.
+fn handoffs_on<'a>(socket: BorrowedFd<'a>, config: &Config) -> Handoffs<'a> {
+    let user = config.handoff_user.as_deref().and_then(os::socket_file::user).map(Trust::User);
+    let group = || os::socket::file(socket).and_then(|path| os::socket_file::group(&path).ok());
+    // A group that does not exist leaves root and webws' own user.
+    Handoffs { socket, trust: user.unwrap_or_else(|| Trust::Group(group().unwrap_or(u32::MAX))) }
 }
 
 async fn first_end(ends: &mut [End]) -> ServerError {

@@ -3,14 +3,13 @@
 //! May not enter: what connections say.
 
 use std::future::Future;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::ServerError;
-use super::listener::{Listener, bind};
+use super::listener::{Listener, bind, prepare};
 use super::running::{End, Ending, Running};
 use crate::broker::{memory, redis};
 use crate::config::{BrokerConfig, Config, ConfigError, ConfigFault, Listen, Reading, RedisUrl};
@@ -94,7 +93,9 @@ impl Server {
         for (snapshot, socket) in heritage.listeners {
             let address = snapshot.address.as_deref().map(str::parse::<Listen>).transpose()?;
             let file = match (&address, snapshot.file) {
-                (Some(Listen::Unix(path)), Some((device, inode))) => Some((path.clone(), FileId { device, inode })),
+                (Some(Listen::Unix(path) | Listen::Handoff(path)), Some((device, inode))) => {
+                    Some((path.clone(), FileId { device, inode }))
+                }
                 _ => None,
             };
             given.push(Listener { socket, listen: address, file, owns_file: false });
@@ -144,6 +145,11 @@ impl Server {
         {
             faults.push(format!("socket_group: there is no group '{group}' (getent group lists all groups)").into());
         }
+        if let Some(user) = &config.handoff_user
+            && os::socket_file::user(user).is_none()
+        {
+            faults.push(format!("handoff_user: there is no user '{user}' (getent passwd lists all users)").into());
+        }
     }
 
     /// A server on listeners that exist already: `UnixListener` and `TcpListener` of std
@@ -180,12 +186,8 @@ impl Server {
             leftover: Vec::new(),
         };
         for socket in listeners {
-            if !os::socket::is_listening(socket.as_fd()) {
-                let source = io::Error::other("it is no listening stream socket (ListenStream= in the .socket unit)");
-                return Err(ServerError::Listen { address: os::socket::address(socket.as_fd()), source });
-            }
-            os::socket::prepare_listener(socket.as_fd())
-                .map_err(|source| ServerError::Listen { address: "the given socket".to_owned(), source })?;
+            prepare(socket.as_fd())
+                .map_err(|source| ServerError::Listen { address: os::socket::address(socket.as_fd()), source })?;
             server.listeners.push(Listener { socket, listen: None, file: None, owns_file: false });
         }
         Ok(server)

@@ -40,6 +40,7 @@ async fn an_empty_variable_is_an_unset_one() {
         "LISTEN",
         "SOCKET_MODE",
         "SOCKET_GROUP",
+        "HANDOFF_USER",
         "WORKERS",
         "BROKER",
         "DRAIN_TIME",

@@ -11,8 +11,9 @@ use webws::Config;
 /// What an option that is unset by default has in its second column.
 const UNSET: &str = "none";
 /// Serializing leaves unset options out, so these are known by name only.
-const UNSET_OPTIONS: [&str; 12] = [
+const UNSET_OPTIONS: [&str; 13] = [
     "socket_group",
+    "handoff_user",
     "control",
     "redis.username",
     "redis.password_file",
@@ -107,7 +108,7 @@ fn every_difference_of_a_settings_table_is_found() {
 /// Keeps `UNSET_OPTIONS` whole: a new `Option` in the settings fails here first.
 #[test]
 fn options_that_are_unset_by_default_are_known_by_name() {
-    let all = "broker = \"memory\"\nsocket_group = \"x\"\ncontrol = \"x\"\n[redis]\nusername = \"x\"\npassword_file = \"x\"\nsentinel_username = \"x\"\n\
+    let all = "broker = \"memory\"\nsocket_group = \"x\"\nhandoff_user = \"x\"\ncontrol = \"x\"\n[redis]\nusername = \"x\"\npassword_file = \"x\"\nsentinel_username = \"x\"\n\
                sentinel_password_file = \"x\"\nca_file = \"x\"\npinned_certificate_file = \"x\"\n\
                certificate_file = \"x\"\nkey_file = \"x\"\nserver_name = \"x\"\n[[endpoint]]\nhistory = {}\n";
     let config = Config::read("all", all, []).unwrap();

@@ -4,18 +4,14 @@
 use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::{PATH, change};
 use crate::support::client::{Client, Socket, Target, upgrade_request};
 use crate::support::http::{Answer, get, handshake, request};
-use crate::support::nginx::{Nginx, Site};
+use crate::support::nginx::{LUA, Nginx, Site};
 use crate::support::redis::Redis;
 use crate::support::webws::Webws;
 use crate::support::{SOON, START, until};
-
-const LUA: &str = "load_module /usr/lib/nginx/modules/ndk_http_module.so;\n\
-                   load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;";
 
 /// What guarded the handler in its old location.
 const ACCESS: &str = "access_by_lua_block { if ngx.var.cookie_session ~= 'yes' then return ngx.exit(403) end }";
@@ -86,13 +82,6 @@ const LEAKING: &str = "content_by_lua_block {
         while link:receive() do end
     }";
 
-/// The processes that nginx' master has.
-fn workers(nginx: &Nginx) -> Vec<Pid> {
-    let of = format!("/proc/{0}/task/{0}/children", nginx.pid());
-    let pids = std::fs::read_to_string(of).unwrap();
-    pids.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
-}
-
 async fn leaked(redis: &Redis) -> usize {
     redis.clients().await.iter().filter(|client| client.contains("name=leaked")).count()
 }
@@ -102,9 +91,9 @@ async fn set_share(nginx: &Nginx, from: &str, to: &str) {
     let path = nginx.dir().join("webws-http.conf");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, change(&text, from, to)).unwrap();
-    let before = workers(nginx);
+    let before = nginx.workers();
     nginx.reload();
-    let changed = || workers(nginx).iter().any(|pid| !before.contains(pid));
+    let changed = || nginx.workers().iter().any(|pid| !before.contains(pid));
     until("a new worker runs", START, async || changed()).await;
 }
 
@@ -126,7 +115,7 @@ async fn the_steps_lead_to_the_sidecar_and_back_with_every_client() {
     };
     assert_eq!(served().await, "299");
     until("the handler has its link", SOON, async || leaked(&redis).await == 1).await;
-    let old = workers(&nginx);
+    let old = nginx.workers();
 
     set_share(&nginx, "# 100%  sidecar;", "100%  sidecar;").await;
     until("the sidecar serves", START, async || served().await == "101").await;
@@ -136,9 +125,9 @@ async fn the_steps_lead_to_the_sidecar_and_back_with_every_client() {
         moved = client(&nginx.target()).await;
     }
     // Its client has gone long ago; the old worker keeps the link, until it is ended.
-    assert!(leaked(&redis).await > 0 && workers(&nginx).contains(&old[0]));
+    assert!(leaked(&redis).await > 0 && nginx.workers().contains(&old[0]));
     kill(old[0], Signal::SIGTERM).unwrap();
-    until("the old worker is gone", START, async || !workers(&nginx).contains(&old[0])).await;
+    until("the old worker is gone", START, async || !nginx.workers().contains(&old[0])).await;
     until("no link is left", START, async || leaked(&redis).await == 0).await;
     moved.send_text("here, ").await;
     moved.expect_text("here, zhang").await;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -59,8 +60,40 @@ impl Nginx {
     pub(crate) async fn start_complete(webws_socket: &Path, edit: impl Fn(&str, String) -> String) -> Nginx {
         let dir = tempfile::tempdir().unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        ship_complete(&dir, webws_socket, addr);
+        ship_complete(&dir, "nginx.conf", webws_socket, addr);
         edit_shipped(&dir, &SHIPPED, edit);
+        let told = check(&dir);
+        assert!(!told.contains("[warn]"), "nginx -t: {told}");
+        Nginx::run(dir, addr).await
+    }
+
+    /// Starts it on a site of somebody's that hands its clients off to the sidecar with these two sockets, with `edit`
+    /// applied to each shipped file before it is used.
+    pub(crate) async fn start_straight(
+        site: Site<'_>,
+        (webws_socket, handoff): (&Path, &Path),
+        edit: impl Fn(&str, String) -> String,
+    ) -> Nginx {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        ship_includes(&dir, webws_socket);
+        ship_canary(&dir);
+        ship_straight(&dir, handoff);
+        edit_shipped(&dir, &["webws-http.conf", STRAIGHT, "webws-straight.lua", "webws-access.conf"], edit);
+        let site = Site { main: &format!("{LUA}\n{}", site.main), ..site };
+        let conf = main_conf(&dir, addr, 1, site).replace("webws-location.conf", STRAIGHT);
+        std::fs::write(dir.path().join("nginx.conf"), conf).unwrap();
+        check(&dir);
+        Nginx::run(dir, addr).await
+    }
+
+    /// Starts the complete nginx-straight.conf that is shipped.
+    pub(crate) async fn start_complete_straight(webws_socket: &Path, handoff: &Path) -> Nginx {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        ship_complete(&dir, "nginx-straight.conf", webws_socket, addr);
+        ship_straight(&dir, handoff);
+        std::fs::rename(dir.path().join("nginx-straight.conf"), dir.path().join("nginx.conf")).unwrap();
         let told = check(&dir);
         assert!(!told.contains("[warn]"), "nginx -t: {told}");
         Nginx::run(dir, addr).await
@@ -102,6 +135,12 @@ impl Nginx {
         self.process.pid()
     }
 
+    /// The processes that the master has.
+    pub(crate) fn workers(&self) -> Vec<Pid> {
+        let pids = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap();
+        pids.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+    }
+
     /// SIGHUP: nginx reads its configuration again with new workers.
     pub(crate) fn reload(&self) {
         self.process.signal(Signal::SIGHUP);
@@ -121,6 +160,13 @@ impl Nginx {
         read_log(&self.dir.path().join("webws.log"))
     }
 }
+
+/// What loads Debian's Lua module.
+pub(crate) const LUA: &str = "load_module /usr/lib/nginx/modules/ndk_http_module.so;\n\
+                              load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;";
+
+/// The location that hands clients off.
+const STRAIGHT: &str = "webws-straight-location.conf";
 
 /// The shipped files; the first is complete, the others are for its includes.
 const SHIPPED: [&str; 5] =
@@ -167,19 +213,34 @@ fn ship_canary(dir: &TempDir) {
     ship(dir, "webws-access.conf", &[]);
 }
 
+/// The location that hands clients off, and its script.
+fn ship_straight(dir: &TempDir, handoff: &Path) {
+    let at = dir.path().display();
+    let (log, script) = (format!("{at}/webws.log"), format!("{at}/webws-straight.lua"));
+    let handoff = handoff.display().to_string();
+    let moved = [
+        ("/var/log/nginx/webws.log", &*log),
+        ("/etc/nginx/webws-straight.lua", &*script),
+        ("/run/webws/handoff.sock", &*handoff),
+    ];
+    ship(dir, STRAIGHT, &moved);
+    ship(dir, "webws-straight.lua", &[]);
+}
+
 /// Everything nginx.conf needs; its addresses and the files it writes are moved, all else stays.
-fn ship_complete(dir: &TempDir, webws_socket: &Path, addr: SocketAddr) {
+fn ship_complete(dir: &TempDir, name: &str, webws_socket: &Path, addr: SocketAddr) {
     let at = dir.path().display();
     ship_includes(dir, webws_socket);
     ship_canary(dir);
     // nginx's workers would be another user than root, who alone may enter `dir`.
     let user = if nix::unistd::geteuid().is_root() { "user root; daemon off;" } else { "daemon off;" };
-    let moved = [
-        ("daemon off;", user),
-        ("/tmp/webws-nginx", &format!("{at}/nginx")),
-        ("127.0.0.1:8088 reuseport", &format!("{addr} reuseport")),
-    ];
-    ship(dir, "nginx.conf", &moved);
+    let (user, files) = (user.to_owned(), format!("{at}/nginx"));
+    let (daemon, prefix, port) = match name {
+        "nginx.conf" => ("daemon off;", "/tmp/webws-nginx", "127.0.0.1:8088"),
+        _ => ("user nobody nogroup;\ndaemon off;", "/tmp/webws-straight", "127.0.0.1:8089"),
+    };
+    let port = format!("{port} reuseport");
+    ship(dir, name, &[(daemon, &user), (prefix, &files), (&port, &format!("{addr} reuseport"))]);
     for folder in ["src", "examples"] {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         std::os::unix::fs::symlink(source, dir.path().join(folder)).unwrap();

@@ -35,6 +35,7 @@ pub(crate) struct Builder {
     hosts: Option<String>,
     descriptors: Option<usize>,
     is_exchangeable: bool,
+    is_straight: bool,
 }
 
 impl Webws {
@@ -55,6 +56,11 @@ impl Webws {
     /// The Unix socket it listens on.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("webws.sock")
+    }
+
+    /// Where a straight one takes clients.
+    pub(crate) fn handoff(&self) -> PathBuf {
+        self.dir.path().join("handoff.sock")
     }
 
     pub(crate) fn target(&self) -> Target {
@@ -230,6 +236,12 @@ impl Builder {
         self.setting("control = \"control.sock\"").env("HANDOVER_FAULT", "fault")
     }
 
+    /// Takes clients that nginx hands off, too.
+    pub(crate) fn straight(mut self) -> Builder {
+        self.is_straight = true;
+        self
+    }
+
     /// What it finds in /etc/hosts, which `Webws::set_hosts` changes.
     pub(crate) fn hosts(mut self, hosts: &str) -> Builder {
         self.hosts = Some(hosts.to_owned());
@@ -246,8 +258,10 @@ impl Builder {
     pub(crate) async fn start(self) -> Webws {
         let dir = tempfile::tempdir().unwrap();
         let tcp = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let listen = [format!("unix:{}/webws.sock", dir.path().display()), format!("tcp:{tcp}")];
-        let Builder { settings, tables, endpoints, environment, hosts, descriptors, is_exchangeable } = self;
+        let at = dir.path().display();
+        let mut listen = vec![format!("unix:{at}/webws.sock"), format!("tcp:{tcp}")];
+        listen.extend(self.is_straight.then(|| format!("handoff:{at}/handoff.sock")));
+        let Builder { settings, tables, endpoints, environment, hosts, descriptors, is_exchangeable, .. } = self;
         let config = format!("listen = {listen:?}\n{settings}{tables}{endpoints}");
         std::fs::write(dir.path().join("webws.toml"), &config).unwrap();
         let log = File::create(dir.path().join("webws.log")).unwrap();
