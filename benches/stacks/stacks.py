@@ -27,6 +27,9 @@ MANY = max(2, len(os.sched_getaffinity(0)))
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/openresty/bin"
 LOCATION_LOG = "/var/log/nginx/webws.log"
 SIDECAR_SOCKET = "/run/webws/webws.sock"
+HANDOFF_SOCKET = "/run/webws/handoff.sock"
+SCRIPT_NAME = "webws-straight.lua"
+SCRIPT = f"/etc/nginx/{SCRIPT_NAME}"
 
 
 class Missing(Exception):
@@ -173,12 +176,17 @@ class Tools:
             "/usr/share/lua/5.1", "/usr/local/share/lua/5.1", "/usr/local/lib/lua", "/usr/local/openresty/lualib")]
         return [folder for folder in given + system if (folder / "resty").is_dir()]
 
-    def need_lua(self):
+    def need_lua_module(self):
         if self.openresty:
             return
         self.need_proxy()
         if not self.module("ngx_http_lua_module.so"):
             raise Missing("ngx_lua: apt-get install libnginx-mod-http-lua lua-cjson, or OpenResty")
+
+    def need_lua(self):
+        self.need_lua_module()
+        if self.openresty:
+            return
         for file, where in (("websocket/server.lua", "lua-resty-websocket"), ("redis.lua", "lua-resty-redis")):
             if not any((folder / "resty" / file).exists() for folder in self.lua_folders()):
                 raise Missing(f"{where}: put its lib/ into a folder and give that by --lua-path, or "
@@ -209,10 +217,10 @@ class Stack:
     """One way to serve the clients. `own` is the watched name of the server under test."""
 
     def __init__(self, name, about, server, workers=1, proxied=True, is_older=False, history=False,
-                 subprotocol=None):
+                 subprotocol=None, is_straight=False):
         self.name, self.about, self.server = name, about, server
         self.workers, self.proxied, self.is_older, self.history = workers, proxied, is_older, history
-        self.subprotocol = subprotocol
+        self.subprotocol, self.is_straight = subprotocol, is_straight
         self.own = "nginx" if server in ("nchan", "lua") else server
         self.redis = server != "nchan"
         self.suffix = server != "nchan"
@@ -225,6 +233,8 @@ class Stack:
             getattr(tools, "need_" + self.server)()
         elif self.proxied:
             tools.need_proxy()
+        if self.is_straight:
+            tools.need_lua_module()
         if self.is_older and not tools.before:
             raise Missing("an older webws: --before BINARY")
 
@@ -317,6 +327,8 @@ class Running:
                 config = self.folder / "webws.toml"
                 config.write_text("[[endpoint]]\nhistory = {}\n")
                 command += ["--config", str(config)]
+            if self.stack.is_straight:
+                command += ["--listen", f"handoff:{self.folder}/h"]
         elif server == "floor":
             command = [str(self.tools.bench), "floor", "--listen", f"unix:{self.socket}",
                        "--redis", f"127.0.0.1:{self.redis_port}", "--workers", workers]
@@ -331,13 +343,16 @@ class Running:
         program, modules, lua = tools.nginx, [], ""
         if server == "nchan":
             modules = [tools.module("ngx_nchan_module.so")]
-        elif server == "lua":
-            folders = ";".join(f"{folder}/?.lua" for folder in tools.lua_folders())
-            lua = f'lua_package_path "{folders};;";' if folders else ""
+        elif server == "lua" or self.stack.is_straight:
+            if server == "lua":
+                folders = ";".join(f"{folder}/?.lua" for folder in tools.lua_folders())
+                lua = f'lua_package_path "{folders};;";' if folders else ""
             if tools.openresty:
                 program = tools.openresty
             else:
                 modules = [tools.module("ndk_http_module.so"), tools.module("ngx_http_lua_module.so")]
+        proxied = server not in ("nchan", "lua")
+        location = "webws-straight-location.conf" if self.stack.is_straight else "webws-location.conf"
         # As root nginx would change to another user, who may not reach the socket.
         group = grp.getgrgid(os.getgid()).gr_name
         user = f"user {getpass.getuser()} {group};" if os.getuid() == 0 else ""
@@ -345,14 +360,15 @@ class Running:
             "RUN": self.folder, "STACKS": HERE, "PORT": self.port, "REDIS_PORT": self.redis_port, "USER": user,
             "FILES": tools.files, "CONNECTIONS": tools.files - 100, "LUA_PATHS": lua,
             "PING": self.ping,
+            "LOCATION": location,
             "MODULES": "\n".join(f"load_module {module};" for module in modules if module),
             "MAIN": _filled(HERE / "main.conf", {}), "HTTP": _filled(HERE / "http.conf", {}),
         }
-        proxied = server not in ("nchan", "lua")
         if proxied:
-            for name in ("webws-http.conf", "webws-location.conf"):
+            for name in ("webws-http.conf", location, SCRIPT_NAME):
                 text = (TOP / "nginx" / name).read_text()
                 text = text.replace(SIDECAR_SOCKET, self.socket).replace(LOCATION_LOG, f"{self.folder}/access.log")
+                text = text.replace(HANDOFF_SOCKET, f"{self.folder}/h").replace(SCRIPT, f"{self.folder}/{SCRIPT_NAME}")
                 (self.folder / name).write_text(text)
         config = self.folder / "nginx.conf"
         config.write_text(_filled(HERE / f"{'proxied' if proxied else server}.conf", words))
@@ -374,6 +390,7 @@ def all_stacks():
     return [
         Stack("webws", "webws behind nginx, 1 worker", "webws"),
         Stack(f"webws-{MANY}", f"webws behind nginx, {MANY} workers", "webws", MANY),
+        Stack("webws-straight", "webws, to which nginx hands its clients off, 1 worker", "webws", is_straight=True),
         Stack("webws-alone", "webws on its Unix socket, 1 worker", "webws", proxied=False),
         Stack(f"webws-alone-{MANY}", f"webws on its Unix socket, {MANY} workers", "webws", MANY, proxied=False),
         Stack("before", "an older webws behind nginx, 1 worker", "webws", is_older=True),

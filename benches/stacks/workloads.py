@@ -7,13 +7,13 @@ import math
 import statistics
 
 # Every stack, in the groups that workloads name. "N" stands for the number of cores.
-ALL = ["webws", "webws-N", "webws-alone", "webws-history-alone", "webws-meta-alone", "webws-alone-N", "before",
-       "before-alone", "floor", "floor-N", "floor-alone", "floor-alone-N", "nchan", "lua", "node"]
+ALL = ["webws", "webws-straight", "webws-N", "webws-alone", "webws-history-alone", "webws-meta-alone", "webws-alone-N",
+       "before", "before-alone", "floor", "floor-N", "floor-alone", "floor-alone-N", "nchan", "lua", "node"]
 # The floor behind nginx says what nginx and Redis cost; the simplest workloads say it.
-ONE_WORKER = ["webws", "webws-alone", "before", "before-alone", "floor-alone", "nchan", "lua", "node"]
-BEHIND_NGINX = ["webws", "before", "floor", "nchan", "lua", "node"]
+ONE_WORKER = ["webws", "webws-straight", "webws-alone", "before", "before-alone", "floor-alone", "nchan", "lua", "node"]
+BEHIND_NGINX = ["webws", "webws-straight", "before", "floor", "nchan", "lua", "node"]
 # The floor has no limits and no liveness: nothing to see where those are asked for.
-WITH_LIMITS = ["webws", "webws-alone", "before", "before-alone", "nchan", "lua", "node"]
+WITH_LIMITS = ["webws", "webws-straight", "webws-alone", "before", "before-alone", "nchan", "lua", "node"]
 # What a history costs those that lose nothing; and those that come back.
 FANOUT = [*ONE_WORKER, "webws-history-alone", "webws-meta-alone"]
 HISTORIES = ["webws-history", "webws-history-alone", "nchan"]
@@ -232,6 +232,16 @@ def all_goals(cores):
     ratio("stack CPU per delivery, 64 in flight: Lua / webws", ">= 16", "fan1k-64", "stack_us", "lua", "webws")
     ratio("stack CPU per delivery, 64 in flight: nchan / webws", ">= 5", "fan1k-64", "stack_us", "nchan", "webws")
     ratio("stack CPU per delivery, 1 in flight: webws / nchan", "<= 1.45", "fan1k-1", "stack_us", "webws", "nchan")
+    for window, bound in ((1, "<= 1.0"), (16, "<= 0.2"), (64, "<= 0.2")):
+        ratio(f"straight: stack CPU per delivery, {window} in flight: webws / nchan", bound,
+              f"fan1k-{window}", "stack_us", "webws-straight", "nchan")
+    ratio("straight: stack CPU per message of the publish path: webws / nchan", "<= 1.0",
+          "publish", "stack_us", "webws-straight", "nchan")
+    ratio("straight: stack CPU per connection in a storm: webws / nchan", "<= 1.3",
+          "storm", "stack_connect_us", "webws-straight", "nchan")
+    ratio("straight: idle stack CPU: webws / nchan", "<= 1.0", "idle", "stack_idle_us", "webws-straight", "nchan")
+    goals.append(Goal("straight: resident kB of the stack per idle connection", "<= 2.0",
+                      ("idle", "webws-straight", "stack_kb")))
     ratio("open loop, 1,000/s to 1,000: deliveries/s, webws / nchan", ">= 2",
           "open", "deliveries_per_s", "webws", "nchan")
     ratio("open loop: p99 latency, webws / nchan", "<= 1", "open", "p99_ms", "webws", "nchan")
