@@ -35,8 +35,7 @@ pub(super) fn tell_one(server: &str, error: &str) {
         tracing::warn!(
             server,
             error,
-            "{server} does not allow a channel, so its client gets 503: {error} (the ACL user needs the channel's prefix, \
-             for example &chat:*)"
+            "{server} does not allow a channel, so its client gets 503: {error} (the ACL user needs the channel's prefix)"
         );
     }
 }
