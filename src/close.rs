@@ -119,7 +119,7 @@ mod tests {
     /// What the test page does after a close is what clients are advised to do.
     #[test]
     fn the_test_page_comes_back_exactly_when_it_should() {
-        let page = include_str!("front/page/page.js");
+        let page = include_str!("front/page/transport.js");
         for reason in CloseReason::ALL {
             let CloseRow { code: Some(code), come_back, .. } = reason.row() else { continue };
             let start = format!("  {code}: [");

@@ -72,8 +72,9 @@ impl Hub {
     pub(crate) fn unconfirm_all(&mut self, node: Node, newest: Generation, is_cut: bool) -> usize {
         let milestones = self.milestones.at_mut(node);
         for (_, entry) in self.channels.iter_mut().filter(|(_, entry)| entry.node == Some(node)) {
-            let is_placed = entry.is_interrupted || entry.places.end(milestones.current()).is_some();
-            if is_cut && is_placed {
+            // The log does not fill an earlier gap that is not told yet.
+            let is_whole = entry.missed_by.is_none() && entry.places.end(milestones.current()).is_some();
+            if is_cut && (entry.is_interrupted || is_whole) {
                 entry.interrupt(newest);
             } else {
                 entry.unconfirm(newest, &mut self.budget);

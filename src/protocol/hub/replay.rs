@@ -263,4 +263,14 @@ mod tests {
         stage.0.end_replay(Node(0), milestone(2), 0);
         assert_eq!(stage.sent(), text(1, 2, "2"));
     }
+
+    #[test]
+    fn a_gap_that_is_not_told_yet_is_told_although_a_later_one_is_filled() {
+        let mut stage = Stage::new();
+        stage.0.miss_all(5);
+        stage.cut(true);
+        stage.replay(&["a1"]);
+        stage.0.end_replay(Node(0), milestone(2), 0);
+        assert_eq!(stage.0.take_missed(Node(0)).0, 2);
+    }
 }

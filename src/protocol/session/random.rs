@@ -147,9 +147,8 @@ impl Run {
             let payload = format!("{}{line_end}{}", self.count, "x".repeat(self.rng.usize(..300)));
             let frame = encoded(self.stage.session.encoding, payload.as_bytes());
             batch.extend_from_slice(&frame);
-            // Before its position, a client gets no publication by itself.
-            let hears = self.is_open || !self.stage.session.encoding.has_positions();
-            if hears && self.closing.is_none() {
+            // A session begins when its channels are ready.
+            if self.is_open && self.closing.is_none() {
                 self.publications.push_back(frame);
             }
         }

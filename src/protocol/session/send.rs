@@ -26,8 +26,9 @@ impl Session {
             // The close frame is the last.
             return Action::Stay;
         }
-        if self.encoding.has_positions() && matches!(self.phase, Phase::Subscribing { .. }) {
-            // The session gets its publications from a position on, which it does not have yet.
+        if matches!(self.phase, Phase::Subscribing { .. }) {
+            // The session begins when all its channels are ready. A gap before is not told: nothing may be queued from
+            // before the gap.
             return Action::Stay;
         }
         match self.push(frames, socket, now) {

@@ -38,12 +38,22 @@ fn the_101_leaves_after_the_confirmation_and_publications_wait_for_it() {
 }
 
 #[test]
+fn a_session_begins_when_its_channels_are_ready_and_gets_nothing_from_before() {
+    let mut stage = Stage::subscribing(EndpointConfig::default(), Encoding::Plain);
+    assert_eq!(stage.deliver(b"before"), Action::Stay);
+    assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
+    assert_eq!(stage.deliver(b"behind"), Action::Stay);
+    assert_eq!(stage.session.open(b"101", &mut stage.socket, stage.now), Action::Stay);
+    assert_eq!(stage.sent(), [b"101", &encoded(Encoding::Plain, b"behind")[..]].concat());
+}
+
+#[test]
 fn time_in_which_the_session_had_no_socket_does_not_count_as_a_stall() {
     let config = EndpointConfig { stall_timeout: Duration::from_secs(2), ..EndpointConfig::default() };
     let mut stage = Stage::subscribing(config, LUA);
+    assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
     assert_eq!(stage.deliver(b"1"), Action::Stay);
     assert_eq!(stage.pass(4_000), Action::Stay);
-    assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
     stage.socket.room = 3;
     assert_eq!(stage.session.open(b"101", &mut stage.socket, stage.now), Action::Stay);
     assert_eq!(stage.session.next_due(), stage.now + 2_000);
@@ -91,6 +101,7 @@ fn a_subscription_that_is_confirmed_late_or_refused_refuses_the_handshake() {
 #[test]
 fn a_handshake_with_too_many_publications_ends() {
     let mut stage = Stage::subscribing(EndpointConfig { max_queue_bytes: 300, ..EndpointConfig::default() }, LUA);
+    assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Upgrade);
     // The first alone is never too much.
     assert_eq!((stage.deliver(&[b'x'; 500]), stage.deliver(&[b'x'; 100])), (Action::Stay, Action::Stay));
     assert_eq!(stage.deliver(&[b'x'; 100]), Action::End(CloseReason::SlowConsumer));
