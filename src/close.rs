@@ -35,6 +35,8 @@ pub(crate) enum CloseReason {
     Gap,
     /// The sidecar stops.
     GoingAway,
+    /// A client that polls has its answer.
+    Answered,
     /// A fault in webws.
     Internal,
 }
@@ -43,7 +45,7 @@ pub(crate) enum CloseReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CloseRow {
     /// The code of our close frame; `None` where no frame of ours is sent
-    /// (a client's own close is answered by the wire, a gone client by nothing).
+    /// (a client's own close is answered by the wire, a gone client by nothing, a poll by its answer).
     pub(crate) code: Option<u16>,
     /// The reason in the close frame, ≤ 123 bytes (RFC 6455 §5.5).
     pub(crate) text: &'static str,
@@ -55,7 +57,7 @@ pub(crate) struct CloseRow {
 
 impl CloseReason {
     /// All reasons, in the order of the table in the README.
-    pub(crate) const ALL: [CloseReason; 15] = [
+    pub(crate) const ALL: [CloseReason; 16] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::ProtocolError,
@@ -70,6 +72,7 @@ impl CloseReason {
         Self::SubscriptionLost,
         Self::Gap,
         Self::GoingAway,
+        Self::Answered,
         Self::Internal,
     ];
 
@@ -96,6 +99,7 @@ impl CloseReason {
             }
             Self::Gap => (Some(1012), "messages may be missing: connect again and fetch", "gap", true),
             Self::GoingAway => (Some(1001), "the server goes away: connect again", "going_away", true),
+            Self::Answered => (None, "", "answered", true),
             Self::Internal => (Some(1011), "internal error", "internal", true),
         };
         CloseRow { code, text, label, come_back }

@@ -1,8 +1,8 @@
 //! webws joins browsers' WebSockets to Redis Pub/Sub channels, as a sidecar beside nginx.
 //!
 //! A WebSocket opened as `/webws?channel="zhang"` receives every message that is `PUBLISH`ed on `chat:zhang`, and webws
-//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives.
-//! webws replaces a handler in Lua (OpenResty), with the same bytes on the wire. As a library, webws runs inside
+//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives,
+//! and so does a long-poll, which is answered once. webws replaces a handler in Lua (OpenResty), with the same bytes on the wire. As a library, webws runs inside
 //! another program: make a [`Config`], then a server with [`Server::bind`] (or [`Server::on`] sockets of your own), and
 //! [`Server::run`] it. A [`Publisher`] publishes from within. The example is at the end of this page.
 //!
@@ -13,7 +13,8 @@
 //! `endpoint` for the path decodes the channel's name; `websocket::handshake` checks the headers. The worker makes a
 //! `session` and its subscriber in the `hub`. For a channel's first subscriber, the worker's subscribing link sends
 //! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200,
-//! if the request was for server-sent events: `front::event_stream`).
+//! if the request was for server-sent events: `front::event_stream`). A poll gets nothing yet: its first batch is its
+//! answer, and ends the session (`session::poll`).
 //!
 //! An nginx with Lua can hand a client off instead of proxying it (nginx/webws-straight.lua): a datagram has the request's
 //! head and the client's own socket. `front::handoff` takes both from senders that it trusts; from there on the
@@ -138,6 +139,7 @@
 //! | orphaned | said of a session whose path the new configuration does not serve; closed with 1001 |
 //! | outbox | a worker's messages that wait for the broker |
 //! | pace | how long a batch may be held back while its audience is behind |
+//! | poll | a request that waits for one answer: the next publications, or none in time |
 //! | position | a place in a channel's stream: a milestone, and the number of publications since; a token is its form for clients |
 //! | probe | a message by which a link proves that it delivers: an own milestone, or a number where there are none |
 //! | publication | a message on a channel, on its way to browsers |

@@ -269,6 +269,7 @@ macro_rules! log_all {
             closed_subscription_lost = $metrics.closed(CloseReason::SubscriptionLost),
             closed_gap = $metrics.closed(CloseReason::Gap),
             closed_going_away = $metrics.closed(CloseReason::GoingAway),
+            closed_answered = $metrics.closed(CloseReason::Answered),
             closed_internal = $metrics.closed(CloseReason::Internal),
             "{}",
             $text

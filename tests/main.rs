@@ -26,6 +26,7 @@ mod layering;
 mod ledger;
 mod liveness;
 mod log;
+mod longpoll;
 mod milestones;
 mod nginx;
 mod origins;

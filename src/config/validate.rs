@@ -13,6 +13,9 @@ use super::{
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
+/// Shorter than `proxy_read_timeout` in the shipped nginx location.
+const MAX_POLL: Duration = Duration::from_secs(60);
+
 impl Config {
     /// Checks the settings against each other. A fault begins with the setting it is about, or with two settings and
     /// "and" between them, or with an endpoint; then comes ": " or " = " (`is_about` reads that).
@@ -185,6 +188,13 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     }
     for (name, value) in [("stall_timeout", endpoint.stall_timeout), ("publish_timeout", endpoint.publish_timeout)] {
         needs_time(faults, &at(name), value);
+    }
+    if endpoint.poll_timeout.is_zero() || endpoint.poll_timeout > MAX_POLL {
+        let value = humantime::format_duration(endpoint.poll_timeout);
+        faults.push(at(&format!(
+            "poll_timeout = \"{value}\" is out of range: write more than 0s and at most 60s, because nginx as shipped ends \
+             a request that is silent for 65s"
+        )));
     }
     let (ping, idle) = (endpoint.ping_interval, endpoint.idle_timeout);
     if !idle.is_zero() && (ping.is_zero() || idle <= ping) {

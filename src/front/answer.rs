@@ -18,6 +18,7 @@ use super::client_address::Sender;
 use super::cors;
 use super::event_stream;
 use super::head::Target;
+use super::long_poll;
 use super::page::Pages;
 use super::refusal::note_refused;
 use crate::config::WireName;
@@ -25,7 +26,7 @@ use crate::metrics::{Counter, Proxied};
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
-use crate::protocol::session::Grant;
+use crate::protocol::session::{Grant, Poll};
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::worker::Handle;
 
@@ -55,6 +56,14 @@ impl Accepted {
         }
         grant.since = shown.and_then(Result::ok);
         Self { grant, head: head.into(), page: None }
+    }
+
+    /// A client that polls: its session makes the head of its answer.
+    fn polling(mut grant: Grant, headers: &HeaderMap, target: &Target, page: Option<&HeaderValue>) -> Self {
+        let (since, begin) = long_poll::since(headers, target.query());
+        let poll = Poll::new(begin, page.and_then(|page| page.to_str().ok()).map(Into::into));
+        (grant.since, grant.poll) = (since, Some(Box::new(poll)));
+        Self { grant, head: Bytes::new(), page: page.cloned() }
     }
 }
 
@@ -173,8 +182,11 @@ const AMBIGUOUS: &str =
 /// The refusal of a request from another endpoint's location: the shipped nginx locations set `X-Webws-Endpoint`.
 const OTHER_LOCATION: &str = "the path belongs to another endpoint than the proxy's location";
 
-/// The refusal of an event stream at an endpoint whose clients receive nothing.
+/// The refusal of an event stream, or of a poll, at an endpoint whose clients receive nothing.
 const NO_EVENTS: &str = "this endpoint sends its clients nothing, so there is no event stream";
+
+/// The refusal of a poll at an endpoint without a history: what is published between two polls would be lost.
+const NO_POLLS: &str = "this endpoint keeps no messages (history), so there is no long-poll";
 
 /// nchan's subprotocol with positions (<https://nchan.io/#websocket>), spoken at endpoints with a history.
 const META: &str = "ws+meta.nchan";
@@ -229,8 +241,8 @@ fn handshake_at(
             RefusedHandshake::new(StatusCode::METHOD_NOT_ALLOWED, why).with(ALLOW, HeaderValue::from_static("GET"))
         );
     }
-    let is_stream = is_event_stream(endpoint, request.headers());
-    if !is_stream && request.version() != Version::HTTP_11 {
+    let transport = Transport::of(endpoint, request.headers());
+    if transport == Transport::WebSocket && request.version() != Version::HTTP_11 {
         return Err(bad("a WebSocket is opened over HTTP/1.1 (behind nginx: proxy_http_version 1.1)"));
     }
     if !request.body().is_end_stream() {
@@ -238,13 +250,23 @@ fn handshake_at(
     }
     let (channel, mut encoding) =
         endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
-    if is_stream {
-        check_event_stream(endpoint, request).map_err(bad)?;
-        let shown = event_stream::since(request.headers(), target.query());
-        let head = event_stream::head(worker.config.limits.retry_after, &cors::lines(page));
-        let grant = Grant::of(endpoint.clone(), channel, endpoint.event_encoding());
-        let accepted = Accepted::coming_back(grant, shown, head);
-        return Ok(Accepted { page: page.cloned(), ..accepted });
+    if transport != Transport::WebSocket {
+        check_plain_request(endpoint, request).map_err(bad)?;
+    }
+    match transport {
+        Transport::Events => {
+            let shown = event_stream::since(request.headers(), target.query());
+            let head = event_stream::head(worker.config.limits.retry_after, &cors::lines(page));
+            let grant = Grant::of(endpoint.clone(), channel, endpoint.event_encoding());
+            let accepted = Accepted::coming_back(grant, shown, head);
+            return Ok(Accepted { page: page.cloned(), ..accepted });
+        }
+        Transport::Poll if endpoint.config.history.is_none() => return Err(bad(NO_POLLS)),
+        Transport::Poll => {
+            let grant = Grant::of(endpoint.clone(), channel, endpoint.poll_encoding());
+            return Ok(Accepted::polling(grant, request.headers(), target, page));
+        }
+        Transport::WebSocket => {}
     }
     let has_positions = endpoint.config.history.is_some() && handshake::offers(request.headers(), META);
     let spoken = match endpoint.config.wire {
@@ -265,14 +287,29 @@ fn handshake_at(
     Ok(Accepted::coming_back(Grant::of(endpoint.clone(), channel, encoding), shown, head.to_vec()))
 }
 
-/// Whether a request is for server-sent events, and not for a WebSocket.
-fn is_event_stream(endpoint: &Endpoint, headers: &HeaderMap) -> bool {
-    let accepts = || !handshake::is_asked_for(headers) && event_stream::is_accepted(headers);
-    endpoint.config.wire == WireName::Sse || accepts()
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    WebSocket,
+    Events,
+    Poll,
+}
+
+impl Transport {
+    /// Server-sent events come before long-poll where a client accepts both.
+    fn of(endpoint: &Endpoint, headers: &HeaderMap) -> Self {
+        match endpoint.config.wire {
+            WireName::Sse => Self::Events,
+            _ if handshake::is_asked_for(headers) => Self::WebSocket,
+            _ if event_stream::is_accepted(headers) => Self::Events,
+            _ if long_poll::is_accepted(headers) => Self::Poll,
+            _ => Self::WebSocket,
+        }
+    }
 }
 
 /// The checks of the headers, as [`handshake::accept`] does them for a WebSocket.
-fn check_event_stream(endpoint: &Endpoint, request: &Request<Incoming>) -> Result<(), String> {
+fn check_plain_request(endpoint: &Endpoint, request: &Request<Incoming>) -> Result<(), String> {
     if handshake::is_asked_for(request.headers()) {
         return Err(ONLY_EVENTS.to_owned());
     }

@@ -13,9 +13,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::config::{EndpointConfig, NoOriginPolicy, WebOrigin};
-
-/// Fields that a page may read, besides those that any page may.
-const EXPOSED: &str = "Stream-Next-Offset, Stream-Up-To-Date, Stream-Gap, Retry-After";
+use crate::protocol::cors;
 
 /// Fields that a page may send, besides those that any page may.
 const ALLOWED: &str = "Authorization, Cache-Control, Last-Event-ID";
@@ -113,18 +111,14 @@ pub(super) fn fields(page: HeaderValue) -> [(HeaderName, HeaderValue); 4] {
     [
         (ACCESS_CONTROL_ALLOW_ORIGIN, page),
         (ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true")),
-        (ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED)),
+        (ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(cors::EXPOSED)),
         (VARY, HeaderValue::from_static("Origin")),
     ]
 }
 
 /// The same as the lines of a head, for answers that hyper does not write; nothing without a page.
 pub(super) fn lines(page: Option<&HeaderValue>) -> String {
-    let Some(page) = page.and_then(|page| page.to_str().ok()) else { return String::new() };
-    format!(
-        "Access-Control-Allow-Origin: {page}\r\nAccess-Control-Allow-Credentials: true\r\n\
-         Access-Control-Expose-Headers: {EXPOSED}\r\nVary: Origin\r\n"
-    )
+    cors::lines(page.and_then(|page| page.to_str().ok()))
 }
 
 #[cfg(test)]

@@ -19,9 +19,14 @@ const ARGUMENTS: [&[u8]; 2] = [b"lastEventID", b"last_event_id"];
 /// Whether the client accepts an event stream by name, with any weight but 0 (RFC 9110 §12.5.1). A wildcard does not
 /// count: browsers and curl accept `*/*` whatever they want.
 pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
+    accepts(headers, MEDIA_TYPE)
+}
+
+/// Whether the client accepts this media type by name.
+pub(super) fn accepts(headers: &HeaderMap, media_type: &[u8]) -> bool {
     headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|range| {
         let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        parts.next().is_some_and(|name| name.eq_ignore_ascii_case(MEDIA_TYPE)) && !parts.any(is_zero_weight)
+        parts.next().is_some_and(|name| name.eq_ignore_ascii_case(media_type)) && !parts.any(is_zero_weight)
     })
 }
 
@@ -33,15 +38,22 @@ fn is_zero_weight(parameter: &[u8]) -> bool {
 /// From where on the client wants publications: in the header, which a browser sets when it comes back by itself, else in the
 /// query, where a page puts the position that it has kept.
 pub(super) fn since(headers: &HeaderMap, query: &[u8]) -> Option<Result<Since, NotAPosition>> {
-    let header = headers.get("last-event-id").map(HeaderValue::as_bytes).map(Cow::Borrowed);
-    let shown = header.into_iter().chain(argument(query)).find(|text| !text.is_empty())?;
+    let shown = shown(headers, query, None)?;
     Some(std::str::from_utf8(&shown).map_err(|_| NotAPosition).and_then(str::parse))
 }
 
-fn argument(query: &[u8]) -> Option<Cow<'_, [u8]>> {
+/// What the client shows as its position: in the header, in the query argument `further`, or in one of ours.
+pub(super) fn shown<'a>(headers: &'a HeaderMap, query: &'a [u8], further: Option<&[u8]>) -> Option<Cow<'a, [u8]>> {
+    let header = headers.get("last-event-id").map(HeaderValue::as_bytes).map(Cow::Borrowed);
+    let further = further.and_then(|name| argument(query, &[name]));
+    let mut all = header.into_iter().chain(further).chain(argument(query, &ARGUMENTS));
+    all.find(|text| !text.is_empty())
+}
+
+fn argument<'a>(query: &'a [u8], names: &[&[u8]]) -> Option<Cow<'a, [u8]>> {
     query.split(|byte| *byte == b'&').find_map(|pair| {
         let (name, value) = pair.split_at_checked(pair.iter().position(|byte| *byte == b'=')?)?;
-        let is_ours = ARGUMENTS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
+        let is_ours = names.iter().any(|ours| name.eq_ignore_ascii_case(ours));
         is_ours.then(|| percent_encoding::percent_decode(value.get(1..).unwrap_or_default()).into())
     })
 }

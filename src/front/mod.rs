@@ -10,6 +10,7 @@ mod cors;
 mod event_stream;
 pub(crate) mod handoff;
 pub(crate) mod head;
+mod long_poll;
 pub(crate) mod page;
 mod refusal;
 pub(crate) mod upgrade;

@@ -143,6 +143,11 @@ impl Endpoint {
         Encoding::Sse { not_utf8: self.config.not_utf8 }
     }
 
+    /// The encoding of the endpoint's clients that poll.
+    pub(crate) fn poll_encoding(&self) -> Encoding {
+        Encoding::Poll { not_utf8: self.config.not_utf8 }
+    }
+
     /// The value of the endpoint's argument in `query`, decoded as nginx' Lua module does: `+` is a blank, a malformed
     /// `%` stays, names are decoded too.
     ///

@@ -3,6 +3,7 @@
 //!
 //! No task and no clock: time is an argument. May not enter: the broker, links, listeners, HTTP.
 
+pub(crate) mod cors;
 pub(crate) mod encoding;
 pub(crate) mod endpoint;
 pub(crate) mod hub;

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use bytes::{Buf, Bytes};
 
 use crate::clock::Millis;
+use crate::position::Position;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::socket::Socket;
 
@@ -24,11 +25,21 @@ const MAX_SLICES: usize = 32;
 pub(crate) struct Batch<'a> {
     bytes: &'a [u8],
     shared: Option<Bytes>,
+    end: Option<Position>,
 }
 
 impl<'a> Batch<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, shared: None }
+        Self { bytes, shared: None, end: None }
+    }
+
+    /// With the position behind its last publication, for clients whose frames do not name it.
+    pub(crate) fn ending_at(self, end: Option<Position>) -> Self {
+        Self { end, ..self }
+    }
+
+    pub(crate) fn end(&self) -> Option<Position> {
+        self.end
     }
 
     pub(crate) fn bytes(&self) -> &'a [u8] {
@@ -63,6 +74,19 @@ impl Outbound {
         debug_assert!(sent < frames.len(), "frames that were sent whole do not wait");
         let mut queue = Self::new(now);
         queue.push(frames);
+        queue.consume(sent, encoding);
+        queue
+    }
+
+    /// A queue of these units, without the empty ones, of which the socket has taken `sent` bytes.
+    pub(crate) fn with_units(
+        units: impl IntoIterator<Item = Bytes>,
+        sent: usize,
+        encoding: Encoding,
+        now: Millis,
+    ) -> Self {
+        let mut queue = Self::new(now);
+        units.into_iter().filter(|unit| !unit.is_empty()).for_each(|unit| queue.push(unit));
         queue.consume(sent, encoding);
         queue
     }

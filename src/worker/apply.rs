@@ -85,7 +85,7 @@ impl Core {
         }
     }
 
-    fn refuse(&mut self, key: SessionKey, refusal: Refusal, now: Millis) {
+    pub(super) fn refuse(&mut self, key: SessionKey, refusal: Refusal, now: Millis) {
         if let Some(opening) = self.slots.get_mut(key).and_then(|slot| slot.connection.take_opening()) {
             opening.refuse(refusal);
         }
@@ -105,6 +105,7 @@ impl Core {
             Action::Stay => {}
             Action::Subscribe => return self.subscribe(key, now),
             Action::Recover => return self.recover(key, now),
+            Action::Answer => return self.answer_poll(key, now),
             Action::Upgrade => self.upgrades.push(key),
             Action::Refuse(denial) => return self.refuse(key, denial.into(), now),
             Action::ReadAgain => self.read_again(key),
@@ -160,6 +161,9 @@ impl Core {
         // What waits in batches is in the histories, too.
         subscribers.iter().for_each(|subscriber| self.hub.release_batch(*subscriber));
         self.flush(now);
+        if self.slots.get_mut(key).is_some_and(|slot| slot.session.is_poll()) {
+            return self.give_polled(key, now);
+        }
         let mut frames = BytesMut::new();
         for subscriber in subscribers {
             match self.hub.recover(subscriber, since, &mut frames) {

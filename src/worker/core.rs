@@ -284,7 +284,8 @@ impl Core {
         let action = slot.session.on_tick(&mut slot.connection, now);
         // A session whose socket is broken is read, which ends the session: other timers may be due as well.
         debug_assert!(
-            matches!(action, Action::End(_) | Action::Refuse(_) | Action::ReadAgain) || slot.session.next_due() > now
+            matches!(action, Action::End(_) | Action::Refuse(_) | Action::ReadAgain | Action::Answer)
+                || slot.session.next_due() > now
         );
         self.apply(key, action, now);
     }

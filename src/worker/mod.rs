@@ -21,6 +21,7 @@ mod jitter;
 mod opening;
 mod outgoing;
 mod phase;
+mod polls;
 mod publisher;
 pub(crate) mod reactor;
 mod read_back;

@@ -23,6 +23,8 @@ pub(crate) enum Refusal {
     BrokerSlow,
     #[error("the message broker does not allow this channel")]
     Channel,
+    #[error("positions are not known now, without which messages between two requests would be lost: try again later")]
+    NoPositions,
 }
 
 impl From<Denial> for Refusal {

@@ -198,7 +198,7 @@ impl Client {
                 let name = match self.encoding {
                     Encoding::Lua { name_at } => &self.channel[name_at as usize..],
                     Encoding::Plain | Encoding::PlainText | Encoding::Meta => b"",
-                    Encoding::Sse { .. } => unreachable!("its clients open WebSockets"),
+                    Encoding::Sse { .. } | Encoding::Poll { .. } => unreachable!("its clients open WebSockets"),
                 };
                 let text = payload.strip_suffix(name).expect("a publication is for its own audience");
                 let text = text.strip_suffix(b"!").expect("a publication is whole and no other's");

@@ -1,11 +1,12 @@
 //! How a connection looks to its client: the frames of publications, pings and close frames, and where a unit ends.
 //!
 //! An [`Encoding`] is a value, and the key of an audience: subscribers of one channel with equal encodings share their
-//! bytes. `sse` has the format of server-sent events. A new encoding (a multiplexed protocol) is a new value. All
+//! bytes. `sse` has the format of server-sent events, `poll` that of long-poll. A new encoding (a multiplexed protocol) is a new value. All
 //! peculiarities of the Lua handler (the suffix, the JSON channel rule, the close reply) are in this room. May not
 //! enter: sockets, sessions.
 
 pub(crate) mod lua_channel;
+pub(crate) mod poll;
 mod sse;
 mod utf8;
 
@@ -46,6 +47,11 @@ pub(crate) enum Encoding {
         /// How a payload that is not UTF-8 looks. As with [`Encoding::Plain`], the endpoint of the new process decides.
         not_utf8: NotUtf8Policy,
     },
+    /// Long-poll: the payload as an element of a JSON array. One answer has the connection's only array.
+    Poll {
+        /// How a payload that is not UTF-8 looks, as with [`Encoding::Sse`].
+        not_utf8: NotUtf8Policy,
+    },
 }
 
 impl Encoding {
@@ -70,6 +76,7 @@ impl Encoding {
             Self::Plain | Self::PlainText => {}
             Self::Meta => put_meta(position, &mut header),
             Self::Sse { not_utf8 } => return sse::put_event(payload, not_utf8, position, out),
+            Self::Poll { not_utf8 } => return poll::put_element(payload, not_utf8, out),
         }
         if std::str::from_utf8(payload).is_ok() {
             put_frame(&header, payload, suffix, out);
@@ -89,21 +96,26 @@ impl Encoding {
 
     /// Whether the client only receives. What it sends after its request has no meaning.
     pub(crate) fn is_one_way(self) -> bool {
-        matches!(self, Self::Sse { .. })
+        matches!(self, Self::Sse { .. } | Self::Poll { .. })
+    }
+
+    /// Whether a client gets one answer, in place of frames.
+    pub(crate) fn is_poll(self) -> bool {
+        matches!(self, Self::Poll { .. })
     }
 
     /// Whether clients are told positions, and may come back with one.
     pub(crate) fn has_positions(self) -> bool {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText => false,
-            Self::Meta | Self::Sse { .. } => true,
+            Self::Meta | Self::Sse { .. } | Self::Poll { .. } => true,
         }
     }
 
     /// What tells a client its position without a publication, if the encoding can.
     pub(crate) fn position(self, position: Position) -> Option<Bytes> {
         match self {
-            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => None,
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta | Self::Poll { .. } => None,
             Self::Sse { .. } => Some(sse::position(position)),
         }
     }
@@ -111,7 +123,7 @@ impl Encoding {
     /// What tells a client that publications may be missing, and why, if the encoding can.
     pub(crate) fn gap(self, reason: &str) -> Option<Bytes> {
         match self {
-            Self::Lua { .. } | Self::Plain | Self::PlainText => None,
+            Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Poll { .. } => None,
             Self::Meta => {
                 let mut out = BytesMut::new();
                 put_frame(b"event: gap\n\n", reason.as_bytes(), &[], &mut out);
@@ -125,7 +137,7 @@ impl Encoding {
     pub(crate) fn name(self, channel: &[u8]) -> Option<&[u8]> {
         match self {
             Self::Lua { name_at } => channel.get(name_at as usize..),
-            Self::Plain | Self::PlainText | Self::Meta | Self::Sse { .. } => Some(channel),
+            Self::Plain | Self::PlainText | Self::Meta | Self::Sse { .. } | Self::Poll { .. } => Some(channel),
         }
     }
 
@@ -134,6 +146,7 @@ impl Encoding {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::PING,
             Self::Sse { .. } => sse::PING,
+            Self::Poll { .. } => self.has_no_frames(),
         }
     }
 
@@ -141,7 +154,7 @@ impl Encoding {
     pub(crate) fn pong(self, payload: &[u8]) -> Bytes {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::pong(payload),
-            Self::Sse { .. } => self.nothing_to_answer(),
+            Self::Sse { .. } | Self::Poll { .. } => self.nothing_to_answer(),
         }
     }
 
@@ -150,6 +163,7 @@ impl Encoding {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::close(Some(code), reason),
             Self::Sse { .. } => sse::close(code, reason),
+            Self::Poll { .. } => Bytes::from_static(self.has_no_frames()),
         }
     }
 
@@ -159,6 +173,8 @@ impl Encoding {
         match self {
             Self::Lua { .. } | Self::Plain | Self::PlainText | Self::Meta => frame::len_of_first(bytes),
             Self::Sse { .. } => sse::unit_len(bytes),
+            // The parts of an answer.
+            Self::Poll { .. } => Some(bytes.len()).filter(|len| *len > 0),
         }
     }
 
@@ -172,6 +188,7 @@ impl Encoding {
         match self {
             Self::PlainText => Self::Plain,
             Self::Sse { .. } => Self::Sse { not_utf8: NotUtf8Policy::Binary },
+            Self::Poll { .. } => Self::Poll { not_utf8: NotUtf8Policy::Binary },
             other => other,
         }
     }
@@ -181,6 +198,7 @@ impl Encoding {
         match (self, not_utf8) {
             (Self::Plain, NotUtf8Policy::Replace) => Self::PlainText,
             (Self::Sse { .. }, not_utf8) => Self::Sse { not_utf8 },
+            (Self::Poll { .. }, not_utf8) => Self::Poll { not_utf8 },
             (other, _) => other,
         }
     }
@@ -191,7 +209,7 @@ impl Encoding {
             Self::Lua { .. } => frame::close(None, ""),
             // RFC 6455 §5.5.1: typically echoes the status code it received.
             Self::Plain | Self::PlainText | Self::Meta => frame::close(code, ""),
-            Self::Sse { .. } => self.nothing_to_answer(),
+            Self::Sse { .. } | Self::Poll { .. } => self.nothing_to_answer(),
         }
     }
 
@@ -200,6 +218,13 @@ impl Encoding {
     fn nothing_to_answer(self) -> Bytes {
         debug_assert!(!self.is_one_way(), "the bytes of a client that only receives are not decoded");
         Bytes::new()
+    }
+
+    /// A frame of a session that sends one answer, by itself.
+    #[cold]
+    fn has_no_frames(self) -> &'static [u8] {
+        debug_assert!(!self.is_poll(), "an answer takes the place of pings and closes");
+        b""
     }
 }
 

@@ -127,9 +127,11 @@ impl Hub {
         let now = outlet.now();
         let is_full = self.pending >= MAX_PENDING_BYTES;
         for (channel, index) in std::mem::take(&mut self.touched) {
-            let Some(audience) = self.channels.get_mut(channel).and_then(|entry| entry.audiences.get_mut(index)) else {
-                continue;
-            };
+            let Some(entry) = self.channels.get_mut(channel) else { continue };
+            let is_poll = entry.audiences.get(index).is_some_and(|audience| audience.encoding.is_poll());
+            let milestones = entry.node.filter(|_| is_poll).map(|node| self.milestones.at(node));
+            let end = milestones.and_then(|milestones| entry.tail(milestones));
+            let Some(audience) = entry.audiences.get_mut(index) else { continue };
             if let Some(until) = audience.held_until.filter(|until| *until > now)
                 && !is_full
                 && audience.batch.len() < MAX_BATCH_BYTES
@@ -143,7 +145,7 @@ impl Hub {
             let frames = std::mem::take(&mut audience.frames);
             let mut buffer = std::mem::take(&mut audience.batch);
             self.pending -= buffer.len();
-            let mut batch = Batch::new(&buffer);
+            let mut batch = Batch::new(&buffer).ending_at(end);
             for (_, session) in &audience.members {
                 outlet.deliver(*session, &mut batch);
             }

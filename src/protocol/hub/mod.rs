@@ -15,6 +15,7 @@ mod kept;
 mod milestones;
 mod names;
 mod places;
+mod poll;
 mod replay;
 mod rings;
 mod snapshot;

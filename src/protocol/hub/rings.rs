@@ -207,7 +207,7 @@ impl Hub {
     }
 
     /// What is kept of a channel behind `since`; `None` when some of it is not.
-    fn kept_after<'a>(&self, entry: &'a ChannelEntry, since: &Position) -> Option<kept::Iter<'a>> {
+    pub(super) fn kept_after<'a>(&self, entry: &'a ChannelEntry, since: &Position) -> Option<kept::Iter<'a>> {
         let milestones = self.milestones.at(entry.node?);
         let end = entry.places.end(milestones.current())?;
         entry.history.as_ref()?.after(milestones.place(since)?, entry.places.from, end).ok()
@@ -215,7 +215,7 @@ impl Hub {
 
     /// All that is kept of a channel, and whether nothing came before it since the channel was subscribed; `None` when
     /// the channel has no positions.
-    fn kept_at_all<'a>(&self, entry: &'a ChannelEntry) -> Option<(kept::Iter<'a>, bool)> {
+    pub(super) fn kept_at_all<'a>(&self, entry: &'a ChannelEntry) -> Option<(kept::Iter<'a>, bool)> {
         entry.places.end(self.milestones.at(entry.node?).current())?;
         let history = entry.history.as_ref()?;
         Some((history.kept(), history.beginning == Beginning::Subscribed))

@@ -12,8 +12,11 @@ pub(crate) enum Action {
     Stay,
     /// Give each subscription an entry in the hub (`Session::next_to_join`), then call `Session::on_joined`.
     Subscribe,
-    /// All subscriptions are confirmed: find what the client gets first, and call `Session::on_recovered`.
+    /// All subscriptions are confirmed: find what the client gets first, and call `Session::on_recovered`,
+    /// or `Session::on_polled` for a client that polls.
     Recover,
+    /// The client has polled for long enough: find its position, and call `Session::on_waited`.
+    Answer,
     /// The session is ready: call `Session::open` with the socket and the 101.
     Upgrade,
     /// The handshake fails: answer with this refusal, and drop the session.

@@ -26,7 +26,10 @@ impl Session {
         let row = reason.row();
         match (self.phase, row.code) {
             (Phase::Open, Some(code)) => {
-                let frame = self.encoding.close(code, row.text);
+                let frame = match &self.poll {
+                    Some(poll) => poll.repeat().into(),
+                    None => self.encoding.close(code, row.text),
+                };
                 self.close_with(reason, &frame, socket, now)
             }
             _ => Action::End(self.reason_or(reason)),
@@ -45,7 +48,13 @@ impl Session {
     }
 
     /// Sends the last frame.
-    fn close_with(&mut self, reason: CloseReason, frame: &Bytes, socket: &mut impl Socket, now: Millis) -> Action {
+    pub(super) fn close_with(
+        &mut self,
+        reason: CloseReason,
+        frame: &Bytes,
+        socket: &mut impl Socket,
+        now: Millis,
+    ) -> Action {
         debug_assert!(self.is_open(), "a close frame is sent once");
         if matches!(reason, CloseReason::SlowConsumer | CloseReason::Stalled | CloseReason::ClientClosed)
             && let Some(queue) = &mut self.outbound
@@ -71,6 +80,15 @@ impl Session {
             }
             Err(_) => Action::End(reason),
         }
+    }
+
+    /// Closes the session behind its last unit, which was sent or queued.
+    pub(super) fn close_behind(&mut self, reason: CloseReason, socket: &mut impl Socket, now: Millis) -> Action {
+        debug_assert!(self.is_open(), "a last unit is sent once");
+        self.phase = Phase::Closing { reason, until: now + CLOSE_WAIT, awaits_reply: false };
+        self.is_paused = false;
+        self.finish_if_sent(socket, now);
+        Action::Close(reason)
     }
 
     /// Sends FIN when the close frame has left and no reply is awaited.

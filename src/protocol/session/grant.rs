@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use super::polled::Poll;
 use super::subscription::Rights;
 use crate::channel::Channel;
 use crate::position::Since;
@@ -18,12 +19,14 @@ pub(crate) struct Grant {
     pub(crate) rights: Rights,
     /// From where on a client that comes back wants publications.
     pub(crate) since: Option<Since>,
+    /// Of a client that polls, and only of such a client.
+    pub(crate) poll: Option<Box<Poll>>,
 }
 
 impl Grant {
     /// The rights that an endpoint grants to all its clients, without a position.
     pub(crate) fn of(endpoint: Rc<Endpoint>, channel: Channel, encoding: Encoding) -> Self {
         let rights = Rights::of(&endpoint.config);
-        Self { endpoint, channel, encoding, rights, since: None }
+        Self { endpoint, channel, encoding, rights, since: None, poll: None }
     }
 }

@@ -93,6 +93,9 @@ impl Session {
             // No socket could take bytes before, so the client has not stalled.
             queue.progress_at = now;
         }
+        if self.is_poll() {
+            return self.on_opened(socket, now);
+        }
         self.on_writable(socket, now)
     }
 

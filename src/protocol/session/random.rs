@@ -98,6 +98,7 @@ impl Run {
                 let recovered = self.stage.session.on_recovered(b"", &mut self.stage.socket, self.stage.now);
                 self.apply(recovered);
             }
+            Action::Answer => panic!("its client does not poll"),
             Action::Upgrade => {
                 assert!(!self.is_open, "a second 101");
                 self.is_open = true;

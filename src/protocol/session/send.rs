@@ -31,6 +31,9 @@ impl Session {
             // before the gap.
             return Action::Stay;
         }
+        if self.is_poll() {
+            return self.on_batch(frames, socket, now);
+        }
         match self.push(frames, socket, now) {
             Ok(()) => Action::Stay,
             Err(unsent) => self.on_unsent(unsent, socket, now),
@@ -64,6 +67,9 @@ impl Session {
 
     /// Publications may be missing: a client whose encoding can say so is told.
     pub(crate) fn on_gap(&mut self, reason: &str, socket: &mut impl Socket, now: Millis) -> Action {
+        if self.is_poll() {
+            return self.let_repeat(socket, now);
+        }
         let Some(told) = self.encoding.gap(reason).filter(|_| self.is_open()) else { return Action::Stay };
         match self.push(&mut Batch::new(&told), socket, now) {
             Ok(()) => Action::Stay,

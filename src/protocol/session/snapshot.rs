@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::grant::Grant;
+use super::polled::Poll;
 use super::state::{Phase, Session};
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
+use crate::position::Token;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
 use crate::protocol::outbound::Outbound;
@@ -51,6 +53,16 @@ pub(crate) struct SessionSnapshot {
     unpublished_ago: Millis,
     #[serde(default)]
     is_paused: bool,
+    /// Of a client that polls.
+    #[serde(default)]
+    poll: Option<PollSnapshot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PollSnapshot {
+    /// A token.
+    since: String,
+    page: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +89,8 @@ pub(crate) enum NotASession {
     Encoding,
     #[error("the backlog is not the rest of a frame and whole frames")]
     Unsent,
+    #[error("a client that polls has no position, or another client has one")]
+    Poll,
 }
 
 impl SessionSnapshot {
@@ -122,6 +136,10 @@ impl Session {
             alive_ago: ago(self.alive_at),
             unpublished_ago: ago(self.waiting.since),
             is_paused: self.is_paused,
+            poll: self.poll.as_ref().and_then(|poll| {
+                let page = poll.page.as_deref().map(ToOwned::to_owned);
+                Some(PollSnapshot { since: Token::from(poll.since?).to_string(), page })
+            }),
         })
     }
 
@@ -163,6 +181,13 @@ impl Session {
         session.alive_at = at(snapshot.alive_ago);
         session.waiting.since = at(snapshot.unpublished_ago);
         session.is_paused = snapshot.is_paused;
+        if session.encoding.is_poll() != snapshot.poll.is_some() {
+            return Err(NotASession::Poll);
+        }
+        if let Some(PollSnapshot { since, page }) = snapshot.poll {
+            let since = since.parse().map_err(|_| NotASession::Poll)?;
+            session.poll = Some(Box::new(Poll::waiting(since, page.map(Into::into))));
+        }
         Ok(session)
     }
 

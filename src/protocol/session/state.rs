@@ -5,6 +5,7 @@ use std::rc::Rc;
 use smallvec::{SmallVec, smallvec};
 
 use super::grant::Grant;
+use super::polled::Poll;
 use super::subscription::Subscription;
 use crate::channel::Channel;
 use crate::clock::Millis;
@@ -51,6 +52,8 @@ pub(crate) struct Session {
     pub(super) phase: Phase,
     pub(super) reader: Reader,
     pub(super) outbound: Option<Box<Outbound>>,
+    /// What a session has whose client polls, and only such a session.
+    pub(super) poll: Option<Box<Poll>>,
     /// When the client last sent a byte, and when it was last pinged.
     pub(super) heard_at: Millis,
     pub(super) pinged_at: Millis,
@@ -65,7 +68,7 @@ impl Session {
     /// A session whose handshake waits for its subscription until `until`. [`Session::begin`] follows.
     pub(crate) fn new(grant: Grant, until: Millis, now: Millis) -> Self {
         // The worker keeps the position until the session opens.
-        let Grant { endpoint, channel, encoding, rights, since: _ } = grant;
+        let Grant { endpoint, channel, encoding, rights, since: _, poll } = grant;
         Self {
             endpoint,
             encoding,
@@ -73,6 +76,7 @@ impl Session {
             phase: Phase::Subscribing { until },
             reader: Reader::default(),
             outbound: None,
+            poll,
             heard_at: now,
             pinged_at: now,
             alive_at: now,

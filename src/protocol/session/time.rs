@@ -16,6 +16,9 @@ impl Session {
         match self.phase {
             Phase::Subscribing { until } if now >= until => Action::Refuse(Denial::TimedOut),
             Phase::Closing { reason, until, awaits_reply } if now >= until => {
+                if let Some(action) = self.continue_answer(socket, now) {
+                    return action;
+                }
                 if awaits_reply && self.outbound.is_none() {
                     // No reply came in time; FIN may still end the connection in order.
                     self.phase = Phase::Closing { reason, until, awaits_reply: false };
@@ -48,6 +51,9 @@ impl Session {
             return self.fault(CloseReason::NotPublished, socket, now);
         }
         if self.ping_at() <= now {
+            if self.is_poll() {
+                return Action::Answer;
+            }
             self.pinged_at = now;
             let ping = self.encoding.ping();
             if let Err(unsent) = self.push(&mut Batch::new(ping), socket, now) {
@@ -85,7 +91,11 @@ impl Session {
         if self.has_waiting_messages() { after(self.waiting.since, config.publish_timeout) } else { Millis::MAX }
     }
 
+    /// A client that polls is answered instead.
     fn ping_at(&self) -> Millis {
+        if self.is_poll() {
+            return after(self.pinged_at, self.endpoint.config.poll_timeout);
+        }
         after(self.heard_at.max(self.pinged_at), self.endpoint.config.ping_interval)
     }
 

@@ -11,7 +11,10 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 /// Why a request is no WebSocket handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    #[error("the request has neither 'Upgrade: websocket' nor, for server-sent events, 'Accept: text/event-stream'")]
+    #[error(
+        "the request has neither 'Upgrade: websocket' nor, for server-sent events, 'Accept: text/event-stream', nor, for \
+         long-poll, 'Accept: application/json'"
+    )]
     NoUpgrade,
     #[error("the request has no 'Connection: Upgrade' (behind nginx: proxy_set_header Connection $http_connection)")]
     NoConnectionUpgrade,
