@@ -1,6 +1,7 @@
 //! Promise: the path of a WebSocket answers long-polls as well. A client that repeats its request with the position of
 //! the last answer gets every message, once and in order, or is told that messages may be missing.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -52,20 +53,36 @@ fn is_up_to_date(answer: &Answer) -> bool {
     answer.head.header("Stream-Up-To-Date") == Some("true")
 }
 
-/// The number of sockets that webws' event loops watch. That of a session is, from its opening on.
+/// The number of sockets that webws' event loops watch for reading only: sessions without a backlog are, from their
+/// opening on; a connection in its handshake is watched for writing, too. An epoll set may have several descriptors.
 fn watched(webws: &Webws) -> usize {
     let infos = std::fs::read_dir(format!("/proc/{}/fdinfo", webws.pid())).unwrap();
     // A descriptor may be closed meanwhile.
-    let infos = infos.filter_map(|info| std::fs::read_to_string(info.unwrap().path()).ok());
-    infos.map(|info| info.lines().filter(|line| line.starts_with("tfd:")).count()).sum()
+    let infos: String = infos.filter_map(|info| std::fs::read_to_string(info.unwrap().path()).ok()).collect();
+    infos.lines().filter_map(read_only).collect::<HashSet<_>>().len()
 }
 
-/// The same when there is no session: no connection on its Unix socket.
+/// The socket in a line that describes an entry of an epoll set without `EPOLLOUT` (proc_pid_fdinfo(5)).
+fn read_only(line: &str) -> Option<&str> {
+    const EPOLLOUT: u32 = 4;
+    let fields: Vec<_> = line.strip_prefix("tfd:")?.split_whitespace().collect();
+    let events = u32::from_str_radix(fields[2], 16).unwrap();
+    (events & EPOLLOUT == 0).then_some(fields[0])
+}
+
+/// The same when there is no session: no connection on its sockets.
 async fn watched_at_rest(webws: &Webws) -> usize {
     let path = webws.socket().display().to_string();
+    let Target::Tcp(address) = webws.tcp_target() else { unreachable!("it is a TCP address") };
+    let port = format!(":{:04X}", address.port());
+    // proc_net(5); a socket that listens is 0A, one that was closed on both sides 06.
+    let is_connection = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields[1].ends_with(&port) && !["0A", "06"].contains(&fields[3])
+    };
     until("all connections have ended", SOON, async || {
-        let all = std::fs::read_to_string("/proc/net/unix").unwrap();
-        all.lines().filter(|line| line.ends_with(&path)).count() == 1
+        let (unix, tcp) = ["unix", "tcp"].map(|of| std::fs::read_to_string(format!("/proc/net/{of}")).unwrap()).into();
+        unix.lines().filter(|line| line.ends_with(&path)).count() == 1 && !tcp.lines().any(is_connection)
     })
     .await;
     watched(webws)

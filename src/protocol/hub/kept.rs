@@ -49,7 +49,7 @@ struct Mark {
 }
 
 /// Publications that are kept, in order.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Iter<'a> {
     queue: &'a Queue,
     at: usize,
