@@ -137,8 +137,9 @@ async fn a_poll_is_answered_at_once_with_what_was_missed_or_when_a_message_comes
         assert_eq!(messages(&answer), numbers(0..4));
     }
     for target in [webws.target(), nginx.target()] {
-        for offset in ["now", &position(&target).await] {
-            let waiting = wait(&webws, &target, PATH, offset).await;
+        for is_now in [true, false] {
+            let offset = if is_now { "now".to_owned() } else { position(&target).await };
+            let waiting = wait(&webws, &target, PATH, &offset).await;
             publish(&redis, 4..5).await;
             let answer = tokio::time::timeout(SOON, waiting).await.expect("it is answered").unwrap();
             assert_eq!((messages(&answer), is_up_to_date(&answer)), (numbers(4..5), true));

@@ -146,7 +146,7 @@ impl Core {
         if let Some(since) = slot.connection.since() {
             let channel = slot.session.channel().clone();
             if !self.can_recover(key, &since) {
-                self.read_backs.push(ReadBack { key, channel, since });
+                self.read_backs.push(ReadBack::new(key, channel, since));
                 return self.watch(key, now);
             }
         }

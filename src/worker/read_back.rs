@@ -12,6 +12,16 @@ pub(crate) struct ReadBack {
     pub(super) key: SessionKey,
     pub(super) channel: Channel,
     pub(super) since: Since,
+    /// Whether another worker has heard the milestone of the position.
+    pub(super) is_known_elsewhere: bool,
+    /// How often the client waited for publications that it has already had.
+    pub(super) waits: u8,
+}
+
+impl ReadBack {
+    pub(super) fn new(key: SessionKey, channel: Channel, since: Since) -> Self {
+        Self { key, channel, since, is_known_elsewhere: false, waits: 0 }
+    }
 }
 
 /// Clients that wait for a node's log.

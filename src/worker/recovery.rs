@@ -18,12 +18,17 @@ use crate::protocol::hub::HistoriesSnapshot;
 /// less than a client waits without notice.
 const HEARD_WITHIN: Duration = Duration::from_millis(500);
 
+/// A client may have had publications that this worker's link has still to deliver: how long they are waited for, and how
+/// often. Chosen: as [`HEARD_WITHIN`] together.
+const WAIT: Duration = Duration::from_millis(5);
+const MAX_WAITS: u8 = 100;
+
 impl Worker {
     /// Asks other workers for the histories that clients need.
     pub(super) fn read_back(&mut self, broker: &mut Broker) {
         for client in self.core.take_read_backs() {
             if self.siblings.is_empty() {
-                self.read_log(client, broker);
+                self.wait_or_read_log(client, broker);
                 continue;
             }
             let (siblings, own) = (self.siblings.clone(), self.own.clone());
@@ -47,15 +52,29 @@ impl Worker {
     }
 
     /// Other workers have given what they keep.
-    pub(super) fn on_read_back(&mut self, client: ReadBack, parts: Vec<HistoriesSnapshot>, broker: &mut Broker) {
+    pub(super) fn on_read_back(&mut self, mut client: ReadBack, parts: Vec<HistoriesSnapshot>, broker: &mut Broker) {
         let now = self.now();
+        client.is_known_elsewhere |= parts.iter().any(|part| part.names(&client.since));
         parts.into_iter().for_each(|part| self.core.hub.adopt_histories(part, now));
         self.core.on_gathered(client.key);
         if self.core.can_recover(client.key, &client.since) {
             self.finish_recovery(&[client], now);
         } else {
-            self.read_log(client, broker);
+            self.wait_or_read_log(client, broker);
         }
+    }
+
+    /// Waits for publications that the client has already had from a worker whose link was faster; else reads the log.
+    fn wait_or_read_log(&mut self, mut client: ReadBack, broker: &mut Broker) {
+        if client.waits == MAX_WAITS || !self.core.is_behind(&client) {
+            return self.read_log(client, broker);
+        }
+        client.waits += 1;
+        let own = self.own.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(WAIT).await;
+            own.send(Command::ReadBack { client, parts: Vec::new() }).await.ok();
+        });
     }
 
     fn read_log(&mut self, client: ReadBack, broker: &mut Broker) {
@@ -137,6 +156,13 @@ impl Core {
     pub(super) fn can_recover(&mut self, key: SessionKey, since: &Since) -> bool {
         let Some(slot) = self.slots.get_mut(key) else { return true };
         slot.session.subscribers().iter().all(|subscriber| self.hub.can_recover(*subscriber, since))
+    }
+
+    /// Whether a client's position is behind everything that was delivered here.
+    fn is_behind(&mut self, client: &ReadBack) -> bool {
+        let Some(slot) = self.slots.get_mut(client.key) else { return false };
+        let is_behind = |subscriber| self.hub.is_behind(subscriber, &client.since, client.is_known_elsewhere);
+        slot.session.subscribers().iter().any(|subscriber| is_behind(*subscriber))
     }
 
     /// The other workers have given what they keep of a session's channels.

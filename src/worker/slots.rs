@@ -191,11 +191,5 @@ mod tests {
     #[test]
     fn a_slot_is_small() {
         assert!(size_of::<Slot>() <= 240, "{}", size_of::<Slot>());
-        eprintln!(
-            "SIZES session {} slot {} subscription {}",
-            size_of::<Session>(),
-            size_of::<Slot>(),
-            size_of::<crate::protocol::encoding::Encoding>()
-        );
     }
 }

@@ -199,6 +199,15 @@ impl Hub {
         }
     }
 
+    /// Whether `since` is behind everything that a subscriber's channel has delivered here. `is_known` tells whether
+    /// others have heard its milestone, when this hub has not.
+    pub(crate) fn is_behind(&self, subscriber: SubscriberId, since: &Since, is_known: bool) -> bool {
+        let (Some((entry, _)), Since::Position(since)) = (self.subscription(subscriber), since) else { return false };
+        let Some(milestones) = entry.node.map(|node| self.milestones.at(node)) else { return false };
+        let Some(end) = entry.places.end(milestones.current()) else { return false };
+        milestones.place(since).map_or(is_known, |place| place > end)
+    }
+
     /// Notes that the other workers of the process have put in front what they had of a subscriber's channel.
     pub(crate) fn on_gathered(&mut self, subscriber: SubscriberId) {
         if let Some(history) = self.history_mut(subscriber) {
@@ -305,6 +314,22 @@ mod tests {
         let mut out = BytesMut::new();
         let recovery = hub.recover(subscriber, since.map(Since::Position), &mut out);
         (recovery, String::from_utf8_lossy(&out).into_owned())
+    }
+
+    #[test]
+    fn a_position_that_another_worker_has_reached_first_is_behind_what_is_here() {
+        let mut hub = hub();
+        let (subscriber, _) = join(&mut hub, "a", 1);
+        hub.confirm(Node(0), b"a");
+        let at = |id, count| Since::Position(position(id, count));
+        assert!(!hub.is_behind(subscriber, &at(1, 0), true), "the channel has no place yet");
+        hub.on_milestone(Node(0), milestone(1), 0);
+        hub.append(b"a", b"x");
+        let ahead = [at(1, 0), at(1, 1), at(1, 2)].map(|since| hub.is_behind(subscriber, &since, false));
+        assert_eq!(ahead, [false, false, true]);
+        // A milestone that is not known is a new one, or one from before the channel was subscribed here.
+        assert_eq!([true, false].map(|is_known| hub.is_behind(subscriber, &at(2, 0), is_known)), [true, false]);
+        assert!(!hub.is_behind(subscriber, &Since::Oldest, true));
     }
 
     #[test]

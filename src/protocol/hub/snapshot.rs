@@ -18,7 +18,7 @@ use super::state::Hub;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::placement::Node;
-use crate::position::{Logged, Milestone};
+use crate::position::{Logged, Milestone, Since};
 
 /// A part has no further history once it has reached this many bytes, or this many histories. Chosen: a worker makes,
 /// and adopts, a part in about a millisecond.
@@ -70,6 +70,13 @@ impl HistoriesSnapshot {
     fn of(milestones: &Milestones, now: Millis) -> Self {
         let ago = |(milestone, at): &(Milestone, Millis)| (*milestone, now.saturating_sub(*at));
         Self { milestones: milestones.known().map(ago).collect(), histories: Vec::new() }
+    }
+}
+
+impl HistoriesSnapshot {
+    /// Whether the milestone of a position is among those known there.
+    pub(crate) fn names(&self, since: &Since) -> bool {
+        matches!(since, Since::Position(since) if self.milestones.iter().any(|(it, _)| it.id == since.milestone.id))
     }
 }
 

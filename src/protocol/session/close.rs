@@ -69,7 +69,7 @@ impl Session {
         );
         let awaits_reply = is_answered && !self.encoding.is_one_way();
         self.phase = Phase::Closing { reason, until: now + CLOSE_WAIT, awaits_reply };
-        self.is_paused = false;
+        self.waiting.is_paused = false;
         if !awaits_reply {
             self.reader = Reader::default();
         }
@@ -86,7 +86,7 @@ impl Session {
     pub(super) fn close_behind(&mut self, reason: CloseReason, socket: &mut impl Socket, now: Millis) -> Action {
         debug_assert!(self.is_open(), "a last unit is sent once");
         self.phase = Phase::Closing { reason, until: now + CLOSE_WAIT, awaits_reply: false };
-        self.is_paused = false;
+        self.waiting.is_paused = false;
         self.finish_if_sent(socket, now);
         Action::Close(reason)
     }

@@ -43,7 +43,7 @@ impl Session {
         outbox: &mut impl Publish,
     ) -> Action {
         debug_assert!(!self.is_in_handshake(), "a handshake has no socket");
-        if self.is_paused {
+        if self.waiting.is_paused {
             return Action::Stay;
         }
         if self.reader.was_interrupted() {
@@ -97,7 +97,6 @@ impl Session {
             // Messages that the client sent before it received the 1001 are still published.
             takes_messages: matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. }),
             waiting: &mut self.waiting,
-            is_paused: &mut self.is_paused,
             replies: Vec::new(),
             refused: None,
             closed: None,
@@ -134,18 +133,18 @@ impl Session {
     /// Stops reading until [`Session::resume`], because the outbox is full.
     pub(crate) fn pause(&mut self) {
         debug_assert!(self.is_open(), "a closing session is read until its end");
-        self.is_paused = true;
+        self.waiting.is_paused = true;
     }
 
     /// Whether a pause can end: half of `allowance` is free again.
     pub(crate) fn may_resume(&self, allowance: usize) -> bool {
         let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
-        self.is_paused && self.waiting.bytes <= room / 2
+        self.waiting.is_paused && self.waiting.bytes <= room / 2
     }
 
     /// Ends a pause, and decodes the bytes that were kept.
     pub(crate) fn resume(&mut self, socket: &mut impl Socket, now: Millis, outbox: &mut impl Publish) -> Action {
-        self.is_paused = false;
+        self.waiting.is_paused = false;
         self.alive_at = now;
         if self.reader.has_unread() { self.decode(&mut [], socket, now, outbox) } else { Action::Stay }
     }
@@ -167,7 +166,6 @@ struct Turn<'a, P> {
     subscription: &'a Subscription,
     takes_messages: bool,
     waiting: &'a mut Waiting,
-    is_paused: &'a mut bool,
     /// Pongs.
     replies: Vec<u8>,
     /// Why a message closes the session.
@@ -233,7 +231,7 @@ impl<P: Publish> Turn<'_, P> {
         self.waiting.messages += 1;
         self.waiting.bytes += bytes;
         if self.waiting.bytes >= allowance.min(self.config.max_unpublished_bytes) {
-            *self.is_paused = true;
+            self.waiting.is_paused = true;
             return Flow::Pause;
         }
         Flow::Continue

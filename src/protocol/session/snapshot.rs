@@ -135,7 +135,7 @@ impl Session {
             pinged_ago: ago(self.pinged_at),
             alive_ago: ago(self.alive_at),
             unpublished_ago: ago(self.waiting.since),
-            is_paused: self.is_paused,
+            is_paused: self.waiting.is_paused,
             poll: self.poll.as_ref().and_then(|poll| {
                 let page = poll.page.as_deref().map(ToOwned::to_owned);
                 Some(PollSnapshot { since: Token::from(poll.since?).to_string(), page })
@@ -180,7 +180,7 @@ impl Session {
         session.pinged_at = at(snapshot.pinged_ago);
         session.alive_at = at(snapshot.alive_ago);
         session.waiting.since = at(snapshot.unpublished_ago);
-        session.is_paused = snapshot.is_paused;
+        session.waiting.is_paused = snapshot.is_paused;
         if session.encoding.is_poll() != snapshot.poll.is_some() {
             return Err(NotASession::Poll);
         }

@@ -36,7 +36,9 @@ pub(super) enum Phase {
 pub(super) struct Waiting {
     /// The messages' cost.
     pub(super) bytes: usize,
-    pub(super) messages: usize,
+    pub(super) messages: u32,
+    /// Whether the socket is not read, because too many messages wait.
+    pub(super) is_paused: bool,
     /// When the first of the messages arrived, or the broker last answered for one.
     pub(super) since: Millis,
 }
@@ -60,8 +62,6 @@ pub(crate) struct Session {
     /// When the client last sent a byte, or took a byte of the backlog.
     pub(super) alive_at: Millis,
     pub(super) waiting: Waiting,
-    /// Whether the socket is not read, because too many messages wait for the broker.
-    pub(super) is_paused: bool,
 }
 
 impl Session {
@@ -81,7 +81,6 @@ impl Session {
             pinged_at: now,
             alive_at: now,
             waiting: Waiting { since: now, ..Waiting::default() },
-            is_paused: false,
         }
     }
 

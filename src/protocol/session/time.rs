@@ -80,7 +80,7 @@ impl Session {
     pub(super) fn silent_at(&self) -> Millis {
         // While the session is paused, bytes of the client are not seen. A client that only receives sends none: its
         // end shows in the pings that it does not take (`stalled_at`), or in an error of the socket.
-        if self.is_paused || self.encoding.is_one_way() {
+        if self.waiting.is_paused || self.encoding.is_one_way() {
             return Millis::MAX;
         }
         after(self.alive_at, self.endpoint.config.idle_timeout)
