@@ -102,7 +102,7 @@ impl Core {
     }
 
     /// A gap at `node` has ended. Tells the clients that were subscribed before it, if their encoding can. Returns the
-    /// number of its channels, and the open sessions of these clients to close because of the gap.
+    /// number of its channels, and the sessions of these clients to close because of the gap.
     pub(super) fn end_gap(&mut self, node: Node, now: Millis) -> (usize, Vec<SessionKey>) {
         let (channels, missed) = self.hub.take_missed(node);
         let before = missed.into_iter().filter(|(key, newest)| key.is_up_to(*newest)).map(|(key, _)| key);
@@ -117,7 +117,7 @@ impl Core {
         let slots = &mut self.slots;
         let is_closed = |key: &SessionKey| {
             slots.get_mut(*key).is_some_and(|Slot { session, .. }| {
-                session.is_open() && session.endpoint.config.on_gap == GapPolicy::Close
+                session.may_miss() && session.endpoint.config.on_gap == GapPolicy::Close
             })
         };
         (channels, before.into_iter().filter(is_closed).collect())

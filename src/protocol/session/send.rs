@@ -70,7 +70,7 @@ impl Session {
         if self.is_poll() {
             return self.let_repeat(socket, now);
         }
-        let Some(told) = self.encoding.gap(reason).filter(|_| self.is_open()) else { return Action::Stay };
+        let Some(told) = self.encoding.gap(reason).filter(|_| self.may_miss()) else { return Action::Stay };
         match self.push(&mut Batch::new(&told), socket, now) {
             Ok(()) => Action::Stay,
             Err(unsent) => self.on_unsent(unsent, socket, now),

@@ -95,6 +95,11 @@ impl Session {
         self.phase == Phase::Open
     }
 
+    /// Whether the client misses what is not delivered from now on: its session is open, or queues publications.
+    pub(crate) fn may_miss(&self) -> bool {
+        matches!(self.phase, Phase::Opening | Phase::Open)
+    }
+
     /// Whether a close of ours or the client's is under way.
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. } | Phase::Ending { .. })

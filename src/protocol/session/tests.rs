@@ -380,6 +380,20 @@ fn a_client_that_left_is_read_to_its_end() {
 }
 
 #[test]
+fn a_gap_is_told_behind_what_the_client_gets_first_and_to_no_session_that_gets_nothing_yet() {
+    let mut stage = Stage::subscribing(EndpointConfig::default(), Encoding::Meta);
+    let gap = |stage: &mut Stage| stage.session.on_gap("away", &mut stage.socket, 0);
+    assert_eq!(gap(&mut stage), Action::Stay);
+    assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Recover);
+    assert!(!stage.session.may_miss(), "what the client gets first is to come");
+    assert_eq!(stage.session.on_recovered(b"\x81\x01r", &mut stage.socket, 0), Action::Upgrade);
+    assert!(stage.session.may_miss());
+    assert_eq!(gap(&mut stage), Action::Stay);
+    assert_eq!(stage.session.open(b"101", &mut stage.socket, 0), Action::Stay);
+    assert_eq!(stage.sent(), b"101\x81\x01r\x81\x10event: gap\n\naway");
+}
+
+#[test]
 fn a_flood_of_small_frames_has_its_turns() {
     let mut stage = Stage::lua();
     let flood: Vec<_> = (0..2_500).flat_map(|_| frame(TEXT, b"")).collect();
