@@ -38,9 +38,9 @@ pub(crate) struct Milestone {
 }
 
 impl Milestone {
-    /// The promotion of a node, where its own log begins, as a milestone that nobody publishes: its name follows from
-    /// that point. What a former master published last may be missing in the log. Publications behind the promotion count
-    /// from it, so that none gets the position of one that was lost.
+    /// The promotion of a node, as a milestone that is not published: its id follows from the point at which the node's
+    /// own log begins. The log may lack the last publications of the former master. Publications behind the promotion
+    /// count from this milestone, so that none gets the position of a lost one.
     pub(crate) fn of_promotion(log: LogPoint) -> Self {
         // 2^64 divided by the golden ratio: neighbouring offsets get names far apart.
         let offset = log.offset.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

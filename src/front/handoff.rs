@@ -20,7 +20,7 @@ use crate::os;
 use crate::os::handoff::{Handoff, Sender};
 use crate::throttle::Throttle;
 
-/// Who may hand off clients, besides root: a stranger could say anything about a client, as nginx does.
+/// The processes that may hand off clients, besides those of root. The request heads that they send are believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
     /// The processes of that user.

@@ -1,7 +1,7 @@
 //! Datagram sockets on which nginx hands off clients: a message is a request's head, the client's socket (SCM_RIGHTS)
 //! and the sender's identity (SCM_CREDENTIALS, unix(7)).
 //!
-//! May not enter: who is trusted, what a request says.
+//! May not enter: the choice of trusted senders, the content of a request.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

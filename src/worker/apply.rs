@@ -17,7 +17,7 @@ use crate::close::CloseReason;
 use crate::id::SessionKey;
 use crate::metrics::Counter;
 use crate::notice;
-use crate::protocol::hub::{Keep, Recovery};
+use crate::protocol::hub::Keep;
 use crate::protocol::session::{Action, Session};
 use crate::throttle::Throttle;
 
@@ -166,18 +166,8 @@ impl Core {
         }
         let mut frames = BytesMut::new();
         for subscriber in subscribers {
-            match self.hub.recover(subscriber, since, &mut frames) {
-                Recovery::New => {}
-                Recovery::Complete { publications } => {
-                    self.shard.add(Counter::Recovered, 1);
-                    self.shard.add(Counter::PublicationsRecovered, publications as u64);
-                }
-                Recovery::Rest { publications } => {
-                    self.shard.add(Counter::NotRecovered, 1);
-                    self.shard.add(Counter::PublicationsRecovered, publications as u64);
-                }
-                Recovery::Incomplete => self.shard.add(Counter::NotRecovered, 1),
-            }
+            let recovery = self.hub.recover(subscriber, since, &mut frames);
+            self.count_recovery(recovery);
         }
         let Some(slot) = self.slots.get_mut(key) else { return };
         let action = slot.session.on_recovered(&frames, &mut slot.connection, now);

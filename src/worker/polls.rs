@@ -7,7 +7,6 @@ use super::core::Core;
 use super::opening::Refusal;
 use crate::clock::Millis;
 use crate::id::SessionKey;
-use crate::metrics::Counter;
 use crate::protocol::hub::Recovery;
 use crate::protocol::session::Polled;
 
@@ -20,17 +19,9 @@ impl Core {
         let mut elements = BytesMut::new();
         let caught = self.hub.catch_up(subscriber, since.as_ref(), max_bytes, &mut elements);
         let Some(next) = caught.next else { return self.refuse(key, Refusal::NoPositions, now) };
-        match caught.recovery {
-            Recovery::New | Recovery::Complete { publications: 0 } => {}
-            Recovery::Complete { publications } => {
-                self.shard.add(Counter::Recovered, 1);
-                self.shard.add(Counter::PublicationsRecovered, publications as u64);
-            }
-            Recovery::Rest { publications } => {
-                self.shard.add(Counter::NotRecovered, 1);
-                self.shard.add(Counter::PublicationsRecovered, publications as u64);
-            }
-            Recovery::Incomplete => self.shard.add(Counter::NotRecovered, 1),
+        // Nearly every poll shows a position, and most have missed nothing.
+        if caught.recovery != (Recovery::Complete { publications: 0 }) {
+            self.count_recovery(caught.recovery);
         }
         let has_gap = matches!(caught.recovery, Recovery::Incomplete | Recovery::Rest { .. });
         let polled = Polled { next, is_up_to_date: caught.is_up_to_date, has_gap };

@@ -10,9 +10,10 @@ use super::state::Worker;
 use crate::broker::{Broker, Request};
 use crate::clock::Millis;
 use crate::id::SessionKey;
+use crate::metrics::Counter;
 use crate::placement::Node;
 use crate::position::{Logged, Milestone, Since};
-use crate::protocol::hub::HistoriesSnapshot;
+use crate::protocol::hub::{HistoriesSnapshot, Recovery};
 
 /// How much later than this worker another one may hear a milestone. Chosen: far more than their links differ, and
 /// less than a client waits without notice.
@@ -156,6 +157,18 @@ impl Core {
     pub(super) fn can_recover(&mut self, key: SessionKey, since: &Since) -> bool {
         let Some(slot) = self.slots.get_mut(key) else { return true };
         slot.session.subscribers().iter().all(|subscriber| self.hub.can_recover(*subscriber, since))
+    }
+
+    /// Counts the answer to a client that came back.
+    pub(super) fn count_recovery(&self, recovery: Recovery) {
+        let (counter, publications) = match recovery {
+            Recovery::New => return,
+            Recovery::Complete { publications } => (Counter::Recovered, publications),
+            Recovery::Rest { publications } => (Counter::NotRecovered, publications),
+            Recovery::Incomplete => (Counter::NotRecovered, 0),
+        };
+        self.shard.add(counter, 1);
+        self.shard.add(Counter::PublicationsRecovered, publications as u64);
     }
 
     /// Whether a client's position is behind everything that was delivered here.
