@@ -70,6 +70,9 @@ local HEADERS = {
     { "X-Forwarded-Proto", "scheme" },
     { "X-Request-ID", "request_id" },
     { "X-Webws-Endpoint", "webws_path" },
+    { "X-Webws-User", "webws_user" },
+    { "X-Webws-Channels", "webws_channels" },
+    { "X-Webws-Expires", "webws_expires" },
 }
 
 -- For a webws that is busy for a moment: how long to wait before another attempt, in seconds.

@@ -1,7 +1,7 @@
 //! Every reason for which a session ends, in one table: close code and text, metric label, and whether the client
 //! should connect again.
 //!
-//! Close codes are those of RFC 6455 §7.4.1 and the IANA registry (1012, 1013).
+//! Close codes are those of RFC 6455 §7.4.1 and the IANA registry (1012, 1013), and 4401 of the private range.
 //! May not enter: when a session ends (`protocol/session`).
 
 /// Why a session ended.
@@ -33,6 +33,8 @@ pub(crate) enum CloseReason {
     SubscriptionLost,
     /// Publications may be missing, and the endpoint closes its sessions for that (`on_gap`).
     Gap,
+    /// What the client was allowed has ended.
+    Expired,
     /// The sidecar stops.
     GoingAway,
     /// A client that polls has its answer.
@@ -57,7 +59,7 @@ pub(crate) struct CloseRow {
 
 impl CloseReason {
     /// All reasons, in the order of the table in the README.
-    pub(crate) const ALL: [CloseReason; 16] = [
+    pub(crate) const ALL: [CloseReason; 17] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::ProtocolError,
@@ -71,6 +73,7 @@ impl CloseReason {
         Self::NotPublished,
         Self::SubscriptionLost,
         Self::Gap,
+        Self::Expired,
         Self::GoingAway,
         Self::Answered,
         Self::Internal,
@@ -98,6 +101,9 @@ impl CloseReason {
                 (Some(1013), "the channel cannot be subscribed: try again later", "subscription_lost", true)
             }
             Self::Gap => (Some(1012), "messages may be missing: connect again and fetch", "gap", true),
+            Self::Expired => {
+                (Some(4401), "the permission has expired: ask for another and connect again", "expired", true)
+            }
             Self::GoingAway => (Some(1001), "the server goes away: connect again", "going_away", true),
             Self::Answered => (None, "", "answered", true),
             Self::Internal => (Some(1011), "internal error", "internal", true),

@@ -207,7 +207,7 @@ mod throttle;
 mod worker;
 
 pub use config::{
-    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy,
+    BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy,
     HistoryConfig, Limits, Listen, NoOriginPolicy, NotUtf8Policy, OriginRule, RedisAddress, RedisConfig, RedisUrl,
     ReplayPolicy, SocketMode, WireName,
 };

@@ -52,6 +52,8 @@ pub(crate) enum Counter {
     HandoffsRefused,
     /// Handshakes that nginx proxied although it can hand clients off, by reason.
     Proxied(Proxied),
+    /// Requests whose claims were dropped, because their sender is not trusted.
+    ClaimsDropped,
     /// Sessions that ended, by reason.
     SessionsClosed(CloseReason),
 }
@@ -117,7 +119,7 @@ impl Proxied {
     }
 }
 
-const PLAIN: [(Counter, &str); 19] = [
+const PLAIN: [(Counter, &str); 20] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -137,6 +139,7 @@ const PLAIN: [(Counter, &str); 19] = [
     (Counter::GapsFilled, "gaps_filled"),
     (Counter::Handoffs, "handoffs"),
     (Counter::HandoffsRefused, "handoffs_refused"),
+    (Counter::ClaimsDropped, "claims_dropped"),
 ];
 
 impl Counter {
@@ -163,6 +166,7 @@ impl Counter {
             Self::GapsFilled => 16,
             Self::Handoffs => 17,
             Self::HandoffsRefused => 18,
+            Self::ClaimsDropped => 19,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
             Self::Proxied(reason) => PLAIN.len() + CloseReason::ALL.len() + reason as usize,
         }
@@ -241,6 +245,7 @@ macro_rules! log_all {
             log_lines_dropped = crate::log::dropped_lines(),
             sessions_opened = $metrics.get(Counter::SessionsOpened),
             handshakes_refused = $metrics.get(Counter::HandshakesRefused),
+            claims_dropped = $metrics.get(Counter::ClaimsDropped),
             publications_received = $metrics.get(Counter::PublicationsReceived),
             frames_delivered = $metrics.get(Counter::FramesDelivered),
             texts_published = $metrics.get(Counter::MessagesPublished),
@@ -268,6 +273,7 @@ macro_rules! log_all {
             closed_not_published = $metrics.closed(CloseReason::NotPublished),
             closed_subscription_lost = $metrics.closed(CloseReason::SubscriptionLost),
             closed_gap = $metrics.closed(CloseReason::Gap),
+            closed_expired = $metrics.closed(CloseReason::Expired),
             closed_going_away = $metrics.closed(CloseReason::GoingAway),
             closed_answered = $metrics.closed(CloseReason::Answered),
             closed_internal = $metrics.closed(CloseReason::Internal),

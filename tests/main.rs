@@ -6,6 +6,7 @@
 
 mod browser;
 mod certificates;
+mod claims;
 mod cli;
 mod cluster;
 mod connect;

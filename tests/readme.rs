@@ -81,9 +81,14 @@ fn every_block_is_run_parsed_or_excused() {
                 config.validate().unwrap_or_else(|e| panic!("{e}\n{text}"));
             }
             "js" | "python" | "rust" => {}
+            "nginx" => {
+                assert!(text.contains("auth_request_set"), "no test runs this; claims.rs runs the other:\n{text}")
+            }
             "text" => assert!(TEXT.iter().any(|(part, _)| text.contains(part)), "unknown text:\n{text}"),
             _ => {
-                panic!("a block has to name its language (sh, toml, js, python, rust or text):\n```{language}\n{text}")
+                panic!(
+                    "a block has to name its language (sh, toml, nginx, js, python, rust or text):\n```{language}\n{text}"
+                )
             }
         }
     }

@@ -52,6 +52,11 @@ pub struct EndpointConfig {
     /// What becomes of a request without an Origin field, if there are `origins`. Default `allow`: only browsers send
     /// the field, and they send none for server-sent events of the page's own origin.
     pub no_origin: NoOriginPolicy,
+    /// From where webws learns what a client may do. Default `none`: each client may do what the endpoint allows.
+    pub claims: ClaimsSource,
+    /// With `claims`: whether a request without any, or from a sender that is not trusted, gets 403; else its client
+    /// may do what the endpoint allows. Default true.
+    pub claims_required: bool,
     /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
     pub max_message_bytes: usize,
     /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never. Server-sent
@@ -138,6 +143,18 @@ pub enum NoOriginPolicy {
     Refuse,
 }
 
+/// From where webws learns what a client may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ClaimsSource {
+    /// From nowhere: each client may do what the endpoint allows.
+    None,
+    /// From the headers `X-Webws-User`, `X-Webws-Channels` and `X-Webws-Expires` of a request that a process of
+    /// [`trusted_users`](super::Config::trusted_users) sends: nginx.
+    Headers,
+}
+
 /// What the `plain` wire does with a client's binary message, which is counted in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -178,6 +195,8 @@ impl Default for EndpointConfig {
             not_utf8: NotUtf8Policy::Binary,
             origins: Vec::new(),
             no_origin: NoOriginPolicy::Allow,
+            claims: ClaimsSource::None,
+            claims_required: true,
             max_message_bytes: 65_535,
             ping_interval: Duration::from_secs(5),
             poll_timeout: Duration::from_secs(25),
@@ -296,6 +315,8 @@ setters! {
     with_binary: binary, BinaryPolicy;
     with_not_utf8: not_utf8, NotUtf8Policy;
     with_no_origin: no_origin, NoOriginPolicy;
+    with_claims: claims, ClaimsSource;
+    with_claims_required: claims_required, bool;
     with_max_message_bytes: max_message_bytes, usize;
     with_ping_interval: ping_interval, Duration;
     with_poll_timeout: poll_timeout, Duration;
@@ -324,6 +345,8 @@ mod tests {
             .with_not_utf8(NotUtf8Policy::Replace)
             .with_origins(["same-host".parse().unwrap()])
             .with_no_origin(NoOriginPolicy::Refuse)
+            .with_claims(ClaimsSource::Headers)
+            .with_claims_required(false)
             .with_max_message_bytes(2)
             .with_ping_interval(Duration::from_secs(3))
             .with_poll_timeout(Duration::from_secs(3))

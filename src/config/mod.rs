@@ -30,7 +30,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use endpoint::{BinaryPolicy, ChannelRule, EndpointConfig, GapPolicy, NoOriginPolicy, NotUtf8Policy, WireName};
+pub use endpoint::{
+    BinaryPolicy, ChannelRule, ClaimsSource, EndpointConfig, GapPolicy, NoOriginPolicy, NotUtf8Policy, WireName,
+};
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};
 pub use history::HistoryConfig;
@@ -63,6 +65,10 @@ pub struct Config {
     /// The user, by name or number, whose processes may hand off clients: nginx's. Root may as well. Default: none;
     /// then the processes of the group of the handoff socket may, and those of webws' own user.
     pub handoff_user: Option<String>,
+    /// The users, by name or number, whose processes are believed on a Unix socket when they say what a client may do
+    /// (see [`ClaimsSource::Headers`]); webws' own user is one of them always. A name that no user has is left out. TCP
+    /// names no user, so claims are not believed there. Default: root, and nginx' user of the distributions.
+    pub trusted_users: Vec<String>,
     /// Worker threads; each has its own links to the broker. Default 0: one per core,
     /// like nginx's `worker_processes auto`.
     pub workers: usize,
@@ -294,6 +300,7 @@ impl Default for Config {
             socket_mode: SocketMode(0o660),
             socket_group: None,
             handoff_user: None,
+            trusted_users: ["root", "www-data", "nginx"].map(str::to_owned).to_vec(),
             workers: 0,
             broker: BrokerConfig::default(),
             drain_time: Duration::from_secs(3),

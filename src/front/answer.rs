@@ -14,6 +14,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
+use super::claims;
 use super::client_address::Sender;
 use super::cors;
 use super::event_stream;
@@ -21,12 +22,14 @@ use super::head::Target;
 use super::long_poll;
 use super::page::Pages;
 use super::refusal::note_refused;
+use super::trust::TrustedUsers;
+use crate::channel::Channel;
 use crate::config::WireName;
 use crate::metrics::{Counter, Proxied};
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
-use crate::protocol::session::{Grant, Poll};
+use crate::protocol::session::{Claims, Grant, Poll, Rights};
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::worker::Handle;
 
@@ -93,8 +96,11 @@ pub(super) struct RawRequest<'a> {
     /// `None` when the target could not be taken out of the head: then hyper sees the target, too.
     pub(super) target: Option<&'a Target>,
     pub(super) request: &'a Request<Incoming>,
-    /// The connection, for a log line.
+    /// The connection: its sender's user, and for a log line.
     pub(super) socket: BorrowedFd<'a>,
+    /// The user whose process has handed the client off, if one has.
+    pub(super) handed_off_by: Option<u32>,
+    pub(super) trusted: &'a TrustedUsers,
 }
 
 impl RawRequest<'_> {
@@ -220,7 +226,7 @@ fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Success, RefusedHa
         // A page cannot read the answer to a WebSocket's handshake.
         page => {
             let page = page.filter(|_| !handshake::is_asked_for(request.headers()));
-            let accepted = handshake_at(worker, endpoint, target, request, page.as_ref());
+            let accepted = handshake_at(worker, endpoint, target, raw, page.as_ref());
             accepted.map(Success::Session).map_err(|refused| RefusedHandshake { page, ..refused })
         }
     }
@@ -232,9 +238,10 @@ fn handshake_at(
     worker: &Handle,
     endpoint: &Rc<Endpoint>,
     target: &Target,
-    request: &Request<Incoming>,
+    raw: &RawRequest<'_>,
     page: Option<&HeaderValue>,
 ) -> Result<Accepted, RefusedHandshake> {
+    let request = raw.request;
     if request.method() != Method::GET {
         let why = "a WebSocket is opened with GET";
         return Err(
@@ -250,20 +257,24 @@ fn handshake_at(
     }
     let (channel, mut encoding) =
         endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let permit = permit(worker, endpoint, &channel, raw)?;
     if transport != Transport::WebSocket {
         check_plain_request(endpoint, request).map_err(bad)?;
+        if permit.as_ref().is_some_and(|(_, allowed)| !allowed.may_receive) {
+            return Err(denied(claims::Denied::Channel));
+        }
     }
     match transport {
         Transport::Events => {
             let shown = event_stream::since(request.headers(), target.query());
             let head = event_stream::head(worker.config.limits.retry_after, &cors::lines(page));
-            let grant = Grant::of(endpoint.clone(), channel, endpoint.event_encoding());
+            let grant = grant(endpoint, channel, endpoint.event_encoding(), permit);
             let accepted = Accepted::coming_back(grant, shown, head);
             return Ok(Accepted { page: page.cloned(), ..accepted });
         }
         Transport::Poll if endpoint.config.history.is_none() => return Err(bad(NO_POLLS)),
         Transport::Poll => {
-            let grant = Grant::of(endpoint.clone(), channel, endpoint.poll_encoding());
+            let grant = grant(endpoint, channel, endpoint.poll_encoding(), permit);
             return Ok(Accepted::polling(grant, request.headers(), target, page));
         }
         Transport::WebSocket => {}
@@ -284,7 +295,37 @@ fn handshake_at(
         encoding = Encoding::Meta;
         shown = event_stream::since(request.headers(), target.query());
     }
-    Ok(Accepted::coming_back(Grant::of(endpoint.clone(), channel, encoding), shown, head.to_vec()))
+    Ok(Accepted::coming_back(grant(endpoint, channel, encoding, permit), shown, head.to_vec()))
+}
+
+fn denied(why: claims::Denied) -> RefusedHandshake {
+    RefusedHandshake::new(why.status(), why.to_string())
+}
+
+/// What claims allow on the channel that would be subscribed; `None` for all that the endpoint allows.
+fn permit(
+    worker: &Handle,
+    endpoint: &Endpoint,
+    channel: &Channel,
+    raw: &RawRequest<'_>,
+) -> Result<Option<(Claims, Rights)>, RefusedHandshake> {
+    let name = channel.strip_prefix(endpoint.config.prefix.as_bytes()).unwrap_or_default();
+    let is_trusted = || {
+        let is_trusted = raw.trusted.trusts_sender(raw.handed_off_by, raw.socket);
+        if !is_trusted {
+            worker.shard.add(Counter::ClaimsDropped, 1);
+        }
+        is_trusted
+    };
+    claims::permit(&endpoint.config, name, raw.request.headers(), is_trusted).map_err(denied)
+}
+
+fn grant(endpoint: &Rc<Endpoint>, channel: Channel, encoding: Encoding, permit: Option<(Claims, Rights)>) -> Grant {
+    let grant = Grant::of(endpoint.clone(), channel, encoding);
+    match permit {
+        Some((claims, allowed)) => grant.claimed(claims, allowed),
+        None => grant,
+    }
 }
 
 /// What a request is for.

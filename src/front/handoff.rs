@@ -105,14 +105,20 @@ impl Entrance {
         if was_room { Ok(()) } else { Err(Errno::EMFILE.into()) }
     }
 
-    fn take(&self, client: OwnedFd, head: &[u8], mut room: OwnedSemaphorePermit, refusing: &mut JoinSet<()>) {
+    fn take(
+        &self,
+        (client, sender): (OwnedFd, u32),
+        head: &[u8],
+        mut room: OwnedSemaphorePermit,
+        refusing: &mut JoinSet<()>,
+    ) {
         if let Err(error) = os::handoff::adopt(&client) {
             // Not a fault of nginx: a client may go at any time.
             return tracing::debug!(%error, "a client that was handed off is gone already: {error}");
         }
         let Some(room) = room.split(head.len()) else { return };
         self.count(Counter::Handoffs);
-        self.deal(client, Some(Received { head: head.to_vec(), room }), refusing);
+        self.deal(client, Some(Received { head: head.to_vec(), sender, room }), refusing);
     }
 
     /// Counts a datagram that is no handoff, and logs the first of a minute. Its descriptors are closed by now.
@@ -131,8 +137,8 @@ impl Entrance {
     }
 }
 
-/// The client's socket; or the reason why there is none.
-fn client_of(handoff: Handoff, trust: Trust) -> Result<OwnedFd, String> {
+/// The client's socket, and the user who sent it; or the reason why there is none.
+fn client_of(handoff: Handoff, trust: Trust) -> Result<(OwnedFd, u32), String> {
     let Handoff { len, sender, mut descriptors, is_cut } = handoff;
     let Some(Sender { user, group }) = sender else { return Err("its sender is not known".to_owned()) };
     if !trust.includes(Sender { user, group }) {
@@ -142,7 +148,7 @@ fn client_of(handoff: Handoff, trust: Trust) -> Result<OwnedFd, String> {
     match descriptors.pop() {
         _ if is_cut => Err("its request or its descriptors do not fit".to_owned()),
         _ if len == 0 => Err("it has no request".to_owned()),
-        Some(client) if count == 1 && os::socket::is_tcp_stream(client.as_fd()) => Ok(client),
+        Some(client) if count == 1 && os::socket::is_tcp_stream(client.as_fd()) => Ok((client, user)),
         Some(_) if count == 1 => Err("its descriptor is no TCP connection".to_owned()),
         _ => Err(format!("it has {count} descriptors instead of one")),
     }

@@ -195,7 +195,9 @@ fn put_field(line: &[u8], out: &mut Vec<u8>) {
 
 fn is_ours(name: &[u8]) -> bool {
     let starts = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
-    starts(b"sec-websocket-") || OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_bytes()))
+    starts(b"sec-websocket-")
+        || starts(b"x-webws-")
+        || OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_bytes()))
 }
 
 /// The part after `scheme://authority` of an absolute form.

@@ -5,6 +5,7 @@
 
 pub(crate) mod acceptor;
 mod answer;
+mod claims;
 pub(crate) mod client_address;
 mod cors;
 mod event_stream;
@@ -13,5 +14,6 @@ pub(crate) mod head;
 mod long_poll;
 pub(crate) mod page;
 mod refusal;
+pub(crate) mod trust;
 pub(crate) mod upgrade;
 mod waiting_room;

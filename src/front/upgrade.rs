@@ -26,6 +26,7 @@ use super::cors;
 use super::head::{Head, MAX_HEAD_BYTES, Target};
 use super::page::Pages;
 use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer, unavailable};
+use super::trust::TrustedUsers;
 use super::waiting_room::{Connection, WaitingRoom};
 use crate::metrics::Counter;
 use crate::notice;
@@ -37,11 +38,12 @@ const MAX_HEADERS: usize = 256;
 
 /// Turns a worker's connections into sessions, until the server ends.
 pub(crate) async fn serve(worker: Handle, mut connections: mpsc::Receiver<Connection>, pages: Pages) {
+    let trusted = Rc::new(TrustedUsers::of(&worker.config));
     let worker = Rc::new(worker);
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     // The permit first: a connection waits as a descriptor in the queue.
     while let Some((permit, connection)) = waiting_room.next(&mut connections).await {
-        let (upgrade, waiting_room) = (Upgrade(worker.clone()), waiting_room.clone());
+        let (upgrade, waiting_room) = (Upgrade(worker.clone(), trusted.clone()), waiting_room.clone());
         let pages = pages.clone();
         // The task ends within the handshake's deadline; a worker that ends waits for the task.
         tokio::task::spawn_local(async move { upgrade.run(&waiting_room, permit, connection, &pages).await });
@@ -51,7 +53,7 @@ pub(crate) async fn serve(worker: Handle, mut connections: mpsc::Receiver<Connec
 }
 
 /// A connection that is being answered.
-struct Upgrade(Rc<Handle>);
+struct Upgrade(Rc<Handle>, Rc<TrustedUsers>);
 
 impl Drop for Upgrade {
     fn drop(&mut self) {
@@ -75,10 +77,12 @@ impl Upgrade {
         let worker = self.0.clone();
         let Connection { socket, at, handshake, request } = connection;
         let deadline = at + worker.config.limits.handshake_timeout;
+        let handed_off_by = request.as_ref().map(|received| received.sender);
         let (permit, answered) = match waiting_room.head_of(&socket, request, deadline, permit).await {
             // Boxed, so that a task that waits for its head is small.
             Ok((permit, head)) => {
-                let negotiated = Box::pin(negotiate(&worker, head, socket.as_fd(), pages)).await;
+                let asked = Asked { head, socket: socket.as_fd(), handed_off_by };
+                let negotiated = Box::pin(negotiate(&worker, asked, pages, &self.1)).await;
                 (Some(permit), negotiated)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -125,6 +129,14 @@ impl Upgrade {
     }
 }
 
+/// A request that hyper has to read.
+struct Asked<'a> {
+    head: Head,
+    socket: BorrowedFd<'a>,
+    /// The user whose process has handed the client off, if one has.
+    handed_off_by: Option<u32>,
+}
+
 /// A request that hyper has read.
 struct Request {
     head: Head,
@@ -144,14 +156,16 @@ enum Answered {
 ///
 /// hyper does not write the 101 or 200 of a session: the session sends its head once it is attached to its audience.
 /// hyper would also copy a client's `Connection: close` into the answer.
-async fn negotiate(worker: &Rc<Handle>, mut head: Head, socket: BorrowedFd<'_>, pages: &Pages) -> Answered {
+async fn negotiate(worker: &Rc<Handle>, asked: Asked<'_>, pages: &Pages, trusted: &Rc<TrustedUsers>) -> Answered {
+    let Asked { mut head, socket, handed_off_by } = asked;
     let accepted = Rc::new(Cell::new(None));
     let target = Rc::new(head.take_target());
     let service = service_fn(|request| {
         let (worker, accepted, target) = (worker.clone(), accepted.clone(), target.clone());
-        let pages = pages.clone();
+        let (pages, trusted) = (pages.clone(), trusted.clone());
         Box::pin(async move {
-            let raw = RawRequest { target: target.as_ref().as_ref(), request: &request, socket };
+            let target = target.as_ref().as_ref();
+            let raw = RawRequest { target, request: &request, socket, handed_off_by, trusted: &trusted };
             Ok::<_, Infallible>(answer(&worker, &raw, &pages, &accepted).await)
         })
     });

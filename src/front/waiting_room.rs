@@ -36,6 +36,8 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) head: Vec<u8>,
+    /// The user whose process has handed the client off.
+    pub(crate) sender: u32,
     /// The head's share of the bytes that may wait.
     pub(crate) room: OwnedSemaphorePermit,
 }
@@ -79,7 +81,7 @@ impl WaitingRoom {
         deadline: Instant,
         permit: OwnedSemaphorePermit,
     ) -> io::Result<(OwnedSemaphorePermit, Head)> {
-        if let Some(Received { head, room }) = request {
+        if let Some(Received { head, room, sender: _ }) = request {
             // What the client has sent since then is still in the socket.
             drop(room);
             return Ok((permit, Head::of(head)));

@@ -11,3 +11,4 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod socket_file;
 pub(crate) mod systemd;
+pub(crate) mod user;

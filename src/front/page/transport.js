@@ -18,6 +18,7 @@ const CLOSE_CODES = {
   1011: ["the server failed", true],
   1012: ["the server restarts", true],
   1013: ["try again later", true],
+  4401: ["the permission has expired", true],
   1014: ["bad gateway", true],
   1015: ["TLS failed", true],
 };

@@ -26,7 +26,7 @@ impl Session {
         let row = reason.row();
         match (self.phase, row.code) {
             (Phase::Open, Some(code)) => {
-                let frame = match &self.poll {
+                let frame = match self.poll() {
                     Some(poll) => poll.repeat().into(),
                     None => self.encoding.close(code, row.text),
                 };

@@ -27,7 +27,8 @@ mod tests;
 mod time;
 
 pub(crate) use self::action::{Action, Denial, Payload, Publish, Queued, Rejected};
-pub(crate) use self::grant::Grant;
+pub(crate) use self::grant::{Claims, Grant};
 pub(crate) use self::polled::{Begin, Poll, Polled};
 pub(crate) use self::receive::Scratch;
 pub(crate) use self::state::Session;
+pub(crate) use self::subscription::Rights;

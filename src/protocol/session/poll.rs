@@ -21,7 +21,7 @@ use crate::protocol::socket::Socket;
 impl Session {
     /// Whether the client polls.
     pub(crate) fn is_poll(&self) -> bool {
-        self.poll.is_some()
+        self.poll().is_some()
     }
 
     /// `elements` are what the client gets, up to the position that `polled` names. Without any, it waits.
@@ -33,7 +33,7 @@ impl Session {
         now: Millis,
     ) -> Action {
         debug_assert!(matches!(self.phase, Phase::Subscribing { .. }), "a session recovers once, before it opens");
-        let Some(poll) = &mut self.poll else { return Action::Stay };
+        let Some(poll) = self.rare.as_mut().and_then(|rare| rare.poll.as_mut()) else { return Action::Stay };
         poll.since = Some(polled.next);
         self.phase = Phase::Opening;
         let has_gap = polled.has_gap || poll.begin == Begin::Gap;
@@ -58,7 +58,7 @@ impl Session {
 
     /// The client has waited long enough. `tail` is its position now, if it is sure that it has missed nothing.
     pub(crate) fn on_waited(&mut self, tail: Option<Position>, socket: &mut impl Socket, now: Millis) -> Action {
-        let (Some(next), Some(poll)) = (tail, &self.poll) else { return self.let_repeat(socket, now) };
+        let (Some(next), Some(poll)) = (tail, self.poll()) else { return self.let_repeat(socket, now) };
         if !self.is_open() || self.has_answer() {
             return Action::Stay;
         }
@@ -69,7 +69,7 @@ impl Session {
 
     /// Publications may be missing, or it is not known where they end: the client is to show its position once more.
     pub(super) fn let_repeat(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
-        match &self.poll {
+        match self.poll() {
             Some(poll) if self.is_open() && !self.has_answer() => {
                 let answer = poll.repeat();
                 self.close_with(CloseReason::Answered, &answer.into(), socket, now)
@@ -115,7 +115,7 @@ impl Session {
         socket: &mut impl Socket,
         now: Millis,
     ) -> Result<(), Unsent> {
-        let Some(poll) = &self.poll else { return Ok(()) };
+        let Some(poll) = self.poll() else { return Ok(()) };
         let Polled { next, is_up_to_date, has_gap } = polled;
         // Behind the first comma.
         let inside = elements.bytes().get(1..).unwrap_or_default();
@@ -182,7 +182,7 @@ mod tests {
     fn subscribed(begin: Begin) -> Stage {
         let config = EndpointConfig { poll_timeout: Duration::from_secs(7), ..EndpointConfig::default() };
         let mut stage = Stage::subscribing(config, POLL);
-        stage.session.poll = Some(Box::new(Poll::new(begin, Some(PAGE.into()))));
+        stage.session.rare.get_or_insert_default().poll = Some(Poll::new(begin, Some(PAGE.into())));
         assert_eq!(stage.session.on_subscribed(SUBSCRIBER), Action::Recover);
         stage
     }

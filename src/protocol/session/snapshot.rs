@@ -9,9 +9,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::grant::Grant;
+use super::grant::{Claims, Grant};
 use super::polled::Poll;
 use super::state::{Phase, Session};
+use super::subscription::Rights;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -56,6 +57,9 @@ pub(crate) struct SessionSnapshot {
     /// Of a client that polls.
     #[serde(default)]
     poll: Option<PollSnapshot>,
+    /// The client that claims have named, and what they allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    claims: Option<Claimed>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,15 @@ struct PollSnapshot {
     /// A token.
     since: String,
     page: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Claimed {
+    user: String,
+    /// The time until the session is closed; none for no end.
+    left: Option<Millis>,
+    may_receive: bool,
+    may_publish: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +110,8 @@ impl SessionSnapshot {
     /// The snapshot's memory, approximately, in bytes.
     pub(crate) fn size(&self) -> usize {
         let unfinished = self.unfinished.as_ref().map_or(0, |message| message.payload.len());
-        size_of::<Self>() + self.channel.len() + self.unread.len() + unfinished + self.unsent.len()
+        let user = self.claims.as_ref().map_or(0, |claims| claims.user.len());
+        size_of::<Self>() + user + self.channel.len() + self.unread.len() + unfinished + self.unsent.len()
     }
 }
 
@@ -121,6 +135,13 @@ impl Session {
         let unfinished = unfinished.map(|(is_text, payload)| Unfinished { is_text, payload: ByteBuf::from(payload) });
         let (unsent, begun_frame_bytes) = self.outbound.as_ref().map(|queue| queue.parts()).unwrap_or_default();
         debug_assert_eq!(self.subscriptions.len(), 1, "a snapshot has one channel");
+        let rights = self.subscriptions.first().map(|subscription| subscription.rights);
+        let claims = self.identity().zip(rights).map(|(identity, rights)| Claimed {
+            user: identity.user.to_string(),
+            left: Some(identity.expires_at).filter(|at| *at < Millis::MAX).map(|at| at.saturating_sub(now)),
+            may_receive: rights.may_receive,
+            may_publish: rights.may_publish,
+        });
         Some(SessionSnapshot {
             endpoint: self.endpoint.config.path.clone(),
             channel: ByteBuf::from(&**self.channel()),
@@ -136,10 +157,11 @@ impl Session {
             alive_ago: ago(self.alive_at),
             unpublished_ago: ago(self.waiting.since),
             is_paused: self.waiting.is_paused,
-            poll: self.poll.as_ref().and_then(|poll| {
+            poll: self.poll().and_then(|poll| {
                 let page = poll.page.as_deref().map(ToOwned::to_owned);
                 Some(PollSnapshot { since: Token::from(poll.since?).to_string(), page })
             }),
+            claims,
         })
     }
 
@@ -154,7 +176,11 @@ impl Session {
             return Err(NotASession::Encoding);
         }
         let encoding = snapshot.encoding.adopted(endpoint.config.not_utf8);
-        let mut session = Self::new(Grant::of(endpoint, channel, encoding), now, now);
+        let mut grant = Grant::of(endpoint, channel, encoding);
+        if let Some(Claimed { user, left, may_receive, may_publish }) = snapshot.claims {
+            grant = grant.claimed(Claims { user: user.into(), time_left: left }, Rights { may_receive, may_publish });
+        }
+        let mut session = Self::new(grant, now, now);
         session.phase = match snapshot.closing {
             None => Phase::Open,
             Some(Closing { reason, left, awaits_reply, is_ending }) => {
@@ -186,7 +212,7 @@ impl Session {
         }
         if let Some(PollSnapshot { since, page }) = snapshot.poll {
             let since = since.parse().map_err(|_| NotASession::Poll)?;
-            session.poll = Some(Box::new(Poll::waiting(since, page.map(Into::into))));
+            session.rare.get_or_insert_default().poll = Some(Poll::waiting(since, page.map(Into::into)));
         }
         Ok(session)
     }
@@ -324,6 +350,22 @@ mod tests {
         moved(&mut stage, 9_000_000);
         assert_eq!((stage.session.is_closing(), stage.session.next_due()), (true, 9_000_000 + CLOSE_WAIT_LEFT));
         assert!(stage.sent()[2..].starts_with(&1012_u16.to_be_bytes()));
+    }
+
+    #[test]
+    fn the_user_the_rights_and_the_end_of_claims_move_and_no_new_right_is_gained() {
+        for time_left in [None, Some(7_000)] {
+            let claims = Claims { user: "u1".into(), time_left };
+            let allowed = Rights { may_receive: true, may_publish: false };
+            let grant = Grant::of(endpoint(EndpointConfig::default()), Channel::from_static(CHANNEL), LUA);
+            let mut stage = Stage::lua();
+            stage.session = Session { phase: Phase::Open, ..Session::new(grant.claimed(claims, allowed), NOW, NOW) };
+            stage.now += 1_000;
+            moved(&mut stage, 5_000_000);
+            let identity = stage.session.identity().unwrap();
+            assert_eq!((&*identity.user, stage.session.subscriptions[0].rights), ("u1", allowed));
+            assert_eq!(identity.expires_at, time_left.map_or(Millis::MAX, |left| 5_000_000 + left - 1_000));
+        }
     }
 
     /// What is left of the second that a reply is waited for.

@@ -43,6 +43,23 @@ pub(super) struct Waiting {
     pub(super) since: Millis,
 }
 
+/// The client that claims have named.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) user: Box<str>,
+    /// When the session is closed.
+    pub(super) expires_at: Millis,
+}
+
+/// What few sessions have.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
+    /// Of a session whose client polls, and only of such a session.
+    pub(super) poll: Option<Poll>,
+    /// Of a session at an endpoint with claims.
+    pub(super) identity: Option<Identity>,
+}
+
 /// One browser connection.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -54,8 +71,8 @@ pub(crate) struct Session {
     pub(super) phase: Phase,
     pub(super) reader: Reader,
     pub(super) outbound: Option<Box<Outbound>>,
-    /// What a session has whose client polls, and only such a session.
-    pub(super) poll: Option<Box<Poll>>,
+    /// What most sessions do not have, so that it costs them one pointer.
+    pub(super) rare: Option<Box<Rare>>,
     /// When the client last sent a byte, and when it was last pinged.
     pub(super) heard_at: Millis,
     pub(super) pinged_at: Millis,
@@ -68,7 +85,13 @@ impl Session {
     /// A session whose handshake waits for its subscription until `until`. [`Session::begin`] follows.
     pub(crate) fn new(grant: Grant, until: Millis, now: Millis) -> Self {
         // The worker keeps the position until the session opens.
-        let Grant { endpoint, channel, encoding, rights, since: _, poll } = grant;
+        let Grant { endpoint, channel, encoding, rights, since: _, poll, claims } = grant;
+        let identity = claims.map(|claims| {
+            let expires_at = claims.time_left.map_or(Millis::MAX, |left| now.saturating_add(left));
+            Identity { user: claims.user, expires_at }
+        });
+        let poll = poll.map(|poll| *poll);
+        let is_rare = poll.is_some() || identity.is_some();
         Self {
             endpoint,
             encoding,
@@ -76,12 +99,22 @@ impl Session {
             phase: Phase::Subscribing { until },
             reader: Reader::default(),
             outbound: None,
-            poll,
+            rare: is_rare.then(|| Box::new(Rare { poll, identity })),
             heard_at: now,
             pinged_at: now,
             alive_at: now,
             waiting: Waiting { since: now, ..Waiting::default() },
         }
+    }
+
+    /// What the session has if its client polls.
+    pub(super) fn poll(&self) -> Option<&Poll> {
+        self.rare.as_ref()?.poll.as_ref()
+    }
+
+    /// The client, if claims have named it.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.rare.as_ref()?.identity.as_ref()
     }
 
     /// The channel on which the client publishes.

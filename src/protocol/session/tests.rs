@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::stage::{BINARY, CLOSE, LUA, PING, PONG, SUBSCRIBER, Stage, TEXT, close_frame, encoded, frame, plain};
+use super::state::Identity;
 use super::{Action, Denial, Grant, Rejected, Session};
 use crate::close::CloseReason;
 use crate::config::{BinaryPolicy, EndpointConfig};
@@ -59,6 +60,18 @@ fn time_in_which_the_session_had_no_socket_does_not_count_as_a_stall() {
     assert_eq!(stage.session.next_due(), stage.now + 2_000);
     assert_eq!(stage.pass(1_999), Action::Stay);
     assert_eq!(stage.pass(1), Action::Close(CloseReason::Stalled));
+}
+
+#[test]
+fn a_session_ends_when_its_claims_do_and_not_before() {
+    let mut stage = Stage::lua();
+    let expires_at = stage.now + 3_000;
+    stage.session.rare.get_or_insert_default().identity = Some(Identity { user: "u".into(), expires_at });
+    assert_eq!(stage.session.next_due(), expires_at);
+    assert_eq!(stage.pass(2_999), Action::Stay);
+    assert_eq!(stage.sent(), b"");
+    assert_eq!(stage.pass(1), Action::Close(CloseReason::Expired));
+    assert_eq!(stage.sent(), close_frame(CloseReason::Expired));
 }
 
 #[test]

@@ -34,6 +34,9 @@ impl Session {
     }
 
     fn on_tick_while_open(&mut self, socket: &mut impl Socket, now: Millis) -> Action {
+        if self.expires_at() <= now {
+            return self.fault(CloseReason::Expired, socket, now);
+        }
         if self.stalled_at() <= now {
             // The kernel reports a Unix socket as writable only when three quarters of its buffer are free
             // (unix_writable). A send finds out whether a slow reader has taken bytes.
@@ -68,7 +71,10 @@ impl Session {
         match self.phase {
             Phase::Opening => Millis::MAX,
             Phase::Subscribing { until } | Phase::Closing { until, .. } | Phase::Ending { until, .. } => until,
-            Phase::Open => self.stalled_at().min(self.silent_at()).min(self.not_published_at()).min(self.ping_at()),
+            Phase::Open => {
+                let fault = self.stalled_at().min(self.silent_at()).min(self.not_published_at());
+                fault.min(self.ping_at()).min(self.expires_at())
+            }
         }
     }
 
@@ -91,6 +97,10 @@ impl Session {
         if self.has_waiting_messages() { after(self.waiting.since, config.publish_timeout) } else { Millis::MAX }
     }
 
+    fn expires_at(&self) -> Millis {
+        self.identity().map_or(Millis::MAX, |identity| identity.expires_at)
+    }
+
     /// A client that polls is answered instead.
     fn ping_at(&self) -> Millis {
         if self.is_poll() {
@@ -99,7 +109,7 @@ impl Session {
         after(self.heard_at.max(self.pinged_at), self.endpoint.config.ping_interval)
     }
 
-    /// Moves all deadlines by `time`, in which the quiesced worker did not read, tick or publish.
+    /// Moves all deadlines but the end of claims by `time`, in which the quiesced worker did not read, tick or publish.
     pub(crate) fn quiesced(&mut self, time: Millis) {
         self.alive_at = self.alive_at.saturating_add(time);
         self.waiting.since = self.waiting.since.saturating_add(time);
