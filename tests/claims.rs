@@ -40,7 +40,7 @@ const SITE: Site<'_> = Site {
 };
 
 async fn start(redis: &Redis) -> Webws {
-    let keys = "claims = \"headers\"\n";
+    let keys = "claims = \"headers\"\nno_origin = \"allow\"\n";
     Webws::builder()
         .broker(&redis.url())
         .workers(1)
@@ -48,6 +48,7 @@ async fn start(redis: &Redis) -> Webws {
         .setting("trusted_users = [\"root\"]")
         .endpoint_toml(keys)
         .endpoint_toml(&format!("path = \"/open\"\n{keys}claims_required = false"))
+        .endpoint_toml("path = \"/strict\"\nclaims = \"headers\"")
         .exchangeable()
         .start()
         .await
@@ -133,7 +134,12 @@ async fn behind_nginx_a_client_gets_what_its_user_may_have_and_nothing_else() {
 
 #[tokio::test]
 async fn a_client_that_comes_straight_gets_what_its_user_may_have_and_nothing_else() {
-    let mut webws = Webws::builder().broker("memory").straight().endpoint_toml("claims = \"headers\"\n").start().await;
+    let mut webws = Webws::builder()
+        .broker("memory")
+        .straight()
+        .endpoint_toml("claims = \"headers\"\nno_origin = \"allow\"\n")
+        .start()
+        .await;
     let nginx = Nginx::start_straight(SITE, (&webws.socket(), &webws.handoff()), guarded).await;
     let (target, alice) = (nginx.target(), "Cookie: session=a1\r\n");
     let mut own = join(&target, ALICE, alice).await;
@@ -218,4 +224,22 @@ async fn what_has_expired_is_closed_and_an_upgrade_keeps_rights_and_end() {
         ask(&target, ALICE, "X-Webws-User: u1\r\nX-Webws-Channels: r:*\r\nX-Webws-Expires: 1\r\n").await.head.status,
         403
     );
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_get_nothing_by_a_users_claims() {
+    let redis = Redis::start().await;
+    let webws = start(&redis).await;
+    let (path, claims) = ("/strict?channel=%22alice%22", claims("rw:alice", HOUR));
+    for (origin, status) in [
+        ("Origin: http://localhost\r\n", 101),
+        ("Origin: http://evil.example\r\n", 403),
+        ("Origin: http://localhost.evil.example\r\n", 403),
+        ("Origin: null\r\n", 403),
+        ("Origin: http://localhost\r\nOrigin: http://evil.example\r\n", 403),
+        ("", 403),
+    ] {
+        let answer = ask(&webws.target(), path, &format!("{claims}{origin}")).await;
+        assert_eq!(answer.head.status, status, "{origin}: {answer:?}");
+    }
 }

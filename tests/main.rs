@@ -47,6 +47,7 @@ mod scale;
 mod sentinel_access;
 mod service;
 mod signals;
+mod signed;
 mod sse;
 mod stopped;
 mod straight;

@@ -1,6 +1,7 @@
 //! The settings of an `[[endpoint]]`: its path, how it names channels, how payloads look, its limits. May not enter:
 //! the reading of a request (`protocol/endpoint.rs`).
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,17 @@ pub struct EndpointConfig {
     /// longer: 400. Default 512: the name travels to Redis and back with each message, so a long
     /// name makes small messages expensive.
     pub max_channel_bytes: usize,
+    /// The names of channels that clients may use, without the prefix; others get 403. A `*` stands for any characters.
+    /// Default: none, every name.
+    pub channels: Vec<String>,
+    /// The characters of which such a name consists, with ranges: `a-z0-9_-`; a name with others gets 400. Default:
+    /// empty, all characters.
+    pub channel_characters: String,
+    /// File with the keys that sign the names of channels, one a line; several count at a time. Or
+    /// `credential:NAME`, a credential of systemd. Clients then name a channel by its signed name, as Rails'
+    /// `MessageVerifier` makes it; other names get 403. A changed file is read again within a second or so. Default:
+    /// none, names are not signed.
+    pub channel_keys_file: Option<PathBuf>,
     /// Subprotocols of the `plain` wire. The answer is the first one that a client offers and this list
     /// contains, else none. Default: none. The `lua` wire answers the first one offered.
     pub subprotocols: Vec<String>,
@@ -47,10 +59,9 @@ pub struct EndpointConfig {
     /// The origins whose pages may connect; another page's request gets 403. `https://a.example`,
     /// `https://*.b.example` and `same-host` are rules (see [`OriginRule`]). An allowed page of another origin may also
     /// read server-sent events, with credentials (CORS). Default: none, then every page may connect, and no
-    /// CORS field is sent.
+    /// CORS field is sent; but with `claims`, `same-host`: a browser sends cookies for pages of other sites as well.
     pub origins: Vec<OriginRule>,
-    /// What becomes of a request without an Origin field, if there are `origins`. Default `allow`: only browsers send
-    /// the field, and they send none for server-sent events of the page's own origin.
+    /// What becomes of a request without an Origin field, if there are `origins` or `claims`. Default `auto`.
     pub no_origin: NoOriginPolicy,
     /// From where webws learns what a client may do. Default `none`: each client may do what the endpoint allows.
     pub claims: ClaimsSource,
@@ -137,6 +148,9 @@ pub enum ChannelRule {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NoOriginPolicy {
+    /// It is served, unless it is for a WebSocket at an endpoint with `claims`. Browsers send the field with each
+    /// WebSocket, and not with server-sent events of the page's own origin.
+    Auto,
     /// It is served: its client is no browser, or the page has the request's own origin.
     Allow,
     /// 403. For WebSockets of browsers: these always have the field.
@@ -188,13 +202,16 @@ impl Default for EndpointConfig {
             prefix: "chat:".to_owned(),
             allow_empty_prefix: false,
             max_channel_bytes: 512,
+            channels: Vec::new(),
+            channel_characters: String::new(),
+            channel_keys_file: None,
             subprotocols: Vec::new(),
             subscribe: true,
             publish: true,
             binary: BinaryPolicy::Close,
             not_utf8: NotUtf8Policy::Binary,
             origins: Vec::new(),
-            no_origin: NoOriginPolicy::Allow,
+            no_origin: NoOriginPolicy::Auto,
             claims: ClaimsSource::None,
             claims_required: true,
             max_message_bytes: 65_535,
@@ -270,6 +287,24 @@ impl EndpointConfig {
         Self { history: Some(history), ..self }
     }
 
+    /// Sets [`channels`](EndpointConfig::channels).
+    #[must_use]
+    pub fn with_channels<S: Into<String>>(self, patterns: impl IntoIterator<Item = S>) -> Self {
+        Self { channels: patterns.into_iter().map(Into::into).collect(), ..self }
+    }
+
+    /// Sets [`channel_characters`](EndpointConfig::channel_characters).
+    #[must_use]
+    pub fn with_channel_characters(self, class: impl Into<String>) -> Self {
+        Self { channel_characters: class.into(), ..self }
+    }
+
+    /// Sets [`channel_keys_file`](EndpointConfig::channel_keys_file).
+    #[must_use]
+    pub fn with_channel_keys_file(self, path: impl Into<PathBuf>) -> Self {
+        Self { channel_keys_file: Some(path.into()), ..self }
+    }
+
     /// Clients only receive: webws answers a message from a client with close 1008.
     #[must_use]
     pub fn subscribe_only(self) -> Self {
@@ -340,6 +375,9 @@ mod tests {
             .with_argument("room")
             .without_prefix()
             .with_max_channel_bytes(1)
+            .with_channels(["a*"])
+            .with_channel_characters("a-z")
+            .with_channel_keys_file("/k")
             .with_subprotocols(["v1"])
             .with_binary(BinaryPolicy::Publish)
             .with_not_utf8(NotUtf8Policy::Replace)

@@ -1,7 +1,7 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`,
-//! `origin` the rules of its `origins`.
+//! `origin` the rules of its `origins`, `channel_names` those of its `channels`.
 //! `file` reads a configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the
 //! settings' names, `check` checks each value. `validate` checks the settings together and reports all faults at once,
 //! `advice` warns of likely mistakes, `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O.
@@ -9,6 +9,7 @@
 
 mod address_fault;
 mod advice;
+pub(crate) mod channel_names;
 mod check;
 mod endpoint;
 mod error;
@@ -39,6 +40,7 @@ pub use history::HistoryConfig;
 pub use origin::OriginRule;
 pub(crate) use origin::WebOrigin;
 pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};
+use reserved::could_become_reserved;
 pub(crate) use reserved::reserved;
 
 /// All settings. `Config::default()` is what the shipped package runs with: the drop-in

@@ -108,6 +108,11 @@ impl Host {
 }
 
 impl OriginRule {
+    /// The rule `same-host`.
+    pub(crate) fn same_host() -> Self {
+        Self(Rule::SameHost)
+    }
+
     /// Whether the rule allows pages of `origin`. `own` is the origin of the request's URL, if the request names one.
     pub(crate) fn allows(&self, origin: &WebOrigin, own: Option<&WebOrigin>) -> bool {
         match &self.0 {

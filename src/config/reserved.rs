@@ -20,6 +20,14 @@ pub(crate) fn reserved(name: &[u8]) -> Option<(&'static str, &'static str)> {
     RESERVED.into_iter().find(|(beginning, _)| name.starts_with(beginning.as_bytes()))
 }
 
+/// What a client could reach by a name behind `prefix`, although the prefix itself is not reserved. An empty prefix
+/// reaches everything, and is asked for by name; then only [`reserved`] is in the way.
+pub(super) fn could_become_reserved(prefix: &str) -> Option<(&'static str, &'static str)> {
+    let is_beginning =
+        |beginning: &str| !prefix.is_empty() && prefix.len() < beginning.len() && beginning.starts_with(prefix);
+    RESERVED.into_iter().find(|(beginning, _)| is_beginning(beginning))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    BinaryPolicy, BrokerConfig, ChannelRule, Config, ConfigError, EndpointConfig, HistoryConfig, Listen,
-    NoOriginPolicy, NotUtf8Policy, RedisAddress, RedisUrl, WireName, reserved,
+    BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, EndpointConfig, HistoryConfig, Listen,
+    NoOriginPolicy, NotUtf8Policy, RedisAddress, RedisUrl, WireName, channel_names, could_become_reserved, reserved,
 };
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
@@ -149,25 +149,10 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     if !path.starts_with('/') || !path.bytes().all(is_plain) {
         faults.push(at("path must start with '/' and have no blanks, '?', '#' or '%', as in path = \"/webws\""));
     }
-    if endpoint.prefix.is_empty() && !endpoint.allow_empty_prefix {
-        faults.push(at("prefix is empty, so that clients could name every channel of this Redis: write one, or \
-             allow_empty_prefix = true if that is meant"));
-    }
-    if let Some((beginning, whose)) = reserved(endpoint.prefix.as_bytes()) {
-        faults.push(at(&format!("prefix begins with \"{beginning}\", and these channels are {whose}: choose another")));
-    }
-    if endpoint.channel == ChannelRule::Path && path.ends_with('/') {
-        faults.push(at("path must not end with '/' when channel = \"path\": '/NAME' is added"));
-    }
-    if endpoint.channel != ChannelRule::Path && endpoint.argument.is_empty() {
-        faults.push(at("argument is empty"));
-    }
-    // A name comes in the request's head, which has at most 32 kB.
-    if !(1..=32 << 10).contains(&endpoint.max_channel_bytes) {
-        faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
-    }
+    check_names(faults, endpoint);
     check_plain_only(faults, endpoint);
-    if endpoint.no_origin == NoOriginPolicy::Refuse && endpoint.origins.is_empty() {
+    let has_claims = endpoint.claims != ClaimsSource::None;
+    if endpoint.no_origin == NoOriginPolicy::Refuse && endpoint.origins.is_empty() && !has_claims {
         faults.push(at("no_origin = \"refuse\" needs origins: write the origins of your pages"));
     }
     if let Some(history) = &endpoint.history {
@@ -216,6 +201,38 @@ fn check_history(faults: &mut Vec<String>, at: &str, history: &HistoryConfig) {
     }
     if !(1_000..=1 << 30).contains(bytes) {
         faults.push(format!("{at}: bytes = {bytes} is out of range: write \"1kB\" to \"1GiB\""));
+    }
+}
+
+/// The rules for names of channels.
+fn check_names(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
+    let path = endpoint.path.as_str();
+    let at = |what: &str| format!("endpoint {path}: {what}");
+    if endpoint.prefix.is_empty() && !endpoint.allow_empty_prefix {
+        faults.push(at("prefix is empty, so that clients could name every channel of this Redis: write one, or \
+             allow_empty_prefix = true if that is meant"));
+    }
+    if let Some((beginning, whose)) = reserved(endpoint.prefix.as_bytes()) {
+        faults.push(at(&format!("prefix begins with \"{beginning}\", and these channels are {whose}: choose another")));
+    }
+    if let Some((beginning, whose)) = could_become_reserved(&endpoint.prefix) {
+        faults.push(at(&format!(
+            "prefix {:?} is the beginning of \"{beginning}\", and these channels are {whose}: choose another",
+            endpoint.prefix
+        )));
+    }
+    if let Some(fault) = channel_names::fault(&endpoint.channel_characters) {
+        faults.push(at(&format!("channel_characters: {fault}")));
+    }
+    if endpoint.channel == ChannelRule::Path && path.ends_with('/') {
+        faults.push(at("path must not end with '/' when channel = \"path\": '/NAME' is added"));
+    }
+    if endpoint.channel != ChannelRule::Path && endpoint.argument.is_empty() {
+        faults.push(at("argument is empty"));
+    }
+    // A name comes in the request's head, which has at most 32 kB.
+    if !(1..=32 << 10).contains(&endpoint.max_channel_bytes) {
+        faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
     }
 }
 
@@ -323,7 +340,18 @@ mod tests {
         assert_eq!(faults("chat:", false), "");
         assert!(faults("", false).contains("allow_empty_prefix = true"));
         assert_eq!(faults("", true), "");
-        for prefix in ["webws:", "webws:probe:", "__keyspace@0__:", "__keyevent@", "__redis__:", "__sentinel__:"] {
+        for prefix in [
+            "webws:",
+            "webws:probe:",
+            "__keyspace@0__:",
+            "__keyevent@",
+            "__redis__:",
+            "__sentinel__:",
+            "w",
+            "webws",
+            "__",
+            "__key",
+        ] {
             assert!(faults(prefix, true).contains("choose another"), "{prefix}");
         }
     }
@@ -405,7 +433,7 @@ mod tests {
             ),
             ("origins = \"same-host\"", "a list has brackets"),
             ("no_origin = \"refuse\"", "needs origins"),
-            ("origins = [\"same-host\"]\nno_origin = \"deny\"", "write \"allow\" or \"refuse\""),
+            ("origins = [\"same-host\"]\nno_origin = \"deny\"", "write \"auto\", \"allow\" or \"refuse\""),
         ] {
             let said = read(wrong).unwrap_err().to_string();
             assert!(said.contains(why), "{wrong}: {said}");

@@ -14,21 +14,21 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
-use super::claims;
+use super::access::{self, Access};
 use super::client_address::Sender;
 use super::cors;
+use super::denied::Denied;
 use super::event_stream;
 use super::head::Target;
 use super::long_poll;
 use super::page::Pages;
 use super::refusal::note_refused;
-use super::trust::TrustedUsers;
 use crate::channel::Channel;
 use crate::config::WireName;
 use crate::metrics::{Counter, Proxied};
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
-use crate::protocol::endpoint::Endpoint;
+use crate::protocol::endpoint::{Endpoint, NoChannel};
 use crate::protocol::session::{Claims, Grant, Poll, Rights};
 use crate::protocol::websocket::handshake::{self, HandshakeError, Subprotocols};
 use crate::worker::Handle;
@@ -100,7 +100,7 @@ pub(super) struct RawRequest<'a> {
     pub(super) socket: BorrowedFd<'a>,
     /// The user whose process has handed the client off, if one has.
     pub(super) handed_off_by: Option<u32>,
-    pub(super) trusted: &'a TrustedUsers,
+    pub(super) access: &'a Access,
 }
 
 impl RawRequest<'_> {
@@ -204,6 +204,11 @@ fn bad(why: impl Into<String>) -> RefusedHandshake {
     RefusedHandshake::new(StatusCode::BAD_REQUEST, why)
 }
 
+fn no_channel(why: NoChannel) -> RefusedHandshake {
+    let status = if why == NoChannel::NotAllowed { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
+    RefusedHandshake::new(status, why.to_string())
+}
+
 /// Finds the endpoint of a request, and checks the page that made it.
 fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Success, RefusedHandshake> {
     let RawRequest { target: Some(target), request, .. } = raw else {
@@ -255,13 +260,14 @@ fn handshake_at(
     if !request.body().is_end_stream() {
         return Err(bad("a handshake has no body"));
     }
-    let (channel, mut encoding) =
-        endpoint.channel(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let named = endpoint.named(target.path(), target.query()).map_err(|why| bad(why.to_string()))?;
+    let name = raw.access.name(&endpoint.config, named).map_err(denied)?;
+    let (channel, mut encoding) = endpoint.channel_called(&name).map_err(no_channel)?;
     let permit = permit(worker, endpoint, &channel, raw)?;
     if transport != Transport::WebSocket {
         check_plain_request(endpoint, request).map_err(bad)?;
         if permit.as_ref().is_some_and(|(_, allowed)| !allowed.may_receive) {
-            return Err(denied(claims::Denied::Channel));
+            return Err(denied(Denied::Channel));
         }
     }
     match transport {
@@ -298,7 +304,7 @@ fn handshake_at(
     Ok(Accepted::coming_back(grant(endpoint, channel, encoding, permit), shown, head.to_vec()))
 }
 
-fn denied(why: claims::Denied) -> RefusedHandshake {
+fn denied(why: Denied) -> RefusedHandshake {
     RefusedHandshake::new(why.status(), why.to_string())
 }
 
@@ -309,15 +315,14 @@ fn permit(
     channel: &Channel,
     raw: &RawRequest<'_>,
 ) -> Result<Option<(Claims, Rights)>, RefusedHandshake> {
-    let name = channel.strip_prefix(endpoint.config.prefix.as_bytes()).unwrap_or_default();
     let is_trusted = || {
-        let is_trusted = raw.trusted.trusts_sender(raw.handed_off_by, raw.socket);
+        let is_trusted = raw.access.trusted().trusts_sender(raw.handed_off_by, raw.socket);
         if !is_trusted {
             worker.shard.add(Counter::ClaimsDropped, 1);
         }
         is_trusted
     };
-    claims::permit(&endpoint.config, name, raw.request.headers(), is_trusted).map_err(denied)
+    access::permit(&endpoint.config, channel, raw.request.headers(), is_trusted).map_err(denied)
 }
 
 fn grant(endpoint: &Rc<Endpoint>, channel: Channel, encoding: Encoding, permit: Option<(Claims, Rights)>) -> Grant {

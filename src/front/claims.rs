@@ -6,9 +6,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use hyper::StatusCode;
 use hyper::header::HeaderMap;
 
+use super::denied::Denied;
 use crate::clock::{Millis, millis};
 use crate::config::{ClaimsSource, EndpointConfig};
 use crate::protocol::session::{Claims, Rights};
@@ -20,31 +20,6 @@ const EXPIRES: &str = "x-webws-expires";
 
 /// Longest user id. Chosen: each session keeps its own.
 const MAX_USER_BYTES: usize = 256;
-
-/// Why a client is refused; the text of the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Denied {
-    #[error("this endpoint serves known users only, and the proxy names none (claims_required)")]
-    Missing,
-    #[error("this endpoint serves known users only, and the sender of the request is not trusted (trusted_users)")]
-    Untrusted,
-    #[error("the client may not use this channel")]
-    Channel,
-    #[error("what the proxy allows the client has expired")]
-    Expired,
-    #[error("the proxy's {0}")]
-    Malformed(&'static str),
-}
-
-impl Denied {
-    /// A malformed field is a fault of the site, not of the client.
-    pub(super) fn status(self) -> StatusCode {
-        match self {
-            Self::Malformed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Missing | Self::Untrusted | Self::Channel | Self::Expired => StatusCode::FORBIDDEN,
-        }
-    }
-}
 
 /// What a client may do on `channel`, its name without the endpoint's prefix. `None`: all that the endpoint allows.
 /// `is_trusted` is asked if there are fields to believe.

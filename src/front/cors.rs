@@ -12,8 +12,9 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
-use crate::config::{EndpointConfig, NoOriginPolicy, WebOrigin};
+use crate::config::{ClaimsSource, EndpointConfig, NoOriginPolicy, OriginRule, WebOrigin};
 use crate::protocol::cors;
+use crate::protocol::websocket::handshake;
 
 /// Fields that a page may send, besides those that any page may.
 const ALLOWED: &str = "Authorization, Cache-Control, Last-Event-ID";
@@ -39,14 +40,18 @@ pub(super) enum Foreign {
 /// # Errors
 /// Why the page is not served.
 pub(super) fn page(config: &EndpointConfig, headers: &HeaderMap) -> Result<Option<HeaderValue>, Foreign> {
-    if config.origins.is_empty() {
+    let has_claims = config.claims != ClaimsSource::None;
+    let by_default = has_claims.then(OriginRule::same_host);
+    let rules = if config.origins.is_empty() { by_default.as_slice() } else { config.origins.as_slice() };
+    if rules.is_empty() {
         return Ok(None);
     }
     let mut fields = headers.get_all(ORIGIN).iter();
     let Some(field) = fields.next() else {
         return match config.no_origin {
-            NoOriginPolicy::Allow => Ok(None),
             NoOriginPolicy::Refuse => Err(Foreign::NoOrigin),
+            NoOriginPolicy::Auto if has_claims && handshake::is_asked_for(headers) => Err(Foreign::NoOrigin),
+            NoOriginPolicy::Auto | NoOriginPolicy::Allow => Ok(None),
         };
     };
     if fields.next().is_some() {
@@ -54,7 +59,7 @@ pub(super) fn page(config: &EndpointConfig, headers: &HeaderMap) -> Result<Optio
     }
     let origin = WebOrigin::parse(field.as_bytes()).ok_or(Foreign::Origin)?;
     let own = own(headers, origin.scheme());
-    if !config.origins.iter().any(|rule| rule.allows(&origin, own.as_ref())) {
+    if !rules.iter().any(|rule| rule.allows(&origin, own.as_ref())) {
         return Err(Foreign::Origin);
     }
     Ok(Some(field.clone()))
@@ -155,6 +160,26 @@ mod tests {
         for any in [&[][..], &[evil], &[a, evil]] {
             assert_eq!(page(&EndpointConfig::default(), &headers(any)), Ok(None), "every page is served");
         }
+    }
+
+    #[test]
+    fn with_claims_a_page_of_another_site_or_a_websocket_of_none_is_refused_unless_settings_allow_it() {
+        let claims = EndpointConfig::default().with_claims(ClaimsSource::Headers);
+        let (host, own) = (("host", "own.example"), ("origin", "https://own.example"));
+        let (evil, upgrade) = (("origin", "https://evil.example"), ("upgrade", "websocket"));
+        assert!(page(&claims, &headers(&[host, own, upgrade])).is_ok());
+        assert_eq!(page(&claims, &headers(&[host, evil, upgrade])), Err(Foreign::Origin));
+        assert_eq!(page(&claims, &headers(&[host, evil])), Err(Foreign::Origin));
+        assert_eq!(page(&claims, &headers(&[host, upgrade])), Err(Foreign::NoOrigin));
+        assert_eq!(page(&claims, &headers(&[host])), Ok(None), "a stream of the page's own origin");
+        let allow = claims.clone().with_no_origin(NoOriginPolicy::Allow);
+        assert_eq!(page(&allow, &headers(&[host, upgrade])), Ok(None));
+        assert_eq!(page(&allow, &headers(&[host, evil])), Err(Foreign::Origin));
+        let refuse = claims.clone().with_no_origin(NoOriginPolicy::Refuse);
+        assert_eq!(page(&refuse, &headers(&[host])), Err(Foreign::NoOrigin));
+        let listed = claims.with_origins(["https://evil.example".parse().unwrap()]);
+        assert!(page(&listed, &headers(&[host, evil, upgrade])).is_ok());
+        assert_eq!(page(&listed, &headers(&[host, own, upgrade])), Err(Foreign::Origin));
     }
 
     #[test]

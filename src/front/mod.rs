@@ -4,16 +4,21 @@
 //! May not enter: frames, publications, Redis.
 
 pub(crate) mod acceptor;
+pub(crate) mod access;
 mod answer;
 mod claims;
 pub(crate) mod client_address;
 mod cors;
+mod denied;
 mod event_stream;
 pub(crate) mod handoff;
 pub(crate) mod head;
+mod key_file;
 mod long_poll;
 pub(crate) mod page;
 mod refusal;
-pub(crate) mod trust;
+mod secrets;
+mod signature;
+mod trust;
 pub(crate) mod upgrade;
 mod waiting_room;

@@ -9,12 +9,12 @@ use crate::os;
 
 /// The trusted users' ids.
 #[derive(Debug)]
-pub(crate) struct TrustedUsers(Vec<u32>);
+pub(super) struct TrustedUsers(Vec<u32>);
 
 impl TrustedUsers {
     /// The users of the configuration, and the user of this process. A name that no user has is left out: the default
     /// names are those of several distributions.
-    pub(crate) fn of(config: &Config) -> Self {
+    pub(super) fn of(config: &Config) -> Self {
         let mut users = vec![os::limit::own_user()];
         if config.endpoints.iter().any(|endpoint| endpoint.claims != ClaimsSource::None) {
             users.extend(config.trusted_users.iter().filter_map(|name| os::user::named(name)));
@@ -23,13 +23,13 @@ impl TrustedUsers {
     }
 
     /// Whether a process of that user is believed.
-    pub(crate) fn trusts(&self, user: u32) -> bool {
+    fn trusts(&self, user: u32) -> bool {
         self.0.contains(&user)
     }
 
     /// Whether the process is believed that sent a request: the one that handed the client off, else the one at the
     /// other end. Over TCP no process is: TCP does not name its user.
-    pub(crate) fn trusts_sender(&self, handed_off_by: Option<u32>, socket: BorrowedFd<'_>) -> bool {
+    pub(super) fn trusts_sender(&self, handed_off_by: Option<u32>, socket: BorrowedFd<'_>) -> bool {
         handed_off_by.or_else(|| os::user::of_peer(socket)).is_some_and(|user| self.trusts(user))
     }
 }

@@ -20,13 +20,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::access::Access;
 use super::answer::{Accepted, RawRequest, answer};
 use super::client_address::Sender;
 use super::cors;
 use super::head::{Head, MAX_HEAD_BYTES, Target};
 use super::page::Pages;
 use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer, unavailable};
-use super::trust::TrustedUsers;
 use super::waiting_room::{Connection, WaitingRoom};
 use crate::metrics::Counter;
 use crate::notice;
@@ -38,12 +38,12 @@ const MAX_HEADERS: usize = 256;
 
 /// Turns a worker's connections into sessions, until the server ends.
 pub(crate) async fn serve(worker: Handle, mut connections: mpsc::Receiver<Connection>, pages: Pages) {
-    let trusted = Rc::new(TrustedUsers::of(&worker.config));
+    let access = Rc::new(Access::of(&worker.config));
     let worker = Rc::new(worker);
     let waiting_room = Rc::new(WaitingRoom::new(&worker.config.limits));
     // The permit first: a connection waits as a descriptor in the queue.
     while let Some((permit, connection)) = waiting_room.next(&mut connections).await {
-        let (upgrade, waiting_room) = (Upgrade(worker.clone(), trusted.clone()), waiting_room.clone());
+        let (upgrade, waiting_room) = (Upgrade(worker.clone(), access.clone()), waiting_room.clone());
         let pages = pages.clone();
         // The task ends within the handshake's deadline; a worker that ends waits for the task.
         tokio::task::spawn_local(async move { upgrade.run(&waiting_room, permit, connection, &pages).await });
@@ -53,7 +53,7 @@ pub(crate) async fn serve(worker: Handle, mut connections: mpsc::Receiver<Connec
 }
 
 /// A connection that is being answered.
-struct Upgrade(Rc<Handle>, Rc<TrustedUsers>);
+struct Upgrade(Rc<Handle>, Rc<Access>);
 
 impl Drop for Upgrade {
     fn drop(&mut self) {
@@ -156,16 +156,16 @@ enum Answered {
 ///
 /// hyper does not write the 101 or 200 of a session: the session sends its head once it is attached to its audience.
 /// hyper would also copy a client's `Connection: close` into the answer.
-async fn negotiate(worker: &Rc<Handle>, asked: Asked<'_>, pages: &Pages, trusted: &Rc<TrustedUsers>) -> Answered {
+async fn negotiate(worker: &Rc<Handle>, asked: Asked<'_>, pages: &Pages, access: &Rc<Access>) -> Answered {
     let Asked { mut head, socket, handed_off_by } = asked;
     let accepted = Rc::new(Cell::new(None));
     let target = Rc::new(head.take_target());
     let service = service_fn(|request| {
         let (worker, accepted, target) = (worker.clone(), accepted.clone(), target.clone());
-        let (pages, trusted) = (pages.clone(), trusted.clone());
+        let (pages, access) = (pages.clone(), access.clone());
         Box::pin(async move {
             let target = target.as_ref().as_ref();
-            let raw = RawRequest { target, request: &request, socket, handed_off_by, trusted: &trusted };
+            let raw = RawRequest { target, request: &request, socket, handed_off_by, access: &access };
             Ok::<_, Infallible>(answer(&worker, &raw, &pages, &accepted).await)
         })
     });

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use crate::channel::Channel;
-use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName, reserved};
+use crate::config::{ChannelRule, EndpointConfig, NotUtf8Policy, WireName, channel_names, reserved};
 use crate::protocol::encoding::{Encoding, lua_channel};
 use crate::throttle::Throttle;
 
@@ -34,6 +34,10 @@ pub(crate) enum NoChannel {
     NotUtf8,
     #[error("the channel's name is wrong: {0}")]
     NotAName(#[from] lua_channel::NotAName),
+    #[error("the channel's name has a character that names have not here (channel_characters)")]
+    Character,
+    #[error("this endpoint has no channel of that name (channels)")]
+    NotAllowed,
     #[error("channels that begin with {0} cannot be joined: they are {1}")]
     Reserved(&'static str, &'static str),
 }
@@ -96,7 +100,15 @@ impl Endpoint {
     /// # Errors
     /// Why the request names no channel, as a sentence for the client.
     pub(crate) fn channel(&self, path: &[u8], query: &[u8]) -> Result<(Channel, Encoding), NoChannel> {
-        let name = match self.config.channel {
+        self.channel_called(&self.named(path, query)?)
+    }
+
+    /// What a request for `path?query` names, decoded: the channel's name without the prefix, or the signed name.
+    ///
+    /// # Errors
+    /// Why the request names nothing.
+    pub(crate) fn named(&self, path: &[u8], query: &[u8]) -> Result<String, NoChannel> {
+        Ok(match self.config.channel {
             ChannelRule::Path => {
                 let segment = self.segment(path).ok_or(NoChannel::Missing)?;
                 let name = percent_encoding::percent_decode(segment).decode_utf8();
@@ -115,9 +127,22 @@ impl Endpoint {
                 }
                 name.text
             }
-        };
+        })
+    }
+
+    /// The channel of that name, without the prefix, and its encoding.
+    ///
+    /// # Errors
+    /// Why the endpoint has no such channel.
+    pub(crate) fn channel_called(&self, name: &str) -> Result<(Channel, Encoding), NoChannel> {
         if name.len() > self.config.max_channel_bytes {
             return Err(NoChannel::TooLong(self.config.max_channel_bytes));
+        }
+        if !channel_names::has_only(&self.config.channel_characters, name) {
+            return Err(NoChannel::Character);
+        }
+        if !channel_names::are_allowed(&self.config.channels, name) {
+            return Err(NoChannel::NotAllowed);
         }
         let channel = format!("{}{name}", self.config.prefix);
         if let Some((beginning, whose)) = reserved(channel.as_bytes()) {
@@ -254,6 +279,23 @@ mod tests {
         assert_eq!(channel(limit(3), "/webws", "channel=\"\\u0061bc\"").as_deref(), Ok("chat:abc"));
         let long = format!("channel=\"{}\"", "x".repeat(513));
         assert_eq!(channel(EndpointConfig::default(), "/webws", &long), Err(NoChannel::TooLong(512)));
+    }
+
+    #[test]
+    fn an_endpoint_has_the_channels_that_its_rules_allow() {
+        let rules = EndpointConfig::plain().with_channels(["news/*", "all"]).with_channel_characters("a-z/");
+        let name = |name: &str| channel(rules.clone(), "/plain", &format!("channel={name}"));
+        assert_eq!(name("news/sport").as_deref(), Ok("chat:news/sport"));
+        assert_eq!(name("%6eews%2fa").as_deref(), Ok("chat:news/a"));
+        for (wrong, why) in [
+            ("news", NoChannel::NotAllowed),
+            ("alls", NoChannel::NotAllowed),
+            ("news/A", NoChannel::Character),
+            ("news/%00", NoChannel::Character),
+            ("news/%2A", NoChannel::Character),
+        ] {
+            assert_eq!(name(wrong), Err(why), "{wrong}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::running::{End, Ending, Running};
 use crate::broker::{memory, redis};
 use crate::config::{BrokerConfig, Config, ConfigError, ConfigFault, Listen, Reading, RedisUrl};
 use crate::front::acceptor::{Entrance, Inlet};
+use crate::front::access::Access;
 use crate::front::page::{Pages, TestPage};
 use crate::front::upgrade;
 use crate::handover::Heritage;
@@ -133,6 +134,7 @@ impl Server {
         if config.listen.is_empty() {
             faults.push("listen is empty: write one address at least".to_owned().into());
         }
+        Access::check(config, faults);
         if let BrokerConfig::Redis(urls) = &config.broker {
             for url in urls {
                 if let Err(error) = redis_deployment(config, std::slice::from_ref(url), 1) {
@@ -160,6 +162,11 @@ impl Server {
     /// is not open.
     pub fn on(config: Config, listeners: Vec<OwnedFd>) -> Result<Self, ServerError> {
         config.validate()?;
+        let mut faults = Vec::new();
+        Access::check(&config, &mut faults);
+        if !faults.is_empty() {
+            return Err(ConfigError::new(faults).into());
+        }
         let workers = match config.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
