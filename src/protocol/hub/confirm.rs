@@ -50,7 +50,9 @@ impl Hub {
         let Some(entry) = id.and_then(|id| self.channels.get_mut(id)) else { return Vec::new() };
         self.budget.end(entry.history.as_deref_mut());
         let was_confirmed = std::mem::replace(&mut entry.is_confirmed, false);
-        entry.is_requested = false;
+        // A stream that was cut is not continued: the next one begins with the next confirmation.
+        (entry.is_requested, entry.is_interrupted) = (false, false);
+        entry.places = Places::nowhere();
         entry.awaiting = Vec::new();
         let members = entry.audiences.iter().flat_map(|audience| audience.members.iter().map(|(_, session)| *session));
         let (members, node) = (members.collect(), entry.node);

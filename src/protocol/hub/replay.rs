@@ -265,6 +265,24 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_the_new_link_is_refused_is_not_continued() {
+        let mut stage = Stage::new();
+        stage.0.append(b"a", b"1");
+        stage.sent();
+        stage.0.unconfirm_all(Node(0), 5, true);
+        assert_eq!(stage.0.refuse(b"a"), [key(1)]);
+        // The rights have changed meanwhile.
+        let joined = stage.0.join(&channel("a"), Encoding::Meta, key(3));
+        assert!(joined.is_first);
+        assert_eq!(stage.0.confirm(Node(0), b"a"), Some(vec![]));
+        stage.replay(&["a1", "a2"]);
+        stage.0.end_replay(Node(0), milestone(2), 0);
+        assert_eq!(stage.sent(), "");
+        let since = Since::Position(position(1, 0));
+        assert!(!stage.0.can_recover(joined.subscriber, &since), "what was kept is gone");
+    }
+
+    #[test]
     fn a_gap_that_is_not_told_yet_is_told_although_a_later_one_is_filled() {
         let mut stage = Stage::new();
         stage.0.miss_all(5);

@@ -196,7 +196,9 @@ impl Hub {
             history.is_wanted = true;
             let milestones = self.milestones.at_mut(node);
             let numbers = numbers.entry(node).or_insert_with(|| milestones.adopt(&theirs));
-            if entry.places.end(milestones.current()).is_some()
+            if !snapshot.is_unbroken(numbers, milestones.current()) {
+                history.beginning = Beginning::Lost;
+            } else if entry.places.end(milestones.current()).is_some()
                 && let Some(growth) = snapshot.give_to(history, entry.places.from, numbers, now)
             {
                 self.on_prepended(id, growth);
@@ -207,6 +209,19 @@ impl Hub {
 }
 
 impl HistorySnapshot {
+    /// Whether its stream had all milestones that were heard here meanwhile, up to `current`. One without some has lost
+    /// publications as well, and does not know that yet: a master that was made a replica relays its new master's stream
+    /// from some point on. A log has everything.
+    fn is_unbroken(&self, numbers: &[Option<u32>], current: Option<u32>) -> bool {
+        let range = self.start.0 as usize..=self.end.0 as usize;
+        let theirs: Vec<_> = numbers.get(range).into_iter().flatten().copied().flatten().collect();
+        let follows = |[before, next]: [u32; 2]| match next {
+            u32::MAX => before == u32::MAX || Some(before) == current,
+            next => before.checked_add(1) == Some(next),
+        };
+        self.is_cut.is_none() || theirs.array_windows().copied().all(follows)
+    }
+
     /// Puts the publications in front of those of `history`; returns how many bytes more are kept. `None` when a
     /// milestone has no number here.
     fn give_to(self, history: &mut History, from: u32, numbers: &[Option<u32>], now: Millis) -> Option<usize> {
@@ -432,6 +447,34 @@ mod tests {
         publish(&mut [&mut whole, &mut own], 3, &["a"], NOW);
         move_to(&mut own, &whole, NOW);
         assert_eq!(recovered(&mut own, "a", position(1, 0)), Some(3));
+    }
+
+    #[test]
+    fn a_history_without_a_milestone_that_was_heard_here_has_a_hole() {
+        let (mut theirs, mut whole, mut own) = (old(&["a"]), old(&["a"]), old(&["a"]));
+        publish(&mut [&mut theirs, &mut whole, &mut own], 1, &["a"], NOW);
+        own.unconfirm_all(Node(0), 0, false);
+        own.confirm(Node(0), b"a");
+        publish(&mut [&mut whole, &mut own], 2, &["a"], NOW);
+        // Their link is at a former master, which relays the new one's stream from here on.
+        publish(&mut [&mut theirs, &mut whole, &mut own], 3, &["a"], NOW);
+        move_to(&mut own, &theirs, NOW);
+        assert_eq!(
+            (recovered(&mut own, "a", position(1, 0)), recovered(&mut own, "a", position(2, 0))),
+            (None, Some(2))
+        );
+        move_to(&mut own, &whole, NOW);
+        assert_eq!(recovered(&mut own, "a", position(1, 0)), Some(3));
+        // They heard others, and not the last one here.
+        let mut own = new(&["a"]);
+        publish(&mut [&mut theirs, &mut own], 4, &["a"], NOW);
+        publish(&mut [&mut own], 5, &["a"], NOW);
+        publish(&mut [&mut theirs], 6, &["a"], NOW);
+        own.unconfirm_all(Node(0), 0, false);
+        own.confirm(Node(0), b"a");
+        publish(&mut [&mut own], 7, &[], NOW);
+        move_to(&mut own, &theirs, NOW);
+        assert_eq!(recovered(&mut own, "a", position(1, 0)), None);
     }
 
     #[test]
