@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::outgoing::{Delivery, Outgoing};
 use super::reactor::{Ready, Registrar};
-use super::read_back::ReadBack;
+use super::read_back::{LogRead, ReadBack};
 use super::slots::Slots;
 use super::wheel::Wheel;
 use crate::channel::{Channel, SubscriptionRefused};
@@ -55,6 +55,8 @@ pub(super) struct Core {
     pub(super) upgrades: Vec<SessionKey>,
     /// Clients whose position is not in the history here.
     pub(super) read_backs: Vec<ReadBack>,
+    /// Logs that clients wait for: the first of each node is being read.
+    pub(super) log_reads: Vec<LogRead>,
     /// Channels of sessions that will be adopted, and the senders that await the confirmations.
     reserved: Vec<Channel>,
     reserving: HashMap<Channel, Vec<oneshot::Sender<Result<(), SubscriptionRefused>>>>,
@@ -83,6 +85,7 @@ impl Core {
             again: Vec::new(),
             wanted: Vec::new(),
             read_backs: Vec::new(),
+            log_reads: Vec::new(),
             upgrades: Vec::new(),
             reserved: Vec::new(),
             reserving: HashMap::new(),

@@ -59,7 +59,10 @@ impl Worker {
             }
             Report::Gap(gap) => self.on_gap(&gap),
             Report::Replayed { gap, logged, until } => self.on_replayed(&gap, &logged, until),
-            Report::LogRead { node, from, logged } => return self.on_log_read(node, from, logged),
+            Report::LogRead { node, from, logged } => {
+                let now = self.now();
+                return self.core.on_log_read(node, from, logged, now);
+            }
             Report::Milestone { node, milestone } => {
                 let now = self.now();
                 self.core.on_milestone(node, milestone, now);

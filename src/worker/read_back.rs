@@ -1,6 +1,7 @@
 //! Clients that came back with a position, and wait for a longer history of their channel. May not enter: how a history
 //! is fetched (`recovery.rs`).
 
+use crate::broker::Request;
 use crate::channel::Channel;
 use crate::id::SessionKey;
 use crate::placement::Node;
@@ -31,4 +32,13 @@ pub(super) struct LogRead {
     /// The milestone from which the log is read.
     pub(super) from: Milestone,
     pub(super) clients: Vec<ReadBack>,
+}
+
+/// What a client needs next whose channel's history is still too short.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Time: its position is behind all that was delivered here.
+    Wait(ReadBack),
+    /// The node's log.
+    Log(Request),
 }

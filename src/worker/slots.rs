@@ -48,7 +48,10 @@ pub(super) enum Connection {
     Handshake(Option<Box<Opening>>),
     /// The session has its socket.
     Socket(OwnedFd),
-    /// The session has a socket in memory, in the simulation.
+    /// In the simulation: the session waits for its subscription, and its client comes back with this position; and the
+    /// session has a socket in memory.
+    #[cfg(test)]
+    Returning(Box<Since>),
     #[cfg(test)]
     Memory(SharedSocket),
 }
@@ -95,7 +98,14 @@ impl Slots {
 impl Slot {
     /// Whether the session has its socket.
     pub(super) fn has_socket(&self) -> bool {
-        !matches!(self.connection, Connection::Handshake(_))
+        match self.connection {
+            Connection::Handshake(_) => false,
+            Connection::Socket(_) => true,
+            #[cfg(test)]
+            Connection::Returning(_) => false,
+            #[cfg(test)]
+            Connection::Memory(_) => true,
+        }
     }
 
     /// What the socket should be registered for.
@@ -124,6 +134,8 @@ impl Connection {
     pub(super) fn since(&self) -> Option<Since> {
         match self {
             Self::Handshake(opening) => opening.as_ref()?.grant.since,
+            #[cfg(test)]
+            Self::Returning(since) => Some(**since),
             _ => None,
         }
     }
@@ -172,6 +184,8 @@ impl Socket for Connection {
         match self {
             Self::Handshake(_) => {}
             Self::Socket(socket) => os::socket::finish_sending(socket),
+            #[cfg(test)]
+            Self::Returning(_) => {}
             #[cfg(test)]
             Self::Memory(socket) => socket.finish_sending(),
         }

@@ -12,7 +12,6 @@ use super::core::Core;
 use super::handshakes::Handshakes;
 use super::jitter::Spread;
 use super::phase::Phase;
-use super::read_back::LogRead;
 use super::wait::Wait;
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
@@ -35,8 +34,6 @@ pub(super) struct Worker {
     /// Its own mailbox, and those of the server's other workers.
     pub(super) own: Mailbox,
     pub(super) siblings: Rc<[Mailbox]>,
-    /// Logs that clients wait for: the first of each node is being read.
-    pub(super) log_reads: Vec<LogRead>,
     /// Commands without an answer yet.
     pub(super) waits: Vec<Wait>,
     /// For each gap, the sessions to close.

@@ -77,7 +77,6 @@ fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
         phase: if seed.awaits_sessions { Phase::Frozen { since: clock::START } } else { Phase::Serving },
         own: seed.own,
         siblings: seed.siblings.into(),
-        log_reads: Vec::new(),
         waits: Vec::new(),
         gaps: Vec::new(),
         missing: None,

@@ -1,9 +1,12 @@
-//! A client: sends frames in pieces, reads what it likes, stalls, vanishes; and knows all that it received.
+//! A client: sends frames in pieces, reads what it likes, stalls, vanishes; and knows all that it received. One with
+//! positions comes back, and goes on where it was.
 //!
-//! May not enter: what should have been received (`ledger.rs`).
+//! May not enter: what should have been received (`ledger.rs`, `positions.rs`).
 
+use super::received::{Item, event, message};
 use crate::channel::Channel;
 use crate::id::SessionKey;
+use crate::position::Position;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::websocket::client_frame::client_frame;
 use crate::worker::simulated::SharedSocket;
@@ -39,6 +42,11 @@ pub(crate) struct Client {
     pub(crate) encoding: Encoding,
     /// Whether its session is closed when it missed something.
     pub(crate) closes_on_gap: bool,
+    /// Whether its endpoint has a history.
+    pub(crate) has_history: bool,
+    /// The position with which it comes back, and until when it certainly had everything before.
+    pub(crate) since: Option<Position>,
+    pub(crate) since_at: u64,
     pub(crate) state: State,
     pub(crate) socket: SharedSocket,
     /// When its session got its socket, and the first publication that it must have.
@@ -52,11 +60,15 @@ pub(crate) struct Client {
     pub(crate) is_told_of_room: bool,
     /// The gaps that its worker told of while it was open: from and to.
     pub(crate) gaps: Vec<(u64, u64)>,
+    /// The times of which it was told when it came back that something may be missing.
+    pub(crate) answers: Vec<(u64, u64)>,
     /// Bytes that were read and are not a whole frame.
     unread: Vec<u8>,
     has_head: bool,
-    /// Payloads of the publications that it received, without the name.
-    pub(crate) received: Vec<Vec<u8>>,
+    /// What it received, and before it came back.
+    pub(crate) received: Vec<Item>,
+    /// How much of that it had when it came back.
+    before: usize,
     /// The code of the server's close frame.
     pub(crate) close_code: Option<u16>,
     pub(crate) pongs: usize,
@@ -70,13 +82,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(id: usize, worker: usize, channel: Channel, encoding: Encoding, closes_on_gap: bool) -> Self {
+    pub(crate) fn new(id: usize, channel: Channel, encoding: Encoding, closes_on_gap: bool) -> Self {
         Self {
             id,
-            worker,
+            worker: usize::MAX,
             channel,
             encoding,
             closes_on_gap,
+            has_history: encoding.has_positions(),
+            since: None,
+            since_at: 0,
             state: State::Refused,
             socket: SharedSocket::default(),
             open_at: 0,
@@ -86,9 +101,11 @@ impl Client {
             refusals: 0,
             is_told_of_room: false,
             gaps: Vec::new(),
+            answers: Vec::new(),
             unread: Vec::new(),
             has_head: false,
             received: Vec::new(),
+            before: 0,
             close_code: None,
             pongs: 0,
             outgoing: Vec::new(),
@@ -96,6 +113,26 @@ impl Client {
             is_done: false,
             has_vanished: false,
         }
+    }
+
+    /// The same client, coming back with the last position that it has. `published_at` tells when a publication was made
+    /// that no failover lost.
+    pub(crate) fn again(&self, id: usize, published_at: impl Fn(&[u8]) -> Option<u64>) -> Self {
+        let new = Self::new(id, self.channel.clone(), self.encoding, self.closes_on_gap);
+        let Some(last) = self.received.iter().rposition(|item| item.position().is_some()) else { return new };
+        let mut received = self.received[..=last].to_vec();
+        // What it was told stays with it.
+        received.extend(self.received[last..].iter().filter(|item| matches!(item, Item::Gap)).cloned());
+        let since = self.received[last].position().map(|text| text.parse().expect("webws made it"));
+        let before = received.len();
+        let (first_order, gaps, answers) = (self.first_order, self.gaps.clone(), self.answers.clone());
+        // The position may be older than the connection: its worker's link may have been late.
+        let mut had = received.iter().rev().filter_map(|item| match item {
+            Item::Publication { payload, .. } => published_at(payload),
+            _ => None,
+        });
+        let since_at = had.next().unwrap_or(0);
+        Self { since, since_at, received, before, first_order, gaps, answers, ..new }
     }
 
     pub(crate) fn key(&self) -> Option<SessionKey> {
@@ -116,7 +153,7 @@ impl Client {
 
     /// Begins to send a message, unless another is being sent.
     pub(crate) fn begin_message(&mut self, padding: usize) {
-        if self.outgoing.is_empty() && !self.is_done {
+        if self.outgoing.is_empty() && !self.is_done && !self.encoding.is_one_way() {
             let payload = format!("{}{}!", Self::message(self.id, self.sent), " ".repeat(padding));
             self.outgoing = client_frame(0x81, payload.as_bytes());
         }
@@ -124,14 +161,17 @@ impl Client {
 
     /// Sends a ping, unless a frame is being sent.
     pub(crate) fn ping(&mut self) {
-        if self.outgoing.is_empty() && !self.is_done {
+        if self.outgoing.is_empty() && !self.is_done && !self.encoding.is_one_way() {
             self.push(&client_frame(0x89, b"p"));
         }
     }
 
     /// Says goodbye.
     pub(crate) fn close(&mut self) {
-        if self.outgoing.is_empty() && !self.is_done {
+        if self.encoding.is_one_way() {
+            self.socket.0.borrow_mut().is_peer_finished = true;
+            self.is_done = true;
+        } else if self.outgoing.is_empty() && !self.is_done {
             self.push(&client_frame(0x88, &1000_u16.to_be_bytes()));
             self.is_done = true;
         }
@@ -167,19 +207,58 @@ impl Client {
         socket.taken = to;
         socket.room += to - from;
         drop(socket);
-        while let Some((first, payload)) = self.next_frame() {
-            self.on_frame(first, &payload);
+        if self.encoding.is_one_way() {
+            while let Some(event) = self.next_event() {
+                self.on_event(&event);
+            }
+        } else {
+            while let Some((first, payload)) = self.next_frame() {
+                self.on_frame(first, &payload);
+            }
         }
         to > from
     }
 
-    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+    fn take_head(&mut self) -> Option<()> {
         if !self.has_head {
             let head = self.unread.get(..HEAD.len())?;
             assert_eq!(head, HEAD, "client {}: the 101 is the first that it gets", self.id);
             self.unread.drain(..HEAD.len());
             self.has_head = true;
         }
+        Some(())
+    }
+
+    fn next_event(&mut self) -> Option<Vec<u8>> {
+        self.take_head()?;
+        let end = self.unread.windows(2).position(|two| two == b"\n\n")?;
+        let event = self.unread[..end].to_vec();
+        self.unread.drain(..end + 2);
+        Some(event)
+    }
+
+    fn on_event(&mut self, text: &[u8]) {
+        assert!(self.close_code.is_none(), "client {}: an event behind the close", self.id);
+        let text = std::str::from_utf8(text).expect("all payloads here are text");
+        if let Some(comment) = text.strip_prefix(": ") {
+            self.close_code = comment.get(..4).and_then(|code| code.trim().parse().ok());
+        } else if text != ":" {
+            self.take(event(text));
+        }
+    }
+
+    /// Takes what it received.
+    fn take(&mut self, item: Item) {
+        if item == Item::NotRecovered {
+            let is_answer = self.received.len() == self.before && self.since.is_some();
+            assert!(is_answer, "client {}: an answer to a position comes first, and where one was shown", self.id);
+            self.answers.push((self.since_at, self.open_at));
+        }
+        self.received.push(item);
+    }
+
+    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        self.take_head()?;
         let (first, second) = (*self.unread.first()?, *self.unread.get(1)?);
         let (len, at) = match second {
             126 => (usize::from(u16::from_be_bytes(self.unread.get(2..4)?.try_into().unwrap())), 4),
@@ -195,14 +274,17 @@ impl Client {
         assert!(self.close_code.is_none(), "client {}: a frame {first:x} behind the close frame", self.id);
         match first {
             0x81 => {
+                if self.encoding == Encoding::Meta {
+                    let text = std::str::from_utf8(payload).expect("all payloads here are text");
+                    return self.take(message(text));
+                }
                 let name = match self.encoding {
                     Encoding::Lua { name_at } => &self.channel[name_at as usize..],
                     Encoding::Plain | Encoding::PlainText | Encoding::Meta => b"",
-                    Encoding::Sse { .. } | Encoding::Poll { .. } => unreachable!("its clients open WebSockets"),
+                    Encoding::Sse { .. } | Encoding::Poll { .. } => unreachable!("its clients open no WebSockets"),
                 };
                 let text = payload.strip_suffix(name).expect("a publication is for its own audience");
-                let text = text.strip_suffix(b"!").expect("a publication is whole and no other's");
-                self.received.push(text.to_vec());
+                self.take(Item::publication(text, None));
             }
             0x88 => {
                 let code = payload.get(..2).map_or(1005, |code| u16::from_be_bytes(code.try_into().unwrap()));

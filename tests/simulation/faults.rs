@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::node_links::Which;
 use super::redis::Role;
+use super::replication::ReplicationLog;
 use super::stream::{StreamId, Towards};
 use super::world::{ACTIVE, Happening, MILLISECOND, SECOND, World};
 
@@ -26,7 +27,7 @@ impl World {
         if !self.is_active() {
             return;
         }
-        let what = self.rng.u8(..18);
+        let what = self.rng.u8(..if self.plan.history.is_some() { 20 } else { 18 });
         self.say(|| format!("fault {what}"));
         match what {
             0..=3 => {
@@ -50,6 +51,7 @@ impl World {
                 self.heal_later(Fault::Loading(server), SECOND);
             }
             15 | 16 => self.stop_process(),
+            18 | 19 => self.crash(),
             _ => {
                 // All at once.
                 let all: Vec<_> = self.streams.keys().copied().collect();
@@ -92,7 +94,7 @@ impl World {
 
     /// A process does not run for a while, as after SIGSTOP or on a machine that swaps; what is sent to it waits.
     fn stop_process(&mut self) {
-        let serving = self.serving.clone();
+        let serving = [&*self.serving, &*self.fleet].concat();
         let Some(stopped) = self.one_of(&serving) else { return };
         let until = (self.now + self.rng.u64(..6 * SECOND)).min(ACTIVE);
         let health = self.workers[stopped].as_ref().map(|node| node.health.clone());
@@ -103,12 +105,40 @@ impl World {
         }
     }
 
+    /// A process dies, and another starts that knows nothing.
+    fn crash(&mut self) {
+        if !self.fleet.is_empty() && self.rng.bool() {
+            let workers = std::mem::take(&mut self.fleet);
+            self.end_process(&workers);
+            self.fleet = self.start_process();
+        } else if self.handover.is_none() {
+            let workers = std::mem::take(&mut self.serving);
+            self.end_process(&workers);
+            self.serving = self.start_process();
+        }
+    }
+
     /// The server ends, and starts again.
     fn restart(&mut self) {
         let server = self.address;
         if self.redis.servers[server].is_up {
             self.take_down(server);
+            self.forget_log(server);
             self.heal_later(Fault::Down(server), 2 * SECOND);
+        }
+    }
+
+    /// What a server knows of its log after a restart: nothing, or where it was at its last snapshot of data.
+    fn forget_log(&mut self, server: usize) {
+        self.has_forgotten = true;
+        let log = &mut self.redis.servers[server].log;
+        if let Some(history) = self.plan.history
+            && self.rng.bool()
+        {
+            *log = ReplicationLog::new(history.log_bytes, history.has_log && self.rng.bool(), &mut self.rng);
+        } else {
+            let behind = if self.rng.bool() { 0 } else { self.rng.usize(..20) };
+            log.restarted(behind, &mut self.rng);
         }
     }
 
@@ -125,7 +155,8 @@ impl World {
             return;
         }
         let how = self.rng.u8(..3);
-        let new = self.redis.add(Role::Master);
+        let behind = if self.rng.bool() { 0 } else { self.rng.usize(..10) };
+        let new = self.redis.promote(old, behind, &mut self.rng);
         match how {
             0 => {
                 self.redis.servers[old].role = Role::Replica;
@@ -149,9 +180,10 @@ impl World {
     }
 
     /// The server forgets one subscription. Over RESP2, where no count tells of it, nothing would be noticed; and a
-    /// process that hands over before its next audit takes what it would have noticed with it.
+    /// process that hands over before its next audit takes what it would have noticed with it. Positions are wrong behind
+    /// a publication that Redis did not deliver on a link that is up.
     fn lose_one(&mut self) {
-        if self.plan.hands_over {
+        if self.plan.hands_over || self.plan.history.is_some() {
             return;
         }
         let Some(id) = self.any_stream(|which| which == Which::Subscriber) else { return };

@@ -188,7 +188,10 @@ impl World {
                     self.node(index).links.request(request, instant);
                 }
             }
-            At::HandshakesOver => self.serving.clear(),
+            At::HandshakesOver => {
+                self.move_histories(handover);
+                self.serving.clear();
+            }
             At::Settled => {
                 for index in &handover.old {
                     self.node(*index).worker.quiesce(now);
@@ -204,6 +207,16 @@ impl World {
             }
             At::Adopted => self.move_sessions(handover),
             At::Over => self.commit(handover),
+        }
+    }
+
+    /// Sends the histories, while the old process serves.
+    fn move_histories(&mut self, handover: &Handover) {
+        let now = self.millis();
+        for (old, new) in handover.old.iter().zip(&handover.new) {
+            let from = self.workers[*old].take().expect("a process that hands over is there");
+            from.worker.give_histories(&mut self.node(*new).worker, now);
+            self.workers[*old] = Some(from);
         }
     }
 
@@ -266,14 +279,20 @@ impl World {
     }
 
     /// A process ends, and what it had with it.
-    fn end_process(&mut self, workers: &[usize]) {
+    pub(crate) fn end_process(&mut self, workers: &[usize]) {
         for index in workers {
-            self.workers[*index] = None;
+            if let Some(node) = self.workers[*index].take() {
+                self.tally.add(&node.worker);
+            }
             let streams = self.streams.iter().filter(|(_, stream)| stream.worker == *index);
             let streams: Vec<_> = streams.map(|(id, _)| *id).collect();
             streams.into_iter().for_each(|id| self.close_stream(id));
             for client in self.clients.iter_mut().filter(|client| client.worker == *index && client.key().is_some()) {
                 client.state = State::Orphaned;
+                if client.has_history && !client.has_vanished {
+                    // What its kernel has of it.
+                    client.read(self.rng.usize(..2_000));
+                }
             }
         }
     }

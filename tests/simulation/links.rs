@@ -20,6 +20,9 @@ impl World {
     pub(crate) fn made(&mut self, index: usize, which: Which) {
         let instant = self.instant();
         let server = self.address;
+        if !which.wants_master() && self.workers[index].as_ref().is_none_or(|node| !node.links.awaits_log_link(which)) {
+            return;
+        }
         let Some(node) = self.workers[index].as_mut() else { return };
         let is_late = self.plan.has_faults && self.now < super::world::ACTIVE && self.rng.u8(..20) == 0;
         if is_late || !self.redis.servers[server].is_up {
@@ -36,7 +39,7 @@ impl World {
                     before.map(|before| self.cut.remove(&before));
                 }
             }
-            if is_master {
+            if is_master || !which.wants_master() {
                 self.streams.insert(stream, Stream::new(index, which, server));
                 self.redis.connect(server, stream, node.links.is_resp2());
             }
@@ -46,9 +49,9 @@ impl World {
 
     /// Bytes that a worker has written leave.
     pub(crate) fn send_links(&mut self, index: usize) {
-        for which in [Which::Subscriber, Which::Publisher] {
+        for which in Which::ALL {
             let Some(node) = self.workers[index].as_mut() else { return };
-            let end = node.links.end(which);
+            let Some(end) = node.links.end(which) else { continue };
             let out = std::mem::take(&mut end.out);
             if let Some(stream) = end.stream
                 && !out.is_empty()
@@ -120,12 +123,11 @@ impl World {
                 }
             }
             Towards::Worker => {
-                if let Some(node) = self.workers[index].as_mut() {
-                    let end = node.links.end(which);
-                    if end.stream == Some(id) {
-                        end.arrived.extend_from_slice(&bytes);
-                        end.is_ended |= is_end;
-                    }
+                if let Some(node) = self.workers[index].as_mut()
+                    && let Some(end) = node.links.end(which).filter(|end| end.stream == Some(id))
+                {
+                    end.arrived.extend_from_slice(&bytes);
+                    end.is_ended |= is_end;
                 }
                 if is_end {
                     self.close_way(id, Towards::Server);

@@ -1,7 +1,10 @@
-//! The two node of a worker to a node: the real machines, and the ends of their streams.
+//! The links of a worker to a node: the real machines, and the ends of their streams.
 //!
 //! Stands in for `node_links.rs`, which has sockets and futures: bytes, answers and time reach the machines in the same
-//! order. May not enter: what a server does with commands.
+//! order; `log_links.rs` has those for the replication log. May not enter: what a server does with commands.
+
+#[path = "log_links.rs"]
+mod log_links;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +12,7 @@ use std::time::Duration;
 use redis::{Pipeline, RedisError, Value};
 use tokio::time::Instant;
 
+use self::log_links::{LogStep, Reading};
 use super::stream::StreamId;
 use crate::broker::redis::error::LinkError;
 use crate::broker::redis::health::Health;
@@ -38,11 +42,23 @@ pub(crate) struct End {
     pub(crate) out: Vec<u8>,
 }
 
-/// Which of a worker's two node.
+/// Which of a worker's links to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
     Subscriber,
     Publisher,
+    /// To read the log: for a stream that was cut, and for clients that come back.
+    Cut,
+    Back,
+}
+
+impl Which {
+    pub(crate) const ALL: [Self; 4] = [Self::Subscriber, Self::Publisher, Self::Cut, Self::Back];
+
+    /// Whether it leads to a master only.
+    pub(crate) fn wants_master(self) -> bool {
+        matches!(self, Self::Subscriber | Self::Publisher)
+    }
 }
 
 /// What a station has for its worker.
@@ -55,7 +71,14 @@ pub(crate) enum Step<'a> {
     Drop(StreamId, Vec<u8>),
 }
 
-/// A worker's node to one node.
+/// What a node's links may do besides Pub/Sub.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Logs {
+    pub(crate) has_milestones: bool,
+    pub(crate) may_replay: bool,
+}
+
+/// A worker's links to one node.
 #[derive(Debug)]
 pub(crate) struct NodeLinks {
     pub(crate) node: NodeState,
@@ -67,21 +90,24 @@ pub(crate) struct NodeLinks {
     awaited: usize,
     protocol: Protocol,
     is_flowing: bool,
+    /// The log is read to continue the stream, and for clients that come back.
+    cut: Option<Reading>,
+    back: Option<Reading>,
 }
 
 impl NodeLinks {
-    pub(crate) fn new(node: Node, protocol: Protocol, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
+    pub(crate) fn new(protocol: Protocol, logs: Logs, health: Arc<Health>, placement: Placement, now: Instant) -> Self {
         let terms = Terms {
             server: "redis://redis".to_owned(),
             marker_name: "redis".to_owned(),
             response_timeout: RESPONSE_TIMEOUT,
             max_reconnect_delay: MAX_RECONNECT_DELAY,
             is_in_cluster: false,
-            milestones: MilestoneUse::Nothing,
-            may_replay: false,
+            milestones: if logs.has_milestones { MilestoneUse::Positions } else { MilestoneUse::Nothing },
+            may_replay: logs.may_replay,
         };
         Self {
-            node: NodeState::new(node, terms, health, placement, now),
+            node: NodeState::new(Node(0), terms, health, placement, now),
             subscriber: Subscriber::new(MAX_RECONNECT_DELAY, now),
             publisher: Publisher::new(MAX_RECONNECT_DELAY, now),
             subscriber_stream: End::default(),
@@ -89,6 +115,8 @@ impl NodeLinks {
             awaited: 0,
             protocol,
             is_flowing: false,
+            cut: None,
+            back: None,
         }
     }
 
@@ -106,7 +134,7 @@ impl NodeLinks {
             Request::PublishMarker => node.is_marker_due = true,
             Request::Release => subscriber.release(node, now),
             Request::LoseSince(since) => node.lost(since),
-            Request::ReadLog { .. } => panic!("no client comes back"),
+            Request::ReadLog { from, .. } => self.read_log(from, now),
             Request::Milestone { .. } => node.hasten_milestone(now),
             Request::Move(_) => panic!("nothing moves"),
         }
@@ -130,20 +158,25 @@ impl NodeLinks {
         }
     }
 
-    pub(crate) fn end(&mut self, which: Which) -> &mut End {
+    pub(crate) fn end(&mut self, which: Which) -> Option<&mut End> {
         match which {
-            Which::Subscriber => &mut self.subscriber_stream,
-            Which::Publisher => &mut self.publisher_stream,
+            Which::Subscriber => Some(&mut self.subscriber_stream),
+            Which::Publisher => Some(&mut self.publisher_stream),
+            Which::Cut => self.cut.as_mut().map(Reading::stream),
+            Which::Back => self.back.as_mut().map(Reading::stream),
         }
     }
 
-    /// The node' protocol over RESP2?
+    /// Whether its links speak RESP2.
     pub(crate) fn is_resp2(&self) -> bool {
         self.protocol == Protocol::Resp2
     }
 
     /// A link is made, to a server that says that it is a master, or not made.
     pub(crate) fn on_connected(&mut self, which: Which, stream: Option<StreamId>, is_master: bool, now: Instant) {
+        if !which.wants_master() {
+            return self.on_log_connected(which, stream);
+        }
         let Self { node, subscriber, publisher, .. } = self;
         let mut role = RoleWatch::new(self.protocol, now);
         let name = if is_master { "master" } else { "replica" };
@@ -152,28 +185,31 @@ impl NodeLinks {
         let error = match stream {
             Some(_) if !rank.is_wrong() => {
                 let greeting = Greeting { protocol: self.protocol, address: "redis:1".to_owned(), role, master: None };
-                match which {
-                    Which::Subscriber => subscriber.on_connected(node, greeting, now),
-                    Which::Publisher => publisher.on_connected(node, greeting, now),
-                }
-                *self.end(which) = End { stream, ..End::default() };
-                if which == Which::Publisher {
-                    self.awaited = 0;
+                let end = End { stream, ..End::default() };
+                if which == Which::Subscriber {
+                    subscriber.on_connected(node, greeting, now);
+                    self.subscriber_stream = end;
+                } else {
+                    publisher.on_connected(node, greeting, now);
+                    (self.publisher_stream, self.awaited) = (end, 0);
                 }
                 return;
             }
             Some(_) => LinkError::NoMaster("redis:1".to_owned(), rank.fault()),
             None => LinkError::Closed,
         };
-        match which {
-            Which::Subscriber => subscriber.on_not_connected(node, &error, now),
-            Which::Publisher => publisher.on_not_connected(node, &error, now),
+        if which == Which::Subscriber {
+            subscriber.on_not_connected(node, &error, now);
+        } else {
+            publisher.on_not_connected(node, &error, now);
         }
     }
 
     /// When it has something to do at the latest.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
-        self.subscriber.next_timeout(&self.node).into_iter().chain(self.publisher.next_timeout()).min()
+        // While a stream is continued, the other log is not looked at.
+        let logs = self.cut.as_ref().or(self.back.as_ref()).map(Reading::until);
+        self.subscriber.next_timeout(&self.node).into_iter().chain(self.publisher.next_timeout()).chain(logs).min()
     }
 
     /// Takes the next step, and gives it to `take`. False when there is nothing more to do at the moment.
@@ -220,6 +256,18 @@ impl NodeLinks {
         if self.publisher.wants_link(now) {
             take(Step::Connect(Which::Publisher));
             return true;
+        }
+        match self.step_logs(now) {
+            LogStep::None => {}
+            LogStep::Made => return true,
+            LogStep::Connect(which) => {
+                take(Step::Connect(which));
+                return true;
+            }
+            LogStep::Drop(stream) => {
+                take(Step::Drop(stream, Vec::new()));
+                return true;
+            }
         }
         if self.node.events.is_empty() && std::mem::take(&mut self.is_flowing) {
             take(Step::Event(Event::Paused));

@@ -30,6 +30,9 @@ impl World {
                 Step::Drop(stream, unread) => outcome = Some((None, Some((stream, unread)))),
             });
             let has_more = worker.turn(now);
+            let read_backs = worker.take_read_backs();
+            let asks = !read_backs.is_empty();
+            read_backs.into_iter().for_each(|client| self.ask_others(index, client));
             match outcome {
                 Some((Some(which), _)) => self.begin_to_connect(index, which),
                 Some((_, Some((stream, unread)))) => {
@@ -42,7 +45,7 @@ impl World {
                 _ => {}
             }
             self.send_links(index);
-            if !has_requests && !has_stepped && !has_more {
+            if !has_requests && !has_stepped && !has_more && !asks {
                 break;
             }
         }
@@ -108,7 +111,9 @@ impl World {
             let Some(node) = self.workers[index].as_mut() else { continue };
             if !node.worker.has(key) {
                 client.state = State::Ended;
-                client.read(usize::MAX);
+                if !client.has_history || !client.has_vanished {
+                    client.read(usize::MAX);
+                }
                 if let Some(since) = node.links.node.lost_since {
                     // It ends before the gap does.
                     let since = u64::try_from((since - self.base).as_micros()).unwrap_or(u64::MAX);

@@ -1,10 +1,12 @@
 //! A model of Redis: servers that run one command at a time, and what each client of theirs is told.
 //!
-//! Pub/Sub in one total order, CLIENT INFO, HELLO and ROLE, PING, refusals by name, roles that change. May not enter:
-//! how bytes travel (`stream.rs`), webws.
+//! Pub/Sub in one total order, CLIENT INFO, HELLO and ROLE, PING, refusals by name, roles that change, INFO and PSYNC.
+//! `replication.rs` has the log. May not enter: how bytes travel (`stream.rs`), webws.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::replication::ReplicationLog;
+use super::resp::{bulk, parse, push, role_answer};
 use super::stream::StreamId;
 
 /// What the names of channels start with that no ACL user of ours may subscribe or publish.
@@ -29,6 +31,25 @@ pub(crate) struct Executed {
     /// The role of its server at that time, and whether no other said that it is a master.
     pub(crate) role: Role,
     pub(crate) is_at_the_only_master: bool,
+    /// Whether the servers that came after do not have it: an asynchronous failover loses it.
+    pub(crate) is_lost: bool,
+    /// Where, how often that server was restarted before, and the offset of its last byte in the log there.
+    server: usize,
+    restarts: usize,
+    offset: u64,
+}
+
+/// What the ACL user of webws may not do, besides the channels of [`DENIED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Acl {
+    #[default]
+    All,
+    /// Read the log.
+    NoLog,
+    /// Ask where the log is.
+    NoInfo,
+    /// Publish and subscribe milestones.
+    NoMilestones,
 }
 
 /// A client of a server.
@@ -44,6 +65,8 @@ struct Client {
     forgotten: BTreeMap<Vec<u8>, (u64, Counted)>,
     /// Whether its last command was a count.
     has_counted: bool,
+    /// Whether it follows the log.
+    follows: bool,
 }
 
 /// Whether a client may know that a subscription is lost.
@@ -63,6 +86,8 @@ pub(crate) struct Server {
     pub(crate) is_up: bool,
     /// Whether it refuses commands for now, as one that loads its data does.
     pub(crate) is_loading: bool,
+    pub(crate) log: ReplicationLog,
+    restarts: usize,
     clients: BTreeMap<StreamId, Client>,
 }
 
@@ -73,6 +98,7 @@ pub(crate) struct Redis {
     pub(crate) executed: Vec<Executed>,
     /// Clients that were told that their server is a replica.
     pub(crate) told: BTreeSet<StreamId>,
+    pub(crate) acl: Acl,
     /// Whether each command is printed.
     pub(crate) is_told: bool,
     /// Subscriptions that were lost so that no count can tell, channel, and from and to when: made again between a count
@@ -81,9 +107,41 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    pub(crate) fn add(&mut self, role: Role) -> usize {
-        self.servers.push(Server { role, is_up: true, is_loading: false, clients: BTreeMap::new() });
+    pub(crate) fn add(&mut self, role: Role, log: ReplicationLog) -> usize {
+        let clients = BTreeMap::new();
+        self.servers.push(Server { role, is_up: true, is_loading: false, log, restarts: 0, clients });
         self.servers.len() - 1
+    }
+
+    /// A replica of `old` is promoted, which has all but the last `behind` commands. Returns the new server.
+    pub(crate) fn promote(&mut self, old: usize, behind: usize, rng: &mut fastrand::Rng) -> usize {
+        let Server { log, restarts, .. } = &self.servers[old];
+        let log = log.promoted(behind, rng);
+        for executed in &mut self.executed {
+            executed.is_lost |=
+                executed.server == old && executed.restarts == *restarts && executed.offset > log.offset;
+        }
+        self.add(Role::Master, log)
+    }
+
+    /// Executes a command of another client, one that only the log has.
+    pub(crate) fn append(&mut self, server: usize, command: &[&[u8]], sent: &mut Vec<(StreamId, Vec<u8>)>) {
+        let bytes = self.servers[server].log.append(command);
+        self.feed(server, &bytes, sent);
+    }
+
+    /// Begins a transaction or a script, or ends it.
+    pub(crate) fn transact(&mut self, server: usize, begins: bool, sent: &mut Vec<(StreamId, Vec<u8>)>) {
+        let bytes = self.servers[server].log.transact(begins);
+        self.feed(server, &bytes, sent);
+    }
+
+    /// Those that follow the log get what was appended.
+    fn feed(&mut self, server: usize, bytes: &[u8], sent: &mut Vec<(StreamId, Vec<u8>)>) {
+        if !bytes.is_empty() {
+            let followers = self.servers[server].clients.iter().filter(|(_, client)| client.follows);
+            sent.extend(followers.map(|(stream, _)| (*stream, bytes.to_vec())));
+        }
     }
 
     /// The server that is a master now; the one that was promoted last, when two think so.
@@ -109,6 +167,7 @@ impl Redis {
     /// The server ends. Returns the clients that it had.
     pub(crate) fn stop(&mut self, server: usize, now: u64) -> Vec<StreamId> {
         self.servers[server].is_up = false;
+        self.servers[server].restarts += 1;
         let clients = std::mem::take(&mut self.servers[server].clients);
         let gone = clients.into_iter().map(|(stream, client)| {
             self.forget(client, now);
@@ -164,6 +223,20 @@ impl Redis {
         }
     }
 
+    /// What a server answers that refuses a command.
+    fn refusal(&self, server: usize, name: &str, arguments: &[Vec<u8>]) -> Option<&'static [u8]> {
+        if !matches!(name, "SUBSCRIBE" | "PUBLISH") {
+            return None;
+        }
+        let is_denied = |argument: &Vec<u8>| {
+            argument.starts_with(DENIED) || self.acl == Acl::NoMilestones && argument == b"webws:milestone"
+        };
+        if arguments.iter().any(is_denied) {
+            return Some(b"-NOPERM No permissions to access a channel used as argument\r\n");
+        }
+        self.servers[server].is_loading.then_some(b"-LOADING Redis is loading the dataset in memory\r\n")
+    }
+
     fn execute(
         &mut self,
         server: usize,
@@ -175,12 +248,8 @@ impl Redis {
         let name = String::from_utf8_lossy(&command[0]).to_uppercase();
         self.say(command, from, now);
         let arguments = &command[1..];
-        let is_denied = arguments.iter().any(|argument| argument.starts_with(DENIED));
-        if matches!(&*name, "SUBSCRIBE" | "PUBLISH") && is_denied {
-            return sent.push((from, b"-NOPERM No permissions to access a channel used as argument\r\n".to_vec()));
-        }
-        if matches!(&*name, "SUBSCRIBE" | "PUBLISH") && self.servers[server].is_loading {
-            return sent.push((from, b"-LOADING Redis is loading the dataset in memory\r\n".to_vec()));
+        if let Some(refusal) = self.refusal(server, &name, arguments) {
+            return sent.push((from, refusal.to_vec()));
         }
         if name == "PUBLISH" {
             let receivers = self.publish(server, Some(from), &arguments[0], &arguments[1], now, sent);
@@ -232,8 +301,45 @@ impl Redis {
                 sent.push((from, b"*2\r\n$4\r\npong\r\n$0\r\n\r\n".to_vec()));
             }
             "PING" => sent.push((from, b"+PONG\r\n".to_vec())),
+            "INFO" | "REPLCONF" | "PSYNC" => self.replicate(server, from, &name, arguments, sent),
             other => panic!("the model does not know {other}"),
         }
+    }
+
+    /// What is asked of the log.
+    fn replicate(
+        &mut self,
+        server: usize,
+        from: StreamId,
+        name: &str,
+        arguments: &[Vec<u8>],
+        sent: &mut Vec<(StreamId, Vec<u8>)>,
+    ) {
+        let is_denied = match self.acl {
+            Acl::NoInfo => name == "INFO",
+            Acl::NoLog => name == "PSYNC",
+            Acl::All | Acl::NoMilestones => false,
+        };
+        let Server { role, log, clients, .. } = &mut self.servers[server];
+        let text = |at: usize| String::from_utf8_lossy(&arguments[at]).into_owned();
+        let answer = match name {
+            _ if is_denied => {
+                format!("-NOPERM this user has no permissions to run the '{name}' command\r\n").into_bytes()
+            }
+            "INFO" if arguments[0] == b"cluster" => bulk(b"# Cluster\r\ncluster_enabled:0\r\n"),
+            "INFO" => bulk(log.info(if *role == Role::Master { "master" } else { "slave" }).as_bytes()),
+            "REPLCONF" => b"+OK\r\n".to_vec(),
+            _ => match log.continued(&text(0), text(1).parse().expect("an offset")) {
+                Some(kept) => {
+                    if let Some(client) = clients.get_mut(&from) {
+                        client.follows = true;
+                    }
+                    [b"+CONTINUE\r\n", &*kept].concat()
+                }
+                None => b"+FULLRESYNC 0000000000000000000000000000000000000000 0\r\n".to_vec(),
+            },
+        };
+        sent.push((from, answer));
     }
 
     /// Publishes: as a client's command, or as a producer's. Returns how many subscribers it has.
@@ -250,9 +356,26 @@ impl Redis {
         let masters = self.servers.iter().filter(|server| server.is_up && server.role == Role::Master).count();
         let is_at_the_only_master = masters == 1 && role == Role::Master;
         let order = self.executed.len() as u64;
+        let at = now;
         let (channel, payload) = (channel.to_vec(), payload.to_vec());
-        let (at, to, of) = (now, channel.clone(), payload.clone());
-        self.executed.push(Executed { order, at, channel: to, payload: of, by, role, is_at_the_only_master });
+        self.append(server, &[b"PUBLISH", &channel, &payload], sent);
+        let Server { log, restarts, .. } = &self.servers[server];
+        let (offset, restarts) = (log.offset, *restarts);
+        // The last one is the master that remains.
+        let is_lost = server + 1 < self.servers.len();
+        self.executed.push(Executed {
+            order,
+            at,
+            channel: channel.clone(),
+            payload: payload.clone(),
+            by,
+            role,
+            is_at_the_only_master,
+            is_lost,
+            server,
+            restarts,
+            offset,
+        });
         let mut receivers = 0;
         for (stream, client) in &self.servers[server].clients {
             if !client.is_incomplete && client.subscribed.contains(&channel) {
@@ -271,54 +394,4 @@ impl Redis {
                 .filter(|c| c.is_incomplete && c.subscribed.contains(&channel))
                 .count()
     }
-}
-
-fn bulk(bytes: &[u8]) -> Vec<u8> {
-    [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
-}
-
-fn push(is_resp2: bool, kind: &str, channel: &[u8], third: &str) -> Vec<u8> {
-    let first = if is_resp2 { "*3\r\n" } else { ">3\r\n" };
-    [first.as_bytes(), &bulk(kind.as_bytes()), &bulk(channel), third.as_bytes()].concat()
-}
-
-fn role_answer(question: &str, is_resp2: bool, role: Role) -> Vec<u8> {
-    let name = match role {
-        Role::Master => "master",
-        Role::Replica if question == "ROLE" => "slave",
-        Role::Replica => "replica",
-    };
-    if question == "ROLE" {
-        return [b"*1\r\n".as_slice(), &bulk(name.as_bytes())].concat();
-    }
-    let first = if is_resp2 { "*4\r\n" } else { "%2\r\n" };
-    let fields = ["role", name, "mode", "standalone"];
-    [first.as_bytes().to_vec()]
-        .into_iter()
-        .chain(fields.map(|field| bulk(field.as_bytes())))
-        .collect::<Vec<_>>()
-        .concat()
-}
-
-/// The command that `bytes` start with, and its length; `None` while it is not whole.
-fn parse(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
-    let mut at = 0;
-    let count = number(bytes, &mut at, b'*')?;
-    let mut command = Vec::new();
-    for _ in 0..count {
-        let len = number(bytes, &mut at, b'$')?;
-        command.push(bytes.get(at..at + len)?.to_vec());
-        bytes.get(at + len..at + len + 2)?;
-        at += len + 2;
-    }
-    Some((command, at))
-}
-
-/// The number behind `kind` in a line that starts at `at`, which moves behind the line.
-fn number(bytes: &[u8], at: &mut usize, kind: u8) -> Option<usize> {
-    let rest = bytes.get(*at..)?;
-    let end = rest.windows(2).position(|two| two == b"\r\n")?;
-    assert_eq!(rest[0], kind, "a command is an array of bulk strings");
-    *at += end + 2;
-    Some(std::str::from_utf8(&rest[1..end]).expect("digits").parse().expect("digits"))
 }

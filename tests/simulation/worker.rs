@@ -18,8 +18,11 @@ use tokio::sync::oneshot;
 
 use super::core::Core;
 use super::reactor::{Ready, Registrar};
+use super::read_back::Next;
+pub(crate) use super::read_back::ReadBack;
+pub(crate) use super::recovery::{HEARD_WITHIN, WAIT};
 use super::slots::Connection;
-use crate::broker::{Event, Report, Request};
+use crate::broker::{Event, Gap, Report, Request};
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -27,10 +30,11 @@ use crate::config::Config;
 use crate::id::SessionKey;
 use crate::message::{NotPublished, Origin};
 use crate::metrics::{Counter, Shard};
-use crate::placement::Placement;
+use crate::placement::{Node, Placement};
+use crate::position::{MilestoneId, Position, Since};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
-use crate::protocol::hub::Batching;
+use crate::protocol::hub::{Batching, HistoriesSnapshot};
 use crate::protocol::session::{Grant, Session};
 use crate::protocol::socket::Socket;
 use crate::protocol::socket::memory::MemorySocket;
@@ -85,6 +89,8 @@ pub(crate) struct Simulated {
     is_frozen: bool,
     pub(crate) requests: Vec<Request>,
     pub(crate) gaps: Vec<Told>,
+    /// Gaps that were filled from the log.
+    pub(crate) filled: usize,
     max_publish_timeout: Millis,
 }
 
@@ -103,19 +109,73 @@ impl Simulated {
             is_frozen: false,
             requests: Vec::new(),
             gaps: Vec::new(),
+            filled: 0,
             max_publish_timeout: timeouts.max().unwrap_or(0),
         }
     }
 
-    /// A handshake for `channel` begins. Its answer is in [`Simulated::take_answers`].
-    pub(crate) fn admit(&mut self, endpoint: usize, channel: &Channel, encoding: Encoding, now: Millis) -> SessionKey {
+    /// A handshake for `channel` begins, of a client that comes back with `since`, if it does. Its answer is in
+    /// [`Simulated::take_answers`].
+    pub(crate) fn admit(
+        &mut self,
+        endpoint: usize,
+        channel: &Channel,
+        encoding: Encoding,
+        since: Option<Position>,
+        now: Millis,
+    ) -> SessionKey {
         let endpoint = self.endpoints[endpoint].clone();
         let grant = Grant::of(endpoint, channel.clone(), encoding);
         let key = self.core.insert(Session::new(grant, now + 3_000, now));
+        if let (Some(slot), Some(since)) = (self.core.slots.get_mut(key), since) {
+            slot.connection = Connection::Returning(Box::new(Since::Position(since)));
+        }
         self.waiting.push(key);
         self.core.begin(key, now);
         self.after_change();
         key
+    }
+
+    /// Clients whose position is not in the history here.
+    pub(crate) fn take_read_backs(&mut self) -> Vec<ReadBack> {
+        self.core.take_read_backs()
+    }
+
+    /// What this worker keeps of the channel that another worker's client wants.
+    pub(crate) fn history_for(&self, client: &ReadBack, now: Millis) -> HistoriesSnapshot {
+        self.core.hub.history_of(&client.channel, now)
+    }
+
+    /// The last milestone that this worker heard.
+    pub(crate) fn last_milestone(&self) -> Option<MilestoneId> {
+        self.core.hub.last_milestone(Node(0))
+    }
+
+    pub(crate) fn has_heard(&self, milestone: MilestoneId) -> bool {
+        self.core.hub.has_heard(milestone)
+    }
+
+    /// Other workers have given what they keep, if there are any. Returns a client that waits, and is looked at again.
+    pub(crate) fn on_read_back(
+        &mut self,
+        client: ReadBack,
+        parts: Option<Vec<HistoriesSnapshot>>,
+        now: Millis,
+    ) -> Option<ReadBack> {
+        let next = match parts {
+            Some(parts) => self.core.on_read_back(client, parts, now),
+            None => self.core.wait_or_read_log(client, now),
+        };
+        let waits = match next {
+            Some(Next::Wait(client)) => Some(client),
+            Some(Next::Log(request)) => {
+                self.requests.push(request);
+                None
+            }
+            None => None,
+        };
+        self.after_change();
+        waits
     }
 
     /// What became of handshakes.
@@ -225,14 +285,23 @@ impl Simulated {
             Report::Refused { channel, refused } => core.on_refused(&channel, refused, now),
             Report::Lost { node, is_cut } => drop(core.lose(node, is_cut)),
             Report::Dropped { node, channel } => drop(core.lose_one(node, &channel)),
-            Report::Gap(gap) => {
-                let (channels, keys) = core.end_gap(gap.node, now);
-                if channels > 0 {
-                    self.gaps.push(Told { length: gap.length });
-                    self.gapped.extend(keys);
+            Report::Gap(gap) => self.on_gap(&gap, now),
+            Report::Replayed { gap, logged, until } => {
+                for logged in &logged {
+                    if self.core.hub.replay(gap.node, logged, now) == Batching::Full {
+                        self.flush(now);
+                    }
+                }
+                self.flush(now);
+                self.core.end_replay(gap.node, until, now);
+                self.filled += 1;
+                if self.core.hub.misses(gap.node) {
+                    self.on_gap(&gap, now);
                 }
             }
-            Report::Replayed { .. } | Report::LogRead { .. } => panic!("no log is read"),
+            Report::LogRead { node, from, logged } => {
+                self.requests.extend(core.on_log_read(node, from, logged, now));
+            }
             Report::Milestone { node, milestone } => core.on_milestone(node, milestone, now),
             Report::NoMilestones { node } => core.without_milestones(node, now),
             Report::Placed => {
@@ -261,6 +330,15 @@ impl Simulated {
         }
     }
 
+    fn on_gap(&mut self, gap: &Gap, now: Millis) {
+        self.core.give_up_replay(gap.node, now);
+        let (channels, keys) = self.core.end_gap(gap.node, now);
+        if channels > 0 {
+            self.gaps.push(Told { length: gap.length });
+            self.gapped.extend(keys);
+        }
+    }
+
     fn on_published(&mut self, origin: &Origin, bytes: usize, outcome: &Result<(), NotPublished>, now: Millis) {
         self.core.outbox.answered();
         let Origin::Session(key) = *origin else { return };
@@ -281,6 +359,8 @@ impl Simulated {
     fn after_change(&mut self) {
         let wanted = self.core.take_wanted();
         self.requests.extend(wanted.into_iter().map(|(node, channel)| Request::Subscribe { node, channel }));
+        let milestones = self.core.hub.take_wanted_milestones();
+        self.requests.extend(milestones.into_iter().map(|node| Request::Milestone { node }));
         let may_publish = self.still_since.is_none() && !self.core.outbox.is_empty();
         if may_publish && !self.requests.iter().any(|r| matches!(r, Request::MessagesWait)) {
             self.requests.push(Request::MessagesWait);
@@ -298,6 +378,10 @@ impl Simulated {
                 session.backlog()
             );
         }
+    }
+
+    pub(crate) fn count(&self, counter: Counter) -> u64 {
+        self.core.shard.get(counter)
     }
 
     /// The number of sessions that ended for a reason.

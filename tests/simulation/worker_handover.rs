@@ -12,7 +12,7 @@ use crate::broker::Request;
 use crate::channel::Channel;
 use crate::clock::Millis;
 use crate::id::SessionKey;
-use crate::protocol::hub::Keep;
+use crate::protocol::hub::{HistoryCursor, Keep};
 use crate::protocol::session::snapshot::SessionSnapshot;
 
 /// A worker as data, in the bytes that the hand-over would send.
@@ -49,6 +49,17 @@ impl Simulated {
             }
         });
         (!is_refused).then_some(self.reserving.is_empty())
+    }
+
+    /// Gives another worker all histories, as the hand-over would send them.
+    pub(crate) fn give_histories(&self, to: &mut Self, now: Millis) {
+        let mut next = Some(HistoryCursor::default());
+        while let Some(from) = next {
+            let (part, behind) = self.core.hub.histories(from, now);
+            let bytes = rmp_serde::to_vec_named(&part).expect("a part is data");
+            to.core.hub.adopt_histories(rmp_serde::from_slice(&bytes).expect("it was written so"), now);
+            next = behind;
+        }
     }
 
     /// Whether it stands still.

@@ -13,16 +13,19 @@ use tokio::time::Instant;
 use super::client::{Client, HEAD, PREFIX, State};
 use super::faults::Fault;
 use super::handover::Handover;
-use super::node_links::{NodeLinks, Which};
+use super::node_links::{Logs, NodeLinks, Which};
 use super::plan::{Plan, config};
-use super::redis::{Redis, Role};
+use super::positions::Tally;
+use super::read_backs::Asking;
+use super::redis::{Acl, Redis, Role};
+use super::replication::ReplicationLog;
 use super::stream::{Stream, StreamId, Towards};
 use crate::broker::redis::health::Health;
 use crate::channel::Channel;
 use crate::clock::{self, Millis};
-use crate::config::{Config, RedisUrl};
+use crate::config::{Config, NotUtf8Policy, RedisUrl};
 use crate::id::SessionKey;
-use crate::placement::{Node, Placement};
+use crate::placement::Placement;
 use crate::protocol::encoding::Encoding;
 use crate::worker::reactor::Ready;
 use crate::worker::simulated::Simulated;
@@ -51,6 +54,10 @@ pub(crate) enum Happening {
     Client(usize),
     /// A socket reaches its session.
     Attach(usize),
+    /// The next worker is asked for its history, or all have answered.
+    Ask(u64),
+    /// A log is made where there is none.
+    KeepLog,
     Produce,
     Fault,
     End(Fault),
@@ -94,8 +101,15 @@ pub(crate) struct World {
     pub(crate) next_stream: u64,
     pub(crate) produced: usize,
     pub(crate) handover: Option<Handover>,
-    /// Workers that take new clients.
+    /// Workers that take new clients, and those of another process.
     pub(crate) serving: Vec<usize>,
+    pub(crate) fleet: Vec<usize>,
+    /// Workers that ask others for histories.
+    pub(crate) askings: BTreeMap<u64, Asking>,
+    pub(crate) next_asking: u64,
+    /// Whether a server forgot what its log had.
+    pub(crate) has_forgotten: bool,
+    pub(crate) tally: Tally,
     /// Whether a hand-over was begun in which no side dies, and whether one succeeded.
     pub(crate) hands_over_well: bool,
     pub(crate) has_handed_over: bool,
@@ -106,14 +120,16 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, one_of: u64) -> Self {
         fastrand::seed(seed);
         let mut rng = Rng::with_seed(seed);
-        let plan = Plan::new(&mut rng);
-        let config = config(&mut rng);
+        let plan = Plan::new(&mut rng, one_of);
+        let config = config(&plan, &mut rng);
         let is_told = std::env::var_os("SIMULATION_TRACE").is_some();
-        let mut redis = Redis { is_told, ..Redis::default() };
-        redis.add(Role::Master);
+        let acl = plan.history.map_or(Acl::All, |history| history.acl);
+        let mut redis = Redis { is_told, acl, ..Redis::default() };
+        let (size, has_log) = plan.history.map_or((1 << 20, false), |history| (history.log_bytes, history.has_log));
+        redis.add(Role::Master, ReplicationLog::new(size, has_log, &mut rng));
         let mut world = Self {
             rng,
             now: 0,
@@ -132,6 +148,11 @@ impl World {
             produced: 0,
             handover: None,
             serving: Vec::new(),
+            fleet: Vec::new(),
+            askings: BTreeMap::new(),
+            next_asking: 0,
+            has_forgotten: false,
+            tally: Tally::default(),
             hands_over_well: false,
             has_handed_over: false,
             trace: 0,
@@ -139,6 +160,12 @@ impl World {
             plan,
         };
         world.serving = world.start_process();
+        if world.plan.history.is_some_and(|history| history.has_fleet) {
+            world.fleet = world.start_process();
+        }
+        if world.plan.history.is_some_and(|history| history.keeps_log) {
+            world.at(0, Happening::KeepLog);
+        }
         for _ in 0..world.plan.clients {
             let at = world.rng.u64(..ACTIVE / 2);
             world.arrive(at);
@@ -161,7 +188,10 @@ impl World {
             .map(|_| {
                 let placement = Placement::over(1);
                 let now = self.instant();
-                let links = NodeLinks::new(Node(0), self.plan.protocol, health.clone(), placement.clone(), now);
+                let logs =
+                    self.plan.history.map(|history| Logs { has_milestones: true, may_replay: history.may_replay });
+                let logs = logs.unwrap_or_default();
+                let links = NodeLinks::new(self.plan.protocol, logs, health.clone(), placement.clone(), now);
                 let worker = Simulated::new(&self.config, placement);
                 let health = health.clone();
                 self.workers.push(Some(Node1 {
@@ -189,9 +219,15 @@ impl World {
             _ => format!("chan{}", self.rng.usize(..self.plan.channels)),
         };
         let channel = Channel::from(format!("{PREFIX}{name}"));
-        let encoding = if self.rng.bool() { Encoding::Lua { name_at: 2 } } else { Encoding::Plain };
+        let has_history = self.plan.history.is_some() && self.rng.u8(..5) > 0;
+        let encoding = match (has_history, self.rng.bool()) {
+            (false, true) => Encoding::Lua { name_at: 2 },
+            (false, false) => Encoding::Plain,
+            (true, true) => Encoding::Meta,
+            (true, false) => Encoding::Sse { not_utf8: NotUtf8Policy::Binary },
+        };
         let closes_on_gap = self.rng.bool();
-        self.clients.push(Client::new(id, usize::MAX, channel, encoding, closes_on_gap));
+        self.clients.push(Client::new(id, channel, encoding, closes_on_gap));
         self.at(at, Happening::Client(id));
     }
 
@@ -255,8 +291,9 @@ impl World {
                 let handover = self.handover.as_ref();
                 handover.into_iter().flat_map(Handover::workers).max_by_key(|worker| self.stopped_until(*worker))
             }
+            Happening::Ask(id) => self.askings.get(&id).map(Asking::at),
             Happening::Deliver(..) | Happening::Client(_) => None,
-            Happening::Produce | Happening::Fault | Happening::End(_) => None,
+            Happening::Produce | Happening::KeepLog | Happening::Fault | Happening::End(_) => None,
         }
     }
 
@@ -295,6 +332,8 @@ impl World {
             }
             Happening::Client(client) => self.act(client),
             Happening::Attach(client) => self.attach(client),
+            Happening::Ask(id) => self.ask(id),
+            Happening::KeepLog => self.keep_log(),
             Happening::Produce => self.produce(),
             Happening::Fault => self.break_something(),
             Happening::End(fault) => self.mend(fault),
@@ -328,34 +367,12 @@ impl World {
         client.capacity = self.rng.usize(HEAD.len()..3_000);
         client.socket.0.borrow_mut().room = client.capacity;
         (client.state, client.open_at) = (State::Open(key), self.now);
-        client.first_order = self.redis.executed.len() as u64;
+        if client.since.is_none() {
+            client.first_order = self.redis.executed.len() as u64;
+        }
         let index = client.worker;
         node.worker.attach(key, client.socket.clone(), HEAD, now);
         self.pump(index);
-    }
-
-    /// Publishes something as a producer.
-    fn produce(&mut self) {
-        let count = if self.rng.u8(..8) == 0 { self.rng.usize(..30) } else { 1 };
-        for _ in 0..count {
-            let channel = format!("{PREFIX}chan{}", self.rng.usize(..self.plan.channels));
-            let padding = if self.rng.u8(..20) == 0 { self.rng.usize(..600) } else { 0 };
-            self.publish(&channel, padding);
-        }
-        if self.is_active() {
-            let pause = self.rng.u64(..200 * MILLISECOND);
-            self.at(self.now + pause, Happening::Produce);
-        }
-    }
-
-    /// A producer publishes at the master that there is.
-    pub(crate) fn publish(&mut self, channel: &str, padding: usize) {
-        let Some(server) = self.redis.master() else { return };
-        self.produced += 1;
-        let payload = format!("p{}{}!", self.produced, " ".repeat(padding));
-        let mut sent = Vec::new();
-        self.redis.publish(server, None, channel.as_bytes(), payload.as_bytes(), self.now, &mut sent);
-        self.spread(sent);
     }
 
     /// One of several.

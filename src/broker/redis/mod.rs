@@ -9,7 +9,7 @@
 
 mod audit;
 mod backoff;
-mod catch_up;
+pub(crate) mod catch_up;
 pub(crate) mod channel_table;
 mod cluster;
 mod connect;

@@ -27,6 +27,8 @@ mod tests;
 
 pub(crate) use self::flush::{Batching, Outlet};
 pub(crate) use self::history::Keep;
+#[cfg(test)]
+pub(crate) use self::rings::NOT_KEPT;
 pub(crate) use self::rings::Recovery;
 pub(crate) use self::snapshot::{HistoriesSnapshot, HistoryCursor};
 pub(crate) use self::state::Hub;

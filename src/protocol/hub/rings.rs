@@ -22,7 +22,7 @@ use crate::placement::Node;
 use crate::position::{Milestone, MilestoneId, Position, Since};
 
 /// What a client is told for whose position not everything is kept.
-const NOT_KEPT: &str = "messages since the last seen position may be missing";
+pub(crate) const NOT_KEPT: &str = "messages since the last seen position may be missing";
 
 /// What a client is told that asked for the oldest publications.
 const OLDER_NOT_KEPT: &str = "earlier messages are not kept any more";

@@ -1,13 +1,26 @@
-//! Reads what a log has between two milestones. May not enter: which of it is new to whom.
+//! Reads what a log has between two milestones: [`Between`] decides, without I/O. May not enter: which of it is new to
+//! whom.
 
 use bytes::Bytes;
 
 use super::error::ReplayError;
+use super::log::Publication;
 use super::reader::{ReadLimits, Reading};
 use crate::broker::redis::connect::Settings;
 use crate::broker::redis::milestone;
 use crate::channel::Channel;
-use crate::position::{Logged, Milestone};
+use crate::position::{LogPoint, Logged, Milestone, MilestoneId};
+
+/// What a log has between two milestones, as far as it was read.
+#[derive(Debug)]
+pub(super) struct Between {
+    from: MilestoneId,
+    until: MilestoneId,
+    /// Where the present history begins, until the log is read beyond that.
+    promotion: Option<LogPoint>,
+    is_behind_start: bool,
+    logged: Vec<Logged>,
+}
 
 /// Reads what was published between two milestones.
 ///
@@ -26,31 +39,49 @@ pub(crate) async fn read_between(
     } else {
         Reading::open(settings, log, limits).await?
     };
-    let mut promotion = reading.promotion();
-    // A promotion is no publication: the log is read from there on.
-    let (mut is_behind_start, mut logged) = (from.is_promotion() && reading.is_from_promotion(), Vec::new());
+    let mut between = Between::new(from, until, reading.promotion(), reading.is_from_promotion());
     loop {
-        let publication = reading.next().await?;
-        if let Some(promotion) = promotion.take_if(|promotion| publication.offset > promotion.offset) {
-            if !is_behind_start {
+        if let Some(logged) = between.take(&reading.next().await?)? {
+            return Ok(logged);
+        }
+    }
+}
+
+impl Between {
+    /// For a log that has `promotion` behind its start, or begins at one.
+    pub(super) fn new(from: Milestone, until: Milestone, promotion: Option<LogPoint>, is_from_promotion: bool) -> Self {
+        // A promotion is no publication: the log is read from there on.
+        let is_behind_start = from.is_promotion() && is_from_promotion;
+        Self { from: from.id, until: until.id, promotion, is_behind_start, logged: Vec::new() }
+    }
+
+    /// Takes the next publication of the log. Returns what is between the milestones, once the second has come.
+    ///
+    /// # Errors
+    /// The log does not have the first milestone.
+    pub(super) fn take(&mut self, publication: &Publication<'_>) -> Result<Option<Vec<Logged>>, ReplayError> {
+        if let Some(promotion) = self.promotion.take_if(|promotion| publication.offset > promotion.offset) {
+            if !self.is_behind_start {
                 return Err(ReplayError::Forgotten);
             }
-            logged.push(Logged::Milestone(Milestone::of_promotion(promotion)));
+            self.logged.push(Logged::Milestone(Milestone::of_promotion(promotion)));
         }
         let milestone = (publication.channel == milestone::CHANNEL.as_bytes())
             .then(|| std::str::from_utf8(publication.payload).ok()?.parse::<Milestone>().ok())
             .flatten();
         match milestone {
-            Some(milestone) if milestone.id == until.id => {
-                return if is_behind_start { Ok(logged) } else { Err(ReplayError::Unknown) };
+            Some(milestone) if milestone.id == self.until => {
+                let logged = std::mem::take(&mut self.logged);
+                return if self.is_behind_start { Ok(Some(logged)) } else { Err(ReplayError::Unknown) };
             }
-            Some(milestone) if milestone.id == from.id => is_behind_start = true,
-            Some(milestone) if is_behind_start => logged.push(Logged::Milestone(milestone)),
-            None if is_behind_start => logged.push(Logged::Publication {
+            Some(milestone) if milestone.id == self.from => self.is_behind_start = true,
+            Some(milestone) if self.is_behind_start => self.logged.push(Logged::Milestone(milestone)),
+            None if self.is_behind_start => self.logged.push(Logged::Publication {
                 channel: Channel::copy_from_slice(publication.channel),
                 payload: Bytes::copy_from_slice(publication.payload),
             }),
             Some(_) | None => {}
         }
+        Ok(None)
     }
 }

@@ -15,6 +15,9 @@ mod link;
 mod log;
 mod outlook;
 mod reader;
+#[cfg(test)]
+#[path = "../../../../tests/simulation/log_reader.rs"]
+pub(crate) mod simulated;
 
 pub(crate) use self::between::read_between;
 pub(crate) use self::error::ReplayError;
