@@ -6,12 +6,13 @@
 
 mod hub;
 mod outbox;
+mod stream;
 
 use fastrand::Rng;
 
 use crate::placement::{Node, SLOTS};
 
-/// Seeds of a default run. Chosen: both models together take a second or two in a debug build.
+/// Seeds of a default run. Chosen: the models together take a few seconds in a debug build.
 const SEEDS: u64 = 1_000;
 
 /// Names the seed of a run that panics.
