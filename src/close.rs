@@ -104,7 +104,7 @@ impl CloseReason {
             Self::Expired => {
                 (Some(4401), "the permission has expired: ask for another and connect again", "expired", true)
             }
-            Self::GoingAway => (Some(1001), "the server goes away: connect again", "going_away", true),
+            Self::GoingAway => (Some(1001), "the server is shutting down: connect again", "going_away", true),
             Self::Answered => (None, "", "answered", true),
             Self::Internal => (Some(1011), "internal error", "internal", true),
         };

@@ -78,7 +78,7 @@ impl Stage {
         let before = self.webws.pid();
         let (is_done, text) = upgrade(&self.webws).await;
         assert!(!is_done && text.contains(why), "not {why:?}: {text}\n{}", self.webws.log());
-        assert!(text.contains("everything goes on as before"), "{text}");
+        assert!(text.contains("the old process continues to serve"), "{text}");
         assert_eq!(self.webws.pid(), before);
         self.goes_on().await;
     }
@@ -201,7 +201,7 @@ async fn a_silent_new_process_is_waited_for_and_further_requests_are_told_so() {
         assert!(!is_done && text.contains("under way already"), "{text}");
     };
     let ((is_done, text), ()) = tokio::join!(first, others);
-    assert!(!is_done && text.contains("did not say anything within 20s"), "{text}");
+    assert!(!is_done && text.contains("no message came from it within 20s"), "{text}");
     stage.goes_on().await;
     // And one that is waited for when the service stops: it is given up, and the clients are told.
     until("the first is gone", SOON, async || !stage.webws.is_handing_over()).await;

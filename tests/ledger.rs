@@ -113,7 +113,7 @@ impl Process {
     /// In the middle of another fault, it may have to be tried later.
     async fn try_upgrade(&self) {
         let (is_done, text) = upgrade(&self.webws).await;
-        assert!(is_done || text.contains("everything goes on as before"), "{text}\n{}", self.webws.log());
+        assert!(is_done || text.contains("the old process continues to serve"), "{text}\n{}", self.webws.log());
     }
 
     /// Lines with that field, of all processes.

@@ -91,7 +91,7 @@ async fn a_request_for_no_event_stream_is_refused_with_the_reason() {
         ("GET /webws?channel=1 HTTP/1.1", "Host: x\r\nAccept: text/event-stream;q=0\r\n".to_owned(), 400, "neither"),
         ("GET /webws?channel=1 HTTP/1.1", "Accept: text/event-stream\r\n".to_owned(), 400, "Host"),
         ("GET /webws?channel=1 HTTP/1.1", format!("{accept}Content-Length: 1\r\n"), 400, "body"),
-        ("GET /webws?channel=1 HTTP/1.1", format!("{accept}X-Webws-Endpoint: /only\r\n"), 400, "another endpoint"),
+        ("GET /webws?channel=1 HTTP/1.1", format!("{accept}X-Webws-Endpoint: /only\r\n"), 400, "different endpoint"),
         ("GET /webws?channel=a HTTP/1.1", accept.to_owned(), 400, "channel"),
         ("GET /webws?channel=1&Channel=2 HTTP/1.1", accept.to_owned(), 400, "twice"),
         ("GET /webws/../webws?channel=1 HTTP/1.1", accept.to_owned(), 400, "'..'"),

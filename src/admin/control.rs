@@ -351,9 +351,9 @@ fn explain(path: &Path, error: &io::Error, patience: Duration) -> String {
              (try sudo)"
         ),
         io::ErrorKind::ConnectionRefused => {
-            format!("no process listens at {path}: does webws run, with control = \"{path}\"?")
+            format!("no process listens at {path}: is webws running with control = \"{path}\"?")
         }
-        io::ErrorKind::NotFound => format!("there is no {path}: does webws run, with control = \"{path}\"?"),
+        io::ErrorKind::NotFound => format!("there is no {path}: is webws running with control = \"{path}\"?"),
         _ => format!("{path} is not webws' control socket: {error}"),
     }
 }

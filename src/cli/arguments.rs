@@ -18,8 +18,9 @@ const AFTER_HELP: &str = "\
 Settings come from the defaults, then the file, then WEBWS_* variables (WEBWS_WORKERS=2,
 WEBWS_REDIS__USERNAME=web), then the options.
 
-Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end webws; a second one ends webws
-at once. SIGHUP and SIGUSR2 do the same as webws upgrade, without a reply. webws ignores other signals.
+Signals: SIGTERM, SIGINT and SIGQUIT close the connections over drain_time and end webws; a second such signal ends
+webws at once. SIGHUP and SIGUSR2 do the same as webws upgrade, without a reply. SIGTSTP and SIGXCPU act as usual; webws
+ignores the other signals that could end or stop it.
 Exit codes: 0 done, 1 failed, 64 wrong arguments, 78 wrong settings.
 Log lines: WEBWS_LOG=debug (or TARGET=LEVEL, for example webws::broker=debug) shows more than info; webws log LEVEL
 changes the level without a restart.";
@@ -41,36 +42,39 @@ pub(crate) enum Command {
     },
     /// Start the new binary and configuration while every WebSocket stays connected, and wait for the result.
     Upgrade {
-        /// The configuration file (TOML), for its control socket. Default: the control socket of the shipped units.
+        /// Read the control socket's path from this configuration file (TOML). Default: the control socket of the
+        /// shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The control socket, instead of --config.
+        /// The path of the control socket, instead of --config.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
-    /// For ExecStop=: end, and leave every WebSocket with systemd for the next process.
+    /// Hand every WebSocket to systemd for the next process, then exit (for ExecStop=).
     Suspend {
-        /// The configuration file (TOML), for its control socket. Default: the control socket of the shipped units.
+        /// Read the control socket's path from this configuration file (TOML). Default: the control socket of the
+        /// shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The control socket, instead of --config.
+        /// The path of the control socket, instead of --config.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
     /// Change the log level of a running webws, until its process ends.
     Log {
-        /// error, warn, info, debug or off, or several TARGET=LEVEL separated by commas.
+        /// error, warn, info, debug, trace or off; or several TARGET=LEVEL, separated by commas.
         level: String,
-        /// The configuration file (TOML), for its control socket.
+        /// Read the control socket's path from this configuration file (TOML). Default: the control socket of the
+        /// shipped units.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// The control socket, instead of --config.
+        /// The path of the control socket, instead of --config.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
     },
     /// Try webws without Redis, on a test page at http://127.0.0.1:8080/.
     ///
-    /// webws refuses requests for names of other machines, and WebSockets from pages of other machines.
+    /// webws dev refuses requests whose Host names another machine, and WebSockets from pages served by another machine.
     Dev {
         /// A configuration file (TOML): all its settings except `listen` and `control` apply.
         #[arg(long, value_name = "FILE")]

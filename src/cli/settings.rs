@@ -82,7 +82,7 @@ fn text(path: &Path) -> Result<String, String> {
         format!("the configuration file {name} cannot be read: {error}{advice}")
     })?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("the configuration file {name} has more than 1 MiB, so it is another file"));
+        return Err(format!("the configuration file {name} is larger than 1 MiB, so it is probably the wrong file"));
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("the configuration file {name} is UTF-16: save it as UTF-8"));

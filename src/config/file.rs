@@ -140,12 +140,12 @@ impl<'a> Reader<'a> {
                     Some(Value::Table(self.read_table(Some(setting.name), &inner)))
                 }
                 (Kind::Table, DeValue::Array(_)) => {
-                    self.fault(at, name.to_owned(), &format!("there is one: write [{name}] with single brackets"));
+                    self.fault(at, name.to_owned(), &format!("this table may occur only once: write [{name}]"));
                     None
                 }
                 (Kind::Tables, DeValue::Array(all)) => self.read_tables(setting.name, all.iter()),
                 (Kind::Tables, DeValue::Table(_)) => {
-                    let what = format!("there may be several: write [[{name}]] with double brackets");
+                    let what = format!("this table may be repeated: write [[{name}]]");
                     self.fault(at, name.to_owned(), &what);
                     self.read_tables(setting.name, [*value].into_iter());
                     None

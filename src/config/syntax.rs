@@ -103,7 +103,7 @@ fn meaning(line: &str, said: &str) -> String {
         return format!("a list has no end or lacks a comma: write NAME = [\"…\", \"…\"] ({said})");
     }
     if line.contains(['“', '”', '„', '‘', '’', '«', '»']) {
-        return format!("these quotes are for print: write straight ones, {name} = \"…\"");
+        return format!("these are typographic quotes: use straight ones, {name} = \"…\"");
     }
     if line.trim_start().starts_with('[') {
         return "a table's name is in brackets, [limits] or [[endpoint]], and nothing follows on its line".to_owned();

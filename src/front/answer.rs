@@ -186,7 +186,7 @@ const AMBIGUOUS: &str =
     "the path has a segment '.' or '..', an empty one, a backslash, an encoded slash, or an endpoint's name encoded";
 
 /// The refusal of a request from another endpoint's location: the shipped nginx locations set `X-Webws-Endpoint`.
-const OTHER_LOCATION: &str = "the path belongs to another endpoint than the proxy's location";
+const OTHER_LOCATION: &str = "the path belongs to a different endpoint than X-Webws-Endpoint names";
 
 /// The refusal of an event stream, or of a poll, at an endpoint whose clients receive nothing.
 const NO_EVENTS: &str = "this endpoint sends its clients nothing, so there is no event stream";

@@ -126,7 +126,7 @@ impl Entrance {
         static REFUSED: Throttle = Throttle::per_minute();
         self.count(Counter::HandoffsRefused);
         if REFUSED.allows() {
-            tracing::warn!(why, "refused to take over a client: {why}");
+            tracing::warn!(why, "refused a handoff: {why}");
         }
     }
 
@@ -149,7 +149,7 @@ fn client_of(handoff: Handoff, trust: Trust) -> Result<(OwnedFd, u32), String> {
         _ if is_cut => Err("its request or its descriptors do not fit".to_owned()),
         _ if len == 0 => Err("it has no request".to_owned()),
         Some(client) if count == 1 && os::socket::is_tcp_stream(client.as_fd()) => Ok((client, user)),
-        Some(_) if count == 1 => Err("its descriptor is no TCP connection".to_owned()),
+        Some(_) if count == 1 => Err("its descriptor is not a TCP connection".to_owned()),
         _ => Err(format!("it has {count} descriptors instead of one")),
     }
 }
@@ -190,9 +190,9 @@ mod tests {
         for (wrong, why) in [
             (handoff(vec![]), "0 descriptors"),
             (handoff(vec![connect(), connect()]), "2 descriptors"),
-            (handoff(vec![std::io::pipe().unwrap().0.into()]), "no TCP"),
-            (handoff(vec![std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()]), "no TCP"),
-            (handoff(vec![std::os::unix::net::UnixStream::pair().unwrap().0.into()]), "no TCP"),
+            (handoff(vec![std::io::pipe().unwrap().0.into()]), "not a TCP"),
+            (handoff(vec![std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()]), "not a TCP"),
+            (handoff(vec![std::os::unix::net::UnixStream::pair().unwrap().0.into()]), "not a TCP"),
             (Handoff { sender: None, ..handoff(vec![connect()]) }, "not known"),
             (Handoff { is_cut: true, ..handoff(vec![connect()]) }, "do not fit"),
             (Handoff { len: 0, ..handoff(vec![connect()]) }, "no request"),

@@ -14,12 +14,14 @@ pub(crate) enum GiveError {
     Start { path: PathBuf, source: io::Error },
     #[error("the new process: {0}")]
     Protocol(#[from] ProtocolError),
-    #[error("the new process ended ({0}); what it wrote to the log says why")]
+    #[error("the new process ended ({0}); its log lines say why")]
     Ended(ExitStatus),
     /// The marker could not be set: Redis may be away.
     #[error("{0}")]
     NoMarker(Box<GiveError>),
-    #[error("{0}; this process has lost Redis as well: systemctl restart keeps the WebSockets too, with a gap")]
+    #[error(
+        "{0}; the old process has lost Redis as well: `systemctl restart` also keeps the WebSockets, but leaves a gap"
+    )]
     Away(Box<GiveError>),
     #[error("{0}")]
     Here(String),

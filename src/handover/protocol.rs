@@ -141,14 +141,15 @@ pub(crate) struct ListenerSnapshot {
 pub(crate) enum ProtocolError {
     #[error("it ended")]
     Ended,
-    #[error("it did not say anything within {0:?}")]
+    #[error("no message came from it within {0:?}")]
     Silent(Duration),
     #[error("{0}")]
     Io(io::Error),
     #[error("a message cannot be used: {0}")]
     Nonsense(String),
     #[error(
-        "it is of version {version} and speaks another format (understands {oldest} to {format}, here it is {OLDEST} to {FORMAT})"
+        "it is version {version}; its hand-over formats ({oldest} to {format}) do not overlap with this process' \
+         ({OLDEST} to {FORMAT})"
     )]
     Format { version: String, oldest: u32, format: u32 },
     #[error("{0}")]
@@ -370,7 +371,7 @@ mod tests {
             let checked = hello(format, oldest).check();
             assert_eq!(checked.is_ok(), is_understood, "{format}, {oldest}");
             if let Err(error) = checked {
-                assert!(error.to_string().contains(&format!("understands {oldest} to {format}")), "{error}");
+                assert!(error.to_string().contains(&format!("({oldest} to {format})")), "{error}");
             }
         }
     }

@@ -74,7 +74,7 @@ impl Server {
     pub fn bind(config: Config) -> Result<Self, ServerError> {
         let mut server = Self::on(config, Vec::new())?;
         if server.config.listen.is_empty() {
-            return Err(ConfigError::new(vec!["listen is empty: write one address at least".to_owned()]).into());
+            return Err(ConfigError::new(vec!["listen is empty: write at least one address".to_owned()]).into());
         }
         for listen in &server.config.listen {
             server.listeners.push(bind(listen, &server.config)?);
@@ -132,7 +132,7 @@ impl Server {
     /// Checks what the settings name.
     fn check_surroundings(config: &Config, faults: &mut Vec<ConfigFault>) {
         if config.listen.is_empty() {
-            faults.push("listen is empty: write one address at least".to_owned().into());
+            faults.push("listen is empty: write at least one address".to_owned().into());
         }
         Access::check(config, faults);
         if let BrokerConfig::Redis(urls) = &config.broker {

@@ -50,8 +50,8 @@ impl Given {
                 done.version,
                 done.standstill.as_millis()
             )),
-            Err(error) if self.is_stopping => Reply::failed(format!("not handed over: {error}")),
-            Err(error) => Reply::failed(format!("not handed over, everything goes on as before: {error}")),
+            Err(error) if self.is_stopping => Reply::failed(format!("the hand-over failed: {error}")),
+            Err(error) => Reply::failed(format!("the hand-over failed; the old process continues to serve: {error}")),
         }
     }
 

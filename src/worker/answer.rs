@@ -79,10 +79,10 @@ fn give_up(wait: &Wait, broker: &Broker) -> Result<(), String> {
     let within = wait.within;
     match &wait.until {
         Until::Connected | Until::MarkerPossible { .. } => broker.link_fault().map_or(Ok(()), Err),
-        Until::Marker(_) => Err(format!("Redis did not come to the marker within {within:?}")),
+        Until::Marker(_) => Err(format!("the marker did not arrive from Redis within {within:?}")),
         // A silent connection does not delay the hand-over, and a link that is away no client that comes back.
         Until::HandshakesFinished | Until::Heard(_) => Ok(()),
-        Until::Answered => Err("the broker does not answer for messages that it has: try again later".to_owned()),
+        Until::Answered => Err("the broker has not acknowledged all messages sent to it: try again later".to_owned()),
         Until::Subscribed(_) => {
             let why = broker.fault().unwrap_or_else(|| "no confirmation came".to_owned());
             Err(format!("not all channels could be subscribed within {within:?}: {why}"))

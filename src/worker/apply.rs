@@ -50,7 +50,7 @@ impl Core {
         if let Err(error) = self.registrar.add(socket.as_fd(), key, slot.registered) {
             tracing::error!(
                 %error,
-                "the kernel cannot watch a WebSocket ({error}), which is closed: raise fs.epoll.max_user_watches or add memory"
+                "the kernel cannot watch a WebSocket ({error}), so webws closes it: raise fs.epoll.max_user_watches or add memory"
             );
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
@@ -200,7 +200,7 @@ impl Core {
             if let Some(socket) = slot.connection.socket()
                 && let Err(error) = self.registrar.change(socket.as_fd(), key, wants)
             {
-                tracing::warn!(%error, "the kernel no longer watches a WebSocket ({error}): it is closed");
+                tracing::warn!(%error, "the kernel stopped watching a WebSocket ({error}), so webws closes it");
                 return self.apply(key, Action::End(CloseReason::Internal), now);
             }
             slot.registered = wants;

@@ -13,17 +13,17 @@ use crate::protocol::session::{Denial, Grant};
 /// Why a handshake was not admitted; the text of the 503.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("the server goes away: try again")]
+    #[error("the server is shutting down: try again")]
     Draining,
-    #[error("the server has as many connections as it may have: try again later")]
+    #[error("the server has reached its limit of connections: try again later")]
     Full,
-    #[error("the message broker is away: try again later")]
+    #[error("the message broker is unavailable: try again later")]
     BrokerAway,
     #[error("the message broker did not confirm the subscription in time: try again later")]
     BrokerSlow,
     #[error("the message broker does not allow this channel")]
     Channel,
-    #[error("positions are not known now, without which messages between two requests would be lost: try again later")]
+    #[error("positions are unavailable now; without them, messages between two polls would be lost: try again later")]
     NoPositions,
 }
 

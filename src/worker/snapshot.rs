@@ -138,7 +138,7 @@ impl Core {
         if let Some(socket) = slot.connection.socket()
             && let Err(error) = self.registrar.change(socket.as_fd(), key, wants)
         {
-            tracing::warn!(%error, "the kernel no longer watches a WebSocket ({error}): it is closed");
+            tracing::warn!(%error, "the kernel stopped watching a WebSocket ({error}), so webws closes it");
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
         slot.registered = wants;

@@ -235,7 +235,7 @@ mod tests {
         let handshake = worker.handshakes.begin();
         worker.sender.blocking_send(Command::Drain).unwrap();
         let state = Mailbox::of(&worker.sender).blocking_ask(Command::State).unwrap();
-        assert!(state.handshakes == 1 && state.fault.unwrap().contains("goes away"));
+        assert!(state.handshakes == 1 && state.fault.unwrap().contains("shutting down"));
         assert!(worker.ended.recv_timeout(Duration::from_millis(200)).is_err());
         drop(handshake);
         worker.ended.recv_timeout(PATIENCE).unwrap().unwrap();

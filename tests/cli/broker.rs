@@ -52,7 +52,7 @@ async fn round_trip(dir: &Path) {
 async fn attempts(program: &Program, n: usize) {
     // All but the first are at debug.
     let again = || of_level(&program.lines(), "DEBUG").iter().filter(|line| line["server"].is_string()).count();
-    until("webws tries again", START, async || again() >= n).await;
+    until("webws retries", START, async || again() >= n).await;
 }
 
 #[tokio::test]

@@ -19,13 +19,13 @@ async fn upgrade_at_another_socket_is_answered_with_a_sentence_and_without_waiti
     let _datagrams = UnixDatagram::bind(dir.path().join("datagrams")).unwrap();
     let redis_socket = redis.unix_url().trim_start_matches("unix://").to_owned();
     for (socket, sentence) in [
-        ("absent", "does webws run"),
-        ("file", "does webws run"),
+        ("absent", "is webws running"),
+        ("file", "is webws running"),
         ("datagrams", "is not webws' control socket"),
         ("webws.sock", "something else answers there"),
         (redis_socket.as_str(), "something else answers there"),
         ("silent", "is not webws' control socket"),
-        (".", "does webws run"),
+        (".", "is webws running"),
     ] {
         for command in ["upgrade", "suspend"] {
             let since = Instant::now();

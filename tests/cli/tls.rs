@@ -115,7 +115,7 @@ async fn a_redis_that_tls_cannot_trust_is_refused_and_the_reason_is_said_once() 
     for (ca_file, reason) in [("bad.pem", "UnknownIssuer"), ("", "UnknownIssuer"), ("good.pem", "not for localhost")] {
         let program = start_with(dir.path(), &broker, ca_file, &[("WEBWS_REDIS__SUBSCRIBE_TIMEOUT", "500ms")]).await;
         let again = || of_level(&program.lines(), "DEBUG").iter().filter(|line| line["server"] == *broker).count();
-        until("webws tries again", START, async || again() >= 4).await;
+        until("webws retries", START, async || again() >= 4).await;
         let said = of_level(&program.lines(), "WARN");
         assert_eq!(said.len(), 1, "{said:#?}");
         let error = said[0]["error"].as_str().unwrap();

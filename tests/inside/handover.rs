@@ -17,9 +17,9 @@ async fn a_new_process_that_fails_on_the_way_is_given_up_at_every_step() {
         ("abort Sessions", "signal: 6"),
         ("abort Adopted", "signal: 6"),
         ("abort Commit", "signal: 6"),
-        ("hang Sessions", "did not say anything within 5s"),
-        ("hang Commit", "did not say anything within 5s"),
-        ("format 9 9", "another format"),
+        ("hang Sessions", "no message came from it within 5s"),
+        ("hang Commit", "no message came from it within 5s"),
+        ("format 9 9", "do not overlap"),
     ] {
         stage.webws.set_fault(fault);
         stage.fails(why).await;

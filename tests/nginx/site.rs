@@ -239,7 +239,7 @@ async fn of_two_endpoints_one_below_the_other_each_keeps_its_own_guards() {
                   location = /secret { internal; return 200 secret; }";
     let nginx = Nginx::start_in(Site { server, ..Site::default() }, &webws.socket(), unchanged).await;
     let answer = handshake(&nginx.target(), "/webws/admin/x?channel=1").await;
-    assert_eq!((answer.head.status, answer.body.contains("another endpoint")), (400, true), "{answer:?}");
+    assert_eq!((answer.head.status, answer.body.contains("different endpoint")), (400, true), "{answer:?}");
     // What is no WebSocket handshake stays the site's, and no header leads to an internal location.
     assert_eq!(get(&nginx.target(), "/webws/docs").await.body, "docs");
     let socket = Socket::connect(&nginx.target()).await.unwrap();

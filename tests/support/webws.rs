@@ -147,7 +147,11 @@ impl Webws {
     /// The warnings that Redis is away, each with `server` and `error`. No field tells them from other warnings
     /// about a server: this is the only place that knows their wording.
     pub(crate) fn outages(&self) -> Vec<Value> {
-        let is_outage = |entry: &Value| entry["message"].as_str().is_some_and(|text| text.starts_with("Redis is away"));
+        let is_outage = |entry: &Value| {
+            entry["message"]
+                .as_str()
+                .is_some_and(|text| text.starts_with("Redis at ") && text.contains(" is unavailable: "))
+        };
         self.warnings().into_iter().filter(is_outage).collect()
     }
 

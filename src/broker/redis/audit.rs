@@ -12,7 +12,7 @@ use super::subscribing_link::LinkState;
 use crate::broker::event::Report;
 use crate::throttle::Throttle;
 
-/// Redis has `missing` subscriptions fewer than it confirmed; `None` where Redis does not count.
+/// Redis has `missing` fewer subscriptions than it confirmed; `None` where Redis does not count.
 ///
 /// # Errors
 /// When it still has fewer after all were subscribed again.
@@ -38,7 +38,7 @@ pub(super) fn on_count(
             tracing::warn!(
                 missing = lacking,
                 server,
-                "{server} has {lacking} subscriptions fewer than it confirmed: webws subscribes all channels again"
+                "{server} has {lacking} fewer subscriptions than it confirmed: webws subscribes all channels again"
             );
             node.lost(audits.complete_at);
             node.channels.lose_all();
@@ -78,7 +78,7 @@ fn tell_wrong_count(server: &str, missing: usize) {
         tracing::warn!(
             missing,
             server,
-            "{server} counts {missing} subscriptions fewer than it has just confirmed (CLIENT INFO): webws does not use \
+            "{server} counts {missing} fewer subscriptions than it has just confirmed (CLIENT INFO): webws does not use \
              the count on this link"
         );
     }

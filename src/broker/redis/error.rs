@@ -24,13 +24,13 @@ pub(crate) enum SettingsError {
          redis://:PASSWORD@HOST (with the colon); if it is a user, its password is missing (redis.password_file)"
     )]
     NoPassword(String),
-    #[error("{path} ({setting}) cannot be used: {error}; it is a PEM file with CERTIFICATE or PRIVATE KEY blocks")]
+    #[error("{path} ({setting}) cannot be used: {error}; it must be a PEM file with CERTIFICATE or PRIVATE KEY blocks")]
     Certificates { path: PathBuf, setting: &'static str, error: Box<dyn std::error::Error + Send + Sync> },
     #[error("the system has no trusted certificates: install ca-certificates or set redis.ca_file")]
     NoAuthorities,
     #[error("TLS cannot be set up: {0}")]
     Tls(tokio_rustls::rustls::Error),
-    #[error("'{0}' is no host name TLS could check")]
+    #[error("'{0}' is not a host name that TLS can verify")]
     ServerName(String),
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum SettingsError {
 pub(crate) enum LinkError {
     #[error("the name '{0}' cannot be looked up: {1}{advice}", advice = advice(.1))]
     LookUp(String, io::Error),
-    #[error("the name '{0}' is not resolved after {1:?}: a nameserver does not answer (/etc/resolv.conf)")]
+    #[error("the name '{0}' was not resolved within {1:?}: a nameserver does not answer (/etc/resolv.conf)")]
     LookUpSlow(String, Duration),
     #[error("{0} cannot be reached: {1}{advice}", advice = advice(.1))]
     Unreachable(String, io::Error),
@@ -57,7 +57,7 @@ pub(crate) enum LinkError {
     Closed,
     #[error("the Sentinel {0}: {1}")]
     Sentinel(String, Box<LinkError>),
-    #[error("it knows no master '{0}'")]
+    #[error("it does not know a master named '{0}'")]
     UnknownMaster(String),
     #[error(
         "it refuses to name the master: {0} (user and password of the Sentinels: redis.sentinel_username and \
@@ -66,22 +66,22 @@ pub(crate) enum LinkError {
     NotTold(String),
     #[error("the Sentinels say that the master is at {0}:{1} now")]
     Moved(String, u16),
-    #[error("the subscribing link follows another master")]
+    #[error("the subscribing link is connected to a different master")]
     Elsewhere,
     /// The node's address, and what the node is instead of a master.
     #[error("{0} {1}")]
     NoMaster(String, &'static str),
-    #[error("Redis has {0} subscriptions fewer than it confirmed, even after all were subscribed again")]
+    #[error("Redis has {0} fewer subscriptions than it confirmed, even after all were subscribed again")]
     Fewer(usize),
-    #[error("Redis accepts messages and delivers none: the subscribing link has heard nothing for {0:?}")]
+    #[error("Redis accepts messages but does not deliver them: the subscribing link has received no message for {0:?}")]
     Deaf(Duration),
-    #[error("Redis sent an answer without a command")]
+    #[error("Redis sent a reply that no command asked for")]
     OutOfStep,
     #[error("Redis sent bytes that are not its protocol")]
     Malformed,
     #[error("the node says that its cluster is down")]
     ClusterDown,
-    #[error("{0}:{1} is no node of a cluster: write redis:// instead of redis+cluster://")]
+    #[error("{0}:{1} is not a node of a cluster: write redis:// instead of redis+cluster://")]
     NoCluster(String, u16),
     #[error("the answer to CLUSTER SLOTS is not a list of slots and their nodes")]
     NoTopology,

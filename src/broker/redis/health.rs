@@ -129,7 +129,8 @@ impl Health {
                     server,
                     %error,
                     "{server} does not allow webws' probe channels ({error}): add &webws:probe:* to the ACL user; \
-                     until then webws finds a link that delivers nothing only by its number of subscriptions"
+                     until then webws only compares numbers of subscriptions, and does not detect a link that is subscribed and \
+                     delivers nothing"
                 );
             }
         });
@@ -147,7 +148,7 @@ impl Health {
                     server,
                     %error,
                     "{server} does not allow the channel webws:milestone ({error}): add &webws:milestone to the ACL user; \
-                     until then clients get no positions and nothing that they missed, and gaps are not filled"
+                     until then clients get no positions and cannot catch up on missed messages, and gaps are not filled"
                 );
             } else {
                 tracing::info!(
@@ -294,19 +295,19 @@ impl State {
         if let Some(lasting) = error.lasting().filter(|lasting| self.is_told && !self.also_told.contains(lasting)) {
             self.also_told.push(lasting);
             let server = &self.server;
-            tracing::warn!(server, %error, "Redis stays away ({server}): {error}");
+            tracing::warn!(server, %error, "Redis at {server} is still unavailable: {error}");
             return;
         }
         self.also_told.extend(error.lasting());
         let was_told = std::mem::replace(&mut self.is_told, true);
         let server = &self.server;
         if was_told {
-            tracing::debug!(server, %error, "Redis is still away ({server}): {error}");
+            tracing::debug!(server, %error, "Redis at {server} is still unavailable: {error}");
         } else {
             tracing::warn!(
                 server,
                 %error,
-                "Redis is away ({server}): {error}. WebSockets stay open, new ones get 503, webws tries again"
+                "Redis at {server} is unavailable: {error}. Open WebSockets stay open, new ones get 503, webws keeps retrying"
             );
         }
     }

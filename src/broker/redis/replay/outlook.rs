@@ -77,7 +77,7 @@ impl fmt::Display for Outlook {
             return Ok(());
         }
         // Redis' "mb" is 2^20 bytes.
-        write!(f, "; for a minute, set repl-backlog-size {}mb", wanted.div_ceil(1 << 20))
+        write!(f, "; to cover one minute, set repl-backlog-size to {}mb", wanted.div_ceil(1 << 20))
     }
 }
 
@@ -119,11 +119,21 @@ mod tests {
     fn a_log_is_described_in_one_line_with_the_remedy() {
         for (len, size, rate, said) in [
             (1 << 20, 1 << 20, 0, "reaches back 1.0 MB; nothing was written within a second"),
-            (1 << 20, 1 << 20, 87_000, "1.0 MB, 12 s at the present 87 kB/s; for a minute, set repl-backlog-size 5mb"),
+            (
+                1 << 20,
+                1 << 20,
+                87_000,
+                "1.0 MB, 12 s at the present 87 kB/s; to cover one minute, set repl-backlog-size to 5mb",
+            ),
             (1 << 20, 1 << 20, 1, "reaches back 1.0 MB, 12 days at the present 1 B/s"),
             (64 << 20, 64 << 20, 100_000, "reaches back 67 MB, 11 min at the present 100 kB/s"),
             (1_000, 1 << 20, 100, "reaches back 1.0 kB (at most 1.0 MB), 10 s at the present 100 B/s"),
-            (1 << 20, 1 << 20, 9_999_999, "0 s at the present 9.9 MB/s; for a minute, set repl-backlog-size 573mb"),
+            (
+                1 << 20,
+                1 << 20,
+                9_999_999,
+                "0 s at the present 9.9 MB/s; to cover one minute, set repl-backlog-size to 573mb",
+            ),
             (u64::MAX, u64::MAX, u64::MAX, "reaches back 18446744073 GB, 1 s at the present 18446744073 GB/s"),
         ] {
             let told = sentence(&Ok(Outlook { kept: Kept { first: 1, len, size }, rate }), ReplayPolicy::Auto);
