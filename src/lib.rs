@@ -1,24 +1,29 @@
 //! webws joins browsers' WebSockets to Redis Pub/Sub channels, as a sidecar beside nginx.
 //!
 //! A WebSocket opened as `/webws?channel="zhang"` receives every message that is `PUBLISH`ed on `chat:zhang`, and webws
-//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives,
-//! and so does a long-poll, which is answered once. webws replaces a handler in Lua (OpenResty), with the same bytes on the wire. As a library, webws runs inside
-//! another program: make a [`Config`], then a server with [`Server::bind`] (or [`Server::on`] sockets of your own), and
-//! [`Server::run`] it. A [`Publisher`] publishes from within. The example is at the end of this page.
+//! publishes the browser's messages on that channel. A stream of server-sent events at the same path only receives, and
+//! so does a long-poll, which is answered once. webws replaces a handler in Lua (OpenResty), with the same bytes on the
+//! wire. As a library, webws runs inside another program: make a [`Config`], then a server with [`Server::bind`] (or
+//! [`Server::on`] sockets of your own), and [`Server::run`] it. A [`Publisher`] publishes from within. The example is
+//! at the end of this page.
 //!
 //! # From a browser to Redis
 //! systemd or `server` binds the socket. `front::acceptor` hands a connection to the `worker` with the lowest load
-//! (sessions and queued connections). The connection waits as a bare descriptor until one of 64 permits for handshakes
-//! is free. `front::head` keeps the request's target in the client's bytes; hyper reads the rest from memory. The
-//! `endpoint` for the path decodes the channel's name; `websocket::handshake` checks the headers. The worker makes a
-//! `session` and its subscriber in the `hub`. For a channel's first subscriber, the worker's subscribing link sends
-//! SUBSCRIBE, and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200,
-//! if the request was for server-sent events: `front::event_stream`). A poll gets nothing yet: its first batch is its
-//! answer, and ends the session (`session::poll`).
+//! (sessions and queued connections), or answers 503 where `limits.max_handshakes` already wait. The connection waits
+//! as a bare descriptor until one of 64 permits for handshakes is free. `front::head` keeps the request's target in the
+//! client's bytes; hyper reads the rest from memory. `front::answer` finds the `protocol::endpoint` for the path, which
+//! decodes the channel's name and has the encoding of its `wire`; a request for events, for a poll or for positions
+//! gets another encoding, or a refusal (4xx). `websocket::handshake` checks the headers. The worker makes a `session`
+//! and its subscriber in the `hub`, or refuses it (the reasons are in `worker::opening`; `front::upgrade` sends the
+//! 503, and the 408 for a late head). For a channel's first subscriber, the worker's subscribing link sends SUBSCRIBE,
+//! and the session waits for the confirmation. Then the session gets its socket, and sends its 101 (a 200, if the
+//! request was for server-sent events: `front::event_stream`). A poll is answered at once if it missed something
+//! (`worker::polls`, `hub::poll`). Else its first batch is its answer, or a 204 after `poll_timeout`; the answer ends
+//! the session (`session::poll`).
 //!
-//! An nginx with Lua can hand a client off instead of proxying it (nginx/webws-straight.lua): a datagram has the request's
-//! head and the client's own socket. `front::handoff` takes both from senders that it trusts; from there on the
-//! connection is as any other whose head has arrived.
+//! An nginx with Lua can hand a client off instead of proxying it (nginx/webws-straight.lua): a datagram has the
+//! request's head and the client's own socket. `front::handoff` takes both from senders that it trusts; from there on
+//! the connection is as any other whose head has arrived.
 //!
 //! From now on no task belongs to the session. When the `reactor` reports that the socket is readable, the worker reads
 //! into its own buffer, `websocket::reader` decodes the frames, and client messages go to the `outbox`. After a bounded
@@ -31,28 +36,30 @@
 //! # From Redis to N browsers
 //! The worker polls its broker. The RESP reader of the subscribing link yields each publication as a slice of the
 //! link's read buffer; the reader never waits for a client. `node_state` tells them apart: a session's publication, a
-//! milestone or the link's own probe, or the marker of a hand-over. The `hub` finds the channel's audiences (subscribers that get the
-//! same bytes), and each audience's `encoding` frames the payload once, into the audience's batch. When the link has
-//! nothing more to read, every touched audience is flushed: one `send` of the batch per subscriber. While most of a
-//! large audience has not taken its last batch, the next one is held back for some milliseconds (the setting `pace`);
-//! an audience that has caught up never waits. Bytes that a socket does not take stay in that session's backlog
-//! (`outbound`), as a copy that all slow sessions of the audience share. Only then does the worker register for
-//! writability, and the slow-consumer policy watches bytes and time.
+//! milestone or the link's own probe, or the marker of a hand-over. The `hub` finds the channel's audiences
+//! (subscribers that get the same bytes), and each audience's `encoding` frames the payload once, into the audience's
+//! batch. When the link has nothing more to read, every touched audience is flushed: one `send` of the batch per
+//! subscriber. While most of a large audience has not taken its last batch, the next one is held back for some
+//! milliseconds (the setting `pace`); an audience that has caught up never waits. Bytes that a socket does not take
+//! stay in that session's backlog (`outbound`), as a copy that all slow sessions of the audience share. Only then does
+//! the worker register for writability, and the slow-consumer policy watches bytes and time.
 //!
 //! # When Redis is away
-//! A link that is open and delivers nothing is called deaf. `probe` finds that out: a worker that has heard no milestone
-//! for a second publishes one and expects it back (where there are none, a signed number on a channel of its own). A
-//! probe that Redis took and that does not return closes the link, as errors and commands without an answer do. An audit compares Redis' number of subscriptions with the link's
-//! own. A link leaves a node that is no longer a master. It reconnects with backoff, and subscribes all wanted channels
-//! in chunks. The time from the last proof that the subscriptions were there to the last confirmation is a gap: logged,
+//! A link that is open and delivers nothing is called deaf. A worker that has heard no milestone for a second publishes
+//! one and expects it back (where there are none, a signed number on a channel of its own). By the rule in `probe`,
+//! `subscriber` closes a link to which a probe that Redis took does not return (`LinkError::Deaf`), as errors and
+//! commands without an answer close it, too. An `audit` compares Redis' number of subscriptions with the link's own. A
+//! link leaves a node that is no longer a master. It reconnects with backoff, and subscribes all wanted channels in
+//! chunks. The time from the last proof that the subscriptions were there to the last confirmation is a gap: logged,
 //! counted, and where the endpoint has `on_gap = "close"`, its sessions are closed with 1012. Sessions stay, messages
 //! wait, and `/readyz` answers with the reason.
 //!
-//! Where Redis has a replication log and `redis.replay` allows, the gap is filled instead (`catch_up`). The new link subscribes all channels and stands
-//! still at the next milestone. `replay` reads the node's replication log from the last milestone that the old link
-//! heard. The hub skips the publications of each channel that it has counted since then, delivers the rest, and the
-//! link goes on. `worker/apply` answers a client that comes back with a position from its channel's history
-//! (`hub/rings`). If that is too short, `worker/recovery` asks another worker, then reads the log.
+//! Where Redis has a replication log and `redis.replay` allows, the gap is filled instead. The new link subscribes all
+//! channels and stands still at the next milestone. `broker/redis/log_reading` reads the node's replication log from
+//! the last milestone that the old link heard to that one (`replay/between`). The hub (`hub/replay`) skips the
+//! publications of each channel that it has counted since then, delivers the rest, and the link goes on. `worker/apply`
+//! answers a client that comes back with a position from its channel's history (`hub/rings`). If that is too short,
+//! `worker/recovery` asks all other workers, and then the log.
 //!
 //! # When another process takes over
 //! `handover` starts the new binary, and sends it the listeners and the names of all channels. The new process
@@ -98,13 +105,14 @@
 //! | `id`, `clock`, `close`, `metrics` | keys of sessions, time, close reasons, counters |
 //! | `notice`, `throttle`, `log` | limits for log lines that could repeat; the number of dropped lines, the log's level |
 //! | `config` | every setting: meaning, unit, default, why |
-//! | `protocol` | what does no I/O: `endpoint` (path and query to channel), `websocket` (frames), `encoding` (how publications, pings and closes look to clients), `session` (one connection as a state machine), `outbound` (its backlog), `hub` (channels, audiences, batches), `outbox` (client messages that wait) |
+//! | `protocol` | what does no I/O: `endpoint` (path and query to channel and encoding), `websocket` (frames), `encoding` (how publications, pings and closes look to clients), `cors` (what lets a page read an answer), `session` (one connection as a state machine), `socket` (what a session needs of its socket), `outbound` (its backlog), `hub` (channels, audiences, batches, histories), `outbox` (client messages that wait) |
 //! | `broker` | requests and events; the embedded broker; `redis`: RESP reader, the two links' state machines, probe, marker, roles, replication log, Sentinel, Cluster, TLS |
 //! | `worker` | one thread that owns sessions, hub, outbox and broker: mailbox, phases, reactor, timer wheel; carries out sessions' actions and the broker's events |
-//! | `front` | accepted connections, the request's head, the handshake, refusals, the test page |
+//! | `front` | accepted connections, the request's head, the handshake, the choice of an encoding, refusals and their status, the test page |
 //! | `admin` | the control socket, what `systemctl status` shows |
 //! | `handover` | another process takes over: protocol, both sides, deadlines, systemd's file store |
 //! | `server`, `service`, `signals` | listeners, workers' start and stop; the process under systemd |
+//! | `internals` | doors for tests, fuzzers and benchmarks, behind the feature `internals` |
 //! | `main`, `cli` | the binary, behind the feature `cli`: arguments, settings' sources, log output, exit codes |
 //!
 //! # Glossary
@@ -114,28 +122,31 @@
 //! | audience | the subscribers of a channel that get the same bytes |
 //! | audit | a link's comparison of the node's number of subscriptions with its own |
 //! | backlog | bytes that a session's socket has not taken yet (not the kernel's queue of a listener) |
-//! | batch | the encoded publications of an audience since its last flush |
+//! | batch | the encoded publications of an audience since its last flush; of a publishing link: the messages in one pipeline |
 //! | broker | what connects workers with publishers: Redis, or the embedded broker in memory |
 //! | channel | the name of a Pub/Sub channel |
-//! | command | a message in a worker's mailbox: from the server, a hand-over, the status line or a `Publisher` |
-//! | complete, incomplete | whether all wanted channels of a link are subscribed |
-//! | connection | an accepted socket, before it is a session |
+//! | command | what a worker's mailbox takes from the server, a hand-over, a `Publisher` or another worker; of a link: a command of Redis; of `cli`: a subcommand |
+//! | complete, incomplete | whether all wanted channels of a link are subscribed; of a recovery: whether the client got all that it missed |
+//! | connection | an accepted socket before it is a session; afterwards the socket that a session has |
+//! | denial, refusal | why a session does not open: what the session says itself, and the text of the 503; also the broker's error for a message |
 //! | deaf | said of a link that is open and delivers nothing |
 //! | encoding | how publications look to a client; the setting `wire` and the request choose it |
 //! | endpoint | a configured path: channel rule, prefix, encoding, limits |
-//! | event | what a broker tells its worker |
+//! | event | what a broker tells its worker; with "server-sent": a publication as an event stream has it |
 //! | gap | a time in which publications may be missing |
 //! | grant | what an accepted request gives its session: endpoint, channel, encoding, rights, position |
 //! | hand-over | another process takes over all sessions, over a socket or by systemd's store |
 //! | handoff | nginx gives webws a client's own socket and its request, and is out of the connection; such a client comes *straight* |
-//! | history | the last publications of a channel, kept for clients that come back |
+//! | history | the last publications of a channel, kept for clients that come back; of Redis (`replid`): the writes that a replication id names |
 //! | hub | a worker's table from channels to subscribers |
 //! | lingering close | what a client still sends after our close is read and discarded: a reset would destroy the frame |
+//! | linger | how long a channel without subscribers stays subscribed; for clients see *lingering close* |
 //! | link | one connection to Redis |
 //! | marker | a signed message at which the subscribing links of both processes stop reading |
 //! | message | what a browser or a `Publisher` sent, on its way to the broker |
 //! | milestone | a message that all subscribing links of a node hear, about one a second; positions count from it |
 //! | node | one Redis server that a worker has links to |
+//! | origin | of a page: scheme, host and port (RFC 6454); of a message: its session or `Publisher`; of a new process: the source of its sessions; of a setting: file or environment |
 //! | orphaned | said of a session whose path the new configuration does not serve; closed with 1001 |
 //! | outbox | a worker's messages that wait for the broker |
 //! | pace | how long a batch may be held back while its audience is behind |
@@ -144,12 +155,13 @@
 //! | probe | a message by which a link proves that it delivers: an own milestone, or a number where there are none |
 //! | publication | a message on a channel, on its way to browsers |
 //! | quiesce, resume | to stop, and to continue, a worker's sessions, timers and publishing for a hand-over |
-//! | request | what a worker asks of its broker; or what a client of the control socket asks of the server |
+//! | request | of a client: its HTTP request; of a worker: what it asks of its broker; on the control socket: what a program asks of the server |
 //! | replication log | what a node keeps of the commands that it executed, publications among them (Redis: backlog) |
 //! | RESP reader | the parser of Redis' replies and publications |
+//! | rings | the histories of all channels of a worker, bounded together (`hub/rings`) |
 //! | session | one browser connection from its handshake to its end |
-//! | snapshot | a session, a message or a listener, as data for another process |
-//! | subscription | a session's channel, with its encoding and rights; its entry in the hub is a subscriber |
+//! | snapshot | a session, a message or a listener, as data for another process; of Redis (`replay`): the RDB file that a replica gets |
+//! | subscription | a session's channel, with its encoding and rights; its entry in the hub is a subscriber (in `broker/redis`, `subscriber` is the subscribing link) |
 //! | worker | one thread with its sessions, hub, outbox and broker |
 //!
 //! # In another program

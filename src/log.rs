@@ -1,5 +1,5 @@
-//! Connects the library with the process' log: the number of dropped lines, and the level that `webws log` sets on
-//! the control socket. The program owns the subscriber.
+//! Connects the library with the process' log: the number of dropped lines, the level that `webws log` sets on the
+//! control socket, and the flush before another process logs as well. The program owns the subscriber of tracing.
 //!
 //! Statics, because a process has one log, however many servers run in the process. May not enter: the output of lines
 //! (`cli/logging`).

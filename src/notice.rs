@@ -1,8 +1,8 @@
-//! Warnings that could repeat per connection: logged at once and then once a minute, each time with the count since
-//! the last line. Also sums: refused handshakes by reason, and gaps caused by a restart.
+//! Warnings that could repeat per connection: logged at once and then once a minute, each time with the count since the
+//! last line. Also the line of a gap, and sums: refused handshakes by reason, and gaps caused by a restart.
 //!
-//! Statics, because the process has one log. Workers call [`tell_due`] to log the rest. May not enter: a warning that
-//! one fault of the process causes once.
+//! Statics, because the process has one log. Workers call [`tell_due`] to log what is due, a process that ends calls
+//! [`tell_all`]. May not enter: a warning that one fault of the process causes once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

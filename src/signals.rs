@@ -1,4 +1,5 @@
-//! The meaning of signals to a service: stop, or hand over. All other signals are ignored.
+//! The meaning of signals to a service: stop, or hand over. SIGUSR1 does nothing, and `os/signal.rs` ignores the
+//! signals that would end or stop the process by accident. SIGTSTP and SIGXCPU keep their default.
 //!
 //! May not enter: the reaction to a signal.
 

@@ -1,8 +1,8 @@
 //! The control socket: one line is a request, one line is the reply. Only root and webws' own user may use it.
 //!
-//! `upgrade` hands everything over to a new process. `suspend` leaves the sessions to the process that is started
-//! next. `log LEVEL` changes the log's level. The reply comes when the request is done or has failed.
-//! May not enter: how a request is carried out.
+//! `upgrade` hands everything over to a new process. `suspend` leaves the sessions to the process that is started next.
+//! `log LEVEL` changes the log's level. The reply comes when the request is done or has failed. Here are also the
+//! functions that send these requests. May not enter: how sessions are handed over or left (`service/giver.rs`).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;

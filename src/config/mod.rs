@@ -1,11 +1,11 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`,
-//! `origin` the rules of its `origins`, `channel_names` those of its `channels`.
-//! `file` reads a configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the
-//! settings' names, `check` checks each value. `validate` checks the settings together and reports all faults at once,
-//! `advice` warns of likely mistakes, `redis_url` parses broker addresses; `error` has the faults. May not enter: I/O.
-//! Validation comes before any file or socket is opened.
+//! `origin` the rules of its `origins`, `channel_names` those of its `channels`. `file` reads a configuration from TOML
+//! and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each value.
+//! `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
+//! `redis_url` parses broker addresses; `error` has the faults. Validation comes before any file or socket is opened.
+//! May not enter: I/O.
 
 mod address_fault;
 mod advice;

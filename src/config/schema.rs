@@ -1,7 +1,9 @@
-//! The settings, the kind of value that each takes, and the setting that a wrong name may have meant.
+//! The settings, the kind of value that each takes, the variable of each, and the setting that a wrong name may have
+//! meant.
 //!
-//! All of this comes from [`Config`] itself: serde tells the names of the fields, the defaults tell the kinds. A new
-//! setting needs no line here. May not enter: a list of settings.
+//! Names and kinds come from [`Config`] itself: serde tells the names of the fields, the defaults tell the kinds. A new
+//! setting needs no line here. Names that other programs use are listed, to guess what was meant. May not enter: a list
+//! of settings.
 
 use std::collections::BTreeMap;
 

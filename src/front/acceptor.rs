@@ -1,7 +1,7 @@
 //! Accepts connections on all listeners, gives each to the worker with the lowest load, and refuses those beyond the
 //! limit. `handoff.rs` does so with clients that nginx hands off.
 //!
-//! May not enter: the bytes of a connection.
+//! The bytes of a refused connection are read for the log line only. May not enter: the meaning of a request.
 
 use std::future::Future;
 use std::io;
@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nix::errno::Errno;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -145,7 +144,7 @@ impl Entrance {
                     let was_room = os::limit::is_below(&socket, self.reserved_from);
                     self.deal(socket, None, refusing);
                     if !was_room {
-                        return Err(Errno::EMFILE.into());
+                        return Err(os::limit::out_of_descriptors());
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),

@@ -1,6 +1,7 @@
-//! The answer to a request: a session, a refusal with its reason, the server's health, or the test page.
+//! The answer to a request: a session and its encoding, a refusal with its status and reason (4xx), the server's
+//! health, or the test page. A worker's refusal (503) and a late head (408) are answered in `upgrade.rs`.
 //!
-//! May not enter: sockets, a session's life after its 101.
+//! A socket is here for the log line only. May not enter: reading and writing it, a session's life after its 101.
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;

@@ -1,5 +1,5 @@
-//! Requests for server-sent events (WHATWG HTML, §9.2): whether a request is one, where the client left off, and the
-//! head of the answer.
+//! Requests for server-sent events (WHATWG HTML, §9.2): whether a request is one, and the head of the answer. Also what
+//! requests of several kinds share: the media types that a client accepts, and the position that it shows.
 //!
 //! May not enter: channels, sockets, the events themselves (`protocol/encoding/sse.rs`).
 

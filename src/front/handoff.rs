@@ -7,7 +7,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
@@ -102,7 +101,7 @@ impl Entrance {
             Ok(client) => self.take(client, head, room, refusing),
             Err(why) => self.refuse_handoff(&why),
         }
-        if was_room { Ok(()) } else { Err(Errno::EMFILE.into()) }
+        if was_room { Ok(()) } else { Err(os::limit::out_of_descriptors()) }
     }
 
     fn take(

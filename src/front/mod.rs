@@ -1,7 +1,7 @@
 //! From an accepted connection to a session: the choice of a worker, the request's head, the handshake, refusals, the
 //! test page.
 //!
-//! May not enter: frames, publications, Redis.
+//! May not enter: how frames and publications are encoded, links to Redis.
 
 pub(crate) mod acceptor;
 pub(crate) mod access;

@@ -1,6 +1,7 @@
-//! Refusals that hyper does not write, and the lingering close after every refusal.
+//! The bytes and the log line of a refusal, hyper's refusals with a reason, and the lingering close after every
+//! refusal.
 //!
-//! May not enter: why a request is refused.
+//! May not enter: checks of a request (`answer.rs`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,8 +1,9 @@
 //! From an accepted connection to a session or a refusal: hyper reads the request, and the socket stays ours.
 //!
 //! hyper reads the request from memory: a handshake registers nothing with the reactor before its session does.
-//! `waiting_room.rs` bounds the handshakes at work, `answer.rs` makes the answer.
-//! May not enter: a session's life after its 101.
+//! `waiting_room.rs` bounds the handshakes at work, `answer.rs` makes the answer. A late head gets 408 here; a client
+//! that its worker refuses gets 503 with the worker's reason (`worker/opening.rs`). May not enter: a session's life
+//! after its 101.
 
 use std::cell::Cell;
 use std::convert::Infallible;

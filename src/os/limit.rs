@@ -1,9 +1,10 @@
-//! The user of this process and its limit on descriptors, geteuid(2), getrlimit(2). May not enter: how many descriptors
-//! webws needs.
+//! The user of this process, its limit on descriptors, and the part of the limit that connections may use; geteuid(2),
+//! getrlimit(2). May not enter: the numbers of links and sessions, which callers pass.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Descriptors for look-ups, the password's file, the log, a hand-over. Chosen: far more than ever seen at once.
@@ -31,6 +32,16 @@ pub(crate) fn has_room(any: BorrowedFd<'_>, limit: usize) -> bool {
 /// Whether a descriptor that the kernel has just given is one of the first `limit`.
 pub(crate) fn is_below(descriptor: &impl AsRawFd, limit: usize) -> bool {
     usize::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number < limit)
+}
+
+/// Whether no descriptor is free, in this process or in the system.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// The error of a process that may open no further descriptor.
+pub(crate) fn out_of_descriptors() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
 }
 
 /// The user that this process runs as.

@@ -1,6 +1,7 @@
-//! System calls without a safe wrapper in std: the only room that names nix or rustix, or needs `unsafe`.
+//! System calls without a safe wrapper in std: the only room of the library that names nix or rustix, or needs
+//! `unsafe`.
 //!
-//! May not enter: decisions.
+//! May not enter: another room.
 
 pub(crate) mod descriptors;
 pub(crate) mod handoff;

@@ -1,4 +1,4 @@
-//! Answers to commands that take longer: sent when the awaited state is reached, or when the deadline passes.
+//! Answers commands that take longer (not clients): when the awaited state is reached, or when the deadline passes.
 //!
 //! The worker checks them in each turn, and at least with each tick. May not enter: commands that are answered at once.
 

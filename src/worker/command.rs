@@ -1,5 +1,5 @@
-//! Commands to a worker, from the server, the control socket, a hand-over and publishers; and the mailbox in which they
-//! wait.
+//! Commands to a worker, and the mailbox in which they wait. The server, a hand-over and publishers send them,
+//! handshakes and the status line ask for the worker's state, and workers ask each other for histories.
 //!
 //! May not enter: how a worker carries out a command.
 

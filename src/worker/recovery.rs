@@ -1,5 +1,6 @@
-//! Clients that come back with a position: their channel's history may be longer elsewhere than here. Another worker of
-//! the process is asked first, then the node's log. Their handshakes wait meanwhile. May not enter: what a history is.
+//! Clients that come back with a position: their channel's history may be longer elsewhere than here. All other workers
+//! of the process are asked first, then the node's log is read. Their handshakes wait meanwhile. May not enter: what a
+//! history is.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Sessions on a core, without a thread.
+//! Tests of sessions on a core, without a thread. May not enter: the loop.
 
 use super::core::Core;
 use super::opening::{Hello, Opening};

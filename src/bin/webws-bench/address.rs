@@ -1,4 +1,4 @@
-//! The addresses in the arguments, and sockets connected to them.
+//! The addresses in the arguments, and sockets connected to them. May not enter: what is sent.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

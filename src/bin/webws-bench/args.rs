@@ -1,4 +1,5 @@
-//! The command line, as clap reads it. `plan` checks the arguments against each other.
+//! The command line, as clap reads it. `plan` checks the arguments against each other. May not enter: checks of several
+//! arguments together.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

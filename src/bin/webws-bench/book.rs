@@ -1,4 +1,5 @@
-//! The counts of one load thread: deliveries and latencies over time, faults, ends of connections.
+//! The counts of one load thread: deliveries and latencies over time, faults, ends of connections. May not enter:
+//! sockets.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;

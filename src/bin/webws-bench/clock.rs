@@ -1,6 +1,7 @@
 //! The benchmark's time: monotonic, in microseconds since its start.
 //!
-//! Senders and receivers are in one process, so the two ends of a latency share a clock.
+//! Senders and receivers are in one process, so the two ends of a latency share a clock. May not enter: the time of
+//! day.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! A run from its start to its report: phases, the progress line, the usage at the window's ends.
+//! A run from its start to its report: phases, the progress line, the usage at the window's ends. May not enter:
+//! sockets.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;

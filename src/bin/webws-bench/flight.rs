@@ -2,7 +2,7 @@
 //!
 //! A closed loop sends the next publication when one has reached all receivers. The publisher opens a slot for each
 //! publication, and the load threads count its arrivals down. Each publication carries its number, so that a late
-//! arrival of an earlier publication in the same slot does not count.
+//! arrival of an earlier publication in the same slot does not count. May not enter: time, sockets.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! A non-blocking stream to a broker, with buffers for unsent and unread bytes.
+//! A non-blocking stream to a broker, with buffers for unsent and unread bytes. May not enter: what the bytes mean.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

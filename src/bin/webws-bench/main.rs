@@ -2,8 +2,8 @@
 //! Behind the feature `bench`; not part of the sidecar.
 //!
 //! `args` reads the command line and `plan` checks it; `conductor` leads a run, `recover` one of clients that come
-//! back; `client` carries the connections and `publisher` publishes; `book`, `ledger` and `flight` keep account; `report`,
-//! `table` and `plot` show it. `floor` is the other half.
+//! back; `client` carries the connections and `publisher` publishes; `book`, `ledger` and `flight` keep account;
+//! `report`, `table` and `plot` show it. `floor` is the other half. May not enter: measurements.
 
 mod address;
 mod args;

@@ -1,4 +1,4 @@
-//! The plan of a run: the arguments, checked against each other.
+//! The plan of a run: the arguments, checked against each other. May not enter: sockets.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

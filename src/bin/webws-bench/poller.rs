@@ -1,7 +1,7 @@
 //! One epoll instance, level-triggered, by raw system calls.
 //!
-//! rustix, not mio or nix: it calls the kernel without glibc between, whose cancellation points
-//! cost about 3 % of a `send` in a threaded process, and waits with a resolution below 1 ms.
+//! rustix, not mio or nix: it calls the kernel without glibc between, whose cancellation points cost about 3 % of a
+//! `send` in a threaded process, and waits with a resolution below 1 ms. May not enter: what a descriptor is for.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,4 +1,5 @@
-//! The figures of a run, from the books and the usage, as JSON; the table is in `table`.
+//! The figures of a run, from the books and the usage, as JSON; the table is in `table`. May not enter: how the figures
+//! are measured.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! The report for people.
+//! The report for people. May not enter: how the figures are measured.
 
 use std::fmt::{self, Display, Formatter};
 

@@ -1,4 +1,4 @@
-//! Texts with `{channel}` and `{connection}` in them.
+//! Texts with `{channel}` and `{connection}` in them. May not enter: what a text is for.
 
 use std::str::FromStr;
 

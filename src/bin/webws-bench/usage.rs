@@ -1,7 +1,7 @@
 //! CPU time and resident memory of processes, from /proc (proc(5)).
 //!
-//! CPU time is the scheduler's own count in nanoseconds (`schedstat`), summed over threads: the
-//! ticks of `stat` are too coarse for an idle process.
+//! CPU time is the scheduler's own count in nanoseconds (`schedstat`), summed over threads: the ticks of `stat` are too
+//! coarse for an idle process. May not enter: what the processes do.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;

@@ -1,7 +1,7 @@
 //! The sources of user and password: the address, a file, a credential of systemd.
 //!
 //! Each link reads the file, so that it finds a rotated password. systemd's copy of a credential is as old as its
-//! unit's last start. May not enter: how a server gets them (`greeting.rs`).
+//! unit's last start. May not enter: the exchange with a server (`greeting.rs`, `sentinel.rs`).
 
 use std::path::{Path, PathBuf};
 

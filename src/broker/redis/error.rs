@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::libc;
 use redis::RedisError;
+
+use crate::os::limit::is_out_of_descriptors;
 
 /// Why links cannot be made with these settings.
 #[derive(Debug, thiserror::Error)]
@@ -151,10 +152,6 @@ pub(crate) fn is_not_allowed(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
 }
 
-pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
 /// What an operator can do about `error`, as the end of a sentence.
 fn advice(error: &io::Error) -> &'static str {
     if is_out_of_descriptors(error) {
@@ -179,10 +176,11 @@ fn advice_on_silence(step: Step, address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os::limit::out_of_descriptors;
 
     #[test]
     fn a_process_without_descriptors_is_named() {
-        assert!(advice(&io::Error::from_raw_os_error(libc::EMFILE)).contains("LimitNOFILE"));
+        assert!(advice(&out_of_descriptors()).contains("LimitNOFILE"));
         assert_eq!(advice(&io::ErrorKind::ConnectionRefused.into()), "");
     }
 }

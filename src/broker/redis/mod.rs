@@ -1,11 +1,13 @@
 //! Redis as the broker: two links per worker and node, one to subscribe and one to publish, because the two must never
-//! share a connection. Each is a state machine without I/O (`subscriber.rs`, `publisher.rs`); `node_links.rs` and
-//! `publisher_stream.rs` have their sockets, `redis_broker.rs` is what a worker polls.
+//! share a connection. Each is a state machine without I/O (`subscriber`, `publisher`).
 //!
-//! From the floor up: `error`, `transport`, `read_buffer`, `resp`; `probe`, `marker`, `milestone`, `role`,
-//! `channel_table`, `health`; `node_state`, `unplaced`, `link_command`, `reply`, the machines; `greeting`, `dial`,
-//! `tls`, `sentinel`, `connect` make a stream; `cluster` knows where the nodes are; `replay` reads a node's replication
-//! log. The only room that names the redis crate. May not enter: sessions.
+//! From the floor up: `error`, `transport`, `wrong_port`, `read_buffer`, `resp`, `backoff`, `replid`; `credential`,
+//! `dial`, `tls`, `greeting`, `role`, `sentinel`, `connect` make a stream. `channel_table`, `probe`, `marker`,
+//! `milestone`, `catch_up`, `health` and `node_state` are what a node's two links share, `known_node` what all workers
+//! share. `replay` reads a replication log. `link_command`, `pending_changes`, `reply`, `subscribe_refusal`, `audit`
+//! and `subscribing_link` are parts of `subscriber`, `publishing_link` of `publisher`. `publisher_stream`,
+//! `log_reading` and `node_links` have the I/O. `cluster`, `following`, `unplaced` and `deployment` know where the
+//! nodes are; a worker polls `redis_broker`. The only room that names the redis crate. May not enter: sessions.
 
 mod audit;
 mod backoff;

@@ -1,10 +1,12 @@
 //! Proves that a subscribing link delivers: the worker publishes a probe over the link that carries its clients'
 //! messages, and expects the probe on the subscribing link. A deaf link answers PING.
 //!
-//! Where there are milestones, an own milestone is the probe. Elsewhere it is a number on a channel of the worker's own,
-//! signed (`seal.rs`): a publication of another client on this channel must not hide that a link is deaf. A probe is
-//! missing when Redis has taken it, and neither the probe nor a session's publication has arrived since. A Redis that
-//! does not answer is the business of the links' deadlines. May not enter: commands, sockets, when milestones are due.
+//! Where there are milestones, an own milestone is the probe. Elsewhere it is a number on a channel of the worker's
+//! own, signed (`seal.rs`): a publication of another client on this channel must not hide that a link is deaf. A probe
+//! that Redis has taken is missing when neither the probe nor another publication arrives for two seconds ([`GRACE`]);
+//! after a minute, other publications no longer count ([`MAX_BEHIND`]); and at once when Redis says that the probe had
+//! no receiver. A Redis that does not answer is the business of the links' deadlines. May not enter: commands, sockets,
+//! when milestones are due.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,7 +1,9 @@
-//! Asks Sentinels for the master's address (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
+//! Asks Sentinels for the master's address, and for the replica from which its log can be read
+//! (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
 //!
-//! A Sentinel that wants a password gets its own, from `redis.sentinel_*`, or Redis' own where it has none:
-//! most deployments have the same for both. May not enter: links to the master itself (`connect.rs`).
+//! All are asked side by side; most of the answers decide. A Sentinel that wants a password gets its own, from
+//! `redis.sentinel_*`, or Redis' own where it has none: most deployments have the same for both. May not enter: links
+//! to the master itself (`connect.rs`).
 
 use std::collections::BTreeMap;
 use std::future::Future;

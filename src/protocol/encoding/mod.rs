@@ -1,9 +1,9 @@
 //! How a connection looks to its client: the frames of publications, pings and close frames, and where a unit ends.
 //!
 //! An [`Encoding`] is a value, and the key of an audience: subscribers of one channel with equal encodings share their
-//! bytes. `sse` has the format of server-sent events, `poll` that of long-poll. A new encoding (a multiplexed protocol) is a new value. All
-//! peculiarities of the Lua handler (the suffix, the JSON channel rule, the close reply) are in this room. May not
-//! enter: sockets, sessions.
+//! bytes. `sse` has the format of server-sent events, `poll` that of long-poll. A new encoding (a multiplexed protocol)
+//! is a new value. The Lua handler's suffix, JSON channel rule and close reply are in this room. May not enter:
+//! sockets, the state of a session, the choice of an encoding (`endpoint.rs`, `front/answer.rs`).
 
 pub(crate) mod lua_channel;
 pub(crate) mod poll;

@@ -1,6 +1,7 @@
-//! A queue of bytes, in chunks of one size. May not enter: what the bytes mean.
+//! A queue of bytes, in chunks of one size.
 //!
-//! A box for each publication would cost 16 bytes, and what the allocator rounds up: up to a quarter.
+//! A box for each publication would cost 16 bytes, and what the allocator rounds up: up to a quarter. May not enter:
+//! what the bytes mean.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;

@@ -1,8 +1,9 @@
-//! Histories as data for another process: gives them in parts of bounded size, and adopts those of another process.
+//! Histories as data: gives a worker's own in parts of bounded size, and adopts those of another process, of another
+//! worker (for a client that comes back), or of a node's replication log.
 //!
 //! The other process has subscribed the channels, so from some milestone on its own histories are complete. What was
 //! published before does not change any more, and is sent while this process serves. May not enter: the messages of the
-//! two processes.
+//! two processes, the reading of a log.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Channels, audiences and batches, with sessions that keep their bytes.
+//! Tests of channels, audiences and batches, with sessions that keep their bytes. May not enter: histories.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a session does whose client only receives: server-sent events.
+//! Tests of a session whose client only receives: server-sent events. May not enter: clients that send.
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Random interactions of one session: operations, time and partial writes from a seed, checked against lists. A
-//! failing seed is printed; `SEED=7 cargo test --lib random_interactions` runs that one alone.
+//! failing seed is printed; `SEED=7 cargo test --lib random_interactions` runs that one alone. May not enter:
+//! expectations for one interaction (`tests.rs`).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -218,8 +219,8 @@ impl Run {
         if !self.is_open {
             return;
         }
-        if !self.is_held && self.stage.session.may_resume(self.stage.outbox.allowance) {
-            let resumed = self.stage.resume();
+        if !self.is_held && self.stage.session.may_end_pause(self.stage.outbox.allowance) {
+            let resumed = self.stage.end_pause();
             self.apply(resumed);
             if resumed != Action::Stay {
                 return;

@@ -127,23 +127,23 @@ impl Session {
         waiting.messages = waiting.messages.saturating_sub(1);
         waiting.bytes = waiting.bytes.saturating_sub(bytes);
         waiting.since = now;
-        if self.may_resume(allowance) { Action::ReadAgain } else { Action::Stay }
+        if self.may_end_pause(allowance) { Action::ReadAgain } else { Action::Stay }
     }
 
-    /// Stops reading until [`Session::resume`], because the outbox is full.
+    /// Stops reading until [`Session::end_pause`], because the outbox is full.
     pub(crate) fn pause(&mut self) {
         debug_assert!(self.is_open(), "a closing session is read until its end");
         self.waiting.is_paused = true;
     }
 
     /// Whether a pause can end: half of `allowance` is free again.
-    pub(crate) fn may_resume(&self, allowance: usize) -> bool {
+    pub(crate) fn may_end_pause(&self, allowance: usize) -> bool {
         let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
         self.waiting.is_paused && self.waiting.bytes <= room / 2
     }
 
     /// Ends a pause, and decodes the bytes that were kept.
-    pub(crate) fn resume(&mut self, socket: &mut impl Socket, now: Millis, outbox: &mut impl Publish) -> Action {
+    pub(crate) fn end_pause(&mut self, socket: &mut impl Socket, now: Millis, outbox: &mut impl Publish) -> Action {
         self.waiting.is_paused = false;
         self.alive_at = now;
         if self.reader.has_unread() { self.decode(&mut [], socket, now, outbox) } else { Action::Stay }

@@ -1,5 +1,5 @@
 //! A session with its surroundings, for tests: a socket in memory, a number as the clock, an outbox that keeps
-//! messages.
+//! messages. May not enter: tests.
 
 use std::rc::Rc;
 
@@ -122,8 +122,8 @@ impl Stage {
         self.session.close(reason, &mut self.socket, self.now)
     }
 
-    pub(super) fn resume(&mut self) -> Action {
-        self.session.resume(&mut self.socket, self.now, &mut self.outbox)
+    pub(super) fn end_pause(&mut self) -> Action {
+        self.session.end_pause(&mut self.socket, self.now, &mut self.outbox)
     }
 
     /// The socket takes `room` bytes more.

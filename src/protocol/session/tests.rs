@@ -1,4 +1,5 @@
-//! What a session does, on a virtual clock and without a socket.
+//! Tests of what a session does, on a virtual clock and without a socket. May not enter: random interactions
+//! (`random.rs`).
 
 use std::time::Duration;
 
@@ -338,7 +339,7 @@ fn a_session_with_too_many_waiting_messages_is_paused_and_resumes_at_half() {
     assert_eq!((stage.pass(9_000), stage.sent()), (Action::Stay, PING_FRAME.to_vec()));
     assert_eq!(stage.session.on_published(10, 40, stage.now), Action::Stay);
     assert_eq!(stage.session.on_published(10, 40, stage.now), Action::ReadAgain);
-    assert_eq!((stage.resume(), stage.outbox.messages.len()), (Action::Stay, 6));
+    assert_eq!((stage.end_pause(), stage.outbox.messages.len()), (Action::Stay, 6));
     assert_eq!(stage.outbox.messages.last(), Some(&text("5")));
 }
 
@@ -355,7 +356,7 @@ fn an_owner_without_room_pauses_and_a_close_ends_the_pause() {
     let mut stage = Stage::lua();
     stage.session.pause();
     assert_eq!(stage.read(&frame(TEXT, b"1")), Action::Stay);
-    assert!(stage.outbox.messages.is_empty() && stage.session.may_resume(usize::MAX));
+    assert!(stage.outbox.messages.is_empty() && stage.session.may_end_pause(usize::MAX));
     assert_eq!(stage.close(CloseReason::GoingAway), Action::Close(CloseReason::GoingAway));
     assert_eq!(stage.read(b""), Action::Stay);
     assert_eq!(stage.outbox.messages, [text("1")]);

@@ -1,4 +1,4 @@
-//! Opening connections, and closing and reopening them.
+//! Opening connections, and closing and reopening them. May not enter: what a client receives.
 
 use std::io;
 use std::sync::atomic::Ordering;

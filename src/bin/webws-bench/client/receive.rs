@@ -1,4 +1,4 @@
-//! The receiving side: the 101, frames, the end.
+//! The receiving side: the 101, frames, the end. May not enter: how a connection is opened (`dial`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

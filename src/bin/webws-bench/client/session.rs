@@ -1,4 +1,5 @@
-//! One WebSocket as data: its socket, its state, and the bytes that wait on either side.
+//! One WebSocket as data: its socket, its state, and the bytes that wait on either side. May not enter: the order of
+//! sessions, the counts.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,4 +1,4 @@
-//! The part of HTTP that the floor's handshake needs.
+//! The part of HTTP that the floor's handshake needs. May not enter: sockets.
 
 use percent_encoding::percent_decode;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;

@@ -2,7 +2,8 @@
 //!
 //! One event loop per worker, Redis' replies parsed by hand, a frame built once per publication, one raw `send` of the
 //! batch per subscriber. The handshake and the wire are webws' defaults. The floor has no liveness checks, hardly any
-//! limits, and does not reconnect. A server's cost above the floor is the price of its features.
+//! limits, and does not reconnect. A server's cost above the floor is the price of its features. May not enter:
+//! features of webws, whose price the floor shows.
 
 mod handshake;
 mod redis;

@@ -1,4 +1,4 @@
-//! The floor's two links to Redis: one subscribes, the other publishes.
+//! The floor's two links to Redis: one subscribes, the other publishes. May not enter: clients.
 
 use std::time::Duration;
 

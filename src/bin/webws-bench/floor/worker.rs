@@ -1,4 +1,5 @@
-//! One event loop of the floor: its connections, their channels, its two links to Redis.
+//! One event loop of the floor: its connections, their channels, its two links to Redis. May not enter: what clients
+//! send (`client`).
 
 mod client;
 

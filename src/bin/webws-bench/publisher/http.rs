@@ -1,7 +1,8 @@
 //! Publishing by HTTP: POST requests in a pipeline on connections that are kept alive.
 //!
 //! Servers close a connection after a number of requests (nginx: `keepalive_requests`, 1000), and announce the close in
-//! the last answer. Requests without an answer were not read, and are sent again on the next connection.
+//! the last answer. Requests without an answer were not read, and are sent again on the next connection. May not enter:
+//! pace.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! Publishing to Redis: PUBLISH commands in a pipeline, replies counted.
+//! Publishing to Redis: PUBLISH commands in a pipeline, replies counted. May not enter: pace.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The clients that stay: an open loop in a thread of its own, its latency measured before and during the recovery.
+//! The clients that stay: an open loop in a thread of its own, its latency measured before and during the recovery. May
+//! not enter: the clients that come back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
-//! The figures of a recovery: as JSON those of `load` and a part of their own, and a table.
+//! The figures of a recovery: as JSON those of `load` and a part of their own, and a table. May not enter: how the
+//! figures are measured.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};

@@ -1,4 +1,4 @@
-//! The publishing link without sockets: a scripted Redis, and a clock that the test moves.
+//! The publishing link without sockets: a scripted Redis, and a clock that the test moves. May not enter: sockets.
 
 use std::sync::Arc;
 

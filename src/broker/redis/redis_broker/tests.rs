@@ -1,5 +1,5 @@
 //! What a worker's links become when a cluster's topology changes: without sockets, because no link is polled before
-//! the test has made it.
+//! the test has made it. May not enter: sockets.
 
 use std::task::Waker;
 

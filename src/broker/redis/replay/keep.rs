@@ -1,6 +1,6 @@
 //! Makes a node's replication log where none is, and keeps it: a node drops its log `repl-backlog-ttl` seconds after
-//! its last replica left, and takes another replication id. A link that attaches for a moment starts that time again.
-//! May not enter: timers.
+//! its last replica left, and takes another replication id. A link that attaches for a moment starts that time again. A
+//! visit also tells when the next one is due. May not enter: the wait between two visits (`keeper.rs`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! Reads back what was published on a node while no link listened, from the node's replication log. Producers do
 //! nothing for it: a node logs every PUBLISH, outside of cluster mode.
 //!
-//! `info` decides from INFO whether the log reaches back far enough, before anything is asked for; `link` asks, and
-//! takes no full resynchronisation; `log` decodes what comes; `reader` reads within limits of bytes and time, under
-//! Sentinel from a replica. `keep` makes and keeps a log, `outlook` tells how far back it reaches. May not enter:
-//! positions of clients, the hub.
+//! `between` reads what lies between two milestones. `info` decides from INFO whether the log reaches back far enough,
+//! before anything is asked for; `link` asks, and takes no full resynchronisation; `log` decodes what comes; `reader`
+//! reads within limits of bytes and time, under Sentinel from a replica. `keep` makes and keeps a log, `keeper` decides
+//! when; `outlook` tells how far back it reaches. When the log is read for a gap or for a client: `log_reading`. May
+//! not enter: positions of clients, the hub.
 
 mod between;
 mod error;

@@ -1,4 +1,5 @@
-//! How a link ends, and the gap that its end leaves. May not enter: refused channels (`refusals.rs`).
+//! Tests of the subscribing link: how a link ends, and the gap that its end leaves. May not enter: refused channels
+//! (`refusals.rs`).
 
 use super::stage::{SECOND, Stage, TIMEOUT};
 use super::*;

@@ -1,4 +1,5 @@
-//! A link that is proved by milestones, and where they are refused. May not enter: links with a probe of their own.
+//! Tests of the subscribing link: a link that is proved by milestones, and where they are refused. May not enter: links
+//! with a probe of their own.
 
 use super::stage::{SECOND, Stage};
 use super::*;

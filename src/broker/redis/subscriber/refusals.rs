@@ -1,5 +1,5 @@
-//! Channels that Redis refuses, for now or for good, and channels that are left and joined meanwhile. May not enter:
-//! lost links (`losses.rs`).
+//! Tests of the subscribing link: channels that Redis refuses, for now or for good, and channels that are left and
+//! joined meanwhile. May not enter: lost links (`losses.rs`).
 
 use super::stage::{SECOND, Stage, channel};
 

@@ -1,4 +1,5 @@
-//! A subscribing link without sockets: a scripted Redis, and a clock that the test moves. May not enter: tests.
+//! A subscribing link without sockets, for tests: a scripted Redis, and a clock that the test moves. May not enter:
+//! tests.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What a link sends, and what it reads from its stream. May not enter: refused channels (`refusals.rs`), lost links
-//! (`losses.rs`).
+//! Tests of the subscribing link: what it sends, and what it reads from its stream. May not enter: refused channels
+//! (`refusals.rs`), lost links (`losses.rs`).
 
 use proptest::prelude::*;
 

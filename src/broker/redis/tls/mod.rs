@@ -1,7 +1,7 @@
 //! TLS to Redis and its Sentinels: the certificates in the settings, and the client's side of the handshake.
 //!
 //! `verifier.rs` checks a server's certificate, `certificate.rs` reads the fields that rustls does not give,
-//! `error.rs` explains faults. May not enter: addresses, and Redis' protocol.
+//! `explain.rs` explains faults. May not enter: addresses, and Redis' protocol.
 
 mod certificate;
 mod explain;

@@ -1,4 +1,4 @@
-//! The floor's clients: their requests, their frames, their end.
+//! The floor's clients: their requests, their frames, their end. May not enter: the order of events (the worker).
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};

@@ -1,4 +1,4 @@
-//! Tests of the decoder of a replication log.
+//! Tests of the decoder of a replication log. May not enter: sockets.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
