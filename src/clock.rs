@@ -51,7 +51,7 @@ impl Clock {
         if pause >= STOPPED {
             tracing::debug!(
                 pause_ms = millis(pause),
-                "the worker did not run for {pause:.1?}: this time does not count"
+                "the worker was not running for {pause:.1?}: that time counts against no deadline"
             );
             self.stopped.set(self.stopped.get() + pause);
         }

@@ -125,6 +125,7 @@
 //! | batch | the encoded publications of an audience since its last flush; of a publishing link: the messages in one pipeline |
 //! | broker | what connects workers with publishers: Redis, or the embedded broker in memory |
 //! | channel | the name of a Pub/Sub channel |
+//! | claims | what nginx says of a client: the user, the allowed channels, the end |
 //! | command | what a worker's mailbox takes from the server, a hand-over, a `Publisher` or another worker; of a link: a command of Redis; of `cli`: a subcommand |
 //! | complete, incomplete | whether all wanted channels of a link are subscribed; of a recovery: whether the client got all that it missed |
 //! | connection | an accepted socket before it is a session; afterwards the socket that a session has |

@@ -52,10 +52,10 @@ pub enum NotPublished {
     #[error("the link to the broker broke before the broker answered: the message may have been published or not")]
     Unknown,
     /// The message waited too long for a broker that is away.
-    #[error("the broker was away for too long; the message was not published")]
+    #[error("the broker was unavailable for too long; the message was not published")]
     TimedOut,
     /// The server has stopped, or too many messages wait already.
-    #[error("the server takes no messages now; the message was not published")]
+    #[error("the server accepts no messages now; the message was not published")]
     Unavailable,
 }
 

@@ -72,7 +72,7 @@ impl Signals {
                 _ = self.quit.recv() => return Wanted::Stop,
                 _ = self.user2.recv() => return Wanted::HandOver,
                 _ = self.hang_up.recv() => return self.hung_up(),
-                _ = self.user1.recv() => tracing::debug!("SIGUSR1 is ignored: webws has no log file to open again"),
+                _ = self.user1.recv() => tracing::debug!("SIGUSR1 is ignored: webws has no log file to reopen"),
             }
         }
     }
@@ -80,7 +80,7 @@ impl Signals {
     /// The next one that asks to stop.
     pub(crate) async fn stop(&mut self) {
         while self.next().await != Wanted::Stop {
-            tracing::debug!("a signal to hand over is ignored: this process stops");
+            tracing::debug!("a signal to hand over is ignored: this process is stopping");
         }
     }
 

@@ -192,7 +192,7 @@ async fn the_socket_of_a_dead_process_is_taken_over_and_that_of_a_live_one_refus
     assert!(!socket_in(dir.path()).exists(), "the socket file stays behind");
     write(dir.path(), "webws.sock", "no socket");
     let (code, _, stderr) = told(&run(dir.path(), &arguments, &[]).await);
-    assert!(code == Some(1) && stderr.contains("no socket"), "{stderr}");
+    assert!(code == Some(1) && stderr.contains("not a socket"), "{stderr}");
     assert_eq!(std::fs::read(socket_in(dir.path())).unwrap(), b"no socket", "somebody's file is gone");
 }
 

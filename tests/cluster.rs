@@ -234,9 +234,9 @@ async fn a_cluster_that_is_away_and_a_redis_that_is_in_none_are_reported_and_fou
     let single = Redis::start().await;
     let none =
         Webws::builder().broker(&format!("redis+cluster://127.0.0.1:{}", single.port())).workers(2).start().await;
-    until("it is said", SOON, async || none.warns_of("is no node of a cluster")).await;
+    until("it is said", SOON, async || none.warns_of("is not a node of a cluster")).await;
     let (status, why) = none.readiness().await;
-    assert!(status == 503 && why.contains("is no node of a cluster"), "{status} {why}");
+    assert!(status == 503 && why.contains("is not a node of a cluster"), "{status} {why}");
 
     let mut cluster = Cluster::start(3, 0).await;
     let broker = format!("{},127.0.0.1:{}", cluster.url(), free_port());

@@ -88,7 +88,7 @@ async fn a_name_is_found_behind_a_nameserver_that_is_dead() {
     let broker = format!("redis://redis.test:{}", redis.port());
     let settings = "[redis]\nconnect_timeout = \"1s\"";
     let webws = Webws::builder().broker(&broker).workers(1).extra_toml(settings).start().await;
-    until("it is said", SOON, async || webws.warns_of("'redis.test' is not resolved after 1s")).await;
+    until("it is said", SOON, async || webws.warns_of("'redis.test' was not resolved within 1s")).await;
     assert!(upgrades_within(&webws.target(), PATH, 4 * SOON).await, "{}", webws.log());
     assert_eq!(webws.warnings().len(), 1, "{}", webws.log());
 }

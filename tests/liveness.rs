@@ -228,7 +228,7 @@ async fn beyond_max_sessions_handshakes_get_503_until_one_has_left() {
         open.push(Client::connect(&webws.target(), &lua("a")).await);
     }
     let answer = Answer::to_upgrade(&webws.target(), &lua("a"), SOON).await.unwrap();
-    answer.expect_unavailable("as many connections as it may have");
+    answer.expect_unavailable("has reached its limit of connections");
     assert_eq!(answer.head.header("retry-after"), Some("7"));
     open.pop().unwrap().close().await;
     let deadline = Instant::now() + SOON;
@@ -238,7 +238,7 @@ async fn beyond_max_sessions_handshakes_get_503_until_one_has_left() {
         let client = Client::request(socket, &upgrade_request(&lua("a"))).await.expect("no answer");
         open.extend(Some(client).filter(|client| client.head().status == 101));
     }
-    Answer::to_upgrade(&webws.target(), &lua("a"), SOON).await.unwrap().expect_unavailable("as many connections");
+    Answer::to_upgrade(&webws.target(), &lua("a"), SOON).await.unwrap().expect_unavailable("limit of connections");
 }
 
 #[tokio::test]
@@ -333,9 +333,9 @@ async fn what_is_no_proper_request_is_refused_with_a_sentence() {
     let fields = "X-A: b\r\n".repeat(300);
     let long = "x".repeat(60_000);
     for (request, status, why) in [
-        ("garbage\r\n\r\n".to_owned(), "400 ", "no well-formed HTTP/1.1\n"),
-        ("GET /webws HTTP/2.0\r\n\r\n".to_owned(), "400 ", "no well-formed HTTP/1.1\n"),
-        ("GET /webws HTTP/1.1\r\nHost: a\0b\r\n\r\n".to_owned(), "400 ", "no well-formed HTTP/1.1\n"),
+        ("garbage\r\n\r\n".to_owned(), "400 ", "not well-formed HTTP/1.1\n"),
+        ("GET /webws HTTP/2.0\r\n\r\n".to_owned(), "400 ", "not well-formed HTTP/1.1\n"),
+        ("GET /webws HTTP/1.1\r\nHost: a\0b\r\n\r\n".to_owned(), "400 ", "not well-formed HTTP/1.1\n"),
         (format!("GET /webws HTTP/1.1\r\n{fields}\r\n"), "431 ", "too large\n"),
         (format!("GET /webws HTTP/1.1\r\nX-Long: {long}\r\n\r\n"), "431 ", "too large\n"),
     ] {

@@ -44,7 +44,10 @@ async fn a_redis_that_is_not_there_is_refused_without_any_channel() {
     let dead = format!("redis://127.0.0.1:{}", free_port());
     use_broker(&webws, &redis.url(), &dead);
     let (is_done, text) = upgrade(&webws).await;
-    assert!(!is_done && text.contains("links to redis://") && text.contains("goes on as before"), "{text}");
+    assert!(
+        !is_done && text.contains("links to redis://") && text.contains("the old process continues to serve"),
+        "{text}"
+    );
     assert!(!text.contains("restart"), "that is not the way: {text}");
     assert!(upgrades_within(&webws.target(), PATH, SOON).await);
     assert!(webws.heirs().is_empty());
@@ -81,7 +84,7 @@ async fn a_reload_that_needs_a_restart_instead_says_so() {
     redis.kill();
     until("it is noticed", SOON, async || !webws.is_ready().await).await;
     let (is_done, text) = upgrade(&webws).await;
-    assert!(!is_done && text.contains("systemctl restart keeps the WebSockets too"), "{text}");
+    assert!(!is_done && text.contains("`systemctl restart` also keeps the WebSockets"), "{text}");
     redis.start_again().await;
     witness.client.send_text("still ").await;
     witness.await_text("still a", 2 * SOON).await;

@@ -181,8 +181,10 @@ async fn answer(stream: UnixStream, requests: mpsc::Sender<Request>) {
     let reply = match read {
         Err(_) | Ok(Err(_)) => return,
         Ok(Ok(_)) if !is_allowed => {
-            tracing::warn!("a request on the control socket is refused: only root and webws' own user may ask");
-            Reply::failed("only root and the user that webws runs as may ask".to_owned())
+            tracing::warn!(
+                "refused a request on the control socket: only root and the user that webws runs as may send requests"
+            );
+            Reply::failed("only root and the user that webws runs as may send requests".to_owned())
         }
         Ok(Ok(_)) => carry_out(line.trim_end(), &requests, told).await,
     };
@@ -343,8 +345,8 @@ fn explain(path: &Path, error: &io::Error, patience: Duration) -> String {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::WouldBlock => format!(
-            "nothing answers at {path} within {patience:?}: it is not webws' control socket (see the setting \
-             control), or webws is stopped or hangs"
+            "nothing answered at {path} within {patience:?}: it is not webws' control socket (see the setting \
+             control), or webws is stopped (SIGSTOP) or hangs"
         ),
         io::ErrorKind::PermissionDenied => format!(
             "the control socket {path} cannot be used: {error}; only root and the user that webws runs as may \

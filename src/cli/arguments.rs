@@ -74,7 +74,8 @@ pub(crate) enum Command {
     },
     /// Try webws without Redis, on a test page at http://127.0.0.1:8080/.
     ///
-    /// webws dev refuses requests whose Host names another machine, and WebSockets from pages served by another machine.
+    /// webws dev refuses requests whose Host names another machine, and WebSockets from pages served by another
+    /// machine.
     Dev {
         /// A configuration file (TOML): all its settings except `listen` and `control` apply.
         #[arg(long, value_name = "FILE")]

@@ -211,13 +211,13 @@ fn serve(config: Config, notes: &Notes, extra: Extra) -> Result<(), Failure> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| (1, format!("no runtime: {error}")))
+    built.map_err(|error| (1, format!("the runtime cannot start: {error}")))
 }
 
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err((1, format!("stdout: {error}"))),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err((1, format!("cannot write to stdout: {error}"))),
         _ => Ok(()),
     }
 }

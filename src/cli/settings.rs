@@ -150,11 +150,11 @@ fn find_control(directory: &Path) -> Result<PathBuf, String> {
         (Some(last), _) => {
             sockets.push(last);
             let all: Vec<_> = sockets.iter().map(|socket| socket.display().to_string()).collect();
-            Err(format!("several instances run: name one of them by --control: {}", all.join(", ")))
+            Err(format!("several instances are running: choose one with --control: {}", all.join(", ")))
         }
         (None, _) => Err(format!(
-            "no control socket is known: name the control socket of the running webws by --control, or its \
-             configuration file by --config (setting control, as control = \"{}\", which the shipped units have)",
+            "no control socket was found: give the control socket of the running webws with --control, or its \
+             configuration file with --config (the file must set control; the shipped units use \"{}\")",
             main.display()
         )),
     }

@@ -24,7 +24,7 @@ const SCHEMES: [(&str, &str); 12] = [
 /// What is wrong with `text`. `part` is the address in it that cannot be read, `said` the parser's reason.
 pub(super) fn explain(text: &str, part: &str, said: &str) -> String {
     if text.split_whitespace().skip(1).any(|part| !part.contains("://")) {
-        return "a blank separates one address from the next, and the text after the blank is no address: write a blank \
+        return "a blank separates one address from the next, and the text after the blank is not an address: write a blank \
                 in a password as %20"
             .to_owned();
     }
@@ -34,7 +34,7 @@ pub(super) fn explain(text: &str, part: &str, said: &str) -> String {
     }
     match said {
         "empty host" => "its host is missing".to_owned(),
-        "invalid port number" => "its port is no number from 1 to 65535".to_owned(),
+        "invalid port number" => "its port is not a number from 1 to 65535".to_owned(),
         said => said.to_owned(),
     }
 }
@@ -90,7 +90,7 @@ mod tests {
             ("tcp://web:hunter2@localhost", "write redis://"),
             ("VALKEYS://localhost", "write rediss://"),
             ("hunter2://localhost", ""),
-            ("redis://localhost:hunter2", "no number"),
+            ("redis://localhost:hunter2", "not a number"),
             ("redis://web:hunter2@", "host is missing"),
             ("redis://web:<hidden>@localhost", "mask"),
             ("redis://web:***@localhost", "mask"),

@@ -71,12 +71,12 @@ fn explain(setting: &Setting, value: &Value, said: &str, origin: Origin) -> Stri
         }
         (Kind::Count | Kind::Bytes, Value::Integer(n)) if *n < 0 => format!("{n} is negative: write 0 or more"),
         (Kind::Count, Value::String(text)) if origin == Origin::File && text.trim().parse::<u64>().is_ok() => {
-            format!("a number has no quotes: write {name} = {}", text.trim())
+            format!("a number takes no quotes: write {name} = {}", text.trim())
         }
         (Kind::Flag, Value::String(text)) if origin == Origin::File && ["true", "false"].contains(&text.as_str()) => {
-            format!("true and false have no quotes: write {name} = {text}")
+            format!("true and false take no quotes: write {name} = {text}")
         }
-        (Kind::List, Value::String(text)) => format!("a list has brackets: write {name} = [\"{}\"]", repeated(text)),
+        (Kind::List, Value::String(text)) => format!("a list needs brackets: write {name} = [\"{}\"]", repeated(text)),
         (Kind::Text | Kind::Duration, Value::String(_))
         | (Kind::List, Value::Array(_))
         | (Kind::Inline, Value::Table(_)) => said.to_owned(),
@@ -147,7 +147,7 @@ pub(super) fn one_line(message: &str) -> String {
             Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
             _ => choices.join(""),
         };
-        return format!("\"{}\" is no choice: write {choices}", repeated(wrong));
+        return format!("\"{}\" is not a valid choice: write {choices}", repeated(wrong));
     }
     let line = line.replace("expected usize", "expected a whole number");
     line.replace("expected a boolean", "expected true or false").replace("invalid type: ", "").replace('`', "")

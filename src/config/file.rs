@@ -275,7 +275,7 @@ impl<'a> Reader<'a> {
             None if path.contains("__") => {
                 self.warnings.push(format!("environment variable {variable} is not used: there is no such setting"));
             }
-            None => self.unused.push(format!("environment variable {variable} is no setting and not used")),
+            None => self.unused.push(format!("environment variable {variable} is not a setting, and not used")),
         }
     }
 

@@ -215,7 +215,7 @@ impl FromStr for Listen {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let fault = |what: &str| ConfigError::new(vec![format!("'{text}' is no address to listen on: {what}")]);
+        let fault = |what: &str| ConfigError::new(vec![format!("'{text}' is not an address to listen on: {what}")]);
         match text.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             Some(("handoff", path)) if path.starts_with('/') => Ok(Self::Handoff(path.into())),
@@ -251,7 +251,7 @@ impl FromStr for SocketMode {
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match u32::from_str_radix(text, 8) {
             Ok(mode @ 0..=0o777) => Ok(Self(mode)),
-            _ => Err(ConfigError::new(vec![format!("'{text}' is no file mode: write it in octal, as \"0660\"")])),
+            _ => Err(ConfigError::new(vec![format!("'{text}' is not a file mode: write it in octal, as \"0660\"")])),
         }
     }
 }
@@ -290,7 +290,7 @@ mod duration {
     pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map_err(|_| {
-            serde::de::Error::custom(format!("'{text}' is no duration: write \"500ms\", \"5s\" or \"2m\""))
+            serde::de::Error::custom(format!("'{text}' is not a duration: write \"500ms\", \"5s\" or \"2m\""))
         })
     }
 }

@@ -144,7 +144,7 @@ impl FromStr for OriginRule {
         if text == "same-host" {
             return Ok(Self(Rule::SameHost));
         }
-        let fault = |what: &str| ConfigError::new(vec![format!("'{}' is no origin: {what}", text.escape_debug())]);
+        let fault = |what: &str| ConfigError::new(vec![format!("'{}' is not an origin: {what}", text.escape_debug())]);
         let wildcard = text.split_once("://*.").map(|(scheme, rest)| format!("{scheme}://{rest}"));
         let origin = wildcard.as_deref().unwrap_or(text);
         let is_of_pages = |origin: &WebOrigin| !["ws", "wss"].contains(&origin.scheme.as_str());

@@ -153,7 +153,7 @@ fn parse_several(rest: &str, default_port: u16) -> Result<Several, String> {
         let has_port = place.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
         match &url.address {
             RedisAddress::Tcp(host, port) => all.push((host.clone(), if has_port { *port } else { default_port })),
-            _ => return Err(format!("'{place}' is no HOST:PORT")),
+            _ => return Err(format!("'{place}' is not HOST:PORT")),
         }
         first.get_or_insert(url);
     }

@@ -17,7 +17,7 @@ const UNITS: [(&str, u64); 8] = [
     ("gib", 1 << 30),
 ];
 
-/// The bytes that `text` names, or `None` if it is no size.
+/// The bytes that `text` names, or `None` if it is not a size.
 pub(super) fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -44,7 +44,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 
         fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
             let bytes = parse(text).and_then(|bytes| bytes.try_into().ok());
-            bytes.ok_or_else(|| E::custom(format!("'{text}' is no size: write 64000, \"64kB\" or \"64KiB\"")))
+            bytes.ok_or_else(|| E::custom(format!("'{text}' is not a size: write 64000, \"64kB\" or \"64KiB\"")))
         }
     }
 

@@ -111,7 +111,7 @@ fn meaning(line: &str, said: &str) -> String {
     if !line.contains('=') {
         return match line.split_once(':') {
             Some(_) => format!("a setting is written with an equals sign: {name} = …"),
-            None => format!("this is no setting: write NAME = VALUE ({said})"),
+            None => format!("this is not a setting: write NAME = VALUE ({said})"),
         };
     }
     if value.is_empty() {
@@ -124,13 +124,13 @@ fn meaning(line: &str, said: &str) -> String {
                 let flag = ["yes", "on", "true"].contains(&flag);
                 format!("this setting is true or false: write {name} = {flag}")
             }
-            _ => format!("a text has quotes: write {name} = \"…\""),
+            _ => format!("a text needs quotes: write {name} = \"…\""),
         };
     }
     let has_unit =
         value.starts_with(|c: char| c.is_ascii_digit()) && value.ends_with(|c: char| c.is_ascii_alphabetic());
     if has_unit {
-        return format!("a value with a unit has quotes: write {name} = \"{value}\"");
+        return format!("a value with a unit needs quotes: write {name} = \"{value}\"");
     }
     if value.ends_with([';', ',']) && !value.starts_with(['[', '{']) {
         return format!(
@@ -141,5 +141,5 @@ fn meaning(line: &str, said: &str) -> String {
     if value.matches('"').count() == 1 {
         return "a quote is missing".to_owned();
     }
-    format!("this is no TOML: {said}")
+    format!("this is not TOML: {said}")
 }

@@ -53,7 +53,7 @@ impl Config {
             needs_time(&mut faults, name, value);
         }
         if redis.certificate_file.is_some() != redis.key_file.is_some() {
-            faults.push("redis.certificate_file and redis.key_file: one is of no use without the other".to_owned());
+            faults.push("redis.certificate_file and redis.key_file: set both or neither".to_owned());
         }
         if redis.pinned_certificate_file.is_some() && redis.ca_file.is_some() {
             faults.push("redis.pinned_certificate_file and redis.ca_file: write one of the two".to_owned());
@@ -162,7 +162,7 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
         faults.push(at("wire = \"sse\" needs subscribe = true: its clients only receive"));
     }
     if !endpoint.subscribe && !endpoint.publish {
-        faults.push(at("neither subscribe nor publish: its clients could do nothing"));
+        faults.push(at("neither subscribe nor publish is set, so its clients could do nothing"));
     }
     for (name, value) in [
         ("max_message_bytes", endpoint.max_message_bytes),
@@ -232,7 +232,8 @@ fn check_names(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     }
     // A name comes in the request's head, which has at most 32 kB.
     if !(1..=32 << 10).contains(&endpoint.max_channel_bytes) {
-        faults.push(format!("{} = {}: 1 to 32768 bytes", at("max_channel_bytes"), endpoint.max_channel_bytes));
+        let setting = format!("max_channel_bytes = {}", endpoint.max_channel_bytes);
+        faults.push(at(&format!("{setting} is out of range: write 1 to 32768")));
     }
 }
 
@@ -242,8 +243,9 @@ fn check_plain_only(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     for (index, name) in subprotocols.iter().enumerate() {
         if name.is_empty() || !name.bytes().all(is_token) {
-            faults
-                .push(format!("endpoint {path}: subprotocols: '{name}' is no token (letters, digits, '-', '.', '_')"));
+            faults.push(format!(
+                "endpoint {path}: subprotocols: '{name}' is not a token (letters, digits, '-', '.', '_')"
+            ));
         } else if subprotocols.iter().take(index).any(|earlier| earlier == name) {
             faults.push(format!("endpoint {path}: subprotocols: '{name}' is listed twice"));
         }
@@ -429,9 +431,9 @@ mod tests {
         for (wrong, why) in [
             (
                 "origins = [\"same-host\", \"a.example\"]",
-                "line 2, column 25: endpoint.origins: 'a.example' is no origin",
+                "line 2, column 25: endpoint.origins: 'a.example' is not an origin",
             ),
-            ("origins = \"same-host\"", "a list has brackets"),
+            ("origins = \"same-host\"", "a list needs brackets"),
             ("no_origin = \"refuse\"", "needs origins"),
             ("origins = [\"same-host\"]\nno_origin = \"deny\"", "write \"auto\", \"allow\" or \"refuse\""),
         ] {
@@ -461,7 +463,7 @@ mod tests {
             ("{ age = \"500ms\" }", "age = \"500ms\" is out of range"),
             ("{ age = 5 }", "integer 5, expected a string"),
             ("{ bytes = \"999B\" }", "bytes = 999 is out of range"),
-            ("{ bytes = \"64k\" }", "'64k' is no size"),
+            ("{ bytes = \"64k\" }", "'64k' is not a size"),
             ("{ bytes = -5 }", "-5 is negative"),
             ("{ size = 5 }", "unknown field size"),
             ("200", "expected settings in braces, history = { … }, found the number 200"),

@@ -1,7 +1,8 @@
-//! The answer to a request: a session and its encoding, a refusal with its status and reason (4xx), the server's
-//! health, or the test page. A worker's refusal (503) and a late head (408) are answered in `upgrade.rs`.
+//! The answer to a request: a session and its encoding, a refusal with its status and reason, the server's health, or
+//! the test page. A worker's refusal (503) and a late head (408) are answered in `upgrade.rs`.
 //!
-//! A socket is here for the log line only. May not enter: reading and writing it, a session's life after its 101.
+//! A socket is here for its peer's user and for the log line. May not enter: reading and writing it, a session's life
+//! after its 101.
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
@@ -190,10 +191,10 @@ const AMBIGUOUS: &str =
 const OTHER_LOCATION: &str = "the path belongs to a different endpoint than X-Webws-Endpoint names";
 
 /// The refusal of an event stream, or of a poll, at an endpoint whose clients receive nothing.
-const NO_EVENTS: &str = "this endpoint sends its clients nothing, so there is no event stream";
+const NO_EVENTS: &str = "this endpoint sends nothing to its clients, so it has no event streams and no long-polls";
 
 /// The refusal of a poll at an endpoint without a history: what is published between two polls would be lost.
-const NO_POLLS: &str = "this endpoint keeps no messages (history), so there is no long-poll";
+const NO_POLLS: &str = "this endpoint keeps no messages (history), so it has no long-polls";
 
 /// nchan's subprotocol with positions (<https://nchan.io/#websocket>), spoken at endpoints with a history.
 const META: &str = "ws+meta.nchan";
@@ -213,7 +214,7 @@ fn no_channel(why: NoChannel) -> RefusedHandshake {
 /// Finds the endpoint of a request, and checks the page that made it.
 fn handshake(worker: &Handle, raw: &RawRequest<'_>) -> Result<Success, RefusedHandshake> {
     let RawRequest { target: Some(target), request, .. } = raw else {
-        return Err(bad("the request's target is no path"));
+        return Err(bad("the request's target is not a path"));
     };
     let endpoint = Endpoint::serving(&worker.endpoints, target.path())
         .ok_or_else(|| RefusedHandshake::new(StatusCode::NOT_FOUND, "nothing is served at this path"))?;

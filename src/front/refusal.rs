@@ -23,7 +23,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 pub(super) const TIMED_OUT: &str = "the handshake was not complete in time";
 
-const MALFORMED: &str = "the request is no well-formed HTTP/1.1";
+const MALFORMED: &str = "the request is not well-formed HTTP/1.1";
 
 /// An answer that hyper does not write: `head` is the status line and further headers, `why` the body's one line.
 pub(crate) fn plain_answer(head: &str, why: &str) -> Bytes {

@@ -120,8 +120,8 @@ impl Legacy {
             (None, None) => None,
             _ => {
                 tracing::error!(
-                    "systemd kept only some of the descriptors that the previous process left: its WebSockets are \
-                     lost, and their clients connect again"
+                    "systemd kept only some of the descriptors that the previous process left: its WebSockets \
+                     are closed, and their clients must connect again"
                 );
                 forget();
                 None

@@ -105,7 +105,7 @@ pub(crate) fn receive(mut stream: &UnixStream, buffer: &mut [u8]) -> io::Result<
 #[expect(unsafe_code, reason = "a descriptor arrives as a number")]
 pub(crate) fn check_inherited(number: RawFd) -> io::Result<()> {
     if number <= 2 {
-        return Err(io::Error::other(format!("{number} is no descriptor that could be handed over")));
+        return Err(io::Error::other(format!("{number} is not a descriptor that can be handed over")));
     }
     // SAFETY: the number is not negative, and the descriptor is only inspected.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
@@ -131,7 +131,7 @@ pub(crate) fn inherited(number: RawFd) -> io::Result<UnixStream> {
     if nix::sys::socket::getsockopt(&borrowed, nix::sys::socket::sockopt::SockType)?
         != nix::sys::socket::SockType::Stream
     {
-        return Err(io::Error::other(format!("descriptor {number} is no stream socket")));
+        return Err(io::Error::other(format!("descriptor {number} is not a stream socket")));
     }
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: the descriptor is open (checked above), and this call takes ownership.

@@ -68,7 +68,7 @@ fn bind_kind(kind: SockType, path: &Path, mode: u32, group: Option<&str>) -> io:
         Occupant::DeadSocket => place.remove()?,
         Occupant::LiveSocket => return Err(refusal("another process listens on it: stop that one first")),
         Occupant::OtherSocket => return Err(refusal("the file is a socket of another kind: remove or rename it")),
-        Occupant::OtherFile => return Err(refusal("the file is no socket: remove or rename it")),
+        Occupant::OtherFile => return Err(refusal("the file is not a socket: remove or rename it")),
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, kind, flags, None)?;
@@ -274,7 +274,7 @@ mod tests {
         remove_own(&path, id);
         assert!(!path.exists());
         std::fs::write(&path, "x").unwrap();
-        assert!(bind_unix(&path, 0o600, None).unwrap_err().to_string().contains("no socket"));
+        assert!(bind_unix(&path, 0o600, None).unwrap_err().to_string().contains("not a socket"));
         remove_own(&path, id);
         assert!(path.exists(), "a file that is not ours is not removed");
     }

@@ -55,7 +55,7 @@ fn number(name: &str) -> io::Result<Option<u64>> {
         None => Ok(None),
         Some(text) => match text.to_str().and_then(|text| text.parse().ok()) {
             Some(number) => Ok(Some(number)),
-            None => Err(io::Error::other(format!("{name}={} is no number", text.display()))),
+            None => Err(io::Error::other(format!("{name}={} is not a number", text.display()))),
         },
     }
 }

@@ -120,8 +120,8 @@ impl Endpoint {
                 if name.lost_precision && LOST_PRECISION.allows() {
                     tracing::warn!(
                         endpoint = self.config.path,
-                        "a client of {} names its channel by a number of 15 or more digits, which a double cannot tell \
-                         from its neighbours: distinct ids share a channel; send the name as a JSON string",
+                        "a client of {} names its channel by a number of 15 or more digits, which is rounded to a \
+                         double, so that different numbers can share a channel: send the name as a JSON string",
                         self.config.path
                     );
                 }

@@ -65,7 +65,7 @@ pub(super) fn prepare(socket: BorrowedFd<'_>) -> io::Result<()> {
     }
     if !os::socket::is_listening(socket) {
         return Err(io::Error::other(
-            "it is no listening stream socket and no Unix datagram socket (ListenStream= and ListenDatagram= in the \
+            "it is neither a listening stream socket nor a Unix datagram socket (ListenStream= and ListenDatagram= in the \
              .socket unit)",
         ));
     }

@@ -98,7 +98,8 @@ impl Running {
                 tracing::warn!(
                     %error,
                     %path,
-                    "{path} keeps its old permissions and group: socket_mode and socket_group cannot be set ({error})"
+                    "{path} keeps its old permissions and group: socket_mode and socket_group cannot be applied \
+                     ({error})"
                 );
             }
         }

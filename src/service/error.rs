@@ -24,7 +24,7 @@ pub enum ServiceError {
     Activation(#[source] io::Error),
     /// A socket that systemd handed over has the name of another service.
     #[error(
-        "socket activation: a socket is called '{name}', but only '{SOCKET_NAME}' is served: set \
+        "socket activation: a socket is named '{name}', but only '{SOCKET_NAME}' is served: set \
          FileDescriptorName={SOCKET_NAME} in the .socket unit"
     )]
     ForeignSocket {
@@ -32,10 +32,10 @@ pub enum ServiceError {
         name: String,
     },
     /// This process was started to take over from another, and could not: the other process continues.
-    #[error("nothing was taken over: {0}")]
+    #[error("this process cannot take over: {0}")]
     HandOver(#[source] Box<dyn Error + Send + Sync>),
     /// The control socket cannot be made.
-    #[error("control: {}: {source}{}", path.display(), advice("", source))]
+    #[error("the control socket {} cannot be created: {source}{}", path.display(), advice("", source))]
     Control {
         /// The setting `control`.
         path: PathBuf,

@@ -168,15 +168,15 @@ impl Giver<'_> {
         let left = blocking(move || site.leave()).await.unwrap_or_else(|error| Err(GiveError::Here(error.to_string())));
         let reply = match &left {
             Ok(sessions) => {
-                tracing::info!(sessions, "left {sessions} sessions with systemd for the process that is started next");
-                Reply::done(format!("{sessions} sessions wait for the process that is started next"))
+                tracing::info!(sessions, "left {sessions} sessions with systemd for the next process");
+                Reply::done(format!("{sessions} sessions wait for the next process"))
             }
             Err(error) => {
                 tracing::error!(
                     %error,
                     "the sessions cannot be left with systemd ({error}): this process continues to serve"
                 );
-                Reply::failed(format!("the sessions cannot be left to another process: {error}"))
+                Reply::failed(format!("the sessions cannot be left with systemd for the next process: {error}"))
             }
         };
         blocking(log::flush).await.ok();

@@ -165,7 +165,7 @@ pub(super) async fn resume(running: &mut Running, legacy: Legacy) -> Result<(), 
     });
     // A part of the sessions is worse than none: this process ends with all of them, and is started again without.
     let sessions = taken.await.map_err(ServiceError::hand_over)?.map_err(ServiceError::hand_over)?;
-    tracing::info!(sessions, "took up {sessions} sessions that the previous process left with systemd");
+    tracing::info!(sessions, "resumed {sessions} sessions that the previous process left with systemd");
     running.own_listeners();
     Ok(())
 }

@@ -129,7 +129,7 @@ fn open_control(
             tracing::error!(
                 %error,
                 %path,
-                "the control socket {path} cannot be made ({error}): reload and upgrade do not work until a restart"
+                "the control socket {path} cannot be created ({error}): reload and upgrade do not work until a restart"
             );
             Ok(None)
         }
@@ -145,7 +145,7 @@ fn raise_limits(wanted: usize) {
             %error,
             limit,
             wanted,
-            "limits.max_sessions needs {wanted} descriptors, the limit is {limit}: raise LimitNOFILE and restart (a \
+            "limits.max_sessions needs {wanted} descriptors, but the limit is {limit}: raise LimitNOFILE and restart (a \
              reload keeps the limits of the old process)"
         );
     }

@@ -50,7 +50,8 @@ impl Core {
         if let Err(error) = self.registrar.add(socket.as_fd(), key, slot.registered) {
             tracing::error!(
                 %error,
-                "the kernel cannot watch a WebSocket ({error}), so webws closes it: raise fs.epoll.max_user_watches or add memory"
+                "the kernel cannot watch a WebSocket ({error}), so webws closes it: raise fs.epoll.max_user_watches \
+                 or add memory"
             );
             return self.apply(key, Action::End(CloseReason::Internal), now);
         }
@@ -225,7 +226,8 @@ impl Core {
         if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {
             if PANICKED.allows() {
                 tracing::error!(
-                    "a panic in one session: its WebSocket is closed with 1011, all others continue; please report it"
+                    "a panic in one session: its WebSocket is closed with 1011, and all others continue; please \
+                     report the panic"
                 );
             }
             self.apply(key, Action::End(CloseReason::Internal), now);

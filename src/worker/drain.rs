@@ -85,10 +85,7 @@ impl Worker {
         let left = self.core.outbox.waiting() as u64;
         if left > 0 {
             self.shard.add(Counter::MessagesLost, left);
-            tracing::warn!(
-                left,
-                "{left} messages of clients were still unpublished at the end of drain_time and are lost"
-            );
+            tracing::warn!(left, "drain_time ended before {left} client messages were published, so they are lost");
         }
     }
 }

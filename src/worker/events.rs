@@ -153,8 +153,8 @@ impl Worker {
         tracing::warn!(
             messages,
             closing = sessions.len(),
-            "{messages} messages of clients were published on a Redis that was no longer a master: {} WebSockets are \
-             closed with 1013",
+            "{messages} client messages were published on a Redis server that was no longer the master: {} WebSockets \
+             are closed with 1013",
             sessions.len()
         );
         self.shard.add(Counter::MessagesLost, messages);

@@ -132,7 +132,7 @@ impl Turns {
         let sockets = match self.serve_sockets(cx) {
             Ok(sockets) => sockets,
             Err(error) => {
-                tracing::error!(%error, "a worker can no longer wait for its sockets ({error}) and ends: webws stops");
+                tracing::error!(%error, "a worker can no longer poll its sockets ({error}), so webws stops");
                 return Poll::Ready(Next::End(Err(error)));
             }
         };
@@ -347,7 +347,7 @@ impl Worker {
             let lost = lost.len();
             tracing::warn!(
                 lost,
-                "{lost} messages of clients waited longer than publish_timeout and are lost: their WebSockets are \
+                "{lost} client messages were not published within publish_timeout and are lost: their WebSockets are \
                  closed with 1013"
             );
         }

@@ -66,8 +66,8 @@ async fn a_configuration_file_that_is_none_says_why() {
         ("directory", "name the file in it"),
         ("utf16", "is UTF-16: save it as UTF-8"),
         ("latin1", "is not UTF-8 (line 2)"),
-        ("huge", "it is another file"),
-        ("/dev/zero", "it is another file"),
+        ("huge", "is larger than 1 MiB"),
+        ("/dev/zero", "is larger than 1 MiB"),
     ] {
         for command in ["check", "run"] {
             let (code, stdout, stderr) = told(&run(dir.path(), &[command, "--config", file], &[]).await);

@@ -95,7 +95,7 @@ async fn a_redis_that_wants_a_certificate_gets_ours_and_may_have_another_name() 
     client.expect_text("known, zhang").await;
     program.stop().await;
     // Half of it is a fault in the settings, and a key that is none a fault in a file.
-    for (key_file, fault) in [("", "one is of no use"), ("server.pem", "redis.key_file")] {
+    for (key_file, fault) in [("", "set both or neither"), ("server.pem", "redis.key_file")] {
         let environment = [environment[2], ("WEBWS_REDIS__KEY_FILE", key_file)];
         let environment = if key_file.is_empty() { &environment[..1] } else { &environment[..] };
         let (code, _, stderr) = told(&run(dir.path(), &arguments, environment).await);

@@ -195,10 +195,10 @@ impl Cluster {
         if !was_told {
             tracing::warn!(
                 %error,
-                "no node of the Redis Cluster says which node owns which slots ({error}): webws asks again"
+                "no node of the Redis Cluster reports which node owns which slots ({error}): webws keeps asking"
             );
         } else {
-            tracing::debug!(%error, "a node of the Redis Cluster does not say which node owns which slots: {error}");
+            tracing::debug!(%error, "a node of the Redis Cluster does not report which node owns which slots: {error}");
         }
     }
 
@@ -257,7 +257,7 @@ impl Cluster {
             (std::mem::take(&mut state.is_told), state.known_at.replace(asked_at))
         });
         if was_told {
-            tracing::info!("the Redis Cluster says again which node owns which slots");
+            tracing::info!("the Redis Cluster again reports which node owns which slots");
         }
         let known = self.topology.borrow().clone();
         let (owners, version) = (vec![None; SLOTS.into()], known.version + 1);

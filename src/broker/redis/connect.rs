@@ -115,7 +115,8 @@ impl Settings {
         if let Some(database) = url.database.as_deref().filter(|database| *database != "0") {
             tracing::warn!(
                 database,
-                "the broker's address names database {database}, which is ignored: Pub/Sub is the same in all databases"
+                "the broker's address names database {database}, which is ignored: all databases share \
+                 the Pub/Sub channels"
             );
         }
         let (tls, host) = match &url.address {
@@ -327,7 +328,7 @@ impl Settings {
                 server,
                 protocol = "RESP2",
                 "{server} does not know HELLO, so webws speaks RESP2: everything works, but webws does not notice when the \
-                 server forgets a single subscription, because a RESP2 subscriber may not send CLIENT INFO"
+                 server loses a single subscription, because a RESP2 subscriber may not send CLIENT INFO"
             );
         }
     }

@@ -80,7 +80,7 @@ pub(crate) enum LinkError {
     OutOfStep,
     #[error("Redis sent bytes that are not its protocol")]
     Malformed,
-    #[error("the node says that its cluster is down")]
+    #[error("the node reports that its cluster is down")]
     ClusterDown,
     #[error("{0}:{1} is not a node of a cluster: write redis:// instead of redis+cluster://")]
     NoCluster(String, u16),

@@ -129,8 +129,8 @@ impl Health {
                     server,
                     %error,
                     "{server} does not allow webws' probe channels ({error}): add &webws:probe:* to the ACL user; \
-                     until then webws only compares numbers of subscriptions, and does not detect a link that is subscribed and \
-                     delivers nothing"
+                     until then webws only compares numbers of subscriptions, and does not detect a link that is \
+                     subscribed and delivers nothing"
                 );
             }
         });
@@ -148,7 +148,8 @@ impl Health {
                     server,
                     %error,
                     "{server} does not allow the channel webws:milestone ({error}): add &webws:milestone to the ACL user; \
-                     until then clients get no positions and cannot catch up on missed messages, and gaps are not filled"
+                     until then clients get no positions and cannot catch up on missed messages, and gaps are not \
+                     filled"
                 );
             } else {
                 tracing::info!(
@@ -235,7 +236,7 @@ impl Health {
                 tracing::warn!(
                     server,
                     "{server} does not report whether it is a master (HELLO is unknown there, and ROLE is unknown or not \
-                     allowed: add +role to the ACL user); webws cannot notice that it becomes a replica"
+                     allowed: add +role to the ACL user); webws cannot notice when it becomes a replica"
                 );
             }
         });
@@ -307,7 +308,8 @@ impl State {
             tracing::warn!(
                 server,
                 %error,
-                "Redis at {server} is unavailable: {error}. Open WebSockets stay open, new ones get 503, webws keeps retrying"
+                "Redis at {server} is unavailable: {error}. Open WebSockets stay open, new ones get 503, webws keeps \
+                 retrying"
             );
         }
     }

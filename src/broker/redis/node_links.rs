@@ -190,7 +190,11 @@ impl NodeLinks {
         let Poll::Ready((from, until, read)) = self.logs.poll_back(cx) else { return Progress::None };
         if let Err(error) = &read {
             let server = &self.node.terms.server;
-            tracing::debug!(server, %error, "{server} cannot give clients the messages they missed from its replication log: {error}");
+            tracing::debug!(
+                server,
+                %error,
+                "the replication log of {server} cannot be read for clients that come back: {error}"
+            );
         }
         let logged = read.ok().map(|logged| (logged, until));
         self.node.events.push_back(Report::LogRead { node: self.node.id, from, logged });

@@ -35,7 +35,8 @@ pub(super) fn tell_one(server: &str, error: &str) {
         tracing::warn!(
             server,
             error,
-            "{server} does not allow a channel, so its client gets 503: {error} (the ACL user needs the channel's prefix)"
+            "{server} does not allow a channel, so its client gets 503: {error} (the ACL user needs a pattern that covers \
+             the channel)"
         );
     }
 }

@@ -81,7 +81,9 @@ fn parse(text: &str) -> Result<EnvFilter, String> {
         let level = directive.rsplit('=').next().unwrap_or(directive);
         let is_ours = !directive.contains('=') && (*directive == "webws" || directive.starts_with("webws::"));
         if !is_ours && (level.is_empty() || level.parse::<LevelFilter>().is_err()) {
-            return Err(format!("\"{level}\" is no level: {LEVELS}, or several TARGET=LEVEL separated by commas"));
+            return Err(format!(
+                "\"{level}\" is not a level: write {LEVELS}, or several TARGET=LEVEL, separated by commas"
+            ));
         }
     }
     EnvFilter::try_new(directives.join(",")).map_err(|error| error.to_string())

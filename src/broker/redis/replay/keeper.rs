@@ -21,7 +21,7 @@ pub(crate) async fn keep(settings: Arc<Settings>) {
         let pause = match visit(&settings).await {
             Ok(Upkeep { is_new, pause }) => {
                 if is_new {
-                    tracing::info!(server, "{server} has a replication log now, from which gaps are filled");
+                    tracing::info!(server, "{server} now has a replication log, from which webws fills gaps");
                 }
                 pause
             }

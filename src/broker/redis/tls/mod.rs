@@ -106,7 +106,7 @@ fn client_config(config: &RedisConfig) -> Result<ClientConfig, SettingsError> {
         let setting = "redis.pinned_certificate_file";
         let pinned = certificates(path, setting)?;
         if pinned.iter().any(|pinned| Certificate::parse(pinned).is_none()) {
-            return Err(fault(path, setting, "the file holds something that is no certificate".into()));
+            return Err(fault(path, setting, "the file contains something that is not a certificate".into()));
         }
         Some(Arc::new(Verifier::new(pinned, RootCertStore::empty(), &provider)))
     } else if let Some(path) = &config.ca_file {
