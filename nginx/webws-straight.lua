@@ -3,8 +3,8 @@
 --
 -- One datagram carries the request's head, as the proxied location would have sent it, and the client's socket
 -- (SCM_RIGHTS). Then nginx forgets the socket. What cannot be handed off is proxied: TLS, HTTP/2, a request with a body,
--- bytes read ahead, and every request while webws is away or busy. So are server-sent events, because nginx answers an
--- EventSource in the place of a webws that refuses.
+-- bytes read ahead, and every request while webws is away or busy. So are long-polls: webws answers a poll once and
+-- closes the connection, which nginx keeps for the client's next poll.
 --
 -- ngx_lua has no call for that, so the file reads two structs of nginx. It asks the kernel before it follows a pointer,
 -- and checks what it finds: a signature, two pointers that lead back, and the client's address. If one of these is
@@ -222,7 +222,7 @@ end
 
 -- The connection that webws has now; or nil and why it was not handed off.
 local function hand_off(var)
-    if var.webws_asked ~= "websocket" then return nil, "events" end
+    if var.webws_asked == "poll" then return nil, "poll" end
     if var.scheme ~= "http" then return nil, "tls" end
     if var.server_protocol ~= "HTTP/1.1" then return nil, "protocol" end
     if (var.http_content_length or "0") ~= "0" or var.http_transfer_encoding then return nil, "body" end
@@ -245,7 +245,8 @@ end
 
 local function run()
     local var = ngx.var
-    if var.webws_asked == "websocket" or var.webws_asked == "events" then
+    local asked = var.webws_asked
+    if asked == "websocket" or asked == "events" or asked == "poll" then
         local c, reason = hand_off(var)
         if c then
             -- Before nginx closes the descriptor: the open file lives on in webws, so its registration in epoll would

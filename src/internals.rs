@@ -30,7 +30,7 @@ pub fn channel(query: &[u8]) -> Option<Bytes> {
 
 /// The target of a request that starts with a whole head, as `path?query`, and the head that hyper gets.
 pub fn take_apart(request: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    let mut head = Head::of(request.to_vec());
+    let mut head = Head::handed_off(request.to_vec());
     let target = head.take_target()?;
     let rest = head.read(usize::MAX).to_vec();
     Some(([target.path(), b"?", target.query()].concat(), rest))

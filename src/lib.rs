@@ -234,7 +234,7 @@ pub use worker::Publisher;
 /// Not part of the library's promises: any release may change this module.
 #[doc(hidden)]
 pub mod binary {
-    pub use crate::admin::control::{ControlError, log_level, suspend, upgrade};
+    pub use crate::admin::control::{ControlError, announce, log_level, suspend, upgrade};
     pub use crate::config::{Reading, examine};
     pub use crate::handover::{has_refused_hand_over, refuse_hand_over};
     pub use crate::log::{count_dropped_log_line, on_log_flush, on_log_level};

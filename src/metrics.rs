@@ -63,8 +63,8 @@ pub(crate) enum Counter {
 pub(crate) enum Proxied {
     /// TLS ends in nginx.
     Tls,
-    /// The request is for server-sent events.
-    Events,
+    /// The request is a long-poll.
+    Poll,
     /// The request is not HTTP/1.1.
     Protocol,
     /// The client reached nginx by a Unix socket.
@@ -84,9 +84,9 @@ pub(crate) enum Proxied {
 }
 
 impl Proxied {
-    const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Tls,
-        Self::Events,
+        Self::Poll,
         Self::Protocol,
         Self::Unix,
         Self::Body,
@@ -97,10 +97,10 @@ impl Proxied {
         Self::Other,
     ];
 
-    fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Tls => "tls",
-            Self::Events => "events",
+            Self::Poll => "poll",
             Self::Protocol => "protocol",
             Self::Unix => "unix",
             Self::Body => "body",
@@ -109,6 +109,26 @@ impl Proxied {
             Self::Away => "away",
             Self::Layout => "layout",
             Self::Other => "other",
+        }
+    }
+
+    /// For an operator, with what to do where something can be done.
+    pub(crate) fn explained(self) -> &'static str {
+        match self {
+            Self::Tls => "nginx terminates this client's TLS, so nginx alone has its keys",
+            Self::Poll => "a poll is answered once, and its client keeps the connection to nginx for the next one",
+            Self::Protocol => "the request came over another version than HTTP/1.1",
+            Self::Unix => "the client reached nginx by a Unix socket",
+            Self::Body => "the request has a body, which nginx reads",
+            Self::Ahead => "the client sent more behind its request, and nginx has read that",
+            Self::Full => "the queue of webws' handoff socket was full: raise net.unix.max_dgram_qlen",
+            Self::Away => {
+                "nginx cannot send to the handoff socket: it needs handoff:PATH in the setting listen, the same path as \
+                 $webws_handoff in nginx, and a mode and group that nginx' workers may write to (nginx' error log has \
+                 the errno)"
+            }
+            Self::Layout => "this nginx is not built as webws-straight.lua expects: its error log says what differs",
+            Self::Other => "the script did not recognize the connection: see nginx' error log",
         }
     }
 

@@ -1,10 +1,12 @@
 //! Promise: the page that comes with webws works in a real browser, through a real nginx and with a real
 //! Redis, which may restart without the page noticing.
 //!
-//! `access` is about the keyboard and assistive technology, `positions` about clients that come back.
+//! `access` is about the keyboard and assistive technology, `positions` about clients that come back, `straight` about
+//! clients that nginx hands off.
 
 mod access;
 mod positions;
+mod straight;
 
 use fantoccini::Locator;
 use fantoccini::wd::WindowHandle;

@@ -17,6 +17,7 @@ const BOB: &str = "/webws?channel=%22bob%22";
 
 /// A site that knows its users by a cookie, and the service that `auth_request` asks.
 const SITE: Site<'_> = Site {
+    user: "",
     main: "",
     http: r#"
     map $cookie_session $known_user { default ""; a1 alice; b2 bob; }

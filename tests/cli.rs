@@ -149,7 +149,7 @@ async fn help_version_completions_and_man_page_come_from_one_definition() {
     for (command, options) in [
         ("run", &["config", "listen", "broker", "workers"][..]),
         ("dev", &["broker", "listen"]),
-        ("check", &["config"]),
+        ("check", &["config", "nginx", "control"]),
     ] {
         let (code, help, _) = told(&run(dir.path(), &[command, "--help"], &[]).await);
         assert_eq!(code, Some(0));

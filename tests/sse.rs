@@ -23,7 +23,7 @@ use crate::support::{SOON, START, free_port, lasting, until};
 const PATH: &str = "/webws?channel=%22a%22";
 
 /// What is published, and the event that arrives.
-const PAYLOADS: [(&[u8], &str, &str); 8] = [
+pub(crate) const PAYLOADS: [(&[u8], &str, &str); 8] = [
     (b"text", "message", "text"),
     (b"", "message", ""),
     (b" two\nlines \n", "message", " two\nlines \n"),

@@ -246,18 +246,19 @@ class Running:
     has not answered by the next one, which under overload is everybody.
     """
 
-    def __init__(self, stack, tools, children, folder, ping="5s"):
+    def __init__(self, stack, tools, children, folder, ping="5s", redis_port=None):
         self.stack, self.tools, self.children, self.folder = stack, tools, children, folder
         self.ping = ping
         self.watch = {}
-        self.redis_port = self.port = None
+        # A Redis that runs already is another's to watch and to stop.
+        self.redis_port, self.port = redis_port, None
         # sun_path of unix(7) holds 108 bytes.
         self.socket = str(folder / "s")
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            if self.stack.redis:
+            if self.stack.redis and not self.redis_port:
                 self._start_redis()
             if self.stack.server in ("webws", "floor", "node"):
                 self._start_server()

@@ -1,8 +1,9 @@
 //! The control socket: one line is a request, one line is the reply. Only root and webws' own user may use it.
 //!
 //! `upgrade` hands everything over to a new process. `suspend` leaves the sessions to the process that is started next.
-//! `log LEVEL` changes the log's level. The reply comes when the request is done or has failed. Here are also the
-//! functions that send these requests. May not enter: how sessions are handed over or left (`service/giver.rs`).
+//! `log LEVEL` changes the log's level. `handshake KEY` announces the handshake of `webws check --nginx`. The reply comes
+//! when the request is done or has failed. Here are also the functions that send these requests. May not enter: how
+//! sessions are handed over or left (`service/giver.rs`).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -15,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::front::arrival;
 use crate::os::{self, socket_file::FileId};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -206,6 +208,10 @@ async fn carry_out(line: &str, requests: &mpsc::Sender<Request>, told: oneshot::
     if line == IDENTIFYING_WORD {
         return Reply::done(format!("webws {VERSION}"));
     }
+    if let Some(key) = line.strip_prefix("handshake ") {
+        arrival::announce(key);
+        return Reply::done("announced".to_owned());
+    }
     match line.strip_prefix("log ").map(crate::log::set_level) {
         Some(Ok(done)) => {
             tracing::info!("{done} (webws log)");
@@ -214,7 +220,7 @@ async fn carry_out(line: &str, requests: &mpsc::Sender<Request>, told: oneshot::
         Some(Err(fault)) => Reply::failed(fault),
         // Perhaps a newer webws asks.
         None => Reply::failed(format!(
-            "unknown request {line:?}: webws {VERSION} knows \"upgrade\", \"suspend\" and \"log LEVEL\""
+            "unknown request {line:?}: webws {VERSION} knows \"upgrade\", \"suspend\", \"log LEVEL\" and \"handshake KEY\""
         )),
     }
 }
@@ -277,6 +283,15 @@ pub fn suspend(path: &Path) -> Result<String, ControlError> {
 /// Why the level was not changed.
 pub fn log_level(path: &Path, level: &str) -> Result<String, ControlError> {
     request(path, &format!("log {}", level.replace('\n', " ")), SETTING)
+}
+
+/// Announces to the server with the control socket `path` a handshake with this `Sec-WebSocket-Key`. The server answers
+/// the handshake with 200, and a line that says how it came.
+///
+/// # Errors
+/// Why the handshake is not expected.
+pub fn announce(path: &Path, key: &str) -> Result<String, ControlError> {
+    request(path, &format!("handshake {}", key.replace('\n', " ")), SETTING)
 }
 
 fn request(path: &Path, line: &str, patience: Duration) -> Result<String, ControlError> {
@@ -392,7 +407,7 @@ mod tests {
         let path = dir.path().join("control.sock");
         let (requests, mut requested) = mpsc::channel(1);
         let _control = listen(&path, requests).unwrap();
-        for request in ["upgrad", "", "Upgrade", "upgrade now", "log"] {
+        for request in ["upgrad", "", "Upgrade", "upgrade now", "log", "handshake"] {
             let path = path.clone();
             let asked = tokio::task::spawn_blocking(move || exchange(&path, request, SETTING));
             let reply = asked.await.unwrap().unwrap();

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use webws::{BrokerConfig, Listen};
 
+use super::nginx::{EndpointUrl, SHIPPED};
+
 /// A sidecar beside nginx that joins browsers' WebSockets to Redis Pub/Sub channels.
 #[derive(Debug, Parser)]
 #[command(version, about, arg_required_else_help = true, after_help = AFTER_HELP)]
@@ -31,14 +33,21 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Check a configuration: list all its faults, or print the settings in force.
     ///
-    /// Where an endpoint has a history, asks Redis how far back its replication log reaches.
+    /// Where an endpoint has a history, asks Redis how far back its replication log reaches. With --nginx: whether
+    /// nginx hands its clients off to a running webws (exit code 0), and why not (exit code 1).
     Check {
-        /// The configuration file (TOML).
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        /// The configuration file (TOML); with --nginx, for its control socket.
+        #[arg(long, value_name = "FILE", required_unless_present = "nginx")]
+        config: Option<PathBuf>,
         /// Print faults only, and do not connect to Redis.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "nginx")]
         quiet: bool,
+        /// Make one handshake at the URL of an endpoint in nginx, and say whether it comes straight or proxied.
+        #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = SHIPPED)]
+        nginx: Option<EndpointUrl>,
+        /// With --nginx: the control socket, instead of --config.
+        #[arg(long, value_name = "PATH", requires = "nginx")]
+        control: Option<PathBuf>,
     },
     /// Start the new binary and configuration while every WebSocket stays connected, and wait for the result.
     Upgrade {

@@ -90,6 +90,9 @@ webws dev
 Check the settings, and print those in force:
 webws check \-\-config /etc/webws/webws.toml
 .TP
+Ask whether nginx hands its clients off to webws, and why not:
+webws check \-\-nginx http://127.0.0.1/webws
+.TP
 Apply changed settings while every WebSocket stays connected:
 systemctl reload webws
 .TP

@@ -1,12 +1,13 @@
 //! The command line: runs the command that the arguments name, and maps its failure to an exit code.
 //!
-//! `arguments` defines the command line, `man` the man page; `settings` reads the file and the environment;
-//! `logging` writes log lines. Compiled with the feature `cli` only. May not enter: how connections are served (the
-//! library).
+//! `arguments` defines the command line, `man` the man page; `settings` reads the file and the environment; `nginx`
+//! asks a running pair; `logging` writes log lines. Compiled with the feature `cli` only. May not enter: how
+//! connections are served (the library).
 
 mod arguments;
 mod logging;
 mod man;
+mod nginx;
 mod settings;
 
 use std::io::{self, Write};
@@ -71,7 +72,15 @@ fn execute(command: Command) -> Result<(), Failure> {
             let (config, notes) = run_config(args).inspect_err(|(_, message)| binary::refuse_hand_over(message))?;
             serve(config, &notes, Extra::None)
         }
-        Command::Check { config, quiet } => check(&config, if quiet { Shown::Faults } else { Shown::All }),
+        Command::Check { nginx: Some(url), config, control, .. } => {
+            let control = control_socket(config.as_deref(), control)?;
+            let straight = nginx::check(&url, &control).map_err(|why| (1, why))?;
+            print(format!("{straight}\n").as_bytes())
+        }
+        Command::Check { config, quiet, .. } => {
+            let config = config.expect("clap requires --config without --nginx");
+            check(&config, if quiet { Shown::Faults } else { Shown::All })
+        }
         Command::Upgrade { config, control } => request(binary::upgrade, Logged::ByServer, config.as_deref(), control),
         Command::Suspend { config, control } => request(binary::suspend, Logged::ByServer, config.as_deref(), control),
         Command::Log { level, config, control } => {
@@ -125,26 +134,29 @@ fn request(
     config: Option<&Path>,
     control: Option<PathBuf>,
 ) -> Result<(), Failure> {
-    let control = match control {
-        Some(path) => path,
-        None => {
-            let reading = read_config(config)?;
-            let faults: Vec<_> = reading.faults().map(ToString::to_string).collect();
-            if !faults.is_empty() {
-                return Err((EX_CONFIG, faults.join("\n")));
-            }
-            match reading.config.control {
-                Some(path) => path,
-                None => settings::shipped_control().map_err(|error| (EX_CONFIG, error))?,
-            }
-        }
-    };
+    let control = control_socket(config, control)?;
     let reply = send(&control).map_err(|error| match error {
         // In `ExecReload=`: the server has logged it in the same journal.
         ControlError::Answered { .. } if logged == Logged::ByServer && logging::is_journal() => (1, String::new()),
         error => (1, error.to_string()),
     })?;
     print(format!("{reply}\n").as_bytes())
+}
+
+/// The control socket that the arguments name, or the configuration, or the one of the shipped units.
+fn control_socket(config: Option<&Path>, control: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(path) = control {
+        return Ok(path);
+    }
+    let reading = read_config(config)?;
+    let faults: Vec<_> = reading.faults().map(ToString::to_string).collect();
+    if !faults.is_empty() {
+        return Err((EX_CONFIG, faults.join("\n")));
+    }
+    match reading.config.control {
+        Some(path) => Ok(path),
+        None => settings::shipped_control().map_err(|error| (EX_CONFIG, error)),
+    }
 }
 
 fn config_failure(error: &ConfigError) -> Failure {

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::event_stream;
 use super::refusal::{linger, plain_answer};
 use super::waiting_room::{Connection, Received};
 use crate::front::client_address::Sender;
@@ -30,10 +31,13 @@ const ACCEPTS_PER_TURN: usize = 64;
 const MAX_WAITING_BYTES: usize = 16 << 20;
 
 /// The most connections that wait for their refusal; further ones are closed without an answer.
-const MAX_REFUSING: usize = 1_024;
+pub(super) const MAX_REFUSING: usize = 1_024;
 
 /// The reason in the refusal.
 const OVERFLOWING: &str = "too many handshakes wait: try again in a while";
+
+/// The reason for a client that webws does not take over.
+const NOT_TRUSTED: &str = "webws takes no clients from this nginx";
 
 /// How long a refused client may take to send its request.
 const REFUSING: Duration = Duration::from_secs(1);
@@ -61,6 +65,9 @@ pub(crate) struct Entrance {
     pub(super) reserved_from: usize,
     /// The answer to connections beyond `limits.max_handshakes`.
     overflow: Bytes,
+    /// The answer to clients that another process than nginx hands off.
+    pub(super) not_trusted: Bytes,
+    pub(super) retry_after: Duration,
     /// Bytes of requests that came with their clients and may wait in the queues.
     pub(super) room: Arc<Semaphore>,
 }
@@ -76,9 +83,9 @@ impl Entrance {
     /// Connections get the descriptors below `reserved_from`.
     pub(crate) fn new(is_open: bool, inlets: Vec<Inlet>, retry_after: Duration, reserved_from: usize) -> Self {
         let head = format!("503 Service Unavailable\r\nRetry-After: {}", retry_after.as_secs().max(1));
-        let overflow = plain_answer(&head, OVERFLOWING);
+        let (overflow, not_trusted) = (plain_answer(&head, OVERFLOWING), plain_answer(&head, NOT_TRUSTED));
         let (opened, room) = (watch::Sender::new(is_open), Arc::new(Semaphore::new(MAX_WAITING_BYTES)));
-        Self { is_open: Mutex::new(is_open), opened, inlets, reserved_from, overflow, room }
+        Self { is_open: Mutex::new(is_open), opened, inlets, reserved_from, overflow, not_trusted, retry_after, room }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, bool> {
@@ -185,7 +192,8 @@ impl Entrance {
             notice::handshake_refused(503, OVERFLOWING);
             if refusing.len() < MAX_REFUSING {
                 let Connection { socket, request, .. } = full.into_inner();
-                refusing.spawn(refuse(socket, request, self.overflow.clone()));
+                let stream = request.as_ref().and_then(|request| event_stream::ended(&request.head, self.retry_after));
+                refusing.spawn(refuse(socket, request, stream.unwrap_or_else(|| self.overflow.clone())));
             }
         }
     }

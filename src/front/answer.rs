@@ -17,6 +17,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::access::{self, Access};
+use super::arrival;
 use super::client_address::Sender;
 use super::cors;
 use super::denied::Denied;
@@ -27,7 +28,7 @@ use super::page::Pages;
 use super::refusal::note_refused;
 use crate::channel::Channel;
 use crate::config::WireName;
-use crate::metrics::{Counter, Proxied};
+use crate::metrics::Counter;
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::{Endpoint, NoChannel};
@@ -117,9 +118,11 @@ pub(super) async fn answer(
     pages: &Pages,
     accepted: &Cell<Option<Accepted>>,
 ) -> Response<Full<Bytes>> {
-    let straight = raw.request.headers().get("x-webws-straight");
-    if let Some(proxied) = straight.and_then(|value| value.to_str().ok()) {
-        worker.shard.add(Counter::Proxied(Proxied::of(proxied)), 1);
+    if let Some(why) = arrival::why_proxied(raw.request.headers()) {
+        worker.shard.add(Counter::Proxied(why), 1);
+    }
+    if let Some(told) = arrival::told(raw.request.headers(), raw.handed_off_by.is_some()) {
+        return line_response(StatusCode::OK, &told);
     }
     let foreign = pages.as_ref().and_then(|page| page.refusal(raw.request.headers()));
     if let (None, Some(page), Some(target)) = (&foreign, pages, raw.target)

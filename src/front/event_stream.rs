@@ -6,10 +6,13 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
 
+use super::head;
 use crate::clock::millis;
 use crate::position::{NotAPosition, Since};
+use crate::protocol::cors;
 
 const MEDIA_TYPE: &[u8] = b"text/event-stream";
 
@@ -24,7 +27,12 @@ pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
 
 /// Whether the client accepts this media type by name.
 pub(super) fn accepts(headers: &HeaderMap, media_type: &[u8]) -> bool {
-    headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|range| {
+    headers.get_all(ACCEPT).iter().any(|value| lists(value.as_bytes(), media_type))
+}
+
+/// Whether the value of an Accept field has this media type by name.
+fn lists(accept: &[u8], media_type: &[u8]) -> bool {
+    accept.split(|byte| *byte == b',').any(|range| {
         let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
         parts.next().is_some_and(|name| name.eq_ignore_ascii_case(media_type)) && !parts.any(is_zero_weight)
     })
@@ -58,12 +66,36 @@ fn argument<'a>(query: &'a [u8], names: &[&[u8]]) -> Option<Cow<'a, [u8]>> {
     })
 }
 
-/// The head of the answer, and the pause after which a client whose stream has ended comes back: `retry_after`, and up
-/// to as much again, so that the clients of a process that was killed do not all come back at once. `further` are lines
-/// of the head.
-pub(super) fn head(retry_after: Duration, further: &str) -> Vec<u8> {
+/// The pause after which a client whose stream has ended comes back, in milliseconds: `retry_after`, and up to as much
+/// again, so that the clients of a process that was killed do not all come back at once.
+fn pause(retry_after: Duration) -> u64 {
     let pause = millis(retry_after.max(Duration::from_secs(1)));
-    let pause = pause + fastrand::u64(..=pause);
+    pause + fastrand::u64(..=pause)
+}
+
+/// The answer in the place of a 503 to a client that came straight from nginx: a stream that ends at once. Behind nginx,
+/// the shipped location makes such a stream of the 503, because an EventSource gives up for good after any status but
+/// 200. `None` unless the request, whose head this is, is for server-sent events.
+pub(super) fn ended(request: &[u8], retry_after: Duration) -> Option<Bytes> {
+    let value = |name| head::value(request, name).unwrap_or_default();
+    let is_websocket = value("upgrade").to_ascii_lowercase().windows(9).any(|part| part == b"websocket");
+    if is_websocket || !lists(value("accept"), MEDIA_TYPE) {
+        return None;
+    }
+    // For a page of any origin: the stream says no more than that the server is away.
+    let further = cors::lines(head::field(request, "origin"));
+    let pause = pause(retry_after);
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n{further}\
+         Connection: close\r\n\r\n: 503 the server is away or full: come back\nretry: {pause}\n\n"
+    );
+    Some(answer.into())
+}
+
+/// The head of the answer, and the pause after which a client whose stream has ended comes back. `further` are lines of
+/// the head.
+pub(super) fn head(retry_after: Duration, further: &str) -> Vec<u8> {
+    let pause = pause(retry_after);
     // The answer has no length: it ends with the connection (RFC 9112 §6.3). X-Accel-Buffering is for an nginx that
     // buffers.
     let head = format!(
@@ -124,6 +156,24 @@ mod tests {
         assert_eq!(since(&headers(&[("last-event-id", token)]), b"lastEventID=-1"), Some(Ok(place(1))));
         assert_eq!(since(&headers(&[("last-event-id", "17")]), b""), Some(Err(NotAPosition)));
         assert_eq!(since(&headers(&[]), b"lastEventID=%ff"), Some(Err(NotAPosition)));
+    }
+
+    #[test]
+    fn a_refused_event_source_gets_a_stream_that_ends_and_others_their_503() {
+        let ended = |fields: &str| ended(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes(), Duration::from_secs(7));
+        let events = "Host: x\r\nConnection: keep-alive\r\naccept: text/html, Text/Event-Stream;q=0.9\r\n";
+        let stream =
+            String::from_utf8(ended(&format!("{events}Origin: https://a.example\r\n")).unwrap().to_vec()).unwrap();
+        let (head, body) = stream.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"), "{head}");
+        assert!(head.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\n"), "{head}");
+        let pause = body.strip_prefix(": 503 the server is away or full: come back\nretry: ").unwrap();
+        assert!((7_000..=14_000).contains(&pause.trim_end().parse().unwrap()), "{pause}");
+        let own = ended(events).unwrap();
+        assert!(!String::from_utf8_lossy(&own).contains("Access-Control"), "{own:?}");
+        for other in ["", "Accept: */*\r\n", &format!("{events}Upgrade: h2c, WebSocket\r\n")] {
+            assert_eq!(ended(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -11,8 +11,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
-use super::acceptor::{Entrance, first};
+use super::acceptor::{Entrance, MAX_REFUSING, first};
+use super::event_stream;
 use super::head::MAX_HEAD_BYTES;
+use super::refusal::linger;
 use super::waiting_room::Received;
 use crate::metrics::Counter;
 use crate::os;
@@ -99,7 +101,12 @@ impl Entrance {
         let was_room = last.is_none_or(|socket| os::limit::is_below(socket, self.reserved_from));
         match client_of(handoff, trust) {
             Ok(client) => self.take(client, head, room, refusing),
-            Err(why) => self.refuse_handoff(&why),
+            Err(NotTaken { why, client }) => {
+                self.refuse_handoff(&why);
+                if let Some(client) = client {
+                    self.turn_away(client, head, refusing);
+                }
+            }
         }
         if was_room { Ok(()) } else { Err(os::limit::out_of_descriptors()) }
     }
@@ -129,6 +136,14 @@ impl Entrance {
         }
     }
 
+    /// Answers the client of a sender that is not trusted: it may be one of an nginx that runs as another user.
+    fn turn_away(&self, client: OwnedFd, head: &[u8], refusing: &mut JoinSet<()>) {
+        if os::handoff::adopt(&client).is_ok() && refusing.len() < MAX_REFUSING {
+            let answer = event_stream::ended(head, self.retry_after).unwrap_or_else(|| self.not_trusted.clone());
+            refusing.spawn(async move { linger(client, &answer).await });
+        }
+    }
+
     fn count(&self, counter: Counter) {
         if let Some(inlet) = self.inlets.first() {
             inlet.shard.add(counter, 1);
@@ -136,21 +151,36 @@ impl Entrance {
     }
 }
 
-/// The client's socket, and the user who sent it; or the reason why there is none.
-fn client_of(handoff: Handoff, trust: Trust) -> Result<(OwnedFd, u32), String> {
+/// A datagram whose client is not taken over.
+#[derive(Debug)]
+struct NotTaken {
+    why: String,
+    /// The client, if its sender alone is at fault.
+    client: Option<OwnedFd>,
+}
+
+/// The client's socket, and the user who sent it.
+///
+/// # Errors
+/// Why there is none.
+fn client_of(handoff: Handoff, trust: Trust) -> Result<(OwnedFd, u32), NotTaken> {
+    let no_client = |why: &str| NotTaken { why: why.to_owned(), client: None };
     let Handoff { len, sender, mut descriptors, is_cut } = handoff;
-    let Some(Sender { user, group }) = sender else { return Err("its sender is not known".to_owned()) };
-    if !trust.includes(Sender { user, group }) {
-        return Err(format!("user {user} of group {group} sent it, and only nginx may (handoff_user)"));
-    }
+    let Some(sender) = sender else { return Err(no_client("its sender is not known")) };
     let count = descriptors.len();
-    match descriptors.pop() {
+    let client = match descriptors.pop() {
         _ if is_cut => Err("its request or its descriptors do not fit".to_owned()),
         _ if len == 0 => Err("it has no request".to_owned()),
-        Some(client) if count == 1 && os::socket::is_tcp_stream(client.as_fd()) => Ok((client, user)),
+        Some(client) if count == 1 && os::socket::is_tcp_stream(client.as_fd()) => Ok(client),
         Some(_) if count == 1 => Err("its descriptor is not a TCP connection".to_owned()),
         _ => Err(format!("it has {count} descriptors instead of one")),
+    };
+    if trust.includes(sender) {
+        return client.map(|client| (client, sender.user)).map_err(|why| no_client(&why));
     }
+    let Sender { user, group } = sender;
+    let why = format!("user {user} of group {group} sent it, and only nginx may (handoff_user)");
+    Err(NotTaken { why, client: client.ok() })
 }
 
 #[cfg(test)]
@@ -195,10 +225,14 @@ mod tests {
             (Handoff { sender: None, ..handoff(vec![connect()]) }, "not known"),
             (Handoff { is_cut: true, ..handoff(vec![connect()]) }, "do not fit"),
             (Handoff { len: 0, ..handoff(vec![connect()]) }, "no request"),
-            (Handoff { sender: Some(stranger), ..handoff(vec![connect()]) }, "user 12345"),
+            (Handoff { sender: Some(stranger), ..handoff(vec![]) }, "user 12345"),
         ] {
-            let said = client_of(wrong, trust).unwrap_err();
+            let NotTaken { why: said, client } = client_of(wrong, trust).unwrap_err();
             assert!(said.contains(why), "{said}");
+            assert!(client.is_none(), "{said}: there is no client to be told");
         }
+        let of_stranger = Handoff { sender: Some(stranger), ..handoff(vec![connect()]) };
+        let NotTaken { why, client } = client_of(of_stranger, trust).unwrap_err();
+        assert!(why.contains("user 12345") && client.is_some(), "{why}");
     }
 }

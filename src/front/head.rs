@@ -24,6 +24,7 @@ pub(crate) struct Head {
     bytes: Vec<u8>,
     /// How many of `bytes` hyper has read.
     read: usize,
+    is_handed_off: bool,
 }
 
 /// A request's target, in the client's bytes.
@@ -60,9 +61,14 @@ impl Target {
 }
 
 impl Head {
-    /// A head that has been received.
-    pub(crate) fn of(bytes: Vec<u8>) -> Self {
-        Self { bytes, read: 0 }
+    /// A head that nginx sent with its client's socket.
+    pub(crate) fn handed_off(bytes: Vec<u8>) -> Self {
+        Self { bytes, read: 0, is_handed_off: true }
+    }
+
+    /// Whether nginx sent the head with its client's socket.
+    pub(crate) fn is_handed_off(&self) -> bool {
+        self.is_handed_off
     }
 
     /// Receives the available bytes. True when the head can be decoded: it is complete or too large, or the client has
@@ -132,12 +138,17 @@ impl Head {
     }
 }
 
-/// The value of the first field called `name`, for a log line. The head may be malformed or incomplete.
-pub(crate) fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
+/// The value of the first field called `name`. The head may be malformed or incomplete.
+pub(crate) fn value<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let fields = head.split(|byte| *byte == b'\n').skip(1).map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let mut fields = fields.take_while(|line| !line.is_empty()).filter_map(|line| split(line, b':'));
     let (_, value) = fields.find(|(field, _)| field.eq_ignore_ascii_case(name.as_bytes()))?;
-    let value = std::str::from_utf8(value).ok()?.trim();
+    Some(value.trim_ascii())
+}
+
+/// The same, for a log line.
+pub(crate) fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
+    let value = std::str::from_utf8(value(head, name)?).ok()?;
     value.bytes().all(|byte| byte.is_ascii_graphic()).then_some(value)
 }
 
@@ -221,7 +232,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn head(bytes: &[u8]) -> Head {
-        Head::of(bytes.to_vec())
+        Head::handed_off(bytes.to_vec())
     }
 
     fn target(of: &str) -> Option<(Vec<u8>, Vec<u8>)> {

@@ -6,6 +6,7 @@
 pub(crate) mod acceptor;
 pub(crate) mod access;
 mod answer;
+pub(crate) mod arrival;
 mod claims;
 pub(crate) mod client_address;
 mod cors;

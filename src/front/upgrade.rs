@@ -25,6 +25,7 @@ use super::access::Access;
 use super::answer::{Accepted, RawRequest, answer};
 use super::client_address::Sender;
 use super::cors;
+use super::event_stream;
 use super::head::{Head, MAX_HEAD_BYTES, Target};
 use super::page::Pages;
 use super::refusal::{TIMED_OUT, linger, malformed, note_refused, plain_answer, unavailable};
@@ -126,7 +127,12 @@ impl Upgrade {
         if let Some(path) = &request.path {
             tracing::info!(status = 503, %path, "refused {path} with 503: {why}");
         }
-        linger(socket, &unavailable(self.0.config.limits.retry_after, &cors::lines(page), &why)).await;
+        let retry_after = self.0.config.limits.retry_after;
+        let straight = Some(request.head.bytes()).filter(|_| request.head.is_handed_off());
+        let answer = straight
+            .and_then(|head| event_stream::ended(head, retry_after))
+            .unwrap_or_else(|| unavailable(retry_after, &cors::lines(page), &why));
+        linger(socket, &answer).await;
     }
 }
 

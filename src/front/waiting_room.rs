@@ -84,7 +84,7 @@ impl WaitingRoom {
         if let Some(Received { head, room, sender: _ }) = request {
             // What the client has sent since then is still in the socket.
             drop(room);
-            return Ok((permit, Head::of(head)));
+            return Ok((permit, Head::handed_off(head)));
         }
         let mut head = Head::default();
         if head.receive(socket.as_fd(), &self.scratch)? {

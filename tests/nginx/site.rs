@@ -12,6 +12,7 @@ use crate::support::webws::Webws;
 /// all of the proxy module that concerns plain HTTP, then the core and the filters.
 pub(crate) const HOSTILE: Site<'static> = Site {
     main: "",
+    user: "",
     http: r#"
     proxy_cache_path {at}/cache keys_zone=site:1m;
     proxy_bind 127.0.0.9;

@@ -1,9 +1,12 @@
 //! Promise: while webws takes no clients, every handshake is proxied or answered with 503, and nginx logs one line.
 
+use std::fs::Permissions;
 use std::io::IoSlice;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 
 use bytes::BytesMut;
 use nix::libc::ucred;
@@ -12,18 +15,19 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, send
 use tokio::task::JoinSet;
 
 use super::{PATH, final_count, is_straight, nginx_for};
-use crate::support::client::{Client, End, Socket, upgrade_request};
+use crate::support::client::{Client, Socket, upgrade_request};
+use crate::support::events::EventStream;
 use crate::support::http::handshake;
 use crate::support::nginx::{Nginx, Site};
 use crate::support::webws::Webws;
 use crate::support::{SOON, START, until};
 
 /// The lines of the script in nginx' error log.
-fn complaints(nginx: &Nginx) -> Vec<String> {
+pub(super) fn complaints(nginx: &Nginx) -> Vec<String> {
     nginx.error_log().lines().filter(|line| line.contains("webws-straight: ")).map(ToOwned::to_owned).collect()
 }
 
-async fn assert_proxied(nginx: &Nginx, count: usize) {
+pub(super) async fn assert_proxied(nginx: &Nginx, count: usize) {
     for _ in 0..count {
         let client = Client::connect(&nginx.target(), PATH).await;
         assert!(!is_straight(client.head()), "{:?}", client.head());
@@ -64,6 +68,53 @@ async fn without_a_socket_for_handoffs_every_handshake_is_proxied() {
     // Nobody is there at all.
     let answer = handshake(&nginx.target(), PATH).await;
     assert_eq!((answer.head.status, answer.all("Retry-After")), (502, vec!["5"]), "{answer:?}");
+}
+
+#[tokio::test]
+async fn while_webws_is_stopped_nginx_answers_as_ever() {
+    // Its socket files stay behind, or are gone.
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let mut webws = Webws::builder().broker("memory").straight().start().await;
+        let nginx = nginx_for(&webws, Site::default()).await;
+        Client::connect(&nginx.target(), PATH).await.close().await;
+        webws.signal(signal);
+        webws.wait_exit(START).await;
+        for _ in 0..5 {
+            let answer = handshake(&nginx.target(), PATH).await;
+            assert_eq!((answer.head.status, answer.all("Retry-After")), (502, vec!["5"]), "{answer:?}");
+            let mut stream = EventStream::open(&nginx.target(), PATH).await;
+            assert_eq!(stream.next(SOON).await, None);
+            assert!(stream.retry.is_some() && stream.comments[0].starts_with("502 "), "{stream:?}");
+        }
+        assert_eq!(complaints(&nginx).len(), 1, "{}", nginx.error_log());
+    }
+}
+
+/// Its workers may not write to the socket, or they may, and webws does not trust them.
+#[tokio::test]
+async fn an_nginx_of_another_user_proxies_or_its_clients_get_503() {
+    if !nix::unistd::geteuid().is_root() {
+        // Root alone can start nginx' workers as another user.
+        return;
+    }
+    let settings = "socket_mode = \"0666\"\nhandoff_user = \"33\"";
+    let webws = Webws::builder().broker("memory").straight().setting(settings).start().await;
+    let set_mode = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    set_mode(webws.dir(), 0o755);
+    let nginx = nginx_for(&webws, Site { user: "nobody nogroup", ..Site::default() }).await;
+    set_mode(&webws.handoff(), 0o660);
+    assert_proxied(&nginx, 5).await;
+    assert_eq!(complaints(&nginx).len(), 1, "{}", nginx.error_log());
+    assert!(nginx.error_log().contains("(errno 13)"), "{}", nginx.error_log());
+    set_mode(&webws.handoff(), 0o666);
+    for _ in 0..5 {
+        let answer = handshake(&nginx.target(), PATH).await;
+        assert_eq!((answer.head.status, is_straight(&answer.head)), (503, true), "{answer:?}");
+        let mut stream = EventStream::open(&nginx.target(), PATH).await;
+        assert!(stream.next(SOON).await.is_none() && stream.retry.is_some(), "{stream:?}");
+    }
+    let refused = webws.warnings().into_iter().filter(|entry| entry["why"].as_str().is_some()).count();
+    assert_eq!(refused, 1, "{}", webws.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,9 +160,17 @@ async fn a_stranger_hands_nobody_off() {
         let bytes = [IoSlice::new(&head)];
         sendmsg::<UnixAddr>(receiver.as_raw_fd(), &bytes, &control, MsgFlags::empty(), None).unwrap();
         drop(client);
-        // A client of a stranger hears nothing at all: its socket is closed.
-        let read = Socket::Tcp(stream).read_at_most(&mut BytesMut::new(), 1).await;
-        assert_eq!(read, if user == 33 { Ok(1) } else { Err(End::Fin) }, "user {user}");
+        // A client of a stranger gets no session.
+        let mut read = BytesMut::new();
+        let socket = Socket::Tcp(stream);
+        let status = if user == 33 { "HTTP/1.1 101 " } else { "HTTP/1.1 503 " };
+        while read.len() < status.len() {
+            socket.read(&mut read).await.unwrap_or_else(|end| panic!("user {user}: {end:?} behind {read:?}"));
+        }
+        assert!(read.starts_with(status.as_bytes()), "user {user}: {read:?}");
+        if user != 33 {
+            while socket.read(&mut read).await.is_ok() {}
+        }
     }
     // Nor does a malformed datagram end anything.
     let sender = UnixDatagram::unbound().unwrap();

@@ -61,10 +61,8 @@ async fn nothing_is_lost_by_reloads_kills_and_restarts_of_nginx_and_upgrades_of_
     });
     for turn in 0..10 {
         reload(&nginx).await;
-        if turn % 5 == 2 {
-            let (is_done, text) = upgrade(&webws).await;
-            assert!(is_done, "{text}\n{}", webws.log());
-        }
+        let (is_done, text) = upgrade(&webws).await;
+        assert!(is_done, "turn {turn}: {text}\n{}", webws.log());
         drop(join(&nginx).await);
     }
     let killed = nginx.workers();
@@ -99,8 +97,11 @@ async fn proxied_and_straight_clients_of_several_nodes_share_a_channel() {
     let straight = Webws::builder().broker(&redis.url()).straight().start().await;
     let plain = Webws::on(&redis.url()).await;
     let (first, second) = (nginx_for(&straight, Site::default()).await, Nginx::start(&plain.socket()).await);
+    // Of the same webws as the straight ones.
+    let beside = Nginx::start(&straight.socket()).await;
     let mut all = Vec::new();
-    for (nginx, is_handed_off) in [(&first, true), (&second, false), (&first, true), (&second, false)] {
+    for (nginx, is_handed_off) in [(&first, true), (&second, false), (&first, true), (&second, false), (&beside, false)]
+    {
         let client = Client::connect(&nginx.target(), PATH).await;
         assert_eq!(is_straight(client.head()), is_handed_off);
         all.push(Witness::new(client));

@@ -49,7 +49,11 @@ impl EventStream {
 
     /// Sends any request, which must be answered with a stream.
     pub(crate) async fn request(target: &Target, request: &[u8]) -> EventStream {
-        let socket = Socket::connect(target).await.unwrap();
+        EventStream::on(Socket::connect(target).await.unwrap(), request).await
+    }
+
+    /// The same on a connection that is there already.
+    pub(crate) async fn on(socket: Socket, request: &[u8]) -> EventStream {
         socket.write(request).await.unwrap();
         let mut unread = BytesMut::new();
         let deadline = Instant::now() + 2 * SOON;

@@ -2,7 +2,9 @@
 //!
 //! The shipped files are used as they are but for paths.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -21,6 +23,8 @@ pub(crate) struct Site<'a> {
     pub(crate) main: &'a str,
     pub(crate) http: &'a str,
     pub(crate) server: &'a str,
+    /// The workers' user and group, if the tests run as root; root where it is empty.
+    pub(crate) user: &'a str,
 }
 
 #[derive(Debug)]
@@ -260,8 +264,16 @@ fn ship(dir: &TempDir, name: &str, replacements: &[(&str, &str)]) {
 
 fn main_conf(dir: &TempDir, addr: SocketAddr, workers: usize, site: Site<'_>) -> String {
     let at = dir.path().display().to_string();
-    let user = if nix::unistd::geteuid().is_root() { "user root;" } else { "" };
-    let Site { main, http, server } = site;
+    let Site { main, http, server, user } = site;
+    let user = match user {
+        _ if !nix::unistd::geteuid().is_root() => String::new(),
+        "" => "user root;".to_owned(),
+        user => {
+            // They read the script, and more, there.
+            std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+            format!("user {user};")
+        }
+    };
     format!(
         r"daemon off; {user}
 worker_processes {workers};
