@@ -23,6 +23,8 @@ pub(crate) enum CloseReason {
     BinaryRefused,
     /// More bytes waited for the client than the endpoint allows.
     SlowConsumer,
+    /// The process has spent its memory (`limits.memory`), and this session used most of it.
+    Memory,
     /// The client's socket took nothing for `stall_timeout`.
     Stalled,
     /// The client sent no byte for `idle_timeout`.
@@ -68,6 +70,7 @@ impl CloseReason {
         Self::PublishDenied,
         Self::BinaryRefused,
         Self::SlowConsumer,
+        Self::Memory,
         Self::Stalled,
         Self::Silent,
         Self::NotPublished,
@@ -92,6 +95,7 @@ impl CloseReason {
                 (Some(1003), "binary messages are not taken here: send texts", "binary_refused", false)
             }
             Self::SlowConsumer => (Some(1013), "too many bytes waiting: read faster", "slow_consumer", true),
+            Self::Memory => (Some(1013), "the server is short of memory: read faster", "memory", true),
             Self::Stalled => (Some(1013), "no progress: nothing was read in time", "stalled", true),
             Self::Silent => (Some(1001), "no sign of life from the client", "silent", true),
             Self::NotPublished => {

@@ -102,7 +102,7 @@
 //! |---|---|
 //! | `os` | system calls |
 //! | `channel`, `message`, `placement`, `per_node`, `position` | the vocabulary of hub and broker |
-//! | `id`, `clock`, `close`, `metrics` | keys of sessions, time, close reasons, counters |
+//! | `id`, `clock`, `close`, `memory`, `metrics` | keys of sessions, time, close reasons, the memory in use and its budget, counters |
 //! | `notice`, `throttle`, `log` | limits for log lines that could repeat; the number of dropped lines, the log's level |
 //! | `config` | every setting: meaning, unit, default, why |
 //! | `protocol` | what does no I/O: `endpoint` (path and query to channel and encoding), `websocket` (frames), `encoding` (how publications, pings and closes look to clients), `cors` (what lets a page read an answer), `session` (one connection as a state machine), `socket` (what a session needs of its socket), `outbound` (its backlog), `hub` (channels, audiences, batches, histories), `outbox` (client messages that wait) |
@@ -199,6 +199,7 @@ mod id;
 #[doc(hidden)]
 pub mod internals;
 mod log;
+mod memory;
 mod message;
 mod metrics;
 #[cfg(test)]
@@ -224,6 +225,7 @@ pub use config::{
     HistoryConfig, Limits, Listen, NoOriginPolicy, NotUtf8Policy, OriginRule, RedisAddress, RedisConfig, RedisUrl,
     ReplayPolicy, SocketMode, WireName,
 };
+pub use memory::Metered;
 pub use message::{NotPublished, Refusal};
 pub use metrics::Metrics;
 pub use server::{Server, ServerError};

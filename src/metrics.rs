@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::close::CloseReason;
 
@@ -198,6 +198,8 @@ impl Counter {
 pub(crate) struct Shard {
     counts: [AtomicU64; Counter::COUNT],
     sessions: AtomicU64,
+    /// The memory of the session that uses most, when the worker last looked for such sessions.
+    largest: AtomicUsize,
     beats: AtomicU64,
 }
 
@@ -206,6 +208,7 @@ impl Shard {
         Self {
             counts: [const { AtomicU64::new(0) }; Counter::COUNT],
             sessions: AtomicU64::new(0),
+            largest: AtomicUsize::new(0),
             beats: AtomicU64::new(0),
         }
     }
@@ -223,6 +226,11 @@ impl Shard {
 
     pub(crate) fn sessions(&self) -> u64 {
         self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// The bytes of the session that uses most memory.
+    pub(crate) fn set_largest(&self, memory: usize) {
+        self.largest.store(memory, Ordering::Relaxed);
     }
 
     /// The worker makes progress.
@@ -288,6 +296,7 @@ macro_rules! log_all {
             closed_publish_denied = $metrics.closed(CloseReason::PublishDenied),
             closed_binary_refused = $metrics.closed(CloseReason::BinaryRefused),
             closed_slow_consumer = $metrics.closed(CloseReason::SlowConsumer),
+            closed_memory = $metrics.closed(CloseReason::Memory),
             closed_stalled = $metrics.closed(CloseReason::Stalled),
             closed_silent = $metrics.closed(CloseReason::Silent),
             closed_not_published = $metrics.closed(CloseReason::NotPublished),
@@ -311,6 +320,11 @@ impl Metrics {
     /// Sessions that are open now.
     pub fn sessions(&self) -> u64 {
         self.shards.iter().map(|shard| shard.sessions()).sum()
+    }
+
+    /// The bytes of the session that uses most memory, where workers have looked for such sessions.
+    pub(crate) fn largest(&self) -> usize {
+        self.shards.iter().map(|shard| shard.largest.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
     fn get(&self, counter: Counter) -> u64 {

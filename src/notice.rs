@@ -32,6 +32,25 @@ pub(crate) static OVERFLOW: Notice = Notice::new(|count, max_handshakes| {
     );
 });
 
+/// Sessions closed because the process had spent its memory.
+pub(crate) static MEMORY: Notice = Notice::new(|count, memory| {
+    tracing::warn!(
+        count,
+        memory,
+        "memory is short: {count} WebSockets that used most of it were closed with 1013, because more than {memory} \
+         bytes were in use (limits.memory)"
+    );
+});
+
+/// Handshakes refused because the process had spent its memory.
+pub(crate) static NO_MEMORY: Notice = Notice::new(|count, memory| {
+    tracing::warn!(
+        count,
+        memory,
+        "memory is short: {count} handshakes got 503, because more than {memory} bytes were in use (limits.memory)"
+    );
+});
+
 /// Sessions closed because too many bytes waited.
 static SLOW: Notice = Notice::new(|count, _| {
     tracing::warn!(
@@ -58,7 +77,7 @@ pub(crate) fn session_closed(reason: CloseReason) {
     }
 }
 
-const ALL: [&Notice; 4] = [&FULL, &OVERFLOW, &SLOW, &STALLED];
+const ALL: [&Notice; 6] = [&FULL, &OVERFLOW, &MEMORY, &NO_MEMORY, &SLOW, &STALLED];
 
 /// A warning with a count.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ const FLOORS: [&[&str]; 9] = [
         "close",
         "id",
         "log",
+        "memory",
         "message",
         "metrics",
         "notice",

@@ -28,6 +28,7 @@ mod ledger;
 mod liveness;
 mod log;
 mod longpoll;
+mod memory;
 mod milestones;
 mod nginx;
 mod origins;

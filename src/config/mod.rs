@@ -191,6 +191,10 @@ pub struct Limits {
     /// events comes back (`retry:`), spread up to twice as long. Default 2 s.
     #[serde(with = "duration")]
     pub retry_after: Duration,
+    /// How much memory the process may use beyond what it uses at its start. Beyond, handshakes get 503, and the
+    /// sessions that use most of it are closed with 1013, before the kernel ends the process. Default 0: half of what
+    /// the machine has, or of what its cgroup may use (`MemoryMax=`).
+    pub memory: usize,
     /// Maximum bytes of clients' messages that wait for the broker in one worker (with several servers,
     /// each has its share); beyond, clients are not read. Default 64 MiB.
     pub max_unpublished_bytes: usize,
@@ -345,6 +349,7 @@ impl Default for Limits {
             max_handshakes: 16_384,
             handshake_timeout: Duration::from_secs(10),
             retry_after: Duration::from_secs(2),
+            memory: 0,
             max_unpublished_bytes: 64 << 20,
             max_history_bytes: 64 << 20,
         }

@@ -181,7 +181,7 @@ impl Schema {
 
 fn kind_of(name: &str, default: Option<&Value>) -> Kind {
     match default {
-        Some(Value::Integer(_)) if name.ends_with("_bytes") => Kind::Bytes,
+        Some(Value::Integer(_)) if name.ends_with("_bytes") || name == "memory" => Kind::Bytes,
         Some(Value::Integer(_)) => Kind::Count,
         Some(Value::Boolean(_)) => Kind::Flag,
         Some(Value::Array(_)) => Kind::List,

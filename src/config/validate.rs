@@ -13,6 +13,10 @@ use super::{
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
+/// Less than that, and handshakes alone would use up the budget.
+const MIN_MEMORY: usize = 16_000_000;
+const MAX_MEMORY: usize = 1_000_000_000_000;
+
 /// Shorter than `proxy_read_timeout` in the shipped nginx location.
 const MAX_POLL: Duration = Duration::from_secs(60);
 
@@ -60,6 +64,12 @@ impl Config {
         }
         needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
         needs_bytes(&mut faults, "limits.max_history_bytes", self.limits.max_history_bytes);
+        if !(self.limits.memory == 0 || (MIN_MEMORY..=MAX_MEMORY).contains(&self.limits.memory)) {
+            faults.push(format!(
+                "limits.memory = {} is out of range: write \"16MB\" to \"1000GB\", or 0 for half of what the machine has",
+                self.limits.memory
+            ));
+        }
         match self.limits.max_handshakes {
             1..=1_000_000 => {}
             other => faults.push(format!("limits.max_handshakes = {other} is out of range: write 1 to 1000000")),

@@ -1,11 +1,15 @@
-//! The user of this process, its limit on descriptors, and the part of the limit that connections may use; geteuid(2),
-//! getrlimit(2). May not enter: the numbers of links and sessions, which callers pass.
+//! The user of this process, its limit on descriptors, the part of the limit that connections may use, and the memory
+//! that the process may use; geteuid(2), getrlimit(2), cgroups(7). May not enter: the numbers of links and sessions, which
+//! callers pass.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::SysconfVar;
 
 /// Descriptors for look-ups, the password's file, the log, a hand-over. Chosen: far more than ever seen at once.
 pub(crate) const MAKING_LINKS: usize = 32;
@@ -47,6 +51,25 @@ pub(crate) fn out_of_descriptors() -> io::Error {
 /// The user that this process runs as.
 pub(crate) fn own_user() -> u32 {
     nix::unistd::geteuid().as_raw()
+}
+
+/// How much memory this process may use: what the machine has, or what a cgroup above the process allows. `None` where
+/// the kernel says neither.
+pub(crate) fn memory() -> Option<usize> {
+    let size_of = |name| nix::unistd::sysconf(name).ok().flatten().and_then(|value| usize::try_from(value).ok());
+    let machine = || size_of(SysconfVar::_PHYS_PAGES)?.checked_mul(size_of(SysconfVar::PAGE_SIZE)?);
+    machine().into_iter().chain(cgroup_limits()).min()
+}
+
+/// `memory.max` of this process' cgroup and of those above.
+fn cgroup_limits() -> Vec<usize> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let limit = |group: &Path| {
+        let limit = fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join("memory.max")).ok()?;
+        limit.trim().parse().ok()
+    };
+    Path::new(own).ancestors().filter_map(limit).collect()
 }
 
 /// Raises the soft descriptor limit to the hard one, as nginx's `worker_rlimit_nofile` does. Raises both to `wanted`

@@ -127,6 +127,11 @@ impl Outbound {
         self.cost - self.slices.front().map_or(0, |first| first.len() + SLICE_COST)
     }
 
+    /// All memory that waits, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.cost
+    }
+
     /// Sends as much as the socket takes. True when the queue is empty.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use crate::front::access::Access;
 use crate::front::page::{Pages, TestPage};
 use crate::front::upgrade;
 use crate::handover::Heritage;
+use crate::memory::Budget;
 use crate::metrics::{Metrics, Shard};
 use crate::os::{self, socket_file::FileId};
 use crate::worker::{self, BrokerSeed, Command, Handshakes, Mailbox, Publisher, WorkerSeed};
@@ -247,6 +248,14 @@ impl Server {
         }
     }
 
+    /// What the process may use beyond its start, in bytes: the setting, or half of what it could have at all.
+    pub(crate) fn memory(&self) -> usize {
+        match self.config.limits.memory {
+            0 => os::limit::memory().map_or(usize::MAX, |all| all / 2),
+            limit => limit,
+        }
+    }
+
     /// How many descriptors `limits.max_sessions` needs, with the links to the broker; 0 where it is not set.
     pub(crate) fn wanted_descriptors(&self) -> usize {
         match self.config.limits.max_sessions {
@@ -282,6 +291,7 @@ impl Server {
         for warning in self.config.warnings() {
             tracing::warn!("{warning}");
         }
+        let budget = Budget::new(self.memory());
         let (max_sessions, for_connections) = (self.max_sessions(), self.for_connections());
         let (mut inlets, mut ends, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
         let all: Vec<_> = self.mailboxes.iter().map(|(sender, _)| Mailbox::of(sender)).collect();
@@ -295,6 +305,7 @@ impl Server {
                 shard: shard.clone(),
                 metrics: self.metrics.clone(),
                 max_sessions,
+                budget,
                 mailbox,
                 own: Mailbox::of(&sender),
                 siblings: all

@@ -35,6 +35,8 @@ pub(super) struct Facts {
     pub(super) broker: String,
     pub(super) workers: usize,
     pub(super) max_sessions: usize,
+    /// What the process may use beyond its start, in bytes.
+    pub(super) memory: usize,
     pub(super) metrics: Metrics,
 }
 
@@ -82,18 +84,19 @@ impl Origin {
 
 impl Facts {
     fn log_start(&self) {
-        let Self { addresses: listen, broker, workers, max_sessions, .. } = self;
-        tracing::info!(listen, broker, workers, max_sessions, "webws {VERSION} {self}");
+        let Self { addresses: listen, broker, workers, max_sessions, memory, .. } = self;
+        tracing::info!(listen, broker, workers, max_sessions, memory, "webws {VERSION} {self}");
     }
 
     fn log_hand_over(&self, before: &str, sessions: usize) {
-        let Self { addresses: listen, broker, workers, max_sessions, .. } = self;
+        let Self { addresses: listen, broker, workers, max_sessions, memory, .. } = self;
         tracing::info!(
             listen,
             broker,
             workers,
             sessions,
             max_sessions,
+            memory,
             before,
             "webws {VERSION} has taken over {sessions} sessions from webws {before} and {self}"
         );
@@ -102,8 +105,13 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { addresses, broker, workers, max_sessions, .. } = self;
-        write!(f, "serves on {addresses} with broker {broker}, {workers} workers and at most {max_sessions} WebSockets")
+        let Self { addresses, broker, workers, max_sessions, memory, .. } = self;
+        let memory = memory / 1_000_000;
+        write!(
+            f,
+            "serves on {addresses} with broker {broker}, {workers} workers, at most {max_sessions} WebSockets and {memory} \
+             MB of memory"
+        )
     }
 }
 

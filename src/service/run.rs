@@ -109,6 +109,7 @@ fn start(config: Config, extra: Extra) -> Result<(Running, Origin, Facts), Servi
         broker,
         workers: server.workers(),
         max_sessions: server.max_sessions(),
+        memory: server.memory(),
         metrics: server.metrics(),
     };
     Ok((server.start()?, origin, facts))

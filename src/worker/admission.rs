@@ -60,7 +60,11 @@ impl Worker {
             return Some(Refusal::Draining.to_string());
         }
         let full = || format!("full: {} WebSockets are open, which is the limit", self.max_sessions);
-        broker.fault().or_else(|| self.is_full().then(full))
+        let spent = || {
+            let (used, max) = (self.budget.used(), self.budget.max());
+            format!("memory is short: {used} bytes are in use, and limits.memory allows {max}")
+        };
+        broker.fault().or_else(|| self.is_full().then(full)).or_else(|| self.budget.is_spent().then(spent))
     }
 
     /// Whether the limit of sessions is reached.
@@ -87,6 +91,10 @@ impl Worker {
         if self.is_full() {
             notice::FULL.add(self.max_sessions);
             return Err(Refusal::Full);
+        }
+        if self.budget.is_spent() {
+            notice::NO_MEMORY.add(self.budget.max());
+            return Err(Refusal::NoMemory);
         }
         let channel = &opening.grant.channel;
         if !broker.is_reachable(channel) && !self.core.hub.is_confirmed(channel) {

@@ -27,6 +27,7 @@ pub(crate) mod reactor;
 mod read_back;
 mod recovery;
 mod seed;
+mod shed;
 #[cfg(test)]
 #[path = "../../tests/simulation/worker.rs"]
 pub(crate) mod simulated;

@@ -17,6 +17,8 @@ pub(crate) enum Refusal {
     Draining,
     #[error("the server has reached its limit of connections: try again later")]
     Full,
+    #[error("the server is short of memory: try again later")]
+    NoMemory,
     #[error("the message broker is unavailable: try again later")]
     BrokerAway,
     #[error("the message broker did not confirm the subscription in time: try again later")]

@@ -10,6 +10,7 @@ use super::command::{Command, Mailbox};
 use super::handshakes::Handshakes;
 use crate::broker::{memory, redis};
 use crate::config::Config;
+use crate::memory::Budget;
 use crate::metrics::{Metrics, Shard};
 
 /// A worker's broker on its way to the worker's thread.
@@ -27,6 +28,7 @@ pub(crate) struct WorkerSeed {
     pub(crate) shard: Arc<Shard>,
     pub(crate) metrics: Metrics,
     pub(crate) max_sessions: usize,
+    pub(crate) budget: Budget,
     pub(crate) mailbox: mpsc::Receiver<Command>,
     /// The other end of the mailbox.
     pub(crate) own: Mailbox,

@@ -16,6 +16,7 @@ use super::wait::Wait;
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::id::SessionKey;
+use crate::memory::Budget;
 use crate::message::{ClientMessage, NotPublished, Origin};
 use crate::metrics::{Metrics, Shard};
 use crate::protocol::endpoint::Endpoint;
@@ -28,6 +29,9 @@ pub(super) struct Worker {
     pub(super) shard: Arc<Shard>,
     pub(super) metrics: Metrics,
     pub(super) max_sessions: usize,
+    pub(super) budget: Budget,
+    /// Not before then does the worker look again for memory to give up.
+    pub(super) shed_again: Millis,
     pub(super) clock: Clock,
     pub(super) core: Core,
     pub(super) phase: Phase,
@@ -58,6 +62,14 @@ impl Worker {
     pub(super) fn flush(&mut self) {
         // A frozen worker sends nothing; the batches are flushed when it resumes.
         self.next_flush = if self.phase.is_frozen() { None } else { self.core.flush(self.clock.now()) };
+        self.bound_memory();
+    }
+
+    /// Gives up memory if the process has spent its budget.
+    pub(super) fn bound_memory(&mut self) {
+        if self.budget.is_spent() && !self.phase.is_still() {
+            self.shed();
+        }
     }
 
     /// Puts a publisher's message into the outbox.

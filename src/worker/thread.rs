@@ -72,6 +72,8 @@ fn planted(seed: WorkerSeed) -> io::Result<(Turns, Handle)> {
         shard: seed.shard,
         metrics: seed.metrics,
         max_sessions: seed.max_sessions,
+        budget: seed.budget,
+        shed_again: clock::START,
         config: seed.config,
         clock: Clock::new(),
         phase: if seed.awaits_sessions { Phase::Frozen { since: clock::START } } else { Phase::Serving },
@@ -99,6 +101,7 @@ mod tests {
     use super::*;
     use crate::channel::Channel;
     use crate::config::Config;
+    use crate::memory::Budget;
     use crate::metrics::{Metrics, Shard};
     use crate::position::MilestoneId;
     use crate::protocol::encoding::Encoding;
@@ -140,6 +143,7 @@ mod tests {
                 metrics: Metrics::new([shard.clone()].into()),
                 shard,
                 max_sessions: 10,
+                budget: Budget::new(usize::MAX),
                 mailbox,
                 own: Mailbox::of(&sender),
                 siblings: Vec::new(),

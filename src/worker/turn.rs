@@ -149,6 +149,7 @@ impl Turns {
             self.answer(cx),
             self.set_alarm(cx),
         ];
+        self.worker.bound_memory();
         if self.worker.phase.is_leaving() {
             return Poll::Ready(Next::End(Ok(())));
         }

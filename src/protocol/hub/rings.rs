@@ -146,6 +146,15 @@ impl Hub {
         while self.budget.is_exceeded() && self.evict_oldest(Millis::MAX) {}
     }
 
+    /// Drops the older half of what all histories keep, because memory is short; false when nothing is kept.
+    pub(crate) fn halve_history(&mut self) -> bool {
+        let (bytes, max_bytes) = (self.budget.bytes, self.budget.max_bytes);
+        self.budget.max_bytes = bytes / 2;
+        self.bound_kept();
+        self.budget.max_bytes = max_bytes;
+        self.budget.bytes < bytes
+    }
+
     /// Notes that publications came in front of what the history of the channel `id` keeps: `growth` bytes.
     pub(super) fn on_prepended(&mut self, id: usize, growth: usize) {
         let Some(history) = self.channels.get_mut(id).and_then(|entry| entry.history.as_mut()) else { return };

@@ -56,7 +56,7 @@ impl Session {
         now: Millis,
     ) -> Action {
         debug_assert!(self.is_open(), "a close frame is sent once");
-        if matches!(reason, CloseReason::SlowConsumer | CloseReason::Stalled | CloseReason::ClientClosed)
+        if matches!(reason, CloseReason::SlowConsumer | CloseReason::Memory | CloseReason::Stalled | CloseReason::ClientClosed)
             && let Some(queue) = &mut self.outbound
         {
             // The client would not read the backlog. A frame whose first byte has left must be finished.

@@ -121,6 +121,11 @@ impl Session {
         self.outbound.as_ref().map_or(0, |queue| queue.backlog())
     }
 
+    /// Bytes of memory that the session uses beyond what an idle one does. Sessions share batches, and each counts them.
+    pub(crate) fn memory(&self) -> usize {
+        self.outbound.as_ref().map_or(0, |queue| queue.memory()) + self.reader.memory()
+    }
+
     /// Whether the session has to be told when its socket takes bytes again.
     pub(crate) fn has_unsent(&self) -> bool {
         self.outbound.is_some() && !self.is_in_handshake()

@@ -69,6 +69,11 @@ impl Reader {
         !self.unread.is_empty()
     }
 
+    /// Bytes of memory that the reader owns.
+    pub(crate) fn memory(&self) -> usize {
+        self.unread.capacity() + self.unfinished.as_ref().map_or(0, |message| message.payload.capacity())
+    }
+
     /// Whether the last turn ended before the received bytes did: call [`Reader::feed`] again, without fresh bytes.
     pub(crate) fn was_interrupted(&self) -> bool {
         self.was_interrupted
