@@ -19,6 +19,8 @@ pub(crate) enum CloseReason {
     TooBig,
     /// The client sent a message on an endpoint whose clients may not publish.
     PublishDenied,
+    /// The client sent faster than the endpoint allows (`rate`).
+    TooFast,
     /// The client sent a binary message on an endpoint that takes none.
     BinaryRefused,
     /// More bytes waited for the client than the endpoint allows.
@@ -61,13 +63,14 @@ pub(crate) struct CloseRow {
 
 impl CloseReason {
     /// All reasons, in the order of the table in the README.
-    pub(crate) const ALL: [CloseReason; 17] = [
+    pub(crate) const ALL: [CloseReason; 19] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::ProtocolError,
         Self::InvalidText,
         Self::TooBig,
         Self::PublishDenied,
+        Self::TooFast,
         Self::BinaryRefused,
         Self::SlowConsumer,
         Self::Memory,
@@ -91,6 +94,7 @@ impl CloseReason {
             Self::InvalidText => (Some(1007), "text is not UTF-8", "invalid_text", false),
             Self::TooBig => (Some(1009), "message too big", "too_big", false),
             Self::PublishDenied => (Some(1008), "publishing is not allowed here", "publish_denied", false),
+            Self::TooFast => (Some(1008), "messages come too fast", "too_fast", false),
             Self::BinaryRefused => {
                 (Some(1003), "binary messages are not taken here: send texts", "binary_refused", false)
             }

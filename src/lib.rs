@@ -222,8 +222,8 @@ mod worker;
 
 pub use config::{
     BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy,
-    HistoryConfig, Limits, Listen, NoOriginPolicy, NotUtf8Policy, OriginRule, RedisAddress, RedisConfig, RedisUrl,
-    ReplayPolicy, SocketMode, WireName,
+    HistoryConfig, Limits, Listen, NoOriginPolicy, NotUtf8Policy, OriginRule, RateConfig, RatePolicy, RedisAddress,
+    RedisConfig, RedisUrl, ReplayPolicy, SocketMode, WireName,
 };
 pub use memory::Metered;
 pub use message::{NotPublished, Refusal};

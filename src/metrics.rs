@@ -294,6 +294,7 @@ macro_rules! log_all {
             closed_invalid_text = $metrics.closed(CloseReason::InvalidText),
             closed_too_big = $metrics.closed(CloseReason::TooBig),
             closed_publish_denied = $metrics.closed(CloseReason::PublishDenied),
+            closed_too_fast = $metrics.closed(CloseReason::TooFast),
             closed_binary_refused = $metrics.closed(CloseReason::BinaryRefused),
             closed_slow_consumer = $metrics.closed(CloseReason::SlowConsumer),
             closed_memory = $metrics.closed(CloseReason::Memory),

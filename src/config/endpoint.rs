@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryConfig, OriginRule, duration};
+use super::{HistoryConfig, OriginRule, RateConfig, duration};
 
 /// One path, and what happens to its clients: WebSockets, server-sent events for requests that accept
 /// `text/event-stream`, and long-poll for those that accept `application/json`.
@@ -68,6 +68,8 @@ pub struct EndpointConfig {
     /// With `claims`: whether a request without any, or from a sender that is not trusted, gets 403; else its client
     /// may do what the endpoint allows. Default true.
     pub claims_required: bool,
+    /// How fast each client may send. Default: none, as fast as Redis takes messages.
+    pub rate: Option<RateConfig>,
     /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
     pub max_message_bytes: usize,
     /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never. Server-sent
@@ -214,6 +216,7 @@ impl Default for EndpointConfig {
             no_origin: NoOriginPolicy::Auto,
             claims: ClaimsSource::None,
             claims_required: true,
+            rate: None,
             max_message_bytes: 65_535,
             ping_interval: Duration::from_secs(5),
             poll_timeout: Duration::from_secs(25),
@@ -279,6 +282,12 @@ impl EndpointConfig {
     #[must_use]
     pub fn with_origins(self, origins: impl IntoIterator<Item = OriginRule>) -> Self {
         Self { origins: origins.into_iter().collect(), ..self }
+    }
+
+    /// Sets [`rate`](EndpointConfig::rate).
+    #[must_use]
+    pub fn with_rate(self, rate: RateConfig) -> Self {
+        Self { rate: Some(rate), ..self }
     }
 
     /// Sets [`history`](EndpointConfig::history).

@@ -1,8 +1,8 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`,
-//! `origin` the rules of its `origins`, `channel_names` those of its `channels`. `file` reads a configuration from TOML
-//! and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each value.
+//! `origin` the rules of its `origins`, `channel_names` those of its `channels`, `rate` those of its `rate`. `file` reads a
+//! configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each value.
 //! `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
 //! `redis_url` parses broker addresses; `error` has the faults. Validation comes before any file or socket is opened.
 //! May not enter: I/O.
@@ -16,6 +16,7 @@ mod error;
 mod file;
 mod history;
 mod origin;
+mod rate;
 mod redis_url;
 mod reserved;
 mod schema;
@@ -39,6 +40,7 @@ pub use file::{Reading, examine};
 pub use history::HistoryConfig;
 pub use origin::OriginRule;
 pub(crate) use origin::WebOrigin;
+pub use rate::{RateConfig, RatePolicy};
 pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};
 use reserved::could_become_reserved;
 pub(crate) use reserved::reserved;

@@ -328,6 +328,7 @@ mod tests {
             (Some("endpoint"), "publish", Kind::Flag),
             (Some("endpoint"), "wire", Kind::Text),
             (Some("endpoint"), "history", Kind::Inline),
+            (Some("endpoint"), "rate", Kind::Inline),
         ] {
             assert_eq!(schema.get(table, name).map(|setting| setting.kind), Some(kind), "{table:?} {name}");
         }

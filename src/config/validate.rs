@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::{
     BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, EndpointConfig, HistoryConfig, Listen,
-    NoOriginPolicy, NotUtf8Policy, RedisAddress, RedisUrl, WireName, channel_names, could_become_reserved, reserved,
+    NoOriginPolicy, NotUtf8Policy, RateConfig, RedisAddress, RedisUrl, WireName, channel_names, could_become_reserved,
+    reserved,
 };
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
@@ -165,6 +166,9 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     if endpoint.no_origin == NoOriginPolicy::Refuse && endpoint.origins.is_empty() && !has_claims {
         faults.push(at("no_origin = \"refuse\" needs origins: write the origins of your pages"));
     }
+    if let Some(rate) = &endpoint.rate {
+        check_rate(faults, &at("rate"), rate, endpoint.max_message_bytes);
+    }
     if let Some(history) = &endpoint.history {
         check_history(faults, &at("history"), history);
     }
@@ -196,6 +200,18 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
         faults.push(at(
             "idle_timeout must be longer than ping_interval; without pings (0s) it must be 0s as well, because a silent \
              client may be alive",
+        ));
+    }
+}
+
+fn check_rate(faults: &mut Vec<String>, at: &str, rate: &RateConfig, longest: usize) {
+    let RateConfig { messages, bytes, .. } = rate;
+    if !(1..=1_000_000).contains(messages) {
+        faults.push(format!("{at}: messages = {messages} is out of range: write 1 to 1000000"));
+    }
+    if *bytes < longest {
+        faults.push(format!(
+            "{at}: bytes = {bytes} is less than the longest message, max_message_bytes = {longest}: write that or more"
         ));
     }
 }

@@ -236,7 +236,7 @@ impl Core {
         }
         let allowance = self.outbox.allowance(node);
         let mut outgoing = Outgoing { outbox: &mut self.outbox, shard: &self.shard, key, now };
-        if !slot.is_held && slot.session.may_end_pause(allowance) {
+        if !slot.is_held && slot.session.may_end_pause(allowance, now) {
             let action = slot.session.end_pause(&mut slot.connection, now, &mut outgoing);
             if action != Action::Stay {
                 return action;

@@ -56,8 +56,10 @@ impl Session {
         now: Millis,
     ) -> Action {
         debug_assert!(self.is_open(), "a close frame is sent once");
-        if matches!(reason, CloseReason::SlowConsumer | CloseReason::Memory | CloseReason::Stalled | CloseReason::ClientClosed)
-            && let Some(queue) = &mut self.outbound
+        if matches!(
+            reason,
+            CloseReason::SlowConsumer | CloseReason::Memory | CloseReason::Stalled | CloseReason::ClientClosed
+        ) && let Some(queue) = &mut self.outbound
         {
             // The client would not read the backlog. A frame whose first byte has left must be finished.
             queue.keep_begun_frame();

@@ -15,6 +15,7 @@ mod poll;
 mod polled;
 #[cfg(test)]
 mod random;
+mod rate;
 mod receive;
 mod send;
 pub(crate) mod snapshot;

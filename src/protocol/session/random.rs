@@ -219,7 +219,7 @@ impl Run {
         if !self.is_open {
             return;
         }
-        if !self.is_held && self.stage.session.may_end_pause(self.stage.outbox.allowance) {
+        if !self.is_held && self.stage.session.may_end_pause(self.stage.outbox.allowance, self.stage.now) {
             let resumed = self.stage.end_pause();
             self.apply(resumed);
             if resumed != Action::Stay {

@@ -4,11 +4,12 @@
 use std::io;
 
 use super::action::{Action, Payload, Publish, Queued, Rejected};
+use super::rate::Rate;
 use super::state::{Phase, Session, Waiting};
 use super::subscription::Subscription;
 use crate::clock::Millis;
 use crate::close::CloseReason;
-use crate::config::{BinaryPolicy, EndpointConfig};
+use crate::config::{BinaryPolicy, EndpointConfig, RateConfig, RatePolicy};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::outbound::Batch;
 use crate::protocol::socket::Socket;
@@ -97,6 +98,10 @@ impl Session {
             // Messages that the client sent before it received the 1001 are still published.
             takes_messages: matches!(phase, Phase::Open | Phase::Closing { reason: CloseReason::GoingAway, .. }),
             waiting: &mut self.waiting,
+            rate: config.rate.as_ref().map(|config| {
+                let rare = self.rare.get_or_insert_default();
+                (config, rare.rate.get_or_insert_default())
+            }),
             replies: Vec::new(),
             refused: None,
             closed: None,
@@ -127,7 +132,7 @@ impl Session {
         waiting.messages = waiting.messages.saturating_sub(1);
         waiting.bytes = waiting.bytes.saturating_sub(bytes);
         waiting.since = now;
-        if self.may_end_pause(allowance) { Action::ReadAgain } else { Action::Stay }
+        if self.may_end_pause(allowance, now) { Action::ReadAgain } else { Action::Stay }
     }
 
     /// Stops reading until [`Session::end_pause`], because the outbox is full.
@@ -136,10 +141,11 @@ impl Session {
         self.waiting.is_paused = true;
     }
 
-    /// Whether a pause can end: half of `allowance` is free again.
-    pub(crate) fn may_end_pause(&self, allowance: usize) -> bool {
+    /// Whether a pause can end: half of `allowance` is free again, and the client is not too fast.
+    pub(crate) fn may_end_pause(&self, allowance: usize, now: Millis) -> bool {
         let room = allowance.min(self.endpoint.config.max_unpublished_bytes);
-        self.waiting.is_paused && self.waiting.bytes <= room / 2
+        let may_send = self.rate().is_none_or(|rate| rate.free_at() <= now);
+        self.waiting.is_paused && self.waiting.bytes <= room / 2 && may_send
     }
 
     /// Ends a pause, and decodes the bytes that were kept.
@@ -166,6 +172,8 @@ struct Turn<'a, P> {
     subscription: &'a Subscription,
     takes_messages: bool,
     waiting: &'a mut Waiting,
+    /// How fast the client may send, and how fast it sends.
+    rate: Option<(&'a RateConfig, &'a mut Rate)>,
     /// Pongs.
     replies: Vec<u8>,
     /// Why a message closes the session.
@@ -195,7 +203,7 @@ impl<P: Publish> Turn<'_, P> {
             return Flow::Continue;
         }
         match self.rejection(payload) {
-            None => self.publish(payload),
+            None => self.take(payload),
             Some(rejected) => {
                 self.outbox.reject(rejected);
                 match rejected {
@@ -221,6 +229,26 @@ impl<P: Publish> Turn<'_, P> {
         } else {
             None
         }
+    }
+
+    /// Publishes a message, unless it comes too fast for an endpoint that closes then.
+    fn take(&mut self, payload: Payload<'_>) -> Flow {
+        let bytes = match payload {
+            Payload::Text(bytes) | Payload::Binary(bytes) => bytes.len(),
+        };
+        let Some((config, rate)) = &mut self.rate else { return self.publish(payload) };
+        if rate.take(config, bytes, self.now) {
+            return self.publish(payload);
+        }
+        if config.over == RatePolicy::Close {
+            self.outbox.reject(Rejected::Closes(CloseReason::TooFast));
+            self.refused = Some(CloseReason::TooFast);
+            return Flow::Stop;
+        }
+        rate.resumes_at = rate.free_at();
+        self.publish(payload);
+        self.waiting.is_paused = true;
+        Flow::Pause
     }
 
     fn publish(&mut self, payload: Payload<'_>) -> Flow {

@@ -6,6 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::grant::Grant;
 use super::polled::Poll;
+use super::rate::Rate;
 use super::subscription::Subscription;
 use crate::channel::Channel;
 use crate::clock::Millis;
@@ -58,6 +59,8 @@ pub(super) struct Rare {
     pub(super) poll: Option<Poll>,
     /// Of a session at an endpoint with claims.
     pub(super) identity: Option<Identity>,
+    /// Of a session that has sent a message at an endpoint with a rate.
+    pub(super) rate: Option<Rate>,
 }
 
 /// One browser connection.
@@ -99,7 +102,7 @@ impl Session {
             phase: Phase::Subscribing { until },
             reader: Reader::default(),
             outbound: None,
-            rare: is_rare.then(|| Box::new(Rare { poll, identity })),
+            rare: is_rare.then(|| Box::new(Rare { poll, identity, rate: None })),
             heard_at: now,
             pinged_at: now,
             alive_at: now,
@@ -115,6 +118,11 @@ impl Session {
     /// The client, if claims have named it.
     pub(super) fn identity(&self) -> Option<&Identity> {
         self.rare.as_ref()?.identity.as_ref()
+    }
+
+    /// How fast the client sends, if that is counted.
+    pub(super) fn rate(&self) -> Option<&Rate> {
+        self.rare.as_ref()?.rate.as_ref()
     }
 
     /// The channel on which the client publishes.

@@ -356,7 +356,7 @@ fn an_owner_without_room_pauses_and_a_close_ends_the_pause() {
     let mut stage = Stage::lua();
     stage.session.pause();
     assert_eq!(stage.read(&frame(TEXT, b"1")), Action::Stay);
-    assert!(stage.outbox.messages.is_empty() && stage.session.may_end_pause(usize::MAX));
+    assert!(stage.outbox.messages.is_empty() && stage.session.may_end_pause(usize::MAX, stage.now));
     assert_eq!(stage.close(CloseReason::GoingAway), Action::Close(CloseReason::GoingAway));
     assert_eq!(stage.read(b""), Action::Stay);
     assert_eq!(stage.outbox.messages, [text("1")]);

@@ -63,6 +63,12 @@ impl Session {
                 return self.on_unsent(unsent, socket, now);
             }
         }
+        if self.resumes_at() <= now {
+            if let Some(rate) = self.rare.as_mut().and_then(|rare| rare.rate.as_mut()) {
+                rate.resumes_at = Millis::MAX;
+            }
+            return Action::ReadAgain;
+        }
         Action::Stay
     }
 
@@ -73,7 +79,7 @@ impl Session {
             Phase::Subscribing { until } | Phase::Closing { until, .. } | Phase::Ending { until, .. } => until,
             Phase::Open => {
                 let fault = self.stalled_at().min(self.silent_at()).min(self.not_published_at());
-                fault.min(self.ping_at()).min(self.expires_at())
+                fault.min(self.ping_at()).min(self.expires_at()).min(self.resumes_at())
             }
         }
     }
@@ -99,6 +105,11 @@ impl Session {
 
     fn expires_at(&self) -> Millis {
         self.identity().map_or(Millis::MAX, |identity| identity.expires_at)
+    }
+
+    /// When a client that was too fast is read again.
+    fn resumes_at(&self) -> Millis {
+        self.rate().map_or(Millis::MAX, |rate| rate.resumes_at)
     }
 
     /// A client that polls is answered instead.
