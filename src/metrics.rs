@@ -19,6 +19,8 @@ pub(crate) enum Counter {
     PublicationsReceived,
     /// Frames handed to sessions.
     FramesDelivered,
+    /// Frames that slow sessions did not get (`on_slow`).
+    FramesDropped,
     /// Client messages that the broker took.
     MessagesPublished,
     /// Client messages that the broker did not take, or whose fate is unknown.
@@ -139,7 +141,7 @@ impl Proxied {
     }
 }
 
-const PLAIN: [(Counter, &str); 20] = [
+const PLAIN: [(Counter, &str); 21] = [
     (Counter::SessionsOpened, "sessions_opened"),
     (Counter::HandshakesRefused, "handshakes_refused"),
     (Counter::PublicationsReceived, "publications_received"),
@@ -160,6 +162,7 @@ const PLAIN: [(Counter, &str); 20] = [
     (Counter::Handoffs, "handoffs"),
     (Counter::HandoffsRefused, "handoffs_refused"),
     (Counter::ClaimsDropped, "claims_dropped"),
+    (Counter::FramesDropped, "frames_dropped"),
 ];
 
 impl Counter {
@@ -187,6 +190,7 @@ impl Counter {
             Self::Handoffs => 17,
             Self::HandoffsRefused => 18,
             Self::ClaimsDropped => 19,
+            Self::FramesDropped => 20,
             Self::SessionsClosed(reason) => PLAIN.len() + reason as usize,
             Self::Proxied(reason) => PLAIN.len() + CloseReason::ALL.len() + reason as usize,
         }
@@ -276,6 +280,7 @@ macro_rules! log_all {
             claims_dropped = $metrics.get(Counter::ClaimsDropped),
             publications_received = $metrics.get(Counter::PublicationsReceived),
             frames_delivered = $metrics.get(Counter::FramesDelivered),
+            frames_dropped = $metrics.get(Counter::FramesDropped),
             texts_published = $metrics.get(Counter::MessagesPublished),
             texts_lost = $metrics.get(Counter::MessagesLost),
             subscriptions_lost = $metrics.get(Counter::SubscriptionsLost),

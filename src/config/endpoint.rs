@@ -85,9 +85,11 @@ pub struct EndpointConfig {
     /// always silent.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
-    /// Maximum bytes that wait for a client behind the message being sent; beyond: close 1013.
+    /// Maximum bytes that wait for a client behind the message being sent; beyond, `on_slow` applies.
     /// Default 1 MiB.
     pub max_queue_bytes: usize,
+    /// What becomes of publications for a client that reads too slowly. Default `close`.
+    pub on_slow: SlowPolicy,
     /// Close a client whose socket takes nothing for this long while bytes wait. Default 10 s.
     #[serde(with = "duration")]
     pub stall_timeout: Duration,
@@ -117,6 +119,21 @@ pub enum GapPolicy {
     Keep,
     /// Close with 1012, spread over `drain_time`: clients come back and fetch what they missed.
     Close,
+}
+
+/// What becomes of publications for a client that reads more slowly than they come. Redis and other clients never wait
+/// for such a client, and one that takes nothing for `stall_timeout` is closed in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum SlowPolicy {
+    /// They wait, and beyond `max_queue_bytes` the client is closed with 1013: it comes back and fetches.
+    Close,
+    /// They wait, and beyond `max_queue_bytes` the oldest are dropped. Server-sent events and clients of `ws+meta.nchan`
+    /// are told so: `event: gap`.
+    Drop,
+    /// Only the newest waits: for channels whose every message has the whole state, as a price or a position.
+    Latest,
 }
 
 /// How payloads look to clients.
@@ -222,6 +239,7 @@ impl Default for EndpointConfig {
             poll_timeout: Duration::from_secs(25),
             idle_timeout: Duration::from_secs(30),
             max_queue_bytes: 1 << 20,
+            on_slow: SlowPolicy::Close,
             stall_timeout: Duration::from_secs(10),
             max_unpublished_bytes: 256 << 10,
             publish_timeout: Duration::from_secs(10),
@@ -358,6 +376,7 @@ setters! {
     with_max_channel_bytes: max_channel_bytes, usize;
     with_binary: binary, BinaryPolicy;
     with_not_utf8: not_utf8, NotUtf8Policy;
+    with_on_slow: on_slow, SlowPolicy;
     with_no_origin: no_origin, NoOriginPolicy;
     with_claims: claims, ClaimsSource;
     with_claims_required: claims_required, bool;

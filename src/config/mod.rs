@@ -33,7 +33,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use endpoint::{
-    BinaryPolicy, ChannelRule, ClaimsSource, EndpointConfig, GapPolicy, NoOriginPolicy, NotUtf8Policy, WireName,
+    BinaryPolicy, ChannelRule, ClaimsSource, EndpointConfig, GapPolicy, NoOriginPolicy, NotUtf8Policy, SlowPolicy,
+    WireName,
 };
 pub use error::{ConfigError, ConfigFault};
 pub use file::{Reading, examine};

@@ -26,11 +26,13 @@ pub(crate) struct Batch<'a> {
     bytes: &'a [u8],
     shared: Option<Bytes>,
     end: Option<Position>,
+    /// Frames that slow sessions did not get, of this batch and of earlier ones.
+    pub(crate) dropped: u64,
 }
 
 impl<'a> Batch<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, shared: None, end: None }
+        Self { bytes, shared: None, end: None, dropped: 0 }
     }
 
     /// With the position behind its last publication, for clients whose frames do not name it.
@@ -162,6 +164,44 @@ impl Outbound {
         Ok(true)
     }
 
+    /// Drops what waits behind the slice that is being sent, the oldest first and the newest never, until at most `max`
+    /// bytes wait. `told` takes its place. Returns the number of frames dropped.
+    pub(crate) fn drop_oldest(&mut self, max: usize, told: Option<Bytes>, encoding: Encoding) -> u64 {
+        let mut dropped = 0;
+        while self.backlog() > max && self.slices.len() > 2 {
+            let Some(oldest) = self.slices.remove(1) else { break };
+            self.cost -= oldest.len() + SLICE_COST;
+            if told.as_ref() != Some(&oldest) {
+                dropped += encoding.units(&oldest).count() as u64;
+            }
+        }
+        if let Some(told) = told.filter(|_| dropped > 0) {
+            self.cost += told.len() + SLICE_COST;
+            self.slices.insert(1, told);
+        }
+        dropped
+    }
+
+    /// Drops all but the rest of a frame whose first byte has left, and the newest frame. Returns the number of frames
+    /// dropped.
+    pub(crate) fn keep_newest(&mut self, encoding: Encoding) -> u64 {
+        let (mut newest, mut whole) = (None, 0_u64);
+        for (index, slice) in self.slices.iter().enumerate() {
+            let begun = if index == 0 { self.begun_frame_bytes } else { 0 };
+            for unit in encoding.units(slice.get(begun..).unwrap_or_default()) {
+                (newest, whole) = (Some(unit), whole + 1);
+            }
+        }
+        if whole < 2 {
+            return 0;
+        }
+        // A copy: a slice would keep its whole batch in memory.
+        let newest = newest.map(Bytes::copy_from_slice);
+        self.keep_begun_frame();
+        newest.into_iter().for_each(|newest| self.push(newest));
+        whole - 1
+    }
+
     fn consume(&mut self, mut sent: usize, encoding: Encoding) {
         while sent > 0 {
             let first = self.slices.front_mut().expect("a socket takes no more than it is offered");
@@ -246,6 +286,42 @@ mod tests {
             assert_eq!(queue.cost, if kept.is_empty() { 0 } else { kept.len() + SLICE_COST });
         }
     }
+    #[test]
+    fn the_oldest_frames_make_room_and_the_gap_is_told_once() {
+        let told = frame(4);
+        let mut queue = Outbound::with_rest([frame(10), frame(10)].concat().into(), 3, Encoding::Plain, 0);
+        for _ in 0..10 {
+            queue.push([frame(100), frame(100)].concat().into());
+        }
+        let max = 3 * (2 * 102 + SLICE_COST);
+        assert_eq!(queue.drop_oldest(max, Some(told.clone()), Encoding::Plain), 14);
+        queue.push(frame(7));
+        assert_eq!(queue.drop_oldest(max, Some(told.clone()), Encoding::Plain), 2, "what was told is no frame");
+        let (unsent, begun) = queue.parts();
+        let first = [frame(10), frame(10)].concat().split_off(3);
+        let rest = [frame(100), frame(100)].concat().repeat(2);
+        assert_eq!((unsent, begun), ([&first[..], &told, &rest, &frame(7)].concat(), 9));
+        assert_eq!(queue.drop_oldest(0, Some(told.clone()), Encoding::Plain), 4, "the newest stays");
+        assert_eq!(queue.parts().0, [&first[..], &told, &frame(7)].concat());
+        assert_eq!(queue.cost, first.len() + told.len() + frame(7).len() + 3 * SLICE_COST);
+    }
+
+    #[test]
+    fn of_all_that_waits_the_newest_frame_is_kept() {
+        let both = Bytes::from([frame(5), frame(9)].concat());
+        for (sent, pushed, dropped, kept) in [
+            (3, &[][..], 0, both[3..].to_vec()),
+            (3, &[frame(20)][..], 1, [&both[3..7], &frame(20)].concat()),
+            (0, &[[frame(20), frame(21)].concat().into(), frame(8)], 4, frame(8).to_vec()),
+            (8, &[frame(20), frame(21)], 1, [&both[8..], &frame(21)].concat()),
+        ] {
+            let mut queue = Outbound::with_rest(both.clone(), sent, Encoding::Plain, 0);
+            pushed.iter().for_each(|pushed: &Bytes| queue.push(pushed.clone()));
+            assert_eq!(queue.keep_newest(Encoding::Plain), dropped, "{sent}");
+            assert_eq!(queue.parts().0, kept, "{sent}");
+        }
+    }
+
     #[test]
     fn bytes_that_end_within_a_frame_are_no_queue() {
         let frames = [&frame(300)[200..], &frame(2), &frame(70_000)].concat();

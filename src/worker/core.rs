@@ -299,6 +299,9 @@ impl Core {
         let flushed = hub.flush(&mut Delivery { slots, unsettled, now });
         self.shard.add(Counter::FramesDelivered, flushed.frames);
         self.shard.add(Counter::PublicationsNotUtf8, flushed.not_utf8);
+        if flushed.dropped > 0 {
+            self.shard.add(Counter::FramesDropped, flushed.dropped);
+        }
         for (key, action) in std::mem::take(&mut self.unsettled) {
             self.guarded(key, now, |core| core.apply(key, action, now));
         }

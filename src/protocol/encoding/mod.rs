@@ -178,6 +178,15 @@ impl Encoding {
         }
     }
 
+    /// The units of which `bytes` consist, a whole number of them.
+    pub(crate) fn units(self, mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+        std::iter::from_fn(move || {
+            let (unit, rest) = bytes.split_at_checked(self.unit_len(bytes)?)?;
+            bytes = rest;
+            Some(unit)
+        })
+    }
+
     /// Whether a client's binary message is read and ignored, as the Lua handler did.
     pub(crate) fn ignores_binary(self) -> bool {
         matches!(self, Self::Lua { .. })

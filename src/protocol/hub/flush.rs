@@ -47,6 +47,8 @@ pub(crate) trait Outlet {
 pub(crate) struct Flushed {
     /// Frames given to sessions.
     pub(crate) frames: u64,
+    /// Frames that were dropped for slow sessions.
+    pub(crate) dropped: u64,
     /// Publications since the last flush that were not UTF-8.
     pub(crate) not_utf8: u64,
     /// When to flush the batches that are held back.
@@ -123,7 +125,7 @@ impl Hub {
     /// last one. The clients lose nothing by that, and one send of many frames costs little more than of one frame,
     /// both here and in nginx.
     pub(crate) fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
-        let mut flushed = Flushed { frames: 0, not_utf8: std::mem::take(&mut self.not_utf8), next: None };
+        let mut flushed = Flushed { frames: 0, dropped: 0, not_utf8: std::mem::take(&mut self.not_utf8), next: None };
         let now = outlet.now();
         let is_full = self.pending >= MAX_PENDING_BYTES;
         for (channel, index) in std::mem::take(&mut self.touched) {
@@ -149,6 +151,7 @@ impl Hub {
             for (_, session) in &audience.members {
                 outlet.deliver(*session, &mut batch);
             }
+            flushed.dropped += batch.dropped;
             flushed.frames += (frames * audience.members.len()) as u64;
             let is_paced = audience.members.len() >= PACED_MEMBERS && !self.pace.is_zero();
             audience.held_until = is_paced.then(|| outlet.now() + self.pace);

@@ -108,7 +108,7 @@ fn an_audience_that_has_not_caught_up_collects_and_one_that_has_does_not_wait() 
     let (all, none) = (Some(0), None);
     assert_eq!(
         flush(&mut hub, b"0", all),
-        (Flushed { frames: 100, not_utf8: 0, next: None }, Some(b"\x81\x010".to_vec()))
+        (Flushed { frames: 100, dropped: 0, not_utf8: 0, next: None }, Some(b"\x81\x010".to_vec()))
     );
     // An audience does not wait for its last quarter alone.
     assert_eq!(flush(&mut hub, b"1", Some(75)).0.frames, 100);

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::stage::{SSE, Stage, close_comment, encoded, frame, plain};
 use super::{Action, Session};
 use crate::close::CloseReason;
-use crate::config::{EndpointConfig, NotUtf8Policy};
+use crate::config::{EndpointConfig, NotUtf8Policy, SlowPolicy};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::endpoint::Endpoint;
+use crate::protocol::outbound::Batch;
 
 fn stage() -> Stage {
     Stage::open(EndpointConfig::default(), SSE)
@@ -71,6 +72,41 @@ fn a_slow_consumer_gets_the_event_that_was_begun_and_1013() {
     assert_eq!(stage.writable(10_000), Action::Stay);
     let expected = [encoded(SSE, begun.as_bytes()), close_comment(CloseReason::SlowConsumer)].concat();
     assert_eq!((stage.sent(), stage.socket.is_finished), (expected, true));
+}
+
+#[test]
+fn an_endpoint_may_drop_the_oldest_for_a_slow_client_and_tells_it() {
+    let config = EndpointConfig { max_queue_bytes: 1_000, on_slow: SlowPolicy::Drop, ..plain() };
+    let mut stage = Stage::open(config, SSE);
+    stage.socket.room = 5;
+    let event = |number: u8| encoded(SSE, &[number; 200]);
+    let mut dropped = 0;
+    for number in b'a'..=b'j' {
+        let frames = event(number);
+        let mut batch = Batch::new(&frames);
+        assert_eq!(stage.session.deliver(&mut batch, &mut stage.socket, stage.now), Action::Stay);
+        dropped += batch.dropped;
+    }
+    assert_eq!(stage.writable(100_000), Action::Stay);
+    let told = SSE.gap("messages were dropped: the client reads too slowly").unwrap();
+    let kept = [event(b'a'), told.to_vec(), event(b'h'), event(b'i'), event(b'j')].concat();
+    assert_eq!((String::from_utf8(stage.sent()).unwrap(), dropped), (String::from_utf8(kept).unwrap(), 6));
+    assert!(!stage.session.has_unsent() && stage.session.is_open());
+}
+
+#[test]
+fn an_endpoint_may_send_a_slow_client_the_newest_only() {
+    let mut stage = Stage::open(EndpointConfig { on_slow: SlowPolicy::Latest, ..plain() }, SSE);
+    stage.socket.room = 5;
+    for number in b'a'..=b'j' {
+        assert_eq!(stage.deliver(&[number; 200]), Action::Stay);
+        assert!(stage.session.memory() < 1_000, "{}", stage.session.memory());
+    }
+    assert_eq!(stage.writable(100_000), Action::Stay);
+    assert_eq!(stage.sent(), [encoded(SSE, &[b'a'; 200]), encoded(SSE, &[b'j'; 200])].concat());
+    // A client that has caught up gets everything.
+    assert_eq!((stage.deliver(b"k"), stage.deliver(b"l")), (Action::Stay, Action::Stay));
+    assert_eq!(stage.sent(), [encoded(SSE, b"k"), encoded(SSE, b"l")].concat());
 }
 
 #[test]

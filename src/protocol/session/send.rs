@@ -7,8 +7,12 @@ use super::action::Action;
 use super::state::{Phase, Session};
 use crate::clock::Millis;
 use crate::close::CloseReason;
+use crate::config::SlowPolicy;
 use crate::protocol::outbound::{Batch, Outbound};
 use crate::protocol::socket::Socket;
+
+/// What a slow client is told in place of what was dropped.
+const SLOW: &str = "messages were dropped: the client reads too slowly";
 
 /// Why frames were neither sent nor queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +39,34 @@ impl Session {
             return self.on_batch(frames, socket, now);
         }
         match self.push(frames, socket, now) {
-            Ok(()) => Action::Stay,
+            Ok(()) if self.outbound.is_none() => Action::Stay,
+            Ok(()) => {
+                frames.dropped += self.conflate();
+                Action::Stay
+            }
+            Err(Unsent::TooMuch) if self.endpoint.config.on_slow == SlowPolicy::Drop => {
+                frames.dropped += self.drop_oldest();
+                Action::Stay
+            }
             Err(unsent) => self.on_unsent(unsent, socket, now),
         }
+    }
+
+    /// Makes room in the backlog of a slow client; returns the number of frames dropped.
+    #[cold]
+    fn drop_oldest(&mut self) -> u64 {
+        let Some(queue) = &mut self.outbound else { return 0 };
+        let told = self.encoding.gap(SLOW);
+        // Room for the next publications, so that not each of them tells the client once more.
+        queue.drop_oldest(self.endpoint.config.max_queue_bytes / 2, told, self.encoding)
+    }
+
+    /// Keeps the newest frame for a slow client whose endpoint wants that; returns the number of frames dropped.
+    fn conflate(&mut self) -> u64 {
+        if self.endpoint.config.on_slow != SlowPolicy::Latest {
+            return 0;
+        }
+        self.outbound.as_mut().map_or(0, |queue| queue.keep_newest(self.encoding))
     }
 
     /// Sends or queues whole frames. In a handshake they wait for the 101.
