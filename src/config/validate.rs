@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, EndpointConfig, HistoryConfig, Listen,
-    NoOriginPolicy, NotUtf8Policy, RateConfig, RedisAddress, RedisUrl, WireName, channel_names, could_become_reserved,
-    reserved,
+    BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, EndpointConfig, HistoryConfig, Limits,
+    Listen, NoOriginPolicy, NotUtf8Policy, RateConfig, RedisAddress, RedisUrl, WireName, channel_names,
+    could_become_reserved, reserved,
 };
 
 /// `sockaddr_un.sun_path` holds 108 bytes with its NUL, unix(7).
@@ -63,18 +63,7 @@ impl Config {
         if redis.pinned_certificate_file.is_some() && redis.ca_file.is_some() {
             faults.push("redis.pinned_certificate_file and redis.ca_file: write one of the two".to_owned());
         }
-        needs_bytes(&mut faults, "limits.max_unpublished_bytes", self.limits.max_unpublished_bytes);
-        needs_bytes(&mut faults, "limits.max_history_bytes", self.limits.max_history_bytes);
-        if !(self.limits.memory == 0 || (MIN_MEMORY..=MAX_MEMORY).contains(&self.limits.memory)) {
-            faults.push(format!(
-                "limits.memory = {} is out of range: write \"16MB\" to \"1000GB\", or 0 for half of what the machine has",
-                self.limits.memory
-            ));
-        }
-        match self.limits.max_handshakes {
-            1..=1_000_000 => {}
-            other => faults.push(format!("limits.max_handshakes = {other} is out of range: write 1 to 1000000")),
-        }
+        check_limits(&mut faults, &self.limits);
         let mut addresses = HashSet::new();
         for listen in self.listen.iter().map(ToString::to_string) {
             // One file is one socket.
@@ -103,6 +92,21 @@ pub(super) fn is_about(fault: &str, setting: &str) -> bool {
     let subject = end.and_then(|end| fault.get(..end)).unwrap_or_default();
     // An endpoint's path may read as anything. A table with a fault is left out, so none of its settings is checked.
     !subject.starts_with("endpoint ") && subject.split(" and ").any(|name| name == setting)
+}
+
+fn check_limits(faults: &mut Vec<String>, limits: &Limits) {
+    needs_bytes(faults, "limits.max_unpublished_bytes", limits.max_unpublished_bytes);
+    needs_bytes(faults, "limits.max_history_bytes", limits.max_history_bytes);
+    if !(limits.memory == 0 || (MIN_MEMORY..=MAX_MEMORY).contains(&limits.memory)) {
+        faults.push(format!(
+            "limits.memory = {} is out of range: write \"16MB\" to \"1000GB\", or 0 for half of what the machine has",
+            limits.memory
+        ));
+    }
+    match limits.max_handshakes {
+        1..=1_000_000 => {}
+        other => faults.push(format!("limits.max_handshakes = {other} is out of range: write 1 to 1000000")),
+    }
 }
 
 fn check_socket_path(faults: &mut Vec<String>, setting: &str, path: &Path) {

@@ -63,11 +63,11 @@ mod tests {
         assert_eq!(stage.outbox.messages.len(), 11, "a second's worth, and the one that was too fast");
         for sent in 12..=25 {
             let due = stage.session.next_due();
-            assert!(!stage.session.may_resume(usize::MAX, stage.now), "not before its time");
+            assert!(!stage.session.may_end_pause(usize::MAX, stage.now), "not before its time");
             assert!(due > stage.now && due <= stage.now + 100, "{due}");
             assert_eq!(stage.pass(due - stage.now), Action::ReadAgain);
-            assert!(stage.session.may_resume(usize::MAX, stage.now));
-            assert_eq!((stage.resume(), stage.outbox.messages.len()), (Action::Stay, sent));
+            assert!(stage.session.may_end_pause(usize::MAX, stage.now));
+            assert_eq!((stage.end_pause(), stage.outbox.messages.len()), (Action::Stay, sent));
         }
     }
 
