@@ -23,9 +23,14 @@ impl World {
             let has_requests = requests.iter().any(|request| !matches!(request, Request::MessagesWait));
             requests.into_iter().for_each(|request| node.links.request(request, instant));
             let mut outcome = None;
-            let Node1 { worker, links, .. } = node;
+            let (Node1 { worker, links, .. }, is_told) = (node, self.is_told);
             let has_stepped = links.step(instant, |step| match step {
-                Step::Event(event) => worker.on_event(event, now),
+                Step::Event(event) => {
+                    if is_told {
+                        eprintln!("{} worker {index} gets {event:?}", self.now);
+                    }
+                    worker.on_event(event, now);
+                }
                 Step::Connect(which) => outcome = Some((Some(which), None)),
                 Step::Drop(stream, unread) => outcome = Some((None, Some((stream, unread)))),
             });

@@ -333,6 +333,7 @@ impl Simulated {
     fn on_gap(&mut self, gap: &Gap, now: Millis) {
         self.core.give_up_replay(gap.node, now);
         let (channels, keys) = self.core.end_gap(gap.node, now);
+        self.flush(now);
         if channels > 0 {
             self.gaps.push(Told { length: gap.length });
             self.gapped.extend(keys);
