@@ -13,7 +13,7 @@ use crate::support::program::{Program, listen_in};
 use crate::support::{START, free_port, until};
 
 /// Transports with positions, by their names in the list.
-const TRANSPORTS: [&str; 2] = ["events", "meta"];
+const TRANSPORTS: [&str; 3] = ["events", "meta", "poll"];
 
 const FEW: &str = "[[endpoint]]\npath = \"/few\"\nchannel = \"plain\"\nhistory = { messages = 2 }\n\
                    [[endpoint]]\npath = \"/none\"\nchannel = \"plain\"\nprefix = \"none:\"\n";

@@ -57,8 +57,7 @@ function readHash() {
 function showTarget() {
   const to = currentTarget();
   try {
-    const scheme = to.transport === "events" ? "http" : "ws";
-    ui.url.textContent = url(to).replace(/^http/, scheme);
+    ui.url.textContent = url(to).replace(/^http/, TRANSPORTS[to.transport].scheme);
     ui["redis-channel"].textContent = JSON.stringify(to.prefix + to.channel);
     ui.shell.textContent = shell(to);
     history.replaceState(null, "", hash(to));

@@ -32,6 +32,7 @@ const CLOSE_CODES = {
 const TRANSPORTS = {
   websocket: {
     label: "WebSocket",
+    scheme: "ws",
     hasPositions: false,
     sends: true,
     isOffered: (to) => to.wire !== "sse",
@@ -39,6 +40,7 @@ const TRANSPORTS = {
   },
   meta: {
     label: "WebSocket with positions (ws+meta.nchan)",
+    scheme: "ws",
     hasPositions: true,
     sends: true,
     isOffered: (to) => to.wire !== "sse" && to.history !== "",
@@ -46,10 +48,19 @@ const TRANSPORTS = {
   },
   events: {
     label: "Server-sent events",
+    scheme: "http",
     hasPositions: true,
     sends: false,
     isOffered: (to) => to.receives !== "no",
-    open: openEvents,
+    open: (to, since, on) => openFetched(url(to), on, (...rest) => readEvents(url(to), since, on, ...rest)),
+  },
+  poll: {
+    label: "Long-poll",
+    scheme: "http",
+    hasPositions: true,
+    sends: false,
+    isOffered: (to) => to.wire !== "sse" && to.history !== "" && to.receives !== "no",
+    open: (to, since, on) => openFetched(url(to), on, (...rest) => readPolls(to, since, on, ...rest)),
   },
 };
 
@@ -79,41 +90,49 @@ function openWebSocket(address, subprotocols, on, take = (data) => on.message(da
   };
 }
 
-/** The subprotocol ws+meta.nchan: a line with a position or a type, an empty line, the payload. */
+/** The subprotocol ws+meta.nchan: lines with a position and a type, an empty line, the payload. */
 function takeMessage(data, on) {
-  // A header has no more than a position.
+  // The header of a binary message has no more than a position.
   const start = typeof data === "string" ? data : new TextDecoder("latin1").decode(data.slice(0, 64));
   const end = start.startsWith("\n") ? 0 : start.indexOf("\n\n") + 1;
-  const [, field, value] = /^(?:(\w+): (.*))?/.exec(start.slice(0, end));
+  const lines = start.slice(0, end).split("\n").filter(Boolean);
+  const { id = "", event } = Object.fromEntries(lines.map((line) => line.split(": ")));
   const payload = data.slice(end + 1);
-  if (field === "event") on.gap(payload);
-  else on.message(payload, value ?? "");
+  if (event === "gap") on.gap(payload);
+  else if (event === "position") on.position(id);
+  else on.message(payload, id);
 }
 
-// --- server-sent events ---------------------------------------------------------------------
+// --- server-sent events and long-poll -------------------------------------------------------
 
-/** By fetch and not by EventSource, which shows neither a refusal nor a position without an event. */
-function openEvents(to, since, on) {
+/** Opens what `read` gets by fetch; `read` calls closed(text, comeBack) at the end. */
+function openFetched(address, on, read) {
   const aborting = new AbortController();
-  const address = url(to);
   let isClosed = false;
   const closed = (text, comeBack) => {
     if (!isClosed) on.closed(text, comeBack);
     isClosed = true;
     aborting.abort();
   };
-  readEvents(address, since, on, closed, aborting.signal).catch((error) => closed(`lost: ${error.message}`, true));
+  read(closed, aborting.signal).catch((error) => closed(`lost: ${error.message}`, true));
   return { url: address, close: () => closed("the page has ended the stream", true) };
 }
 
+/** Returns the answer, or null for a refusal. */
+async function get(address, headers, closed, signal) {
+  const answer = await fetch(address, { headers, cache: "no-store", signal });
+  if (answer.ok) return answer;
+  const why = (await answer.text()).trim();
+  closed(`${answer.status}, ${why}`, answer.status >= 500);
+  return null;
+}
+
+/** By fetch and not by EventSource, which shows neither a refusal nor a position without an event. */
 async function readEvents(address, since, on, closed, signal) {
   const headers = { Accept: "text/event-stream" };
   if (since) headers["Last-Event-ID"] = since;
-  const answer = await fetch(address, { headers, cache: "no-store", signal });
-  if (!answer.ok) {
-    const why = (await answer.text()).trim();
-    return closed(`${answer.status}, ${why}`, answer.status >= 500);
-  }
+  const answer = await get(address, headers, closed, signal);
+  if (!answer) return;
   on.open();
   let unread = "";
   let end = ["the stream ended without a reason", true];
@@ -144,7 +163,7 @@ function takeUnit(unit, on) {
   } else if (kind === "gap") {
     on.gap(data);
   } else {
-    on.message(kind === "binary" ? Uint8Array.from(atob(data), (c) => c.charCodeAt(0)).buffer : data, id);
+    on.message(kind === "binary" ? fromBase64(data) : data, id);
   }
   return end;
 }
@@ -153,6 +172,35 @@ function takeUnit(unit, on) {
 function closeOf(comment) {
   const [, code, reason] = /^(\d+) (.*)$/.exec(comment) ?? [];
   return code ? [closeText(Number(code), reason), comesBack(Number(code))] : null;
+}
+
+/** Asks again and again, each time with the position of the last answer. The first request shows no position: its
+ *  answer comes at once, and says whether the page is accepted. */
+async function readPolls(to, since, on, closed, signal) {
+  const headers = { Accept: "application/json" };
+  const first = await get(url(to), headers, closed, signal);
+  if (!first) return;
+  on.open();
+  let position = since || first.headers.get("Stream-Next-Offset");
+  if (!since) on.position(position);
+  for (;;) {
+    const answer = await get(url(to, position), headers, closed, signal);
+    if (!answer) return;
+    const payloads = answer.status === 204 ? [] : await answer.json();
+    const gap = answer.headers.get("Stream-Gap");
+    if (gap) on.gap(gap);
+    position = answer.headers.get("Stream-Next-Offset") ?? position;
+    payloads.forEach((payload, index) => on.message(payloadOf(payload), index === payloads.length - 1 ? position : ""));
+    if (answer.headers.get("Stream-Up-To-Date")) on.position(position);
+  }
+}
+
+function payloadOf(element) {
+  return typeof element === "string" ? element : fromBase64(element.binary);
+}
+
+function fromBase64(text) {
+  return Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 }
 
 // --- closes ---------------------------------------------------------------------------------
