@@ -164,7 +164,7 @@ impl Book {
         let verdict = self.judge(clients.collect()).await;
         let control = std::mem::take(&mut self.control);
         let control = self.judge(control).await;
-        let in_log: HashSet<Id> = self.truth.published.values().flatten().map(|(id, _)| *id).collect();
+        let in_log = self.truth.ids();
         let published = self.truth.published.values().map(Vec::len).sum();
         confirmed.retain(|id| !in_log.contains(id));
         Outcome { verdict, control, published, lost_by_redis: confirmed }

@@ -32,6 +32,8 @@ pub(super) enum Entry {
     Message(Id),
     /// It was told that messages may be missing.
     Gap,
+    /// Its position at the end of a connection is behind the gap that it was told of, and no message came since.
+    Placed,
     /// Its connection has ended, with that code of the server's, if any.
     End(Option<u16>),
 }
@@ -61,7 +63,8 @@ pub(super) struct Reader {
 }
 
 enum Stream {
-    Socket(Client),
+    /// Whether its position is behind a gap that it was told of, with no message since.
+    Socket(Client, bool),
     Events(EventStream),
 }
 
@@ -69,6 +72,8 @@ enum Stream {
 enum Next {
     Message(String),
     Gap,
+    /// A position behind a gap.
+    Position,
     Nothing,
     End(Option<u16>),
 }
@@ -87,6 +92,13 @@ impl Reader {
         self.seen
     }
 
+    fn end(&mut self, stream: &Stream, code: Option<u16>) {
+        if stream.is_behind_gap() {
+            self.seen.entries.push(Entry::Placed);
+        }
+        self.seen.entries.push(Entry::End(code));
+    }
+
     async fn connect(&self, target: &Target) -> Option<Stream> {
         let mut path = format!("/webws?channel=%22{}%22", name(self.seen.channel));
         if self.seen.transport == Transport::Events {
@@ -103,7 +115,7 @@ impl Reader {
             request = request.replace("Upgrade: ", "Sec-WebSocket-Protocol: ws+meta.nchan\r\nUpgrade: ");
         }
         let client = Client::request(Socket::connect(target).await.ok()?, request.as_bytes()).await?;
-        (client.head().status == 101).then_some(Stream::Socket(client))
+        (client.head().status == 101).then_some(Stream::Socket(client, false))
     }
 
     /// Reads a stream to its end, or until the client leaves by itself.
@@ -112,7 +124,7 @@ impl Reader {
         loop {
             let entry = match stream.next(&mut self.position, GLANCE).await {
                 Next::Nothing if *self.stop.borrow() => return,
-                Next::Nothing => continue,
+                Next::Nothing | Next::Position => continue,
                 Next::Message(text) => {
                     let (id, _) = Id::parse(&text).unwrap_or_else(|| panic!("{text:?}"));
                     if id.producer == LAPS {
@@ -121,10 +133,7 @@ impl Reader {
                     Entry::Message(id)
                 }
                 Next::Gap => Entry::Gap,
-                Next::End(code) => {
-                    self.seen.entries.push(Entry::End(code));
-                    return;
-                }
+                Next::End(code) => return self.end(&stream, code),
             };
             self.seen.entries.push(entry);
             left -= 1;
@@ -132,7 +141,7 @@ impl Reader {
             if left == 0 && stream.has_more() {
                 left = 1;
             } else if left == 0 {
-                self.seen.entries.push(Entry::End(None));
+                self.end(&stream, None);
                 drop(stream);
                 let away = self.flaps.as_mut().map_or(0, |random| random.u64(0..1_500));
                 return lasting(Duration::from_millis(away)).await;
@@ -144,7 +153,15 @@ impl Reader {
 impl Stream {
     async fn next(&mut self, position: &mut String, deadline: Duration) -> Next {
         match self {
-            Stream::Socket(client) => next_frame(client, position, deadline).await,
+            Stream::Socket(client, is_behind_gap) => {
+                let next = next_frame(client, position, deadline).await;
+                match next {
+                    Next::Message(_) | Next::Gap => *is_behind_gap = false,
+                    Next::Position => *is_behind_gap = true,
+                    Next::Nothing | Next::End(_) => {}
+                }
+                next
+            }
             Stream::Events(events) => {
                 let event = events.next(deadline).await;
                 position.clone_from(&events.id);
@@ -156,6 +173,13 @@ impl Stream {
                     None => Next::Nothing,
                 }
             }
+        }
+    }
+
+    fn is_behind_gap(&self) -> bool {
+        match self {
+            Stream::Socket(_, is_behind_gap) => *is_behind_gap,
+            Stream::Events(events) => events.is_behind_gap,
         }
     }
 
@@ -183,6 +207,7 @@ async fn next_frame(client: &mut Client, position: &mut String, deadline: Durati
                 match line.split_once(": ") {
                     Some(("id", id)) => id.clone_into(position),
                     Some(("event", "gap")) => return Next::Gap,
+                    Some(("event", "position")) => return Next::Position,
                     None if line.is_empty() => break,
                     _ => panic!("{text:?}"),
                 }

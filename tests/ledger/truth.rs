@@ -1,7 +1,7 @@
 //! What was published and in what order, by Redis' own replication log; read here, so that webws' reader does not judge
 //! itself. May not enter: what clients got.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -35,17 +35,37 @@ impl Truth {
         let (replid, offset) = end(redis).await;
         let log = read(redis.port(), &self.replid, self.offset, offset).await;
         (self.replid, self.offset) = (replid, offset);
-        let mut rest = &log[..];
-        while !rest.is_empty() {
-            let command = take_command(&mut rest);
-            if let [name, channel, payload] = &command[..]
-                && name.eq_ignore_ascii_case(b"PUBLISH")
-                && let Some(message) = std::str::from_utf8(payload).ok().and_then(Id::parse)
-            {
-                self.published.entry(String::from_utf8(channel.to_vec()).unwrap()).or_default().push(message);
-            }
+        for (channel, message) in publications(&log) {
+            self.published.entry(channel).or_default().push(message);
         }
     }
+
+    /// What the log of `redis` has behind `from`, and where it ends now.
+    pub(super) async fn behind(&self, redis: &Redis, from: u64) -> (HashSet<Id>, u64) {
+        let end = offset(redis).await;
+        let log = read(redis.port(), &self.replid, from, end).await;
+        (publications(&log).into_iter().map(|(_, (id, _))| id).collect(), end)
+    }
+
+    /// All messages that were published.
+    pub(super) fn ids(&self) -> HashSet<Id> {
+        self.published.values().flatten().map(|(id, _)| *id).collect()
+    }
+}
+
+/// The messages in a piece of a log, and their channels.
+fn publications(mut log: &[u8]) -> Vec<(String, (Id, SystemTime))> {
+    let mut found = Vec::new();
+    while !log.is_empty() {
+        let command = take_command(&mut log);
+        if let [name, channel, payload] = &command[..]
+            && name.eq_ignore_ascii_case(b"PUBLISH")
+            && let Some(message) = std::str::from_utf8(payload).ok().and_then(Id::parse)
+        {
+            found.push((String::from_utf8(channel.to_vec()).unwrap(), message));
+        }
+    }
+    found
 }
 
 /// The name and the end of a log.

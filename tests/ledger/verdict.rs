@@ -49,6 +49,8 @@ impl Verdict {
         let places: HashMap<Id, usize> = published.iter().enumerate().map(|(place, (id, _))| (*id, place)).collect();
         assert_eq!(places.len(), published.len(), "each message is published once");
         let (mut next, mut had, mut is_away, mut is_told, mut may_repeat) = (0, HashSet::new(), false, false, false);
+        // Whether the next hole is that of a gap which was told, and behind which the client came back.
+        let mut is_placed = false;
         let mut holes: Vec<Hole> = Vec::new();
         for entry in &seen.entries {
             let id = match entry {
@@ -56,6 +58,10 @@ impl Verdict {
                 Entry::Gap => {
                     self.count_gap(seen);
                     is_told = true;
+                    continue;
+                }
+                Entry::Placed => {
+                    is_placed |= is_told;
                     continue;
                 }
                 Entry::End(code) => {
@@ -75,30 +81,25 @@ impl Verdict {
             if had.is_empty() {
                 next = places.get(&id).copied().unwrap_or_default();
             }
-            if !had.insert(id) {
-                if may_repeat {
-                    self.repeated_after_gaps += 1;
-                } else {
-                    self.duplicated.push((seen.channel, id));
+            let (is_twice, place) = (!had.insert(id), places.get(&id).copied());
+            if is_twice || place.is_some_and(|place| place < next) {
+                match (may_repeat, is_twice) {
+                    (true, _) => self.repeated_after_gaps += 1,
+                    (false, true) => self.duplicated.push((seen.channel, id)),
+                    (false, false) => self.reordered.push((seen.channel, id)),
                 }
                 continue;
             }
-            let Some(place) = places.get(&id).copied() else {
+            let Some(place) = place else {
                 self.not_in_log.insert(id);
                 continue;
             };
-            if place < next {
-                if may_repeat {
-                    self.repeated_after_gaps += 1;
-                } else {
-                    self.reordered.push((seen.channel, id));
-                }
-                continue;
-            }
-            if place > next {
+            if place > next && is_placed {
+                self.missed_in_gaps += place - next;
+            } else if place > next {
                 holes.push(Hole { is_away, missing: published[next..place].to_vec() });
             }
-            (next, is_away) = (place + 1, false);
+            (next, is_away, is_placed) = (place + 1, false, false);
         }
         if next < published.len() {
             holes.push(Hole { is_away, missing: published[next..].to_vec() });
@@ -169,6 +170,11 @@ mod tests {
         assert_eq!(judge(Transport::Meta, &away).lost, lost([2, 3]));
         let closed = [got(1), got(3), Entry::End(Some(1012)), got(4), got(5)];
         assert_eq!((judge(Transport::Meta, &closed).missed_in_gaps, judge(Transport::Meta, &closed).lost), (1, vec![]));
+        let placed = [got(1), Entry::Gap, Entry::Placed, Entry::End(Some(1012)), got(3), got(5)];
+        let placed = judge(Transport::Meta, &placed);
+        assert_eq!((placed.missed_in_gaps, placed.lost), (1, lost([4])), "one hole is told");
+        let placed = judge(Transport::Meta, &[got(1), Entry::Placed, Entry::End(None), got(3), got(4), got(5)]);
+        assert_eq!(placed.lost, lost([2]), "no gap is told");
         let repeated = [got(1), got(3), Entry::End(Some(1012)), got(2), got(3), got(4), got(5)];
         let repeated = judge(Transport::Meta, &repeated);
         assert_eq!((repeated.repeated_after_gaps, repeated.duplicated, repeated.reordered), (2, vec![], vec![]));

@@ -31,8 +31,10 @@ pub(crate) struct EventStream {
     pub(crate) comments: Vec<String>,
     pub(crate) pings: usize,
     pub(crate) retry: Option<u64>,
-    /// The last position.
+    /// The last position, and whether it came behind an event of the type `gap`, with no message since.
     pub(crate) id: String,
+    pub(crate) is_behind_gap: bool,
+    has_gap: bool,
     end: Option<End>,
 }
 
@@ -95,6 +97,8 @@ impl EventStream {
             pings: 0,
             retry: None,
             id: String::new(),
+            is_behind_gap: false,
+            has_gap: false,
             end: None,
         }
     }
@@ -202,11 +206,16 @@ impl EventStream {
                 "retry" => self.retry = Some(value.parse().unwrap()),
                 "" if value.is_empty() => self.pings += 1,
                 "" => self.comments.push(value.to_owned()),
-                "id" => value.clone_into(&mut self.id),
+                "id" => {
+                    value.clone_into(&mut self.id);
+                    self.is_behind_gap = self.has_gap;
+                }
                 _ => panic!("an unknown field: {line:?}"),
             }
         }
         if let Some(data) = data.strip_suffix('\n') {
+            self.has_gap = kind == "gap";
+            self.is_behind_gap = false;
             self.events.push_back(Event { kind: kind.to_owned(), data: data.to_owned() });
         }
     }
