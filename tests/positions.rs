@@ -32,6 +32,29 @@ async fn come_back_to(target: &Target, path: &str, id: &str) -> EventStream {
     EventStream::request(target, request.as_bytes()).await
 }
 
+/// A WebSocket with nchan's subprotocol.
+async fn connect_meta(target: &Target, path: &str) -> Client {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Protocol: ws+meta.nchan\r\n\r\n"
+    );
+    let socket = Socket::connect(target).await.unwrap();
+    let client = Client::request(socket, request.as_bytes()).await.unwrap();
+    let subprotocol = client.head().header("Sec-WebSocket-Protocol");
+    assert_eq!((client.head().status, subprotocol), (101, Some("ws+meta.nchan")));
+    client
+}
+
+/// The header and the payload of its next message.
+async fn text(client: &mut Client) -> (String, String) {
+    let frame = client.next_but_pings(SOON).await.unwrap();
+    assert_eq!(frame.opcode, TEXT);
+    let text = String::from_utf8(frame.payload.to_vec()).unwrap();
+    let (header, payload) = text.split_once("\n\n").unwrap();
+    (header.to_owned(), payload.to_owned())
+}
+
 async fn publish(redis: &Redis, numbers: std::ops::Range<usize>) {
     for number in numbers {
         redis.publish(b"chat:a", number.to_string().as_bytes()).await;
@@ -123,38 +146,52 @@ async fn a_client_that_comes_in_the_middle_gets_all_that_is_kept_or_is_told_that
 async fn a_websocket_with_nchans_subprotocol_has_positions_and_comes_back_with_one() {
     let redis = Redis::start().await;
     let webws = start(&redis, 1).await;
-    let connect = async |path: String| {
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Protocol: ws+meta.nchan\r\n\r\n"
-        );
-        let socket = Socket::connect(&webws.target()).await.unwrap();
-        let client = Client::request(socket, request.as_bytes()).await.unwrap();
-        assert_eq!(
-            (client.head().status, client.head().header("Sec-WebSocket-Protocol")),
-            (101, Some("ws+meta.nchan"))
-        );
-        client
-    };
-    let text = async |client: &mut Client| {
-        let frame = client.next_but_pings(SOON).await.unwrap();
-        assert_eq!(frame.opcode, TEXT);
-        let text = String::from_utf8(frame.payload.to_vec()).unwrap();
-        let (header, payload) = text.split_once("\n\n").unwrap();
-        (header.to_owned(), payload.to_owned())
-    };
-    let mut client = connect(PATH.to_owned()).await;
+    let mut client = connect_meta(&webws.target(), PATH).await;
     publish(&redis, 0..1).await;
     let (header, payload) = text(&mut client).await;
     let id = header.strip_prefix("id: ").unwrap().to_owned();
     assert_eq!(payload, "0");
     drop(client);
     publish(&redis, 1..3).await;
-    let mut client = connect(format!("{PATH}&last_event_id={id}")).await;
+    let mut client = connect_meta(&webws.target(), &format!("{PATH}&last_event_id={id}")).await;
     assert_eq!((text(&mut client).await.1, text(&mut client).await.1), ("1".to_owned(), "2".to_owned()));
-    let mut lost = connect(format!("{PATH}&last_event_id=none")).await;
+    let mut lost = connect_meta(&webws.target(), &format!("{PATH}&last_event_id=none")).await;
     assert_eq!(text(&mut lost).await.0, "event: gap");
+    let mut lost = connect_meta(&webws.target(), &format!("{PATH}&last_event_id=AQEjRWeJq83vAw")).await;
+    assert_eq!(text(&mut lost).await.0, "event: gap");
+    let (header, payload) = text(&mut lost).await;
+    assert!(header.ends_with("\nevent: position") && payload.is_empty(), "{header:?}");
+}
+
+#[tokio::test]
+async fn a_gap_that_a_client_was_told_of_is_not_told_again_when_it_comes_back() {
+    let redis = Redis::start().await;
+    let webws = Webws::builder().broker(&redis.url()).workers(1).endpoint_toml(HISTORY);
+    let webws = webws.extra_toml("[redis]\nreplay = \"off\"").start().await;
+    let target = webws.target();
+    let mut events = begin(&target).await;
+    let mut socket = connect_meta(&target, PATH).await;
+    let before = events.id.clone();
+    for gaps in 1..=2 {
+        let last = events.id.clone();
+        redis.kill_links().await;
+        assert_eq!(events.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"));
+        assert_eq!(text(&mut socket).await.0, "event: gap");
+        until("the gap is counted", SOON, async || webws.gaps().len() == gaps).await;
+        // Nothing is published, and both have a position from behind the gap.
+        let told = text(&mut socket).await.0;
+        let id = told.strip_prefix("id: ").and_then(|told| told.strip_suffix("\nevent: position")).unwrap();
+        while events.id == last {
+            assert_eq!(events.next(SOON / 50).await, None, "only the position comes by itself");
+        }
+        events = come_back(&target, &events.id).await;
+        socket = connect_meta(&target, &format!("{PATH}&last_event_id={id}")).await;
+        publish(&redis, 0..1).await;
+        expect(&mut events, 0..1).await;
+        assert_eq!(text(&mut socket).await.1, "0");
+    }
+    let mut late = come_back(&target, &before).await;
+    assert_eq!(late.next(SOON).await.map(|event| event.kind).as_deref(), Some("gap"), "it was not told");
 }
 
 #[tokio::test]

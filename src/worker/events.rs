@@ -66,6 +66,9 @@ impl Worker {
             Report::Milestone { node, milestone } => {
                 let now = self.now();
                 self.core.on_milestone(node, milestone, now);
+                if self.core.hub.tell_positions(node) {
+                    self.flush();
+                }
             }
             Report::NoMilestones { node } => {
                 let now = self.now();
@@ -116,7 +119,8 @@ impl Worker {
         let now = self.now();
         self.core.give_up_replay(*node, now);
         let (channels, sessions) = self.core.end_gap(*node, now);
-        // What the new link has delivered meanwhile, behind the notice of the gap.
+        self.core.hub.tell_positions(*node);
+        // What the new link has delivered meanwhile, and the position there, behind the notice of the gap.
         if self.core.hub.has_batches() {
             self.flush();
         }

@@ -46,7 +46,11 @@ pub(crate) fn message(text: &str) -> Item {
     if header == "event: gap" {
         return gap(payload);
     }
-    Item::publication(payload.as_bytes(), header.strip_prefix("id: ").map(str::to_owned))
+    let position = header.strip_prefix("id: ");
+    if let Some(position) = position.and_then(|position| position.strip_suffix("\nevent: position")) {
+        return Item::Position(position.to_owned());
+    }
+    Item::publication(payload.as_bytes(), position.map(str::to_owned))
 }
 
 /// A server-sent event, without its empty line.

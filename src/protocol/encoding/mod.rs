@@ -120,6 +120,18 @@ impl Encoding {
         }
     }
 
+    /// What tells a client its position behind a gap that it was told of, if the encoding can.
+    pub(crate) fn position_behind_gap(self, position: Position) -> Option<Bytes> {
+        if self != Self::Meta {
+            return self.position(position);
+        }
+        let mut header = Header::new();
+        put_meta_id(position, &mut header);
+        let mut out = BytesMut::new();
+        put_frame(&header, b"event: position\n\n", &[], &mut out);
+        Some(out.freeze())
+    }
+
     /// What tells a client that publications may be missing, and why, if the encoding can.
     pub(crate) fn gap(self, reason: &str) -> Option<Bytes> {
         match self {
@@ -240,10 +252,14 @@ impl Encoding {
 /// Appends what precedes a payload in a message of [`Encoding::Meta`].
 fn put_meta(position: Option<Position>, header: &mut Header) {
     if let Some(position) = position {
-        header.extend_from_slice(b"id: ");
-        header.extend_from_slice(Token::from(position).as_bytes());
-        header.push(b'\n');
+        put_meta_id(position, header);
     }
+    header.push(b'\n');
+}
+
+fn put_meta_id(position: Position, header: &mut Header) {
+    header.extend_from_slice(b"id: ");
+    header.extend_from_slice(Token::from(position).as_bytes());
     header.push(b'\n');
 }
 
@@ -304,6 +320,9 @@ mod tests {
         assert_eq!(encode(b"P", None), b"\x81\x02\nP", "a payload begins behind the first empty line");
         assert_eq!(encode(b"\xff", Some(position)), b"\x82\x15id: AQEjRWeJq83vAw\n\n\xff");
         assert_eq!(&Encoding::Meta.gap("why").unwrap()[..], b"\x81\x0fevent: gap\n\nwhy");
+        let behind = Encoding::Meta.position_behind_gap(position).unwrap();
+        assert_eq!(&behind[..], b"\x81\x24id: AQEjRWeJq83vAw\nevent: position\n\n");
+        assert_eq!(Encoding::Meta.position(position), None, "without a gap, no client needs it");
         assert_eq!(Encoding::Plain.gap("why"), None);
     }
 

@@ -1,7 +1,6 @@
 //! The broker's events about channels (confirmed, refused, lost, moved), and the channels to request from it. May not
 //! enter: links, the order of commands to a broker.
 
-use super::entry::ChannelEntry;
 use super::milestones::Milestones;
 use super::places::Places;
 use super::state::Hub;
@@ -83,6 +82,7 @@ impl Hub {
             }
         }
         milestones.awaited_by.clear();
+        milestones.gapped.clear();
         (milestones.is_asked, milestones.replay) = (false, None);
         milestones.take_held();
         std::mem::take(self.confirmed.at_mut(node))
@@ -128,27 +128,11 @@ impl Hub {
         }
     }
 
-    /// The number of channels at `node` that were lost and are back, and their sessions. A session may have missed
-    /// publications if it is not younger than the generation beside it.
-    pub(crate) fn take_missed(&mut self, node: Node) -> (usize, Vec<(SessionKey, Generation)>) {
-        let (mut channels, mut sessions) = (0, Vec::new());
-        for entry in self.of_node(node) {
-            let Some(newest) = entry.missed_by.take() else { continue };
-            channels += 1;
-            let members = entry.audiences.iter().flat_map(|audience| audience.members.iter());
-            sessions.extend(members.map(|(_, session)| (*session, newest)));
-        }
-        (channels, sessions)
-    }
-
-    fn of_node(&mut self, node: Node) -> impl Iterator<Item = &mut ChannelEntry> {
-        self.channels.iter_mut().map(|(_, entry)| entry).filter(move |entry| entry.node == Some(node))
-    }
-
     /// The channels at `node` that were requested and are not confirmed.
     #[cfg(test)]
-    pub(crate) fn unconfirmed(&mut self, node: Node) -> Vec<Channel> {
-        let unconfirmed = self.of_node(node).filter(|entry| entry.is_requested && !entry.is_confirmed);
+    pub(crate) fn unconfirmed(&self, node: Node) -> Vec<Channel> {
+        let of_node = self.channels.iter().map(|(_, entry)| entry).filter(|entry| entry.node == Some(node));
+        let unconfirmed = of_node.filter(|entry| entry.is_requested && !entry.is_confirmed);
         unconfirmed.map(|entry| entry.name.clone()).collect()
     }
 }

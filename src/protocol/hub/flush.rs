@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+
 use super::entry::Audience;
 use super::rings;
 use super::state::Hub;
@@ -84,9 +86,7 @@ impl Hub {
         for (index, audience) in entry.audiences.iter_mut().enumerate().filter(|(_, a)| !a.members.is_empty()) {
             if audience.frames == 0 {
                 self.touched.push((id, index));
-                if let Some(spare) = self.spare.pop() {
-                    audience.batch = spare;
-                }
+                audience.begin_batch(&mut self.spare);
             }
             let before = audience.batch.len();
             encoded = audience.encoding.encode(&entry.name, payload, position, &mut audience.batch);
@@ -165,6 +165,14 @@ impl Hub {
 }
 
 impl Audience {
+    /// Gives the batch an empty buffer, if there is one.
+    #[inline]
+    pub(super) fn begin_batch(&mut self, spare: &mut Vec<BytesMut>) {
+        if let Some(spare) = spare.pop() {
+            self.batch = spare;
+        }
+    }
+
     /// Whether most members have not taken all delivered bytes. nginx takes bytes roughly in the order of delivery. So
     /// the members that are checked are spread evenly along that order, up to the last member.
     fn is_behind(&self, outlet: &mut impl Outlet) -> bool {

@@ -30,6 +30,8 @@ pub(super) struct Milestones {
     /// if it can be read.
     held: Vec<(usize, Box<[u8]>)>,
     held_bytes: usize,
+    /// Channels whose clients were told of a gap, and of no position since: the ids of their entries.
+    pub(super) gapped: Vec<usize>,
     /// Whether the broker was asked for a milestone, and none was heard since.
     pub(super) is_asked: bool,
     /// Whether the broker publishes none.
@@ -57,6 +59,7 @@ impl Default for Milestones {
             replay: None,
             held: Vec::new(),
             held_bytes: 0,
+            gapped: Vec::new(),
             is_asked: false,
             are_missing: false,
         }

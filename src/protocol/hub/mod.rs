@@ -10,6 +10,7 @@ mod chunks;
 mod confirm;
 mod entry;
 mod flush;
+mod gap;
 mod history;
 mod kept;
 mod milestones;

@@ -129,6 +129,7 @@ impl Hub {
     pub(crate) fn without_milestones(&mut self, node: Node) -> Vec<(SessionKey, SubscriberId)> {
         let milestones = self.milestones.at_mut(node);
         milestones.are_missing = true;
+        milestones.gapped.clear();
         let awaited_by = std::mem::take(&mut milestones.awaited_by);
         let mut told = Vec::new();
         for id in awaited_by {
@@ -263,7 +264,12 @@ impl Hub {
             encoding.encode(&entry.name, &kept.payload, position(kept.place), out);
         }
         let end = end.filter(|_| entry.history.is_some());
-        if let Some(position) = end.and_then(position).and_then(|at| encoding.position(at)) {
+        // Publications have positions of their own.
+        let has_gap_only = matches!(recovery, Recovery::Incomplete | Recovery::Rest { publications: 0 });
+        let told = end
+            .and_then(position)
+            .and_then(|at| if has_gap_only { encoding.position_behind_gap(at) } else { encoding.position(at) });
+        if let Some(position) = told {
             out.put_slice(&position);
         }
         recovery
