@@ -73,6 +73,7 @@ local HEADERS = {
     { "X-Webws-User", "webws_user" },
     { "X-Webws-Channels", "webws_channels" },
     { "X-Webws-Expires", "webws_expires" },
+    { "Cookie", "webws_cookie" },
 }
 
 -- For a webws that is busy for a moment: how long to wait before another attempt, in seconds.

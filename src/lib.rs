@@ -223,7 +223,7 @@ mod worker;
 pub use config::{
     BinaryPolicy, BrokerConfig, ChannelRule, ClaimsSource, Config, ConfigError, ConfigFault, EndpointConfig, GapPolicy,
     HistoryConfig, Limits, Listen, NoOriginPolicy, NotUtf8Policy, OriginRule, RateConfig, RatePolicy, RedisAddress,
-    RedisConfig, RedisUrl, ReplayPolicy, SlowPolicy, SocketMode, WireName,
+    RedisConfig, RedisUrl, ReplayPolicy, SlowPolicy, SocketMode, TokenConfig, WireName,
 };
 pub use memory::Metered;
 pub use message::{NotPublished, Refusal};

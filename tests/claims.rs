@@ -194,7 +194,7 @@ async fn a_process_of_another_user_and_tcp_are_not_believed() {
     let twice = format!("{fields}X-Webws-Channels: rw:bob\r\n");
     let answer = ask(&webws.target(), path, &twice).await;
     assert_eq!((answer.head.status, answer.body.contains("twice")), (500, true), "{answer:?}");
-    assert!(webws.log().contains("nginx's location"), "{}", webws.log());
+    until("the site's fault is logged", SOON, async || webws.log().contains("nginx's location")).await;
     webws.term();
     webws.wait_exit(SOON).await;
     assert_eq!(webws.counter("claims_dropped"), dropped + 1);

@@ -56,5 +56,6 @@ mod subscriptions;
 #[expect(dead_code, reason = "a helper may wait for its next test")]
 mod support;
 mod systemd;
+mod tokens;
 mod topology;
 mod units;

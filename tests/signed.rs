@@ -112,3 +112,44 @@ fn a_server_without_its_keys_does_not_start() {
     std::fs::write(dir.path().join("keys"), OLD).unwrap();
     assert_eq!(check("keys").0, Some(0));
 }
+
+#[tokio::test]
+async fn no_client_reaches_a_channel_of_webws_or_redis() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("channel-keys");
+    std::fs::write(&file, OLD).unwrap();
+    let redis = Redis::start().await;
+    let webws = Webws::builder()
+        .broker(&redis.url())
+        .workers(1)
+        .endpoint_toml("prefix = \"\"\nallow_empty_prefix = true")
+        .endpoint_toml(
+            "path = \"/plain\"\nwire = \"plain\"\nchannel = \"plain\"\nprefix = \"\"\nallow_empty_prefix = true",
+        )
+        .endpoint_toml(&format!(
+            "path = \"/signed\"\nprefix = \"\"\nallow_empty_prefix = true\nchannel_keys_file = \"{}\"",
+            file.display()
+        ))
+        .start()
+        .await;
+    for name in
+        ["webws:x", "webws:", "__keyspace@0__:a", "__keyevent@0__:del", "__redis__:invalidate", "__sentinel__:hello"]
+    {
+        let first = format!("%{:02X}{}", name.as_bytes()[0], &name[1..]);
+        for path in [
+            format!("/webws?channel=%22{name}%22"),
+            format!("/webws?channel=%22{first}%22"),
+            format!("/webws?channel=%22\\u{:04x}{}%22", name.as_bytes()[0], &name[1..]),
+            format!("/plain?channel={name}"),
+            format!("/plain?channel={first}"),
+            path(&signed(name, OLD)).replace("/webws", "/signed"),
+        ] {
+            assert_eq!(status(&webws.target(), &path).await, 400, "{path}");
+            let (socket, events) = (Socket::connect(&webws.target()).await.unwrap(), events_request(&path));
+            assert_eq!(request(&socket, events.as_bytes()).await.head.status, 400, "{path}");
+        }
+        assert_eq!(redis.numsub(name.as_bytes()).await, 0, "{name}");
+    }
+    // What only looks like one.
+    assert_eq!(status(&webws.target(), "/plain?channel=Webws:x").await, 101);
+}

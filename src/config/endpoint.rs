@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryConfig, OriginRule, RateConfig, duration};
+use super::{HistoryConfig, OriginRule, RateConfig, TokenConfig, duration};
 
 /// One path, and what happens to its clients: WebSockets, server-sent events for requests that accept
 /// `text/event-stream`, and long-poll for those that accept `application/json`.
@@ -70,6 +70,8 @@ pub struct EndpointConfig {
     pub claims_required: bool,
     /// How fast each client may send. Default: none, as fast as Redis takes messages.
     pub rate: Option<RateConfig>,
+    /// The tokens of `claims = "token"`. Default: none.
+    pub token: Option<TokenConfig>,
     /// Longest message of a client; longer: close 1009. Default 65535, the Lua handler's.
     pub max_message_bytes: usize,
     /// Ping a client after this much silence from it. Default 5 s, the Lua handler's; `0s` is never. Server-sent
@@ -186,6 +188,8 @@ pub enum ClaimsSource {
     /// From the headers `X-Webws-User`, `X-Webws-Channels` and `X-Webws-Expires` of a request that a process of
     /// [`trusted_users`](super::Config::trusted_users) sends: nginx.
     Headers,
+    /// From a JSON Web Token of the request (see [`TokenConfig`]).
+    Token,
 }
 
 /// What the `plain` wire does with a client's binary message, which is counted in either case.
@@ -234,6 +238,7 @@ impl Default for EndpointConfig {
             claims: ClaimsSource::None,
             claims_required: true,
             rate: None,
+            token: None,
             max_message_bytes: 65_535,
             ping_interval: Duration::from_secs(5),
             poll_timeout: Duration::from_secs(25),
@@ -326,6 +331,12 @@ impl EndpointConfig {
         Self { channel_characters: class.into(), ..self }
     }
 
+    /// Sets [`token`](EndpointConfig::token).
+    #[must_use]
+    pub fn with_token(self, token: TokenConfig) -> Self {
+        Self { token: Some(token), ..self }
+    }
+
     /// Sets [`channel_keys_file`](EndpointConfig::channel_keys_file).
     #[must_use]
     pub fn with_channel_keys_file(self, path: impl Into<PathBuf>) -> Self {
@@ -413,6 +424,7 @@ mod tests {
             .with_no_origin(NoOriginPolicy::Refuse)
             .with_claims(ClaimsSource::Headers)
             .with_claims_required(false)
+            .with_token(TokenConfig::default())
             .with_max_message_bytes(2)
             .with_ping_interval(Duration::from_secs(3))
             .with_poll_timeout(Duration::from_secs(3))

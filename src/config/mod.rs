@@ -1,11 +1,11 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
 //! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`,
-//! `origin` the rules of its `origins`, `channel_names` those of its `channels`, `rate` those of its `rate`. `file` reads a
-//! configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check` checks each value.
-//! `validate` checks the settings together and reports all faults at once, `advice` warns of likely mistakes,
-//! `redis_url` parses broker addresses; `error` has the faults. Validation comes before any file or socket is opened.
-//! May not enter: I/O.
+//! `token` those of its `token`, `origin` the rules of its `origins`, `channel_names` those of its `channels`, `rate`
+//! those of its `rate`. `file` reads a configuration from TOML and the environment: `syntax` finds invalid TOML, `schema`
+//! knows the settings' names, `check` checks each value. `validate` checks the settings together and reports all faults
+//! at once, `advice` warns of likely mistakes, `redis_url` parses broker addresses; `error` has the faults. Validation
+//! comes before any file or socket is opened. May not enter: I/O.
 
 mod address_fault;
 mod advice;
@@ -22,6 +22,7 @@ mod reserved;
 mod schema;
 mod size;
 mod syntax;
+mod token;
 mod validate;
 
 use std::fmt;
@@ -45,6 +46,7 @@ pub use rate::{RateConfig, RatePolicy};
 pub use redis_url::{BrokerConfig, RedisAddress, RedisUrl};
 use reserved::could_become_reserved;
 pub(crate) use reserved::reserved;
+pub use token::TokenConfig;
 
 /// All settings. `Config::default()` is what the shipped package runs with: the drop-in
 /// for the Lua handler at `/webws`, Redis on this machine.

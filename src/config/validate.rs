@@ -173,6 +173,7 @@ fn check_endpoint(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
     if let Some(rate) = &endpoint.rate {
         check_rate(faults, &at("rate"), rate, endpoint.max_message_bytes);
     }
+    check_token(faults, endpoint);
     if let Some(history) = &endpoint.history {
         check_history(faults, &at("history"), history);
     }
@@ -217,6 +218,29 @@ fn check_rate(faults: &mut Vec<String>, at: &str, rate: &RateConfig, longest: us
         faults.push(format!(
             "{at}: bytes = {bytes} is less than the longest message, max_message_bytes = {longest}: write that or more"
         ));
+    }
+}
+
+fn check_token(faults: &mut Vec<String>, endpoint: &EndpointConfig) {
+    let mut fault = |text: &str| faults.push(format!("endpoint {}: {text}", endpoint.path));
+    let token = match (endpoint.claims, &endpoint.token) {
+        (ClaimsSource::Token, Some(token)) => token,
+        (ClaimsSource::Token, None) => {
+            return fault("claims = \"token\" needs token = { keys = [\"/etc/webws/token-keys\"] }");
+        }
+        (_, Some(_)) => return fault("token is of no use without claims = \"token\""),
+        (_, None) => return,
+    };
+    if token.keys.is_empty() {
+        fault("token: keys is empty: write a file with a key at least");
+    }
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !token.cookie.bytes().all(is_token) {
+        fault("token: cookie is no name of a cookie (letters, digits, '-', '.', '_')");
+    }
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if !token.query.bytes().all(is_plain) || (token.query == endpoint.argument && !token.query.is_empty()) {
+        fault("token: query is no name of an argument of its own (letters, digits, '-', '.', '_')");
     }
 }
 

@@ -16,7 +16,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
-use super::access::{self, Access};
+use super::access::Access;
 use super::arrival;
 use super::client_address::Sender;
 use super::cors;
@@ -26,8 +26,9 @@ use super::head::Target;
 use super::long_poll;
 use super::page::Pages;
 use super::refusal::note_refused;
+use super::token;
 use crate::channel::Channel;
-use crate::config::WireName;
+use crate::config::{ClaimsSource, WireName};
 use crate::metrics::Counter;
 use crate::position::{NotAPosition, Since};
 use crate::protocol::encoding::Encoding;
@@ -293,6 +294,9 @@ fn handshake_at(
     let has_positions = endpoint.config.history.is_some() && handshake::offers(request.headers(), META);
     let spoken = match endpoint.config.wire {
         _ if has_positions => Subprotocols::Only(META),
+        WireName::Lua | WireName::Sse if endpoint.config.claims == ClaimsSource::Token => {
+            Subprotocols::FirstBut(token::SUBPROTOCOL)
+        }
         WireName::Lua | WireName::Sse => Subprotocols::First,
         WireName::Plain => Subprotocols::Listed(&endpoint.config.subprotocols),
     };
@@ -327,7 +331,8 @@ fn permit(
         }
         is_trusted
     };
-    access::permit(&endpoint.config, channel, raw.request.headers(), is_trusted).map_err(denied)
+    let query = raw.target.map_or(&b""[..], Target::query);
+    raw.access.permit(&endpoint.config, channel, (raw.request.headers(), query), is_trusted).map_err(denied)
 }
 
 fn grant(endpoint: &Rc<Endpoint>, channel: Channel, encoding: Encoding, permit: Option<(Claims, Rights)>) -> Grant {

@@ -12,7 +12,6 @@ use super::denied::Denied;
 use crate::clock::{Millis, millis};
 use crate::config::{ClaimsSource, EndpointConfig};
 use crate::protocol::session::{Claims, Rights};
-use crate::throttle::Throttle;
 
 const USER: &str = "x-webws-user";
 const CHANNELS: &str = "x-webws-channels";
@@ -41,29 +40,45 @@ pub(super) fn permit(
         return if config.claims_required { Err(denied) } else { Ok(None) };
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let read = read(channel, headers, now);
-    if let Err(denied @ Denied::Malformed(_)) = &read {
-        static MALFORMED: Throttle = Throttle::per_minute();
-        if MALFORMED.allows() {
-            tracing::error!("a client is refused: {denied}; correct what sets this header in nginx's location");
-        }
-    }
-    let (claims, allowed) = read?;
-    let own = Rights::of(config);
-    let may_anything = own.may_receive && allowed.may_receive || own.may_publish && allowed.may_publish;
-    if may_anything { Ok(Some((claims, allowed))) } else { Err(Denied::Channel) }
+    read(config, channel, headers, now).map(Some)
 }
 
-fn read(channel: &[u8], headers: &HeaderMap, now: Duration) -> Result<(Claims, Rights), Denied> {
+/// What the claims' list of channels allows on that channel, at an endpoint that allows it too.
+///
+/// # Errors
+/// Why the client is refused.
+pub(super) fn agreed(
+    config: &EndpointConfig,
+    claims: Claims,
+    list: &str,
+    channel: &[u8],
+) -> Result<(Claims, Rights), Denied> {
+    let is_id = |byte: u8| byte.is_ascii_graphic() && byte != b',';
+    let user = &claims.user;
+    if user.is_empty() || user.len() > MAX_USER_BYTES || !user.bytes().all(is_id) {
+        return Err(Denied::Malformed("user is not 1 to 256 visible ASCII characters without a comma"));
+    }
+    let (own, allowed) = (Rights::of(config), rights(list, channel)?);
+    let may_anything = own.may_receive && allowed.may_receive || own.may_publish && allowed.may_publish;
+    if may_anything { Ok((claims, allowed)) } else { Err(Denied::Channel) }
+}
+
+fn read(
+    config: &EndpointConfig,
+    channel: &[u8],
+    headers: &HeaderMap,
+    now: Duration,
+) -> Result<(Claims, Rights), Denied> {
     let user =
         single(headers, USER)?.ok_or(Denied::Malformed("X-Webws-User is missing, and other claims are there"))?;
-    let is_id = |byte: u8| byte.is_ascii_graphic() && byte != b',';
-    if user.is_empty() || user.len() > MAX_USER_BYTES || !user.bytes().all(is_id) {
-        return Err(Denied::Malformed("X-Webws-User is not 1 to 256 visible ASCII characters without a comma"));
+    let time_left = single(headers, EXPIRES)?.map(|expires| time_left(expires, now)).transpose();
+    let list = single(headers, CHANNELS)?.unwrap_or_default();
+    // A malformed list is told before claims that have ended.
+    let agreed = agreed(config, Claims { user: user.into(), time_left: None }, list, channel);
+    match (agreed, time_left) {
+        (Err(denied @ Denied::Malformed(_)), _) | (_, Err(denied)) => Err(denied),
+        (agreed, Ok(time_left)) => agreed.map(|(claims, allowed)| (Claims { time_left, ..claims }, allowed)),
     }
-    let rights = rights(single(headers, CHANNELS)?.unwrap_or_default(), channel)?;
-    let time_left = single(headers, EXPIRES)?.map(|expires| time_left(expires, now)).transpose()?;
-    Ok((Claims { user: user.into(), time_left }, rights))
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Denied> {
@@ -94,10 +109,10 @@ fn rights(list: &str, channel: &[u8]) -> Result<Rights, Denied> {
             "r" => (true, false),
             "w" => (false, true),
             "rw" => (true, true),
-            _ => return Err(Denied::Malformed("X-Webws-Channels has an entry without r:, w: or rw:")),
+            _ => return Err(Denied::Malformed("list of channels has an entry without r:, w: or rw:")),
         };
         let matches = matches(pattern, channel).ok_or(Denied::Malformed(
-            "X-Webws-Channels has an entry with an empty name, a '*' before the end, a comma or a '%' that is no %HH",
+            "list of channels has an entry with an empty name, a '*' before the end, a comma or a '%' that is no %HH",
         ))?;
         rights.may_receive |= matches && may_receive;
         rights.may_publish |= matches && may_publish;

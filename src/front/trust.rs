@@ -16,7 +16,7 @@ impl TrustedUsers {
     /// names are those of several distributions.
     pub(super) fn of(config: &Config) -> Self {
         let mut users = vec![os::limit::own_user()];
-        if config.endpoints.iter().any(|endpoint| endpoint.claims != ClaimsSource::None) {
+        if config.endpoints.iter().any(|endpoint| endpoint.claims == ClaimsSource::Headers) {
             users.extend(config.trusted_users.iter().filter_map(|name| os::user::named(name)));
         }
         Self(users)

@@ -11,7 +11,7 @@ use webws::Config;
 /// What an option that is unset by default has in its second column.
 const UNSET: &str = "none";
 /// Serializing leaves unset options out, so these are known by name only.
-const UNSET_OPTIONS: [&str; 15] = [
+const UNSET_OPTIONS: [&str; 16] = [
     "socket_group",
     "handoff_user",
     "control",
@@ -27,6 +27,7 @@ const UNSET_OPTIONS: [&str; 15] = [
     "endpoint.history",
     "endpoint.channel_keys_file",
     "endpoint.rate",
+    "endpoint.token",
 ];
 
 /// All settings and their defaults, as TOML values.
@@ -112,7 +113,7 @@ fn every_difference_of_a_settings_table_is_found() {
 fn options_that_are_unset_by_default_are_known_by_name() {
     let all = "broker = \"memory\"\nsocket_group = \"x\"\nhandoff_user = \"x\"\ncontrol = \"x\"\n[redis]\nusername = \"x\"\npassword_file = \"x\"\nsentinel_username = \"x\"\n\
                sentinel_password_file = \"x\"\nca_file = \"x\"\npinned_certificate_file = \"x\"\n\
-               certificate_file = \"x\"\nkey_file = \"x\"\nserver_name = \"x\"\n[[endpoint]]\nhistory = {}\nchannel_keys_file = \"x\"\nrate = {}\n";
+               certificate_file = \"x\"\nkey_file = \"x\"\nserver_name = \"x\"\n[[endpoint]]\nhistory = {}\nchannel_keys_file = \"x\"\nrate = {}\ntoken = {}\n";
     let config = Config::read("all", all, []).unwrap();
     let debug = format!("{config:?}");
     assert!(

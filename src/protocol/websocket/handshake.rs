@@ -33,6 +33,8 @@ pub(crate) enum HandshakeError {
 pub(crate) enum Subprotocols<'a> {
     /// The first one in the first header, whatever its name: the contract of the `lua` wire.
     First,
+    /// The first one that does not begin so: such a one is a secret of the client, and no subprotocol.
+    FirstBut(&'a str),
     /// The first one that is in this list.
     Listed(&'a [String]),
     /// This one.
@@ -120,6 +122,9 @@ fn subprotocol<'a>(request: &'a HeaderMap, spoken: Subprotocols<'_>) -> Option<&
     let mut tokens = offers.iter().map(|offer| offer.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
     match spoken {
         Subprotocols::First => tokens.next()?.next().filter(|token| !token.is_empty()),
+        Subprotocols::FirstBut(beginning) => {
+            tokens.flatten().find(|token| !token.is_empty() && !token.starts_with(beginning.as_bytes()))
+        }
         Subprotocols::Listed(listed) => {
             tokens.flatten().find(|token| listed.iter().any(|listed| listed.as_bytes() == *token))
         }
