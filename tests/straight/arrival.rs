@@ -75,7 +75,7 @@ async fn an_operator_is_told_what_stands_in_the_way_of_the_question() {
     let dir = tempfile::tempdir().unwrap();
     let ask = async |at: &Path, arguments: &[&str]| told(&run(at, &[&["check"], arguments].concat(), &[]).await);
     let (code, _, said) = ask(dir.path(), &["--nginx", &url(&odd), "--control", "control.sock"]).await;
-    assert!(code == Some(1) && said.contains("does webws run"), "{said}");
+    assert!(code == Some(1) && said.contains("is webws running"), "{said}");
     for (arguments, why) in [
         (&["--nginx", "https://localhost/webws", "--control", "control.sock"][..], "TLS"),
         (&["--nginx", "localhost", "--control", "control.sock"], "relative"),
