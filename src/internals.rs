@@ -25,7 +25,9 @@ use crate::protocol::websocket::reader::{Flow, Incoming, Reader};
 
 /// The channel that a query names at the drop-in endpoint.
 pub fn channel(query: &[u8]) -> Option<Bytes> {
-    Endpoint::new(EndpointConfig::default()).channel(b"/webws", query).ok().map(|(channel, _)| channel.into_bytes())
+    let endpoint = Endpoint::new(EndpointConfig::default());
+    let (channel, _) = endpoint.channel_called(&endpoint.named(b"/webws", query).ok()?).ok()?;
+    Some(channel.into_bytes())
 }
 
 /// The target of a request that starts with a whole head, as `path?query`, and the head that hyper gets.

@@ -95,14 +95,6 @@ impl Endpoint {
         (!name.is_empty() && !name.contains(&b'/')).then_some(name)
     }
 
-    /// The channel that a request for `path?query` names, and its encoding.
-    ///
-    /// # Errors
-    /// Why the request names no channel, as a sentence for the client.
-    pub(crate) fn channel(&self, path: &[u8], query: &[u8]) -> Result<(Channel, Encoding), NoChannel> {
-        self.channel_called(&self.named(path, query)?)
-    }
-
     /// What a request for `path?query` names, decoded: the channel's name without the prefix, or the signed name.
     ///
     /// # Errors
@@ -216,7 +208,8 @@ mod tests {
     use super::*;
 
     fn channel(config: EndpointConfig, path: &str, query: &str) -> Result<String, NoChannel> {
-        let (channel, _) = Endpoint::new(config).channel(path.as_bytes(), query.as_bytes())?;
+        let endpoint = Endpoint::new(config);
+        let (channel, _) = endpoint.channel_called(&endpoint.named(path.as_bytes(), query.as_bytes())?)?;
         Ok(String::from_utf8_lossy(&channel).into_owned())
     }
 

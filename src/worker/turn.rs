@@ -213,9 +213,7 @@ impl Turns {
             self.broker.request(Request::Subscribe { node, channel });
         }
         self.worker.read_back(&mut self.broker);
-        for node in self.worker.core.hub.take_wanted_milestones() {
-            self.broker.request(Request::Milestone { node });
-        }
+        self.request_milestones();
         if !self.worker.core.outbox.is_empty() && !self.worker.phase.is_still() {
             self.broker.request(Request::MessagesWait);
         }
@@ -225,13 +223,23 @@ impl Turns {
                 self.broker.request(request);
             }
         }
+        // The events may have confirmed channels that wait for a milestone.
+        let source = if self.request_milestones() { Source::HasMore } else { Source::Pending };
         if self.worker.phase.is_still() || !self.worker.core.has_upgrades() {
-            return Source::Pending;
+            return source;
         }
         // These sessions were subscribed just now. The bytes behind their requests may hold messages for the broker.
         let was_empty = self.worker.core.outbox.is_empty();
         self.worker.open_subscribed();
-        if was_empty && !self.worker.core.outbox.is_empty() { Source::HasMore } else { Source::Pending }
+        if was_empty && !self.worker.core.outbox.is_empty() { Source::HasMore } else { source }
+    }
+
+    /// Asks for the milestones that channels wait for; false when there are none.
+    fn request_milestones(&mut self) -> bool {
+        let nodes = self.worker.core.hub.take_wanted_milestones();
+        let is_any = !nodes.is_empty();
+        nodes.into_iter().for_each(|node| self.broker.request(Request::Milestone { node }));
+        is_any
     }
 
     /// Lets sessions with ready sockets read and write.
