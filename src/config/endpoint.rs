@@ -434,6 +434,8 @@ mod tests {
             .with_max_unpublished_bytes(7)
             .with_publish_timeout(Duration::from_secs(8))
             .with_on_gap(GapPolicy::Close)
+            .with_on_slow(SlowPolicy::Drop)
+            .with_rate(RateConfig::default())
             .with_history(HistoryConfig::default())
             .publish_only()
             .sharded();
