@@ -83,20 +83,26 @@ impl Origin {
 }
 
 impl Facts {
+    fn memory_mb(&self) -> usize {
+        self.memory / 1_000_000
+    }
+
     fn log_start(&self) {
-        let Self { addresses: listen, broker, workers, max_sessions, memory, .. } = self;
-        tracing::info!(listen, broker, workers, max_sessions, memory, "webws {VERSION} {self}");
+        let Self { addresses: listen, broker, workers, max_sessions, .. } = self;
+        let memory_mb = self.memory_mb();
+        tracing::info!(listen, broker, workers, max_sessions, memory_mb, "webws {VERSION} {self}");
     }
 
     fn log_hand_over(&self, before: &str, sessions: usize) {
-        let Self { addresses: listen, broker, workers, max_sessions, memory, .. } = self;
+        let Self { addresses: listen, broker, workers, max_sessions, .. } = self;
+        let memory_mb = self.memory_mb();
         tracing::info!(
             listen,
             broker,
             workers,
             sessions,
             max_sessions,
-            memory,
+            memory_mb,
             before,
             "webws {VERSION} has taken over {sessions} sessions from webws {before} and {self}"
         );
@@ -105,8 +111,8 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { addresses, broker, workers, max_sessions, memory, .. } = self;
-        let memory = memory / 1_000_000;
+        let Self { addresses, broker, workers, max_sessions, .. } = self;
+        let memory = self.memory_mb();
         write!(
             f,
             "serves on {addresses} with broker {broker}, {workers} workers, at most {max_sessions} WebSockets and {memory} \
