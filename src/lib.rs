@@ -102,7 +102,7 @@
 //! |---|---|
 //! | `os` | system calls |
 //! | `channel`, `message`, `placement`, `per_node`, `position` | the vocabulary of hub and broker |
-//! | `id`, `clock`, `close`, `memory`, `metrics` | keys of sessions, time, close reasons, the memory in use and its budget, counters |
+//! | `id`, `clock`, `close`, `memory`, `metrics`, `proxied` | keys of sessions, time, close reasons, the memory in use and its budget, counters, why nginx proxied a handshake |
 //! | `notice`, `throttle`, `log` | limits for log lines that could repeat; the number of dropped lines, the log's level |
 //! | `config` | every setting: meaning, unit, default, why |
 //! | `protocol` | what does no I/O: `endpoint` (path and query to channel and encoding), `websocket` (frames), `encoding` (how publications, pings and closes look to clients), `cors` (what lets a page read an answer), `session` (one connection as a state machine), `socket` (what a session needs of its socket), `outbound` (its backlog), `hub` (channels, audiences, batches, histories), `outbox` (client messages that wait) |
@@ -211,6 +211,7 @@ mod per_node;
 mod placement;
 mod position;
 mod protocol;
+mod proxied;
 mod server;
 mod service;
 mod signals;

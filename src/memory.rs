@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 /// Bytes that are allocated, except for what threads have not added yet.
 static IN_USE: AtomicIsize = AtomicIsize::new(0);
 
-/// What a thread counts for itself before it adds the sum. Chosen: what a message allocates and frees is never added.
+/// What a thread counts for itself before it adds the sum, and what a thread that ends may leave uncounted. Chosen: what a
+/// message allocates and frees is never added.
 const UNADDED: usize = 16 << 10;
 
 thread_local! {

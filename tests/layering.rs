@@ -21,6 +21,7 @@ const FLOORS: [&[&str]; 9] = [
         "per_node",
         "placement",
         "position",
+        "proxied",
         "throttle",
     ],
     &["config"],

@@ -1,17 +1,18 @@
 //! Every setting: what it means, its unit, its default and why.
 //!
-//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `history` those of its `history`,
-//! `token` those of its `token`, `origin` the rules of its `origins`, `channel_names` those of its `channels`, `rate`
-//! those of its `rate`. `file` reads a configuration from TOML and the environment: `syntax` finds invalid TOML, `schema`
-//! knows the settings' names, `check` checks each value. `validate` checks the settings together and reports all faults
-//! at once, `advice` warns of likely mistakes, `redis_url` parses broker addresses; `error` has the faults. Validation
-//! comes before any file or socket is opened. May not enter: I/O.
+//! A [`Config`] is plain data; `endpoint` has the settings of an `[[endpoint]]`, `endpoint_builder` their methods, and
+//! `history`, `token`, `origin`, `channel_names` and `rate` those of its settings that have parts. `file` reads a
+//! configuration from TOML and the environment: `syntax` finds invalid TOML, `schema` knows the settings' names, `check`
+//! checks each value. `validate` checks the settings together and reports all faults at once, `advice` warns of likely
+//! mistakes, `redis_url` parses broker addresses; `error` has the faults. Validation comes before any file or socket is
+//! opened. May not enter: I/O.
 
 mod address_fault;
 mod advice;
 pub(crate) mod channel_names;
 mod check;
 mod endpoint;
+mod endpoint_builder;
 mod error;
 mod file;
 mod history;
@@ -198,7 +199,8 @@ pub struct Limits {
     pub retry_after: Duration,
     /// How much memory the process may use beyond what it uses at its start. Beyond, handshakes get 503, and the
     /// sessions that use most of it are closed with 1013, before the kernel ends the process. Default 0: half of what
-    /// the machine has, or of what its cgroup may use (`MemoryMax=`).
+    /// the machine has, or of what its cgroup may use (`MemoryMax=`). A program that embeds webws needs
+    /// [`Metered`](crate::Metered) as its global allocator; without it nothing is counted, and the limit never applies.
     pub memory: usize,
     /// Maximum bytes of clients' messages that wait for the broker in one worker (with several servers,
     /// each has its share); beyond, clients are not read. Default 64 MiB.

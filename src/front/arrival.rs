@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY};
 use tokio::time::Instant;
 
-use crate::metrics::Proxied;
+use crate::proxied::Proxied;
 
 /// The field in which nginx/webws-straight-location.conf says why it proxies.
 const WHY: &str = "x-webws-straight";

@@ -2,6 +2,7 @@
 //! enter: how memory is counted (`memory.rs`).
 
 use super::core::Core;
+use super::opening::Refusal;
 use super::state::Worker;
 use crate::clock::Millis;
 use crate::close::CloseReason;
@@ -48,6 +49,9 @@ impl Core {
     /// Closes a session that uses too much memory, and frees what waits for its client.
     fn give_up(&mut self, key: SessionKey, now: Millis) {
         self.guarded(key, now, |core| {
+            if core.slots.get_mut(key).is_some_and(|slot| !slot.has_socket()) {
+                return core.refuse(key, Refusal::NoMemory, now);
+            }
             core.close(key, CloseReason::Memory, now);
             // The rest of a large frame that was begun.
             if core.slots.get_mut(key).is_some_and(|slot| slot.session.memory() >= SMALL) {
