@@ -63,7 +63,8 @@ impl Session {
 
     /// Keeps the newest frame for a slow client whose endpoint wants that; returns the number of frames dropped.
     fn conflate(&mut self) -> u64 {
-        if self.endpoint.config.on_slow != SlowPolicy::Latest {
+        // In a handshake no client is slow yet: what it missed waits there for its socket.
+        if self.endpoint.config.on_slow != SlowPolicy::Latest || self.is_in_handshake() {
             return 0;
         }
         self.outbound.as_mut().map_or(0, |queue| queue.keep_newest(self.encoding))
